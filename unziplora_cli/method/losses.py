@@ -1,0 +1,42 @@
+"""The two terms of the training loss (paper, equation 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from unziplora_cli.method.layer import DualLoRALinear
+
+
+def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean squared error between predicted and true noise, in at least float32.
+
+    Both are [batch, channels, height, width]; ``weight`` [batch] scales each picture's own mean.
+    """
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    squared = (prediction.to(dtype) - target.to(dtype)).square()
+    if weight is None:
+        return squared.mean()
+    return (squared.flatten(1).mean(dim=1) * weight).mean()
+
+
+def min_snr_weight(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float) -> Tensor:
+    """min(SNR, gamma) / SNR for noise prediction (Hang et al., arXiv 2303.09556), [batch]."""
+    signal = alphas_cumprod[timesteps]
+    snr = signal / (1.0 - signal)
+    return snr.clamp(max=gamma) / snr
+
+
+def overlap_penalty(layers: Iterable[DualLoRALinear]) -> Tensor:
+    """How much content and style share columns: the mean over layers of mean(merge_c * merge_s) on open columns.
+
+    A scalar. The mean runs over all columns of a layer, shared or not, and every layer weighs the same. Only merge
+    weights receive a gradient from it.
+    """
+    terms = []
+    for layer in layers:
+        content, style = layer.branches()
+        terms.append((content.merge * content.gate * style.merge * style.gate).abs().mean())
+    return torch.stack(terms).mean()
