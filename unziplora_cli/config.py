@@ -1,0 +1,317 @@
+"""What a run is made of: frozen dataclasses, TOML presets and their precedence.
+
+The order is: defaults of the dataclass, then the preset, then what the user gave. Every field carries its
+documentation and its range; the command line builds its options from them.
+"""
+
+import math
+import tomllib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from unziplora_cli import resources
+from unziplora_cli.errors import UsageError
+
+SEED_MAX = 2**63 - 1
+SCHEDULERS = (
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+)
+
+
+def option(default: Any, help: str, **limits: Any) -> Any:
+    """A documented field; limits are `min`, `max`, `above` (exclusive), `multiple` and `choices`."""
+    return field(default=default, metadata={"help": help, **limits})
+
+
+class _Checked:
+    """Checks every field's type and range when an instance is made; raises UsageError."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for each in fields(self):  # type: ignore[arg-type]
+            value = check_value(each.name, getattr(self, each.name), hints[each.name], each.metadata)
+            object.__setattr__(self, each.name, value)
+
+
+@dataclass(frozen=True)
+class TrainConfig(_Checked):
+    """One training. The defaults are the paper's."""
+
+    rank: int = option(64, "Rank of both LoRAs.", min=1, max=1024)
+    steps: int = option(600, "Training steps.", min=1, max=1_000_000)
+    content_lr: float = option(5e-5, "Learning rate of the content LoRA.", above=0.0, max=1.0)
+    style_lr: float = option(5e-5, "Learning rate of the style LoRA.", above=0.0, max=1.0)
+    merge_lr: float = option(5e-3, "Learning rate of the merge weights.", min=0.0, max=1.0)
+    recalibrations: int = option(
+        3, "Windows of the training; the columns are chosen anew in each.", min=1, max=1000
+    )
+    column_ratio: float = option(
+        0.1, "Share of a projection's columns that one window gives to a branch.", above=0.0, max=1.0
+    )
+    overlap_weight: float = option(
+        0.5, "Weight of the penalty on columns that both branches use.", min=0.0, max=1000.0
+    )
+    resolution: int = option(1024, "Side of the training picture in pixels.", min=32, max=4096, multiple=8)
+    batch_size: int = option(1, "Noise draws per step.", min=1, max=256)
+    grad_accumulation: int = option(1, "Batches whose gradients are added up per step.", min=1, max=1024)
+    max_grad_norm: float = option(1.0, "Largest joint norm of all gradients.", above=0.0, max=1e6)
+    optimizer: str = option(
+        "adamw",
+        "Optimizer; adamw8bit needs the extra `bnb`, prodigy the extra `prodigy`.",
+        choices=("adamw", "adamw8bit", "prodigy"),
+    )
+    adam_beta1: float = option(0.9, "First Adam decay rate.", min=0.0, max=0.999999)
+    adam_beta2: float = option(0.999, "Second Adam decay rate.", min=0.0, max=0.999999)
+    adam_eps: float = option(1e-8, "Adam epsilon.", above=0.0, max=1.0)
+    weight_decay: float = option(1e-4, "Decoupled weight decay.", min=0.0, max=1.0)
+    lr_scheduler: str = option(
+        "constant", "Learning-rate schedule, by its diffusers name.", choices=SCHEDULERS
+    )
+    lr_warmup_steps: int = option(0, "Warm-up steps of the schedule.", min=0, max=1_000_000)
+    precision: str = option(
+        "auto", "Number format of the base model.", choices=("auto", "fp32", "bf16", "fp16")
+    )
+    gradient_checkpointing: bool = option(False, "Recompute activations to save memory.")
+    seed: int = option(0, "Seed of everything random.", min=0, max=SEED_MAX)
+    snr_gamma: float | None = option(
+        None, "Weight the loss by min(SNR, this value); 5 is usual.", above=0.0, max=1000.0
+    )
+    prompt_separation: bool = option(True, "Give each branch its own prompt.")
+    column_separation: bool = option(
+        True, "Give each branch its own output columns; off trains two plain LoRAs without merge weights."
+    )
+    block_separation: bool = option(True, "Give some U-Net blocks wholly to one branch.")
+    avoid_overlap: bool = option(True, "Let style choose among the columns that content left.")
+    finetune_mask: bool = option(
+        False,
+        "Merge weights learn on all columns of their branch; off: only on columns that both branches use.",
+    )
+    importance_score: str = option(
+        "count",
+        "Column importance from |W * dW|: count = share of rows above the threshold, magnitude = mean.",
+        choices=("count", "magnitude"),
+    )
+    importance_threshold: float = option(1e-5, "Threshold of the count score.", above=0.0, max=1.0)
+    importance_loss_scale: float = option(
+        65536.0,
+        "Gradients are multiplied by this before the threshold, as loss scaling does in the authors' runs.",
+        above=0.0,
+        max=2.0**40,
+    )
+    importance_steps: int = option(
+        1, "Unmasked steps at the start of each window from which the importance is taken.", min=1, max=1000
+    )
+    accumulate_importance: bool = option(
+        False, "Sum the scores of those steps; off: only the last one counts."
+    )
+    strict_top: bool = option(
+        True, "Take columns strictly above the n-th score, as the authors do; off: exactly n columns."
+    )
+    crop: str = option("random", "How a picture that is not square is cut.", choices=("center", "random"))
+    crops: int = option(8, "Random crops that are encoded once and then drawn from.", min=1, max=1000)
+    validate_every: int = option(
+        0, "Draw validation pictures every N steps; 0 = never.", min=0, max=1_000_000
+    )
+    validation_images: int = option(4, "Pictures per validation prompt.", min=1, max=64)
+    save_every: int = option(0, "Save the LoRAs every N steps; 0 = only at the end.", min=0, max=1_000_000)
+    prior_content: str | None = option(None, "Folder of class pictures for the content branch.")
+    prior_style: str | None = option(None, "Folder of class pictures for the style branch.")
+    prior_content_prompt: str | None = option(None, "Prompt of the content class pictures.")
+    prior_style_prompt: str | None = option(None, "Prompt of the style class pictures.")
+    prior_weight_content: float = option(1.0, "Weight of the content prior loss.", min=0.0, max=1000.0)
+    prior_weight_style: float = option(1.0, "Weight of the style prior loss.", min=0.0, max=1000.0)
+    prior_images: int = option(
+        100, "Class pictures per folder; missing ones are drawn with the base.", min=1, max=100_000
+    )
+    tracker: str = option(
+        "none",
+        "Where curves are logged; each needs the extra of its name.",
+        choices=("none", "tensorboard", "wandb"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.column_separation and self.window <= self.importance_steps + 1:
+            needed = (self.importance_steps + 1) * self.recalibrations + 1
+            raise UsageError(
+                f"{self.steps} steps in {self.recalibrations} windows are {self.window} steps each, "
+                f"but a window needs more than {self.importance_steps + 1} (importance-steps + 1): "
+                "the columns would be chosen and never trained.",
+                hint=f"Use --steps {needed} or more, or lower --recalibrations.",
+            )
+        if self.lr_warmup_steps > self.steps:
+            raise UsageError(f"lr-warmup-steps is {self.lr_warmup_steps}, more than the {self.steps} steps.")
+        for branch in ("content", "style"):
+            if getattr(self, f"prior_{branch}_prompt") and not getattr(self, f"prior_{branch}"):
+                raise UsageError(
+                    f"prior-{branch}-prompt is given, but no folder of class pictures.",
+                    hint=f"Add --prior-{branch} FOLDER; it is filled when it is empty.",
+                )
+
+    @property
+    def window(self) -> int:
+        """Steps per window: ceil(steps / recalibrations)."""
+        return math.ceil(self.steps / self.recalibrations)
+
+
+@dataclass(frozen=True)
+class GenerateConfig(_Checked):
+    """How pictures are drawn."""
+
+    steps: int = option(30, "Denoising steps.", min=1, max=1000)
+    guidance: float = option(5.0, "Classifier-free guidance; 1 turns it off.", min=0.0, max=100.0)
+    width: int | None = option(
+        None, "Width in pixels; left out: the base's own.", min=32, max=8192, multiple=8
+    )
+    height: int | None = option(
+        None, "Height in pixels; left out: the base's own.", min=32, max=8192, multiple=8
+    )
+    count: int = option(1, "Pictures to draw.", min=1, max=10_000)
+    seed: int = option(0, "Seed of the first picture; each next one adds 1.", min=0, max=SEED_MAX)
+    negative_prompt: str = option("", "What the pictures should not show.")
+    scheduler: str | None = option(
+        None, "Sampler; left out: the base's own.", choices=("euler", "ddim", "ddpm", "dpm++")
+    )
+    content_strength: float = option(1.0, "Strength of the content LoRA.", min=-4.0, max=4.0)
+    style_strength: float = option(1.0, "Strength of the style LoRA.", min=-4.0, max=4.0)
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the user calls the picture: its subject, its style and the rare token that names this subject."""
+
+    subject: str
+    style: str
+    trigger: str = "monadikos"
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The three prompts of one training or one generation."""
+
+    full: str
+    content: str
+    style: str
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The values of a preset file, not yet joined with the defaults."""
+
+    name: str
+    description: str
+    train: Mapping[str, Any]
+    generate: Mapping[str, Any]
+
+
+def load_preset(spec: str | Path) -> Preset:
+    """Read a shipped preset by name or a preset file by path; raises UsageError."""
+    path = Path(spec)
+    if path.suffix != ".toml":
+        names = resources.preset_names()
+        if str(spec) not in names:
+            raise UsageError(
+                f"There is no preset {str(spec)!r}.{_nearest(str(spec), names)}",
+                hint=f"Presets: {', '.join(names)}; or give the path of a .toml file.",
+            )
+        path = resources.template(f"presets/{spec}.toml")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"Cannot read the preset {path}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"The preset {path} is not valid TOML: {error}.") from error
+
+    _refuse_unknown(data, ("description", "train", "generate"), f"the preset {path.name}")
+    tables = {}
+    for table, config in (("train", TrainConfig), ("generate", GenerateConfig)):
+        tables[table] = data.get(table, {})
+        if not isinstance(tables[table], dict):
+            raise UsageError(f"[{table}] in the preset {path.name} must be a table.")
+        _refuse_unknown(tables[table], field_names(config), f"[{table}] of the preset {path.name}")
+    return Preset(path.stem, str(data.get("description", "")), tables["train"], tables["generate"])
+
+
+def resolve(preset: str | Path | Preset, overrides: Mapping[str, Any]) -> TrainConfig:
+    """Defaults, then the preset, then every override that is not None."""
+    preset = preset if isinstance(preset, Preset) else load_preset(preset)
+    return TrainConfig(**_joined(TrainConfig, preset.train, overrides))
+
+
+def resolve_generate(preset: str | Path | Preset, overrides: Mapping[str, Any]) -> GenerateConfig:
+    """The same for generation."""
+    preset = preset if isinstance(preset, Preset) else load_preset(preset)
+    return GenerateConfig(**_joined(GenerateConfig, preset.generate, overrides))
+
+
+def field_names(config: type) -> tuple[str, ...]:
+    """The names of a configuration's fields."""
+    return tuple(each.name for each in fields(config))
+
+
+def check_value(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
+    """The value, converted to its type when that loses nothing; raises UsageError naming field and range."""
+    label = name.replace("_", "-")
+    if get_origin(hint) in (Union, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = (arm for arm in get_args(hint) if arm is not type(None))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UsageError(f"{label} must be {_KINDS[hint]}, not {value!r}.")
+    if "choices" in limits and value not in limits["choices"]:
+        near = _nearest(value, limits["choices"])
+        raise UsageError(f"{label} is {value!r}, but must be one of {', '.join(limits['choices'])}.{near}")
+    if hint in (int, float) and not _within(value, limits):
+        raise UsageError(f"{label} is {value}, but must be {describe_range(limits)}.")
+    return value
+
+
+def describe_range(limits: Mapping[str, Any]) -> str:
+    """A range in words: `from 1 to 1024`, `above 0, at most 10`."""
+    if "above" in limits:
+        text = f"above {limits['above']:g}, at most {limits['max']:g}"
+    else:
+        text = f"from {limits['min']} to {limits['max']}"
+    return text + (f", a multiple of {limits['multiple']}" if "multiple" in limits else "")
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _within(value: float, limits: Mapping[str, Any]) -> bool:
+    above_lowest = value > limits["above"] if "above" in limits else value >= limits["min"]
+    return (
+        above_lowest
+        and value <= limits["max"]
+        and ("multiple" not in limits or value % limits["multiple"] == 0)
+    )
+
+
+def _joined(config: type, preset: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    _refuse_unknown(overrides, field_names(config), "the settings")
+    return {**preset, **{key: value for key, value in overrides.items() if value is not None}}
+
+
+def _refuse_unknown(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key in given:
+        if key not in known:
+            raise UsageError(
+                f"Unknown key {key!r} in {where}.{_nearest(key, known)}",
+                hint=f"Known: {', '.join(sorted(known))}.",
+            )
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = get_close_matches(word, known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,23 @@
+"""Where things live on this machine, as functions of the environment."""
+
+import os
+from pathlib import Path
+
+HOME_VARIABLE = "UNZIPLORA_HOME"
+
+
+def home(override: Path | None = None) -> Path:
+    """The folder that holds all projects: `override`, else $UNZIPLORA_HOME, else the user's data folder."""
+    if override is None:
+        from_environment = os.environ.get(HOME_VARIABLE)
+        if not from_environment:
+            from platformdirs import user_data_path
+
+            return user_data_path("unziplora", appauthor=False)
+        override = Path(from_environment)
+    return override.expanduser().absolute()
+
+
+def projects_dir(home: Path) -> Path:
+    """The folder of all projects below a home."""
+    return home / "projects"

@@ -1,0 +1,1 @@
+"""Projects on disk: names, manifest, folders, hashes and locks."""
