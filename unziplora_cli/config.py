@@ -6,15 +6,14 @@ documentation and its range; the command line builds its options from them.
 
 import math
 import tomllib
-import types
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from unziplora_cli import resources
 from unziplora_cli.errors import UsageError
+from unziplora_cli.fields import Checked, field_names, nearest, option, refuse_unknown
 
 SEED_MAX = 2**63 - 1
 SCHEDULERS = (
@@ -27,23 +26,8 @@ SCHEDULERS = (
 )
 
 
-def option(default: Any, help: str, **limits: Any) -> Any:
-    """A documented field; limits are `min`, `max`, `above` (exclusive), `multiple` and `choices`."""
-    return field(default=default, metadata={"help": help, **limits})
-
-
-class _Checked:
-    """Checks every field's type and range when an instance is made; raises UsageError."""
-
-    def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for each in fields(self):  # type: ignore[arg-type]
-            value = check_value(each.name, getattr(self, each.name), hints[each.name], each.metadata)
-            object.__setattr__(self, each.name, value)
-
-
 @dataclass(frozen=True)
-class TrainConfig(_Checked):
+class TrainConfig(Checked):
     """One training. The defaults are the paper's."""
 
     rank: int = option(64, "Rank of both LoRAs.", min=1, max=1024)
@@ -164,7 +148,7 @@ class TrainConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class GenerateConfig(_Checked):
+class GenerateConfig(Checked):
     """How pictures are drawn."""
 
     steps: int = option(30, "Denoising steps.", min=1, max=1000)
@@ -220,7 +204,7 @@ def load_preset(spec: str | Path) -> Preset:
         names = resources.preset_names()
         if str(spec) not in names:
             raise UsageError(
-                f"There is no preset {str(spec)!r}.{_nearest(str(spec), names)}",
+                f"There is no preset {str(spec)!r}.{nearest(str(spec), names)}",
                 hint=f"Presets: {', '.join(names)}; or give the path of a .toml file.",
             )
         path = resources.template(f"presets/{spec}.toml")
@@ -231,13 +215,13 @@ def load_preset(spec: str | Path) -> Preset:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"The preset {path} is not valid TOML: {error}.") from error
 
-    _refuse_unknown(data, ("description", "train", "generate"), f"the preset {path.name}")
+    refuse_unknown(data, ("description", "train", "generate"), f"the preset {path.name}")
     tables = {}
     for table, config in (("train", TrainConfig), ("generate", GenerateConfig)):
         tables[table] = data.get(table, {})
         if not isinstance(tables[table], dict):
             raise UsageError(f"[{table}] in the preset {path.name} must be a table.")
-        _refuse_unknown(tables[table], field_names(config), f"[{table}] of the preset {path.name}")
+        refuse_unknown(tables[table], field_names(config), f"[{table}] of the preset {path.name}")
     return Preset(path.stem, str(data.get("description", "")), tables["train"], tables["generate"])
 
 
@@ -253,65 +237,6 @@ def resolve_generate(preset: str | Path | Preset, overrides: Mapping[str, Any]) 
     return GenerateConfig(**_joined(GenerateConfig, preset.generate, overrides))
 
 
-def field_names(config: type) -> tuple[str, ...]:
-    """The names of a configuration's fields."""
-    return tuple(each.name for each in fields(config))
-
-
-def check_value(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
-    """The value, converted to its type when that loses nothing; raises UsageError naming field and range."""
-    label = name.replace("_", "-")
-    if get_origin(hint) in (Union, types.UnionType):
-        if value is None:
-            return None
-        (hint,) = (arm for arm in get_args(hint) if arm is not type(None))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UsageError(f"{label} must be {_KINDS[hint]}, not {value!r}.")
-    if "choices" in limits and value not in limits["choices"]:
-        near = _nearest(value, limits["choices"])
-        raise UsageError(f"{label} is {value!r}, but must be one of {', '.join(limits['choices'])}.{near}")
-    if hint in (int, float) and not _within(value, limits):
-        raise UsageError(f"{label} is {value}, but must be {describe_range(limits)}.")
-    return value
-
-
-def describe_range(limits: Mapping[str, Any]) -> str:
-    """A range in words: `from 1 to 1024`, `above 0, at most 10`."""
-    if "above" in limits:
-        text = f"above {limits['above']:g}, at most {limits['max']:g}"
-    else:
-        text = f"from {limits['min']} to {limits['max']}"
-    return text + (f", a multiple of {limits['multiple']}" if "multiple" in limits else "")
-
-
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-
-
-def _within(value: float, limits: Mapping[str, Any]) -> bool:
-    above_lowest = value > limits["above"] if "above" in limits else value >= limits["min"]
-    return (
-        above_lowest
-        and value <= limits["max"]
-        and ("multiple" not in limits or value % limits["multiple"] == 0)
-    )
-
-
 def _joined(config: type, preset: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    _refuse_unknown(overrides, field_names(config), "the settings")
+    refuse_unknown(overrides, field_names(config), "the settings")
     return {**preset, **{key: value for key, value in overrides.items() if value is not None}}
-
-
-def _refuse_unknown(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    for key in given:
-        if key not in known:
-            raise UsageError(
-                f"Unknown key {key!r} in {where}.{_nearest(key, known)}",
-                hint=f"Known: {', '.join(sorted(known))}.",
-            )
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    near = get_close_matches(word, known, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""

@@ -21,3 +21,12 @@ def home(override: Path | None = None) -> Path:
 def projects_dir(home: Path) -> Path:
     """The folder of all projects below a home."""
     return home / "projects"
+
+
+def hub_cache() -> Path:
+    """Hugging Face's own cache: $HF_HUB_CACHE, else `hub` in $HF_HOME, else in ~/.cache/huggingface."""
+    given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    if given:
+        return Path(given).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("HF_HOME") or f"{cache}/huggingface").expanduser() / "hub"

@@ -1,0 +1,89 @@
+"""Documented, range-checked fields for the frozen dataclasses of a configuration."""
+
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import field, fields
+from difflib import get_close_matches
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from unziplora_cli.errors import UsageError
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def option(default: Any, help: str, **limits: Any) -> Any:
+    """A documented field; limits are `min`, `max`, `above` (exclusive), `multiple` and `choices`."""
+    return field(default=default, metadata={"help": help, **limits})
+
+
+class Checked:
+    """Checks every field's type and range when an instance is made; raises UsageError."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for each in fields(self):  # type: ignore[arg-type]
+            value = check_value(each.name, getattr(self, each.name), hints[each.name], each.metadata)
+            object.__setattr__(self, each.name, value)
+
+
+def field_names(config: type) -> tuple[str, ...]:
+    """The names of a configuration's fields."""
+    return tuple(each.name for each in fields(config))
+
+
+def check_value(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
+    """The value, converted to its type when that loses nothing; raises UsageError naming field and range."""
+    label = name.replace("_", "-")
+    kind = plain_type(hint)
+    if value is None and kind is not hint:
+        return None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UsageError(f"{label} must be {_KINDS[kind]}, not {value!r}.")
+    if "choices" in limits and value not in limits["choices"]:
+        listed = ", ".join(limits["choices"])
+        raise UsageError(
+            f"{label} is {value!r}, but must be one of {listed}.{nearest(value, limits['choices'])}"
+        )
+    if kind in (int, float) and not _within(value, limits):
+        raise UsageError(f"{label} is {value}, but must be {describe_range(limits)}.")
+    return value
+
+
+def plain_type(hint: Any) -> Any:
+    """The type of a field without its `| None`."""
+    if get_origin(hint) in (Union, types.UnionType):
+        (hint,) = (arm for arm in get_args(hint) if arm is not type(None))
+    return hint
+
+
+def describe_range(limits: Mapping[str, Any]) -> str:
+    """A range in words: `from 1 to 1024`, `above 0, at most 10`."""
+    if "above" in limits:
+        text = f"above {limits['above']:g}, at most {limits['max']:g}"
+    else:
+        text = f"from {limits['min']} to {limits['max']}"
+    return text + (f", a multiple of {limits['multiple']}" if "multiple" in limits else "")
+
+
+def refuse_unknown(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Raise UsageError for the first key that is not known, with the nearest one that is."""
+    for key in given:
+        if key not in known:
+            listed = ", ".join(sorted(known))
+            raise UsageError(
+                f"Unknown key {key!r} in {where}.{nearest(key, known)}", hint=f"Known: {listed}."
+            )
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """` Did you mean 'rank'?` when one of the known words is close, else nothing."""
+    near = get_close_matches(word, known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _within(value: float, limits: Mapping[str, Any]) -> bool:
+    above_lowest = value > limits["above"] if "above" in limits else value >= limits["min"]
+    on_grid = "multiple" not in limits or value % limits["multiple"] == 0
+    return above_lowest and value <= limits["max"] and on_grid
