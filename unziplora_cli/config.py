@@ -177,6 +177,13 @@ class Words:
     style: str
     trigger: str = "monadikos"
 
+    def __post_init__(self) -> None:
+        for name in ("subject", "style", "trigger"):
+            text = " ".join(getattr(self, name).split())
+            if not text:
+                raise UsageError(f"The {name} is empty.", hint=f"Name it in a word or two: --{name} WORD.")
+            object.__setattr__(self, name, text)
+
 
 @dataclass(frozen=True)
 class Prompts:
