@@ -1,0 +1,131 @@
+"""Train the judge on drawn pictures, half of them through the autoencoder, so that it is fair to generated ones."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+
+from recipes.mini.judge_model import Judge
+from recipes.mini.optimize import learning_rate
+from recipes.mini.pictures import GROUPED, NAMES, TEST, Store
+from recipes.mini.train_vae import DevicePictures, reconstruct
+
+PEAK = 2e-3
+GROUP_SHARE = 3
+"""One batch in this many parts is made of pairs of pictures of one individual."""
+
+
+def train_judge(
+    vae: AutoencoderKL, store: Store, device: torch.device, seconds: float, *, batch: int, max_steps: int
+) -> tuple[Judge, dict[str, float]]:
+    """Train a judge for `seconds`, reconstruction of all pictures included; returns its accuracy on test pictures."""
+    begun = time.monotonic()
+    pictures = DevicePictures(store, device)
+    pictures.update()
+    rebuilt = torch.zeros_like(pictures.images)
+    ready = np.flatnonzero(pictures.ready)
+    for start in range(0, len(ready), 4096):
+        index = ready[start : start + 4096]
+        made = reconstruct(vae, store.pictures[index], device)
+        rebuilt[torch.from_numpy(index).to(device)] = torch.from_numpy(made).to(device)
+    train = torch.from_numpy(ready[store.kinds[ready] != TEST]).to(device)
+    pairs = _pairs(store, ready, device)
+    torch.manual_seed(3)
+    judge = Judge(NAMES).to(device)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=PEAK, betas=(0.9, 0.99), weight_decay=0.02)
+    told, steps = time.monotonic(), 0
+    print(f"judge starts on {len(ready)} pictures and {len(pairs)} pairs after {told - begun:.0f} s", flush=True)
+    while (now := time.monotonic()) - begun < seconds and steps < max_steps:
+        share = max((now - begun) / seconds, steps / max_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(PEAK, steps, share)
+        some = torch.randint(len(pairs), (batch // GROUP_SHARE // 2,), device=device)
+        same = pairs[some].T.reshape(-1)  # first of each pair, then second
+        rest = train[torch.randint(len(train), (batch - len(same),), device=device)]
+        index = torch.cat((same, rest))
+        through = torch.rand(len(index), device=device) < 0.5
+        images = torch.where(through[:, None, None, None], rebuilt[index], pictures.images[index])
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits, identity = judge(degrade(images.permute(0, 3, 1, 2).float() / 127.5 - 1.0))
+        labels = pictures.labels[index]
+        loss = sum(
+            (F.cross_entropy(logits[name].float(), labels[:, n], label_smoothing=0.02) for n, name in enumerate(NAMES)),
+            torch.zeros((), device=device),
+        )
+        loss = loss + 0.5 * _contrast(identity[: len(same)].float())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        steps += 1
+        if steps % 20 == 0 and device.type == "cuda":
+            torch.cuda.synchronize()
+        if now - told > 15:
+            print(f"judge {now - begun:4.0f}s step {steps} loss {float(loss):.3f}", flush=True)
+            told = now
+    judge.eval()
+    report = {"steps": float(steps)}
+    test = ready[store.kinds[ready] == TEST]
+    for kind, images in (("real", pictures.images), ("rebuilt", rebuilt)):
+        for label, value in accuracy(judge, images, test, store.labels[test]).items():
+            report[f"{kind} {label}"] = value
+        report[f"{kind} identity of 6"] = retrieval(judge, images, pairs)
+    return judge, report
+
+
+def accuracy(judge: Judge, images: torch.Tensor, index: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Share of pictures named right, by label; images uint8 [n, h, w, 3] on any device."""
+    right: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
+    for start in range(0, len(index), 512):
+        some = torch.from_numpy(index[start : start + 512]).to(images.device)
+        found, _ = judge.look(images[some])
+        for n, name in enumerate(NAMES):
+            right[name].append(found[name].cpu().numpy() == labels[start : start + 512, n])
+    return {name: round(float(np.concatenate(hits).mean()), 4) for name, hits in right.items()}
+
+
+def retrieval(judge: Judge, images: torch.Tensor, pairs: torch.Tensor, trials: int = 500) -> float:
+    """How often a picture lies nearer to its individual's other picture than to five other individuals.
+
+    The individuals were part of the training; the figure is a check, not a measurement.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(len(pairs), (trials, 6), generator=generator).to(pairs.device)
+    _, asked = judge.look(images[pairs[rows[:, 0], 0]])
+    offered = torch.stack([judge.look(images[pairs[rows[:, n], 1]])[1] for n in range(6)], 1)
+    return round(float(((asked[:, None] * offered).sum(-1).argmax(1) == 0).float().mean()), 4)
+
+
+def degrade(x: torch.Tensor) -> torch.Tensor:
+    """Blur, shift, mirror, brighten, tint and add noise, each a little and each to some of the pictures."""
+    n, device = len(x), x.device
+    pick = torch.rand(5, n, 1, 1, 1, device=device)
+    x = torch.where(pick[0] < 0.5, x.flip(3), x)
+    x = torch.where(pick[1] < 0.35, F.avg_pool2d(F.pad(x, (1, 1, 1, 1), "replicate"), 3, 1), x)
+    across, down = torch.randint(-4, 5, (2,)).tolist()
+    x = F.pad(x, (4, 4, 4, 4), "replicate")[:, :, 4 + down : x.shape[2] + 4 + down, 4 + across : x.shape[3] + 4 + across]
+    gain = 1.0 + 0.08 * (2 * pick[2] - 1)
+    tint = 0.04 * torch.randn(n, 3, 1, 1, device=device)
+    noise = 0.06 * pick[3] * (pick[4] < 0.5) * torch.randn_like(x)
+    return (x * gain + tint + noise).clamp(-1.0, 1.0)
+
+
+def _pairs(store: Store, ready: np.ndarray, device: torch.device) -> torch.Tensor:
+    """All pairs of drawn pictures of one individual: [m, 2]."""
+    grouped = ready[store.kinds[ready] == GROUPED]
+    grouped = grouped[np.argsort(store.groups[grouped], kind="stable")]
+    found = []
+    for apart in (1, 2, 3):
+        same = store.groups[grouped[:-apart]] == store.groups[grouped[apart:]]
+        found.append(np.stack((grouped[:-apart][same], grouped[apart:][same]), 1))
+    return torch.from_numpy(np.concatenate(found)).to(device)
+
+
+def _contrast(identity: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
+    """Each picture must find its partner in the batch; identity holds the firsts, then the seconds."""
+    likeness = identity @ identity.T / temperature
+    likeness = likeness.masked_fill(torch.eye(len(identity), dtype=torch.bool, device=identity.device), -1e4)
+    return F.cross_entropy(likeness, torch.arange(len(identity), device=identity.device).roll(len(identity) // 2))

@@ -1,0 +1,223 @@
+"""The mini base's components: SDXL's classes and block layout, scaled down to 128 px and two CPU cores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from recipes.mini.scene import COLORS, CONTEXTS, GENERIC, MARKINGS, MARKS, STYLES, SUBJECTS
+
+SIZE = 128
+LATENT_CHANNELS = 12
+TOKENS = 32
+"""Context length of both text encoders."""
+
+FUNCTION_WORDS = ("a", "an", "the", "of", "with", "and", "in", "on", "at", "style", "picture")
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+_WIDTHS = (64, 96)
+
+
+@dataclass
+class Components:
+    """The trained parts of the base, plus its tokenizer."""
+
+    DENOISER: ClassVar = ("unet", "text_encoder", "text_encoder_2")
+    """The parts that are trained together on frozen latents."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    text_encoder_2: CLIPTextModelWithProjection
+    tokenizer: CLIPTokenizer
+
+    @property
+    def denoiser(self) -> tuple[torch.nn.Module, ...]:
+        """The parts named by `DENOISER`."""
+        return self.unet, self.text_encoder, self.text_encoder_2
+
+
+def grammar_words() -> tuple[str, ...]:
+    """The words of captions of the base's own styles; each becomes one token."""
+    phrases = [*FUNCTION_WORDS, *SUBJECTS, *STYLES, *CONTEXTS, *MARKINGS, *MARKS.values(), *COLORS]
+    return tuple(dict.fromkeys(word for phrase in phrases for word in phrase.split() if word != GENERIC))
+
+
+def write_tokenizer(folder: Path, words: Iterable[str]) -> None:
+    """Write `vocab.json` and `merges.txt` of a byte-level BPE that keeps `words` whole.
+
+    Merges are learned in order: first the consonant-vowel syllables, so that an unknown word falls into
+    syllables and letters (*monadikos* -> mo na di ko s), then what is left to join in each word. A merge
+    that comes later has lower priority, so it never undoes an earlier word.
+    """
+    letters = _byte_letters()
+    merges: dict[tuple[str, str], int] = {}
+    for consonant in "bdfgjklmnprstvz":
+        for vowel in "aeiou":
+            merges[consonant, vowel] = len(merges)
+    for word in words:
+        pieces = _split([*word[:-1], word[-1] + "</w>"], merges)
+        while len(pieces) > 1:
+            merges[pieces[0], pieces[1]] = len(merges)
+            pieces = [pieces[0] + pieces[1], *pieces[2:]]
+    vocabulary = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges), _START, _END]
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = {token: i for i, token in enumerate(dict.fromkeys(vocabulary))}
+    (folder / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    special = {"bos_token": _START, "eos_token": _END, "unk_token": _END, "pad_token": _END}
+    config = {**special, "tokenizer_class": "CLIPTokenizer", "model_max_length": TOKENS, "do_lower_case": True}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Load the tokenizer that `write_tokenizer` wrote."""
+    return CLIPTokenizer.from_pretrained(str(folder))
+
+
+def new_vae() -> AutoencoderKL:
+    """An untrained autoencoder: f = 8, 12 latent channels."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32, 48, 64, 96),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        sample_size=SIZE,
+        force_upcast=True,
+    )
+
+
+def new_unet() -> UNet2DConditionModel:
+    """An untrained U-Net in SDXL's block layout, one transformer layer in each attention."""
+    return UNet2DConditionModel(
+        sample_size=SIZE // 8,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(64, 96, 144),
+        layers_per_block=2,
+        transformer_layers_per_block=(1, 1, 1),
+        attention_head_dim=(2, 4, 6),
+        cross_attention_dim=sum(_WIDTHS),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=32,
+        projection_class_embeddings_input_dim=_WIDTHS[1] + 6 * 32,
+        use_linear_projection=True,
+        norm_num_groups=16,
+    )
+
+
+def new_text_encoders(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+    """Two untrained CLIP text encoders, 64 and 96 wide; the second projects its pooled state."""
+    configs = [
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            projection_dim=width,
+            num_hidden_layers=3,
+            num_attention_heads=width // 32,
+            max_position_embeddings=TOKENS,
+            hidden_act=act,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+        for width, act in zip(_WIDTHS, ("quick_gelu", "gelu"), strict=True)
+    ]
+    return CLIPTextModel(configs[0]), CLIPTextModelWithProjection(configs[1])
+
+
+def new_components(tokenizer_folder: Path) -> Components:
+    """The whole base, untrained."""
+    write_tokenizer(tokenizer_folder, grammar_words())
+    tokenizer = load_tokenizer(tokenizer_folder)
+    return Components(new_unet(), new_vae(), *new_text_encoders(tokenizer), tokenizer)
+
+
+def load_components(folder: Path) -> Components:
+    """Load a saved base in float32."""
+    return Components(
+        UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32),
+        AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32),
+        CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+        CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", dtype=torch.float32),
+        load_tokenizer(folder / "tokenizer"),
+    )
+
+
+def save_components(parts: Components, folder: Path) -> None:
+    """Save a base as a diffusers SDXL folder in float16; the parts themselves stay as they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        part = getattr(parts, name)
+        half = type(part)(part.config) if name.startswith("text") else type(part).from_config(part.config)
+        half.load_state_dict(part.state_dict())
+        half.to(torch.float16).save_pretrained(folder / name)
+    for name in ("tokenizer", "tokenizer_2"):
+        write_tokenizer(folder / name, grammar_words())
+    new_scheduler().save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionXLPipeline",
+        "force_zeros_for_empty_prompt": True,
+        "add_watermarker": None,
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def new_scheduler() -> EulerDiscreteScheduler:
+    """SDXL's sampling scheduler."""
+    return EulerDiscreteScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
+
+
+def load_pipeline(folder: Path, device: str = "cpu") -> StableDiffusionXLPipeline:
+    """Load a saved base as the stock pipeline, in float32."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(
+        folder, torch_dtype=torch.float32, add_watermarker=False, local_files_only=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def _split(pieces: list[str], merges: dict[tuple[str, str], int]) -> list[str]:
+    """Apply byte-pair merges to one word, best priority first."""
+    while True:
+        pairs = [(merges[pair], i) for i, pair in enumerate(zip(pieces, pieces[1:], strict=False)) if pair in merges]
+        if not pairs:
+            return pieces
+        _, i = min(pairs)
+        pieces = [*pieces[:i], pieces[i] + pieces[i + 1], *pieces[i + 2 :]]
+
+
+def _byte_letters() -> list[str]:
+    """The 256 printable stand-ins for bytes that byte-level BPE uses, in byte order."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    spare = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(spare)) for byte in range(256)]

@@ -1,0 +1,207 @@
+"""Make the mini base: `python -m recipes.mini.run STAGES --work DIR --out DIR`, or `join PARTS FOLDER`.
+
+Stages are run in the order given: `draw`, `vae`, `judge`, `speed`, `unet`, `evaluate`. The work folder keeps
+everything needed to go on in a later call; the out folder receives what is worth keeping, in files of at most 15 MiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from recipes.mini import evaluate as report_card
+from recipes.mini.judge import train_judge
+from recipes.mini.judge_model import Judge
+from recipes.mini.model import Components, load_components, new_components, save_components
+from recipes.mini.pictures import BASE, Plan, Store, start_drawing
+from recipes.mini.train_unet import measure, tokenize, train_unet
+from recipes.mini.train_vae import encode_all, reconstruct, train_vae
+
+PART = 15 * 2**20
+STAGES = ("draw", "vae", "judge", "speed", "unet", "evaluate")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(description=__doc__)
+    made.add_argument("stages", help=f"comma-separated, of {', '.join(STAGES)}")
+    made.add_argument("--work", type=Path, required=True, help="folder that later calls go on from")
+    made.add_argument("--out", type=Path, required=True, help="folder for results")
+    made.add_argument("--deadline", type=float, default=9.3, help="minutes after which this call must be over")
+    made.add_argument("--minutes-draw", type=float, default=4.0, help="longest time for drawing")
+    made.add_argument("--minutes-vae", type=float, default=5.5)
+    made.add_argument("--minutes-judge", type=float, default=1.2)
+    made.add_argument("--minutes-unet", type=float, default=11.0, help="the U-Net's whole schedule, all calls together")
+    made.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="drawing processes")
+    made.add_argument("--batch-vae", type=int, default=192)
+    made.add_argument("--batch-judge", type=int, default=768)
+    made.add_argument("--batch-unet", type=int, default=768)
+    made.add_argument("--base", type=int, default=Plan.base, help="pictures for the U-Net")
+    made.add_argument("--held-out", type=int, default=Plan.held_out, help="pictures in held-out styles")
+    made.add_argument("--groups", type=int, default=Plan.groups, help="individuals drawn four times for the judge")
+    made.add_argument("--test", type=int, default=Plan.test, help="pictures never trained on")
+    made.add_argument("--compile-vae", action=argparse.BooleanOptionalAction, default=True)
+    made.add_argument("--compile-unet", action=argparse.BooleanOptionalAction, default=False)
+    made.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=False, help="of the U-Net")
+    made.add_argument("--tiny", action="store_true", help="a few steps of everything, to try the code")
+    return made
+
+
+def main() -> None:
+    """Run the stages asked for."""
+    begun = time.monotonic()
+    args = parser().parse_args()
+    stages = args.stages.split(",")
+    if unknown := set(stages) - set(STAGES):
+        raise SystemExit(f"unknown stage: {', '.join(sorted(unknown))}; stages are {', '.join(STAGES)}")
+    if args.tiny:
+        args.base, args.held_out, args.groups, args.test = 160, 64, 12, 32
+        args.batch_vae, args.batch_judge, args.batch_unet = 4, 24, 4
+        args.compile_vae = args.compile_unet = False
+    max_steps = 20 if args.tiny else 10**9
+    sampling = 2 if args.tiny else report_card.STEPS
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    args.out.mkdir(parents=True, exist_ok=True)
+    work: Path = args.work
+    work.mkdir(parents=True, exist_ok=True)
+    base = work / "base"
+
+    def left(reserve: float = 0.0) -> float:
+        """Seconds until `reserve` minutes before the deadline."""
+        return max(5.0, 60 * (args.deadline - reserve) - (time.monotonic() - begun))
+
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - begun:5.0f}s] {text}", flush=True)
+
+    report = _Report(work / "report.json")
+    parts = load_components(base) if (base / "model_index.json").exists() else new_components(work / "tokenizer")
+    drawing = []
+    if "draw" in stages:
+        plan = Plan(args.base, args.held_out, args.groups, args.test)
+        Store.create(work, plan)
+        drawing = start_drawing(work, args.workers, time.time() + 60 * args.minutes_draw)
+        say(f"drawing {plan.total} pictures in {args.workers} processes")
+    if "vae" in stages:
+        store = Store(work)
+        seconds = min(60 * args.minutes_vae, left(1.0 if "judge" not in stages else 1.2 + args.minutes_judge))
+        found = train_vae(
+            parts.vae, store, device, seconds, batch=args.batch_vae, compiled=args.compile_vae, max_steps=max_steps
+        )
+        report["vae"] = found
+        say(f"vae done: {json.dumps(found)}")
+        save_components(parts, base)
+        keep(base, args.out)
+        some = report_card.test_pictures(store)
+        rebuilt = reconstruct(parts.vae.to(device), store.pictures[some], device)
+        report_card.reconstruction_sheet(store, rebuilt, some, args.out / "reconstructions.png")
+    for process in drawing:
+        if process.wait() != 0:
+            raise SystemExit("a drawing process failed; its message is above")
+    if "draw" in stages:
+        _prepare_latents(parts, work, device)
+        say(f"{len(Store(work).ready())} pictures drawn, latents written")
+    if "judge" in stages:
+        judge, found = train_judge(
+            parts.vae.to(device),
+            Store(work),
+            device,
+            min(60 * args.minutes_judge, left(0.4)),
+            batch=args.batch_judge,
+            max_steps=max_steps,
+        )
+        judge.save(work / "judge")
+        report["judge"] = found
+        say(f"judge done: {json.dumps(found)}")
+    if "speed" in stages:
+        report["speed"] = measure(parts, work, device, args.batch_unet, 30 if not args.tiny else 1)
+    if "unet" in stages:
+        report["unet"] = train_unet(
+            parts,
+            work,
+            device,
+            total_seconds=60 * args.minutes_unet,
+            piece_seconds=left(1.6 if "evaluate" in stages else 0.8),
+            batch=args.batch_unet,
+            compiled=args.compile_unet,
+            channels_last=args.channels_last,
+            max_steps=max_steps,
+        )
+        say(f"unet: {json.dumps(report['unet'])}")
+        save_components(parts, base)
+        keep(base, args.out)
+        report_card.generated_sheet(base, device, args.out / "generated.png", steps=sampling)
+        say("sheet drawn")
+    if "evaluate" in stages:
+        judge = Judge.load(work / "judge")
+        count = 32 if args.tiny else 2200
+        report["generated"] = report_card.evaluate(base, judge, device, count=count, steps=sampling)
+        report["held-out styles before any LoRA"] = report_card.held_out_check(base, judge, device, steps=sampling)
+        say(f"evaluated: {json.dumps(report['generated']['overall'])}")
+    if (work / "judge").exists():
+        (args.out / "judge.tar").write_bytes(_tar(work / "judge"))
+    (args.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    say("all written")
+
+
+def keep(folder: Path, out: Path) -> None:
+    """Write a folder as a tar file, cut into parts."""
+    packed = _tar(folder)
+    for n, start in enumerate(range(0, len(packed), PART)):
+        (out / f"base.tar.{n}").write_bytes(packed[start : start + PART])
+
+
+def join(parts: Path, folder: Path) -> None:
+    """Put the parts that `keep` wrote together again, and the judge beside them in `judge/`."""
+    pieces = sorted(parts.glob("base.tar.*"), key=lambda path: int(path.suffix[1:]))
+    packed = b"".join(piece.read_bytes() for piece in pieces)
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        archive.extractall(folder, filter="data")
+    if (parts / "judge.tar").exists():
+        with tarfile.open(parts / "judge.tar") as archive:
+            archive.extractall(folder.parent / "judge", filter="data")
+
+
+def _prepare_latents(parts: Components, work: Path, device: torch.device) -> None:
+    """Encode the U-Net's pictures and tokenise their captions, once."""
+    store = Store(work)
+    ready = store.ready()
+    index = ready[store.kinds[ready] == BASE]
+    np.save(work / "latents.npy", encode_all(parts.vae.to(device).eval(), store, index, device))
+    np.save(work / "tokens.npy", tokenize(parts, store.captions[index]))
+
+
+def _tar(folder: Path) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.add(folder, arcname=".")
+    return buffer.getvalue()
+
+
+class _Report(dict[str, object]):
+    """What was found so far, kept in a file from call to call."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(json.loads(path.read_text()) if path.exists() else {})
+        self.path = path
+
+    def __setitem__(self, key: str, value: object) -> None:
+        super().__setitem__(key, value)
+        self.path.write_text(json.dumps(self, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    import sys
+
+    if len(sys.argv) == 4 and sys.argv[1] == "join":
+        join(Path(sys.argv[2]), Path(sys.argv[3]))
+    else:
+        main()

@@ -1,0 +1,198 @@
+"""Train the U-Net and both text encoders together on the frozen autoencoder's latents, in resumable pieces."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from recipes.mini.model import SIZE, TOKENS, Components, new_scheduler
+from recipes.mini.optimize import FlatAdam, capture, learning_rate
+
+PEAK = 1.2e-3
+GAMMA = 5.0
+"""Min-SNR clamp."""
+DROP, EMPTY = 0.07, 0.03
+"""Shares of captions replaced by zero embeddings and by the empty caption."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Latents float16 [n, 2, 12, 16, 16] (mean, standard deviation; scaled) and tokens int16 [n, 4, 32]."""
+
+    latents: torch.Tensor
+    tokens: torch.Tensor
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> Data:
+        """Load what the autoencoder's stage wrote into device memory."""
+        latents = torch.from_numpy(np.load(folder / "latents.npy")).to(device)
+        return cls(latents, torch.from_numpy(np.load(folder / "tokens.npy")).to(device))
+
+
+class Step:
+    """One training step whose every random choice is made on the device, so that it can be captured whole."""
+
+    def __init__(self, parts: Components, data: Data, batch: int, *, compiled: bool, channels_last: bool) -> None:
+        device = data.latents.device
+        self.data, self.batch, self.device = data, batch, device
+        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        parts = replace(parts, **{name: copy.deepcopy(getattr(parts, name)) for name in Components.DENOISER})
+        self.modules = [module.to(device).train() for module in parts.denoiser]
+        self.unet, self.first, self.second = self.modules
+        self.optimizer = FlatAdam(self.modules, self.dtype)
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.run = torch.compile(self.unet) if compiled else self.unet
+        self.kept = new_scheduler().alphas_cumprod.to(device)  # [1000]
+        self.empty = _empty_tokens(parts).to(device)
+        self.usual = torch.tensor([SIZE, SIZE, 0, 0, SIZE, SIZE], dtype=torch.float32, device=device)
+        self.source = torch.tensor([1, 1, 0, 0, 0, 0], dtype=torch.bool, device=device)
+        self.loss = torch.zeros((), device=device)
+
+    def __call__(self) -> None:
+        """Draw a batch, predict its noise, update."""
+        b, device = self.batch, self.device
+        row = torch.randint(len(self.data.latents), (b,), device=device)
+        mean, spread = self.data.latents[row].float().unbind(1)
+        clean = mean + spread * torch.randn_like(mean)
+        noise = torch.randn_like(clean)
+        timestep = torch.randint(1000, (b,), device=device)
+        kept = self.kept[timestep]
+        weight = (GAMMA * (1 - kept) / kept).clamp(max=1.0)  # min(snr, gamma) / snr
+        kept = kept[:, None, None, None]
+        noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
+        chance = torch.rand(b, device=device)
+        variant = torch.randint(self.data.tokens.shape[1], (b,), device=device)
+        tokens = self.data.tokens[row, variant].long()
+        tokens = torch.where((chance > 1 - EMPTY)[:, None], self.empty, tokens)
+        text, pooled = self.encode(tokens)
+        keep = (chance >= DROP).to(self.dtype)
+        added = {"text_embeds": pooled * keep[:, None], "time_ids": self._sizes().to(self.dtype)}
+        noisy = noisy.to(self.dtype).contiguous(memory_format=self.layout)
+        text = text * keep[:, None, None]
+        predicted = self.run(noisy, timestep, text, added_cond_kwargs=added, return_dict=False)[0]
+        loss = (weight * (predicted.float() - noise).square().mean(dim=(1, 2, 3))).mean()
+        loss.backward()
+        self.optimizer.step()
+        self.loss.add_(loss.detach())
+
+    def encode(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens [b, 32] -> SDXL's text states [b, 32, 160] and pooled text [b, 96]."""
+        first = self.first(tokens, output_hidden_states=True)
+        second = self.second(tokens, output_hidden_states=True)
+        return torch.cat((first.hidden_states[-2], second.hidden_states[-2]), dim=2), second.text_embeds
+
+    def _sizes(self) -> torch.Tensor:
+        """SDXL's size ids [b, 6]: mostly this size uncropped, sometimes another source size, which must not matter."""
+        usual = self.usual.expand(self.batch, 6)
+        other = 64 + 1984 * torch.rand(self.batch, 6, device=self.device).square()
+        change = self.source & (torch.rand(self.batch, 1, device=self.device) < 0.1)
+        return torch.where(change, other, usual)
+
+
+def prepare(step: Step) -> Callable[[], None]:
+    """Run once (compiling), fall back to the plain model if the compiler fails, then capture."""
+    step.optimizer.set(0.0, 0)
+    try:
+        step()
+    except Exception as error:
+        if step.run is step.unet:
+            raise
+        print(f"unet runs uncompiled: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
+        step.run = step.unet
+        step.optimizer.gradients.zero_()
+        step()
+    return capture(step)
+
+
+def train_unet(
+    parts: Components,
+    work: Path,
+    device: torch.device,
+    *,
+    total_seconds: float,
+    piece_seconds: float,
+    batch: int,
+    compiled: bool,
+    channels_last: bool,
+    max_steps: int,
+) -> dict[str, float]:
+    """Train for one piece of at most `piece_seconds`; the schedule spans `total_seconds` over all pieces.
+
+    The averaged weights are written into `parts`, the state to go on from into `work/unet_state.pt`.
+    """
+    entered = time.monotonic()
+    torch.manual_seed(5 + int(entered) % 1000)
+    step = Step(parts, Data.load(work, device), batch, compiled=compiled, channels_last=channels_last)
+    steps, seconds = 0, 0.0
+    state_file = work / "unet_state.pt"
+    if state_file.exists():
+        state = torch.load(state_file, map_location=device, weights_only=True)
+        step.optimizer.load_state_dict(state["optimizer"])
+        steps, seconds = state["steps"], state["seconds"]
+    replay = prepare(step)
+    step.loss.zero_()
+    begun = told = time.monotonic()
+    print(f"unet: {len(step.data.latents)} pictures, ready after {begun - entered:.0f} s, from step {steps}", flush=True)
+    left = min(total_seconds - seconds, piece_seconds - (begun - entered))
+    told_steps, stop = steps, steps + max_steps
+    while (now := time.monotonic()) - begun < left and steps < stop:
+        step.optimizer.set(learning_rate(PEAK, steps, (seconds + now - begun) / total_seconds, warm_up=400), steps)
+        replay()
+        steps += 1
+        if steps % 10 == 0 and device.type == "cuda":
+            torch.cuda.synchronize()
+        if now - told > 15:
+            loss, rate = float(step.loss) / (steps - told_steps), (steps - told_steps) / (now - told)
+            norm = float(step.optimizer.norm)
+            print(f"unet {seconds + now - begun:4.0f}s step {steps} loss {loss:.4f} norm {norm:.2f} {rate:.1f}/s", flush=True)
+            step.loss.zero_()
+            told, told_steps = now, steps
+    seconds += time.monotonic() - begun
+    step.optimizer.write_average(parts.denoiser)
+    state = {"optimizer": step.optimizer.state_dict(), "steps": steps, "seconds": seconds}
+    torch.save(state, state_file)
+    return {"steps": steps, "seconds": round(seconds, 1), "batch": batch, "share": round(seconds / total_seconds, 3)}
+
+
+def measure(parts: Components, work: Path, device: torch.device, batch: int, steps: int = 30) -> dict[str, float]:
+    """Seconds a step of each way to run it; the compiled ones also warm the compiler's cache."""
+    found = {}
+    for compiled, channels_last in ((False, False), (False, True), (True, False), (True, True)):
+        begun = time.monotonic()
+        step = Step(parts, Data.load(work, device), batch, compiled=compiled, channels_last=channels_last)
+        replay = prepare(step)
+        ready = time.monotonic()
+        for _ in range(steps):
+            replay()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        each = (time.monotonic() - ready) / steps
+        name = f"{'compiled' if compiled else 'eager'} {'channels-last' if channels_last else 'contiguous'}"
+        found[name] = round(each, 4)
+        print(f"unet speed: {name}: {1000 * each:.1f} ms a step, ready after {ready - begun:.0f} s", flush=True)
+        del step, replay
+    return found
+
+
+def tokenize(parts: Components, captions: np.ndarray) -> np.ndarray:
+    """Captions (bytes) [n, k] -> token ids int16 [n, k, 32]."""
+    texts = [text.decode() for text in captions.reshape(-1)]
+    rows = [
+        np.asarray(
+            parts.tokenizer(texts[start : start + 20_000], padding="max_length", truncation=True, max_length=TOKENS)
+            .input_ids,
+            np.int16,
+        )
+        for start in range(0, len(texts), 20_000)
+    ]
+    return np.concatenate(rows).reshape(*captions.shape, TOKENS)
+
+
+def _empty_tokens(parts: Components) -> torch.Tensor:
+    return torch.tensor(parts.tokenizer("", padding="max_length", max_length=TOKENS).input_ids)
