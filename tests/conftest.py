@@ -3,9 +3,17 @@
 import os
 import socket
 import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+
+from unziplora_cli.config import TrainConfig, Words
+from unziplora_cli.project import files, manifest
+from unziplora_cli.project.manifest import Artifact, BaseRecord, Manifest, SourcePicture
+from unziplora_cli.project.store import Project, ProjectStore
+from unziplora_cli.wording import make_prompts
 
 # Libraries read these once, when they are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -44,3 +52,57 @@ def no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         connect(self, address)  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def make_project(own_home: Path, sample_manifest: Callable[[Path], Manifest]) -> Callable[..., Project]:
+    """Makes a small finished project in the test's home, with files that match its manifest."""
+
+    def make(name: str = "fox", **changes: object) -> Project:
+        store = ProjectStore(own_home)
+        with store.create(name) as folder:
+            for file in ("source.png", "content.safetensors", "style.safetensors", "merge.safetensors"):
+                (folder / file).write_bytes(f"the bytes of {name}'s {file}".encode())
+            manifest.write(folder, replace(sample_manifest(folder), name=name, **changes))
+        return store.open(name)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sample_manifest() -> Callable[[Path], Manifest]:
+    """Makes a manifest of the four files that a project folder holds."""
+    return _sample_manifest
+
+
+def _sample_manifest(folder: Path) -> Manifest:
+    words = Words("fox", "watercolor")
+    source = folder / "source.png"
+    return Manifest(
+        name="fox",
+        created="2025-01-02T03:04:05Z",
+        tool_version="0.1.0",
+        base=BaseRecord(spec="mini", kind="builtin", id="mini", hash="0" * 64),
+        source=(SourcePicture("source.png", files.sha256(source), 640, 480, "PNG"),),
+        words=words,
+        prompts=make_prompts(words),
+        training=asdict(TrainConfig()),
+        seed=0,
+        device="cpu",
+        versions={"torch": "2.13.0"},
+        seconds=90.5,
+        steps_done=600,
+        state="complete",
+        artifacts=tuple(
+            Artifact(
+                role=role,
+                path=f"{role}.safetensors",
+                sha256=files.sha256(folder / f"{role}.safetensors"),
+                bytes=(folder / f"{role}.safetensors").stat().st_size,
+                format="kohya" if role != "merge" else "merge",
+                rank=64 if role != "merge" else None,
+            )
+            for role in ("content", "style", "merge")
+        ),
+        metrics={"loss": 0.1},
+    )

@@ -1,0 +1,179 @@
+"""The manifest of a project: what it was made of, with what, and which files it consists of."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from unziplora_cli.config import Prompts, Words
+from unziplora_cli.errors import ProjectError, UsageError
+from unziplora_cli.project import files
+from unziplora_cli.project.decode import decode
+
+SCHEMA = 1
+FILE_NAME = "manifest.json"
+
+Role = Literal["content", "style", "merge"]
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class BaseRecord:
+    """The base model that a project was trained on; `hash` identifies what has no revision."""
+
+    spec: str
+    kind: Literal["hub", "folder", "file", "builtin"]
+    id: str
+    revision: str | None = None
+    hash: str | None = None
+
+
+@dataclass(frozen=True)
+class SourcePicture:
+    """One training picture, copied into the project as `file`."""
+
+    file: str
+    sha256: str
+    width: int
+    height: int
+    format: str
+
+    def __post_init__(self) -> None:
+        _check_path(self.file)
+        _check_sha256(self.sha256)
+        _check_not_negative(width=self.width, height=self.height)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One file that training made, with its path below the project folder."""
+
+    role: Role
+    path: str
+    sha256: str
+    bytes: int
+    format: str
+    rank: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_path(self.path)
+        _check_sha256(self.sha256)
+        _check_not_negative(bytes=self.bytes, rank=self.rank or 0)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Schema 1. `created` is ISO 8601 in UTC; `training` is the resolved TrainConfig."""
+
+    name: str
+    created: str
+    tool_version: str
+    base: BaseRecord
+    source: tuple[SourcePicture, ...]
+    words: Words
+    prompts: Prompts
+    training: dict[str, Scalar]
+    seed: int
+    device: str
+    versions: dict[str, str]
+    seconds: float
+    steps_done: int
+    state: Literal["complete", "interrupted"]
+    artifacts: tuple[Artifact, ...]
+    peak_memory_bytes: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise ValueError(f"schema must be {SCHEMA}")
+        if datetime.fromisoformat(self.created).utcoffset() != timedelta(0):
+            raise ValueError("created must be a time in UTC")
+        _check_not_negative(seconds=self.seconds, steps_done=self.steps_done, seed=self.seed)
+        _check_not_negative(peak_memory_bytes=self.peak_memory_bytes or 0)
+        roles = [artifact.role for artifact in self.artifacts]
+        if len(set(roles)) != len(roles):
+            raise ValueError("two artifacts have the same role")
+
+    def artifact(self, role: Role) -> Artifact | None:
+        """The artifact of a role, if the project has one."""
+        return next((each for each in self.artifacts if each.role == role), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as JSON values, `schema` first."""
+        return {"schema": self.schema, **asdict(self)}
+
+
+def now() -> str:
+    """The time for `created`."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest of the project in `folder` atomically."""
+    text = json.dumps(manifest.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+    files.write_bytes(folder / FILE_NAME, (text + "\n").encode())
+
+
+def read(folder: Path) -> Manifest:
+    """Read the manifest of the project in `folder`; raises ProjectError."""
+    path = folder / FILE_NAME
+    try:
+        return parse(path.read_bytes(), path)
+    except FileNotFoundError as error:
+        raise ProjectError(
+            f"The project {folder.name!r} has no {FILE_NAME}.",
+            hint=f"If its training was cut off, remove it: unziplora remove {folder.name}",
+        ) from error
+    except OSError as error:
+        raise ProjectError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def parse(text: bytes, path: Path) -> Manifest:
+    """A manifest from its bytes, migrated from an older schema if need be; raises ProjectError.
+
+    `path` is for the messages.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ProjectError(f"{path} is not valid JSON: {error}.") from error
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if type(schema) is not int or schema < 1:
+        raise ProjectError(f"{path} is not a manifest of unziplora: it has no schema number.")
+    if schema > SCHEMA:
+        raise ProjectError(
+            f"{path} has schema {schema}, but this version of unziplora knows schemas up to {SCHEMA}.",
+            hint="Upgrade: pipx upgrade unziplora-cli",
+        )
+    try:
+        for step in range(schema, SCHEMA):
+            data = MIGRATIONS[step](data)
+        return decode(Manifest, data, "manifest")
+    except (ValueError, UsageError) as error:
+        raise ProjectError(f"{path} is damaged: {error}.") from error
+
+
+# From each old schema to the next.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+
+def _check_path(path: str) -> None:
+    """A path below the project folder, with forward slashes on every platform."""
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or re.search(r"[\\:\x00]", path):
+        raise ValueError(f"the path {path!r} leads out of the project")
+
+
+def _check_sha256(text: str) -> None:
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise ValueError("sha256 must be 64 hexadecimal digits")
+
+
+def _check_not_negative(**numbers: float) -> None:
+    for name, number in numbers.items():
+        if number < 0:
+            raise ValueError(f"{name} must not be negative")
