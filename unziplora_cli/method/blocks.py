@@ -1,7 +1,8 @@
 """Block separation: which part of SDXL's U-Net belongs wholly to one branch (paper, section 3.4).
 
-The middle of the decoder decides content and style: ``up_blocks.0.attentions.0`` and ``.2`` are given to content
-and ``.1`` to style as B-LoRA found for SDXL, mirrored here as *which branch must choose its columns*.
+B-LoRA found that two blocks of SDXL's decoder decide most: ``up_blocks.0.attentions.0`` what is shown,
+``up_blocks.0.attentions.1`` how. UnZipLoRA gives the first to content and the second to style, and the outer
+decoder, which paints texture, to style. The owner keeps every column there; the other branch chooses.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 from typing import Literal
 
 Policy = Literal["both", "content", "style"]
-"""Which branch is limited to chosen columns; under ``content`` or ``style`` the other branch keeps every column."""
+"""Which branch is limited to chosen columns; under ``content`` or ``style`` the other branch keeps every
+column."""
 
 SELECTIVE: dict[str, Policy] = {
     "up_blocks.0.attentions.0.": "style",

@@ -14,13 +14,15 @@ Score = Literal["count", "magnitude"]
 
 
 @torch.no_grad()
-def column_scores(branch: Branch, score: Score, *, threshold: float = 1e-5, loss_scale: float = 1.0) -> Tensor:
+def column_scores(
+    branch: Branch, score: Score, *, threshold: float = 1e-5, loss_scale: float = 1.0
+) -> Tensor:
     """How much each output column of ``branch`` matters, from the gradients of one backward pass.
 
     With W = A^T B^T and its first-order change dW = (dA^T B^T + A^T dB^T) * merge, both [in, out]:
 
-    - ``count``: the share of rows i with ``|W * dW|[i, j] > threshold`` in the reference implementation, whose
-      gradients still carry the factor of fp16 loss scaling at that moment; ``loss_scale`` states that factor;
+    - ``count``: the share of rows i with ``|W * dW|[i, j] > threshold``, as in the reference implementation.
+      Its fp16 gradients still carry the factor of loss scaling at that moment; ``loss_scale`` states it;
     - ``magnitude``: the mean of ``|W * dW|[i, j]`` over the rows, free of threshold and scale.
 
     Returns [out]. The two [in, out] matrices live only inside this call.
@@ -39,8 +41,8 @@ def column_scores(branch: Branch, score: Score, *, threshold: float = 1e-5, loss
 def top_columns(scores: Tensor, ratio: float, *, strict: bool) -> Tensor:
     """The best ``int(out * ratio)`` columns of ``scores`` [out], as a boolean mask [out].
 
-    ``strict`` keeps only what lies above the last of them, as the reference does: at most n - 1 columns, fewer
-    where scores tie. Columns scored -inf are never chosen.
+    ``strict`` keeps only what lies above the last of them, as the reference does: at most n - 1 columns,
+    fewer where scores tie. Columns scored -inf are never chosen.
     """
     n = int(scores.shape[0] * ratio)
     if n == 0:
@@ -58,8 +60,9 @@ def choose_columns(
 ) -> None:
     """Add each branch's best columns to its mask, from the scores held by the layer.
 
-    Masks only grow. Under policy ``both`` style keeps off every column that content holds (``avoid_overlap``);
-    content never gives way. Under ``content`` or ``style`` only that branch chooses, the other takes all columns.
+    Masks only grow. Under policy ``both`` style keeps off every column that content holds
+    (``avoid_overlap``); content never gives way. Under ``content`` or ``style`` only that branch chooses, the
+    other takes all columns.
     """
     content, style = layer.branches()
     if policy == "style":

@@ -27,11 +27,11 @@ def adapted_projections(network: nn.Module) -> dict[str, nn.Linear]:
 def inject(network: nn.Module, rank: int, *, seed: int = 0) -> dict[str, DualLoRALinear]:
     """Replace every adapted projection by a dual one and freeze the rest; returns the new layers by name.
 
-    The start values depend on ``seed`` alone, whatever the device and precision of ``network``. Raises ValueError
-    when there is nothing to adapt or the network is adapted already.
+    The start values depend on ``seed`` alone, whatever the device and precision of ``network``. Raises
+    ValueError when there is nothing to adapt or the network is adapted already.
     """
     projections = adapted_projections(network)
-    if not projections or any(name.endswith(".base") or "to_out.0.base" in name for name in projections):
+    if not projections:
         raise ValueError("this network has no attention projections to adapt, or is adapted already")
     network.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -53,7 +53,8 @@ def eject(network: nn.Module) -> None:
 
 
 def extract(layers: Layers, branch: str) -> dict[str, LoRAWeights]:
-    """The LoRA of one branch, closed columns zeroed, merge weights *not* applied; detached copies in float32 on CPU."""
+    """The LoRA of one branch, closed columns zeroed, merge weights *not* applied; detached copies in float32
+    on CPU."""
     lora = {}
     for name, layer in layers.items():
         part = layer.content if branch == "content" else layer.style

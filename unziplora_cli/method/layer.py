@@ -16,11 +16,12 @@ BRANCHES = ("content", "style")
 class Branch(nn.Module):
     """The low-rank update of one branch, with its merge weight and its columns.
 
-    ``down`` [rank, in] and ``up`` [out, rank] start as Normal(0, 1/rank), both of them, so the update is not zero
-    at the first step. ``merge`` [out] starts at one. A *column* is one output feature, that is a row of ``up``.
+    ``down`` [rank, in] and ``up`` [out, rank] start as Normal(0, 1/rank), both of them, so the update is not
+    zero at the first step. ``merge`` [out] starts at one. A *column* is one output feature, that is a row of
+    ``up``.
 
-    ``mask`` [out] holds the columns chosen so far; ``gate`` [out] is what the forward multiplies by: the mask while
-    the branches are separated, ones while every column is open.
+    ``mask`` [out] holds the columns chosen so far; ``gate`` [out] is what the forward multiplies by: the mask
+    while the branches are separated, ones while every column is open.
     """
 
     down: nn.Parameter
@@ -30,7 +31,9 @@ class Branch(nn.Module):
     gate: Tensor
     score: Tensor
 
-    def __init__(self, in_features: int, out_features: int, rank: int, generator: torch.Generator | None = None):
+    def __init__(
+        self, in_features: int, out_features: int, rank: int, generator: torch.Generator | None = None
+    ):
         super().__init__()
         std = 1.0 / rank
         self.down = nn.Parameter(torch.empty(rank, in_features).normal_(std=std, generator=generator))
@@ -82,13 +85,15 @@ class DualLoRALinear(nn.Module):
     def forward(self, x: Tensor, x_content: Tensor | None = None, x_style: Tensor | None = None) -> Tensor:
         """Project ``x`` [..., in] to [..., out].
 
-        ``x_content`` and ``x_style`` [..., in] are what the branches see where prompts are separated (keys and
-        values of cross-attention); left out, both branches see ``x``.
+        ``x_content`` and ``x_style`` [..., in] are what the branches see where prompts are separated (keys
+        and values of cross-attention); left out, both branches see ``x``.
         """
-        y = self.base(x)
+        y: Tensor = self.base(x)
         if self.mode != "both":
             branch, own = (self.content, x_content) if self.mode == "content" else (self.style, x_style)
-            return y + F.linear(F.linear(x if own is None else own, branch.down), branch.up * branch.gate[:, None])
+            return y + F.linear(
+                F.linear(x if own is None else own, branch.down), branch.up * branch.gate[:, None]
+            )
 
         content_up = self.content.up * (self.content.merge * self.content.gate)[:, None]
         style_up = self.style.up * (self.style.merge * self.style.gate)[:, None]

@@ -30,10 +30,11 @@ def min_snr_weight(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float) -> T
 
 
 def overlap_penalty(layers: Iterable[DualLoRALinear]) -> Tensor:
-    """How much content and style share columns: the mean over layers of mean(merge_c * merge_s) on open columns.
+    """How much content and style share columns: the mean over layers of mean(merge_c * merge_s) on open
+    columns.
 
-    A scalar. The mean runs over all columns of a layer, shared or not, and every layer weighs the same. Only merge
-    weights receive a gradient from it.
+    A scalar. The mean runs over all columns of a layer, shared or not, and every layer weighs the same. Only
+    merge weights receive a gradient from it.
     """
     terms = []
     for layer in layers:

@@ -1,8 +1,8 @@
 """Which step opens, scores, chooses and separates columns: pure functions of the step number (section 3.3).
 
-Training is cut into windows. Each window opens with every column in use; after ``importance_steps`` such steps the
-columns are chosen, and the rest of the window trains separated: masks act in the forward pass, merge weights learn,
-and the overlap penalty counts.
+Training is cut into windows. Each window opens with every column in use; after ``importance_steps`` such
+steps the columns are chosen, and the rest of the window trains separated: masks act in the forward pass,
+merge weights learn, and the overlap penalty counts.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Action(Enum):
 class Schedule:
     """The windows of one training.
 
-    ``windows`` is the paper's number of recalibrations; ``importance_steps`` how many optimiser steps after the
-    opening one the importance is taken over (1 in the paper's one-picture setting); ``enabled`` is column
+    ``windows`` is the paper's number of recalibrations; ``importance_steps`` how many optimiser steps after
+    the opening one the importance is taken over (1 in the paper's one-picture setting); ``enabled`` is column
     separation as a whole: without it two plain LoRAs train jointly.
     """
 

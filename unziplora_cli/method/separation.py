@@ -24,7 +24,8 @@ class Separation:
     block_separation: bool = True
     avoid_overlap: bool = True
     own_columns: bool = False
-    """Merge weights learn on all columns of their branch; otherwise only on columns that both branches hold."""
+    """Merge weights learn on all columns of their branch; otherwise only on columns that both branches
+    hold."""
     score: Score = "count"
     threshold: float = 1e-5
     loss_scale: float = 1.0
@@ -50,7 +51,9 @@ class Separation:
     def _score(self, layers: Layers) -> None:
         for layer in layers.values():
             for branch in layer.branches():
-                scores = column_scores(branch, self.score, threshold=self.threshold, loss_scale=self.loss_scale)
+                scores = column_scores(
+                    branch, self.score, threshold=self.threshold, loss_scale=self.loss_scale
+                )
                 branch.score.copy_(branch.score + scores if self.accumulate else scores)
 
     def _choose(self, layers: Layers) -> None:

@@ -1,0 +1,130 @@
+"""One training step: the paper's algorithm from noisy picture to updated weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from unziplora_cli.diffusion.conditioning import Conditioning, predict_noise
+from unziplora_cli.method.layer import Mode
+from unziplora_cli.method.losses import denoising_loss, overlap_penalty
+from unziplora_cli.method.schedule import Schedule
+from unziplora_cli.method.separation import (
+    Layers,
+    Separation,
+    clamp_merge_weights,
+    lora_parameters,
+    merge_parameters,
+    set_mode,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Noisy pictures and what is to be found in them.
+
+    ``noisy`` and ``target`` are [batch, channels, height, width], ``timesteps`` [batch], ``weight`` [batch]
+    or None. ``mode`` is ``both``, or the one branch that a prior-preservation batch trains; ``scale`` is its
+    share of the loss.
+    """
+
+    noisy: Tensor
+    target: Tensor
+    timesteps: Tensor
+    conditioning: Conditioning
+    weight: Tensor | None = None
+    mode: Mode = "both"
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Scalars of one step, left on the device: ``float()`` on one of them waits for the device.
+
+    ``loss`` is what was minimised, ``reconstruction`` its denoising part, ``overlap`` the unweighted overlap
+    penalty (None while the branches are not separated), ``grad_norm`` the joint L2 norm before clipping.
+    """
+
+    loss: Tensor
+    reconstruction: Tensor
+    overlap: Tensor | None
+    grad_norm: Tensor
+
+
+@dataclass(slots=True)
+class TrainingStep:
+    """Everything that a step touches; call it with the step number and that step's batches."""
+
+    unet: nn.Module
+    layers: Layers
+    optimizer: Optimizer
+    lr_scheduler: LRScheduler
+    accelerator: Accelerator
+    schedule: Schedule
+    separation: Separation
+    overlap_weight: float = 0.5
+    max_grad_norm: float = 1.0
+
+    def __call__(self, step: int, accumulated: Sequence[Sequence[Batch]]) -> StepResult:
+        """Train on ``accumulated``: the parts whose gradients add up, each one batch plus its prior
+        batches."""
+        zero = torch.zeros((), device=accumulated[0][0].noisy.device)
+        loss, reconstruction, overlap = zero, zero, None
+        share = 1.0 / len(accumulated)
+        for batch in (batch for batches in accumulated for batch in batches):
+            set_mode(self.layers, batch.mode)
+            part = self._denoise(batch)
+            if batch.mode == "both":
+                reconstruction = reconstruction + part.detach() * share
+                if self.schedule.separated(step):
+                    overlap = overlap_penalty(self.layers.values())
+                    part = part + self.overlap_weight * overlap
+            part = part * (batch.scale * share)
+            self.accelerator.backward(part)
+            loss = loss + part.detach()
+        set_mode(self.layers, "both")
+
+        self.accelerator.unscale_gradients(self.optimizer)
+        self._average_gradients()
+        self.separation.apply(self.schedule.action(step), self.layers)
+        grad_norm = nn.utils.clip_grad_norm_(self._parameters(), self.max_grad_norm)
+        self.optimizer.step()
+        self.lr_scheduler.step()
+        self.optimizer.zero_grad()
+        clamp_merge_weights(self.layers)
+        return StepResult(loss, reconstruction, None if overlap is None else overlap.detach(), grad_norm)
+
+    def _denoise(self, batch: Batch) -> Tensor:
+        with self.accelerator.autocast():
+            prediction = predict_noise(self.unet, batch.noisy, batch.timesteps, batch.conditioning)
+        return denoising_loss(prediction, batch.target, batch.weight)
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _average_gradients(self) -> None:
+        """Mean of the gradients over processes, in one message, so that every process makes the same
+        choices."""
+        if self.accelerator.num_processes == 1:
+            return
+        gradients = [p.grad for p in self._parameters() if p.grad is not None]
+        flat = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="mean")
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def parameter_groups(
+    layers: Layers, *, content_lr: float, style_lr: float, merge_lr: float
+) -> list[dict[str, object]]:
+    """The three groups of the optimiser: content LoRA, style LoRA, merge weights of both."""
+    return [
+        {"params": lora_parameters(layers, "content"), "lr": content_lr},
+        {"params": lora_parameters(layers, "style"), "lr": style_lr},
+        {"params": merge_parameters(layers), "lr": merge_lr},
+    ]
