@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny_base import tiny_base  # noqa: F401  (a fixture)
 from unziplora_cli.config import TrainConfig, Words
 from unziplora_cli.project import files, manifest
 from unziplora_cli.project.manifest import Artifact, BaseRecord, Manifest, SourcePicture

@@ -1,0 +1,325 @@
+"""Which base model is meant, where its files lie, and whether they are of SDXL's shape.
+
+A base is ``mini`` (shipped), ``sdxl``, a Hugging Face id (``owner/name`` or ``owner/name@revision``), a
+folder in diffusers' layout, or a single ``.safetensors`` checkpoint. Nothing is loaded, and only files on
+this disk are looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from unziplora_cli import paths, resources
+from unziplora_cli.errors import ModelError
+from unziplora_cli.method.blocks import SELECTIVE
+
+SDXL_ID = "stabilityai/stable-diffusion-xl-base-1.0"
+SDXL_REVISION = "462165984030d82259a11f4367a4eed129e94a7b"
+SDXL_CONFIG = Path(__file__).with_name("sdxl")
+"""Component configurations of SDXL, for single checkpoint files, which carry none."""
+
+WEIGHTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
+
+
+class BaseNotCached(ModelError):
+    """The base is on the hub and not on this disk."""
+
+    def __init__(self, spec: str, id: str, revision: str | None) -> None:
+        super().__init__(f"The base {id} is not on this disk.", hint=f"unziplora models pull {spec}")
+        self.id = id
+        self.revision = revision
+
+
+@dataclass(frozen=True, slots=True)
+class BaseRef:
+    """A base model on this disk.
+
+    ``spec`` is what the user typed; ``path`` the folder or file; ``variant`` the weight files to prefer
+    (``fp16``). ``fingerprint`` tells two bases apart: the hub's commit, or ``sha256:`` of the U-Net's
+    configuration and of samples of its weights.
+    """
+
+    spec: str
+    kind: Literal["builtin", "hub", "folder", "file"]
+    id: str
+    path: Path
+    revision: str | None
+    variant: str | None
+    fingerprint: str
+
+
+def resolve_base(
+    spec: str | None, *, offline: bool, has_gpu: bool | None = None
+) -> tuple[BaseRef, str | None]:
+    """Find the base that ``spec`` names, and a line to tell the user when the choice was not theirs.
+
+    Without a spec: ``sdxl`` when it is on this disk or this machine could use it (online, with a GPU), else
+    ``mini``. Raises ModelError when the base is missing, incomplete or not of SDXL's shape, BaseNotCached
+    when it would have to be downloaded.
+    """
+    if spec is not None:
+        return _find(spec), None
+    if _snapshot(SDXL_ID, SDXL_REVISION) is not None:
+        return _find("sdxl"), None
+    if not offline and (_gpu_present() if has_gpu is None else has_gpu):
+        return _find("sdxl"), None
+    reason = "offline" if offline else "no GPU"
+    return _find("mini"), (
+        f"Using the built-in base mini ({reason}, and SDXL is not on this disk; "
+        "`unziplora models pull sdxl` fetches it)."
+    )
+
+
+def check(folder: Path) -> None:
+    """Raise ModelError unless ``folder`` holds all parts of an SDXL-class pipeline, as safetensors."""
+    index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    kind = index.get("_class_name", "StableDiffusionXLPipeline")
+    if not str(kind).startswith("StableDiffusionXL"):
+        raise _not_sdxl(folder, f"its model_index.json says {kind}")
+    missing = [part for part in _required_files(folder) if not (folder / part).is_file()]
+    missing += [f"{part}/*.safetensors" for part in WEIGHTS if not weight_files(folder / part)]
+    if missing:
+        pickled = any((folder / part).glob("*.bin") for part in WEIGHTS)
+        hint = (
+            "Weights in .bin files can run code when they are opened: convert the base to safetensors."
+            if pickled and not any(weight_files(folder / part) for part in WEIGHTS)
+            else "Fetch or export the base again, with all its parts."
+        )
+        raise ModelError(f"The base {folder} lacks {', '.join(missing)}.", hint=hint)
+    _check_unet(folder, read_json(folder / "unet/config.json"))
+
+
+def weight_files(part: Path) -> list[Path]:
+    """The safetensors of one part of a base, all variants."""
+    return sorted(part.glob("*.safetensors")) if part.is_dir() else []
+
+
+def part_variant(part: Path, preferred: str | None) -> str | None:
+    """The variant to load from one part's folder: the preferred if it is there, else the plain, else fp16."""
+    names = [file.name for file in weight_files(part)]
+    plain = any(re.fullmatch(r"\w+(-\d+-of-\d+)?\.safetensors", name) for name in names)
+    for variant in (preferred, None if plain else "fp16"):
+        if variant and any(f".{variant}." in name or f".{variant}-" in name for name in names):
+            return variant
+    return None
+
+
+def config(base: BaseRef, part: str) -> Mapping[str, Any]:
+    """The configuration of one part: ``unet``, ``vae``, ``scheduler``, ``text_encoder``, ..."""
+    name = "scheduler_config.json" if part == "scheduler" else "config.json"
+    return read_json(config_folder(base) / part / name)
+
+
+def config_folder(base: BaseRef) -> Path:
+    """The folder with the configuration of every part."""
+    return SDXL_CONFIG if base.kind == "file" else base.path
+
+
+def tokenizer_folder(base: BaseRef) -> Path:
+    """The folder that holds ``tokenizer`` and ``tokenizer_2``; a single file borrows SDXL's from the cache.
+
+    Raises ModelError when they are not there.
+    """
+    if base.kind != "file":
+        return base.path
+    snapshot = _snapshot(SDXL_ID, SDXL_REVISION) or _snapshot(SDXL_ID, None)
+    if snapshot is None or not all((snapshot / name / "vocab.json").is_file() for name in TOKENIZERS):
+        raise ModelError(
+            f"The checkpoint {base.path.name} carries no tokenizers, and SDXL's are not on this disk.",
+            hint="unziplora models pull sdxl",
+        )
+    return snapshot
+
+
+def find_vae(spec: str) -> Path:
+    """The folder of an autoencoder, from a folder (also a whole base's) or a cached Hugging Face id."""
+    folder = Path(spec).expanduser()
+    if not folder.is_dir():
+        id, _, revision = spec.partition("@")
+        snapshot = _snapshot(id, revision or None) if _HUB_ID.fullmatch(spec) else None
+        if snapshot is None:
+            raise ModelError(f"The VAE {spec} is not on this disk.", hint=f"unziplora models pull {spec}")
+        folder = snapshot
+    if (folder / "vae/config.json").is_file():
+        folder /= "vae"
+    if not (folder / "config.json").is_file() or not weight_files(folder):
+        raise ModelError(
+            f"The VAE {spec} lacks a config.json or a .safetensors file.",
+            hint="Give a folder in diffusers' layout or a Hugging Face id.",
+        )
+    return folder
+
+
+def latent_factor(base: BaseRef) -> int:
+    """Pixels per latent pixel along one side; 8 for SDXL."""
+    return int(2 ** (len(config(base, "vae")["block_out_channels"]) - 1))
+
+
+def native_resolution(base: BaseRef) -> int:
+    """The side in pixels of the pictures that the base was trained on; 1024 for SDXL."""
+    return int(config(base, "unet")["sample_size"]) * latent_factor(base)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises ModelError."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"Cannot read {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON.", hint="The base is damaged; fetch it again.") from error
+    if not isinstance(value, dict):
+        raise ModelError(
+            f"{path} does not hold a configuration.", hint="The base is damaged; fetch it again."
+        )
+    return value
+
+
+def _find(spec: str) -> BaseRef:
+    if spec == "mini":
+        folder = resources.mini_base()
+        check(folder)
+        return BaseRef(spec, "builtin", "mini", folder, None, None, _fingerprint_folder(folder))
+    if spec == "sdxl":
+        return _find_hub(spec, SDXL_ID, SDXL_REVISION, "fp16")
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        path = path.resolve()
+        check(path)
+        return BaseRef(spec, "folder", str(path), path, None, None, _fingerprint_folder(path))
+    if path.is_file():
+        path = path.resolve()
+        _check_file(path)
+        return BaseRef(spec, "file", str(path), path, None, None, _fingerprint(path))
+    if _HUB_ID.fullmatch(spec) and not spec.startswith("."):
+        id, _, revision = spec.partition("@")
+        return _find_hub(spec, id, revision or None, None)
+    raise ModelError(
+        f"There is no base {spec!r}: no such folder or file, and not a Hugging Face id.",
+        hint="Give --base mini, sdxl, owner/name, a diffusers folder or a .safetensors file.",
+    )
+
+
+def _find_hub(spec: str, id: str, revision: str | None, variant: str | None) -> BaseRef:
+    folder = _snapshot(id, revision)
+    if folder is None:
+        raise BaseNotCached(spec, id, revision)
+    check(folder)
+    return BaseRef(spec, "hub", id, folder, folder.name, variant, folder.name)
+
+
+def _snapshot(id: str, revision: str | None) -> Path | None:
+    """The folder of a hub repository in Hugging Face's cache; no network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(id, revision=revision, cache_dir=paths.hub_cache(), local_files_only=True)
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    return Path(folder)
+
+
+def _gpu_present() -> bool:
+    import torch
+
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def _required_files(folder: Path) -> Iterator[str]:
+    yield from (f"{part}/config.json" for part in WEIGHTS)
+    yield "scheduler/scheduler_config.json"
+    for part in TOKENIZERS:
+        if not (folder / part / "tokenizer.json").is_file():
+            yield f"{part}/vocab.json"
+            yield f"{part}/merges.txt"
+
+
+def _check_unet(folder: Path, unet: Mapping[str, Any]) -> None:
+    if unet.get("_class_name") != "UNet2DConditionModel":
+        raise _not_sdxl(folder, f"its denoiser is a {unet.get('_class_name')}, not a UNet2DConditionModel")
+    if unet.get("addition_embed_type") != "text_time":
+        raise _not_sdxl(folder, "its U-Net takes no pooled text and picture size")
+    if unet.get("in_channels") != unet.get("out_channels"):
+        raise _not_sdxl(
+            folder, "its U-Net takes a mask or picture beside the noise (an inpainting or edit model)"
+        )
+    attentions = list(_attentions(unet))
+    lacking = [block for block in SELECTIVE if not any(name.startswith(block) for name in attentions)]
+    if lacking:
+        raise _not_sdxl(folder, f"its U-Net has no attention at {', '.join(lacking)}")
+
+
+def _attentions(unet: Mapping[str, Any]) -> Iterator[str]:
+    """The names of the attention groups of a U-Net, from its configuration."""
+    layers = unet.get("layers_per_block", 2)
+    for side, extra in (("down", 0), ("up", 1)):
+        for i, block in enumerate(unet.get(f"{side}_block_types", ())):
+            if "CrossAttn" in block:
+                count = (layers if isinstance(layers, int) else layers[i]) + extra
+                yield from (f"{side}_blocks.{i}.attentions.{j}." for j in range(count))
+
+
+def _check_file(path: Path) -> None:
+    """Raise ModelError unless the file is an SDXL checkpoint in the original layout."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors":
+        raise ModelError(
+            f"{path.name} is not a .safetensors file; other checkpoints can run code when they are opened.",
+            hint="Convert it to safetensors, or give a folder or a Hugging Face id.",
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = set(file.keys())
+            first = "model.diffusion_model.input_blocks.0.0.weight"
+            channels = file.get_slice(first).get_shape()[1] if first in keys else None
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is damaged or cut short: {error}.", hint="Fetch the file again.") from error
+    if any("lora" in key for key in keys):
+        raise ModelError(f"{path.name} is a LoRA, not a base.", hint="unziplora import takes LoRAs.")
+    parts = {
+        "the U-Net": "model.diffusion_model.label_emb.0.0.weight",
+        "the first text encoder": "conditioner.embedders.0.transformer.",
+        "the second text encoder": "conditioner.embedders.1.model.",
+        "the VAE": "first_stage_model.decoder.",
+    }
+    missing = [part for part, prefix in parts.items() if not any(key.startswith(prefix) for key in keys)]
+    if missing:
+        raise _not_sdxl(path, f"it lacks {', '.join(missing)} of SDXL")
+    if channels != 4:
+        raise _not_sdxl(path, f"its U-Net takes {channels} channels (an inpainting or edit model)")
+
+
+def _not_sdxl(path: Path, why: str) -> ModelError:
+    return ModelError(
+        f"The base {path} is not of SDXL's shape: {why}.",
+        hint="Use SDXL or a model made from it: --base sdxl, or --base mini to try things out.",
+    )
+
+
+def _fingerprint_folder(folder: Path) -> str:
+    return _fingerprint(folder / "unet/config.json", *weight_files(folder / "unet"))
+
+
+def _fingerprint(*files: Path) -> str:
+    """sha256 of each file's size and of evenly spread samples (small files: of everything)."""
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(size.to_bytes(8, "little"))
+        with file.open("rb") as stream:
+            for i in range(_SAMPLES):
+                stream.seek(max(0, size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return f"sha256:{digest.hexdigest()}"

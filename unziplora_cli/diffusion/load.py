@@ -1,0 +1,174 @@
+"""A base's parts, loaded one by one, so that the text encoders leave memory before the U-Net arrives.
+
+Nothing is ever fetched from the network here, and nothing is printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from unziplora_cli.diffusion.base import (
+    TOKENIZERS,
+    BaseNotCached,
+    BaseRef,
+    config,
+    config_folder,
+    find_vae,
+    latent_factor,
+    native_resolution,
+    part_variant,
+    read_json,
+    resolve_base,
+    tokenizer_folder,
+)
+from unziplora_cli.diffusion.prompts import TextEncoders
+from unziplora_cli.errors import ModelError
+
+__all__ = [
+    "BaseNotCached",
+    "BaseRef",
+    "alphas_cumprod",
+    "latent_factor",
+    "load_scheduler",
+    "load_text_encoders",
+    "load_unet",
+    "load_vae",
+    "native_resolution",
+    "resolve_base",
+]
+
+SCHEDULERS = {
+    "euler": "EulerDiscreteScheduler",
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+}
+
+_LATENTS = {"clip_sample": False, "set_alpha_to_one": False}
+"""What a sampler of latents needs where the base's own scheduler has no such setting."""
+
+
+def load_text_encoders(base: BaseRef, *, device: torch.device | str, dtype: torch.dtype) -> TextEncoders:
+    """Both tokenizers and text encoders, frozen; raises ModelError."""
+    with _loading(base, "text encoders"):
+        folder = tokenizer_folder(base)
+        first, second = (
+            CLIPTokenizer.from_pretrained(folder / name, local_files_only=True) for name in TOKENIZERS
+        )
+        if base.kind == "file":
+            pipeline = _from_file(base, dtype, tokenizer=first, tokenizer_2=second, unet=None, vae=None)
+            models = (pipeline.text_encoder, pipeline.text_encoder_2)
+        else:
+            models = (
+                _from_folder(CLIPTextModel, base, "text_encoder", dtype=dtype),
+                _from_folder(CLIPTextModelWithProjection, base, "text_encoder_2", dtype=dtype),
+            )
+    return TextEncoders(
+        (first, second), tuple(_frozen(model, device) for model in models), _zeros_for_empty(base)
+    )
+
+
+def load_vae(
+    base: BaseRef, *, device: torch.device | str, dtype: torch.dtype = torch.float32, vae: str | None = None
+) -> AutoencoderKL:
+    """The autoencoder, frozen; raises ModelError.
+
+    ``vae`` names another one than the base's own: a folder or a cached Hugging Face id.
+    """
+    with _loading(base, "VAE"):
+        if vae is not None:
+            folder = find_vae(vae)
+            variant = part_variant(folder, None)
+            model = AutoencoderKL.from_pretrained(
+                folder, variant=variant, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+            )
+        elif base.kind == "file":
+            model = _model_from_file(AutoencoderKL, base, "vae", dtype)
+        else:
+            model = _from_folder(AutoencoderKL, base, "vae", torch_dtype=dtype)
+    return _frozen(model, device)
+
+
+def load_unet(base: BaseRef, *, device: torch.device | str, dtype: torch.dtype) -> UNet2DConditionModel:
+    """The U-Net, frozen; raises ModelError."""
+    with _loading(base, "U-Net"):
+        if base.kind == "file":
+            model = _model_from_file(UNet2DConditionModel, base, "unet", dtype)
+        else:
+            model = _from_folder(UNet2DConditionModel, base, "unet", torch_dtype=dtype)
+    return _frozen(model, device)
+
+
+def load_scheduler(base: BaseRef, name: str | None = None) -> Any:
+    """A sampler on the base's noise schedule: the base's own, ``euler``, ``ddim``, ``ddpm`` or ``dpm++``."""
+    values = config(base, "scheduler")
+    kind = SCHEDULERS[name] if name is not None else str(values.get("_class_name", "EulerDiscreteScheduler"))
+    with _loading(base, "scheduler"):
+        return getattr(diffusers, kind).from_config({**_LATENTS, **values})
+
+
+def alphas_cumprod(base: BaseRef) -> Tensor:
+    """The share of the picture's variance that is left at each timestep, [1000], float32."""
+    with _loading(base, "scheduler"):
+        return DDPMScheduler.from_config(config(base, "scheduler")).alphas_cumprod.float()
+
+
+def _from_folder(cls: Any, base: BaseRef, part: str, **dtype: torch.dtype) -> Any:
+    folder = base.path / part
+    variant = part_variant(folder, base.variant)
+    return cls.from_pretrained(folder, variant=variant, use_safetensors=True, local_files_only=True, **dtype)
+
+
+def _model_from_file(cls: Any, base: BaseRef, part: str, dtype: torch.dtype) -> Any:
+    return cls.from_single_file(
+        str(base.path),
+        config=str(config_folder(base)),
+        subfolder=part,
+        torch_dtype=dtype,
+        local_files_only=True,
+    )
+
+
+def _from_file(base: BaseRef, dtype: torch.dtype, **parts: Any) -> Any:
+    from diffusers import StableDiffusionXLPipeline
+
+    return StableDiffusionXLPipeline.from_single_file(
+        str(base.path), config=str(config_folder(base)), torch_dtype=dtype, local_files_only=True, **parts
+    )
+
+
+def _frozen(model: Any, device: torch.device | str) -> Any:
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _zeros_for_empty(base: BaseRef) -> bool:
+    index = config_folder(base) / "model_index.json"
+    return bool(read_json(index).get("force_zeros_for_empty_prompt", True)) if index.is_file() else True
+
+
+@contextmanager
+def _loading(base: BaseRef, part: str) -> Iterator[None]:
+    """Keep the libraries quiet, and turn their complaints about files into a ModelError."""
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(
+            f"Cannot load the {part} of the base {base.id}: {reason}",
+            hint="The files are damaged or of another kind; fetch the base again.",
+        ) from error
