@@ -44,7 +44,7 @@ def fox(v: Vary, p: Vary) -> list[Part]:
     cheeks = half + [(-x, y) for x, y in half[:0:-1]]
     parts.append(Part("light", blob(*[(hx + x, hy + y) for x, y in cheeks]), line=False))
     parts += _eye(hx - 0.21, hy + 0.02, 0.075) + _eye(hx + 0.21, hy + 0.02, 0.075)
-    parts.append(Part("eye", ellipse(hx, hy + 0.35, 0.095, 0.075), line=False))
+    parts.append(Part("eye", ellipse(hx, hy + 0.31, 0.085, 0.065), line=False))
     return parts
 
 

@@ -50,7 +50,7 @@ def sheet_scenes(kind: str, seed: int) -> list[list[Scene]]:
                 [replace(scenes[(j * 13 + i) % 256], style=style) for j in range(12)] for i, style in enumerate(names)
             ]
         case "subjects":
-            return [[subject(plain[i * 22 + j], name) for j in range(8)] for i, name in enumerate(SUBJECTS)]
+            return [[subject(plain[i * 8 + j], name) for j in range(8)] for i, name in enumerate(SUBJECTS)]
         case "contexts":
             return [[replace(scenes[i * 10 + j], context=c) for j in range(10)] for i, c in enumerate(CONTEXTS)]
         case "markings":

@@ -104,12 +104,12 @@ def generated_sheet(folder: Path, device: torch.device, path: Path, *, steps: in
 
 
 def reconstruction_sheet(store: Store, rebuilt: np.ndarray, index: np.ndarray, path: Path) -> None:
-    """Drawn pictures above their reconstructions, three of each style in a row."""
+    """Drawn pictures beside their reconstructions, five pairs of each style in a row."""
     styles = store.labels[index][:, list(NAMES).index("style")]
     rows, names = [], []
     for number, name in enumerate(NAMES["style"]):
-        some = np.flatnonzero(styles == number)[:5]
-        if len(some) == 5:
+        if (styles == number).any():
+            some = np.resize(np.flatnonzero(styles == number), 5)
             rows += [picture for n in some for picture in (store.pictures[index[n]], rebuilt[n])]
             names.append(name)
     sheet(np.stack(rows), 10, names, path)

@@ -87,7 +87,9 @@ class Layers:
 
     def paint_front(self, table: Array | None = None) -> Array:
         """The subject in the colours of ``table`` [256, 3] (default: its own), black outside, weighted by coverage."""
-        return self._paint(self._front, self.front_colors if table is None else table)
+        table = (self.front_colors if table is None else table).copy()
+        table[0] = 0
+        return self._paint(self._front, table)
 
     def paint_back(self, table: Array | None = None) -> Array:
         """The background, also behind the subject."""
@@ -137,7 +139,7 @@ class Layers:
         sigma = width * 0.5
         soft = blur(density, sigma)
         peak = 1.12 / (SUPERSAMPLING * sigma * self.unit * np.sqrt(2 * np.pi))
-        cut = peak * np.exp(-0.5 * (0.5 * width / sigma) ** 2)
+        cut = float(peak * np.exp(-0.5 * (0.5 * width / sigma) ** 2))
         slope = cut * 0.5 * width / sigma**2 / self.unit  # change per pixel at the stroke's edge
         return np.clip((soft - cut) / slope + 0.5, 0, 1)
 
@@ -178,10 +180,12 @@ def normals(height: Array, depth: float = 1.0) -> Array:
 
 def blur(field: Array, sigma: float) -> Array:
     """Gaussian blur of a field [n, n] or picture [n, n, 3]; ``sigma`` in pixels of a 128-pixel picture."""
-    kernel = _kernel(field.shape[0], sigma)
+    size = field.shape[0]
+    kernel = _kernel(size, sigma)
+    field = field.astype(np.float32, copy=False)
     if field.ndim == 2:
         return kernel @ field @ kernel.T
-    return np.stack([kernel @ field[..., c] @ kernel.T for c in range(3)], -1)
+    return kernel @ (kernel @ field.reshape(size, -1)).reshape(field.shape)
 
 
 @lru_cache(64)

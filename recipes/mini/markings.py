@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from recipes.mini.scene import Individual
 from recipes.mini.shapes import Points, Vary, blob, box, ellipse, line, rotate, star
 
 _REACH = 1.3
+_HEXAGON = [(float(np.cos(a)), float(np.sin(a))) for a in np.arange(6) * np.pi / 3]
 
 
 def marking_shapes(individual: Individual) -> list[Points]:
@@ -19,7 +22,8 @@ def marking_shapes(individual: Individual) -> list[Points]:
             shapes = [line(-2, (k + phase) * step, 2, (k + phase) * step, step * 0.46) for k in range(-6, 6)]
         case "dotted":
             step, size = vary(0.32, 0.4), vary(0.27, 0.31)
-            shapes = [ellipse(x, y, step * size, step * size) for x, y in _lattice(step, phase, staggered=True)]
+            dot = ellipse(0, 0, step * size, step * size)
+            shapes = [dot + at for at in _lattice(step, phase)]
         case "checkered":
             step = vary(0.22, 0.28)
             shapes = [
@@ -28,23 +32,27 @@ def marking_shapes(individual: Individual) -> list[Points]:
             ]  # fmt: skip
         case "starred":
             step = vary(0.42, 0.5)
-            shapes = [star(x, y, step * 0.4, turn=-turn) for x, y in _lattice(step, phase, staggered=True)]
+            mark = star(0, 0, step * 0.4, turn=-turn)
+            shapes = [mark + at for at in _lattice(step, phase)]
         case "patched":
             step = vary(0.58, 0.7)
             shapes = []
-            for x, y in _lattice(step, phase, staggered=True):
-                radii = [step * vary(0.24, 0.42) for _ in range(6)]
-                ring = [rotate(ellipse(0, 0, r, r)[:1], 60 * k)[0] for k, r in enumerate(radii)]
-                shapes.append(blob(*[(x + dx, y + dy) for dx, dy in ring]))
+            for at in _lattice(step, phase):
+                radii = [step * vary(0.24, 0.42) for _ in _HEXAGON]
+                shapes.append(blob(*[(r * x, r * y) for r, (x, y) in zip(radii, _HEXAGON, strict=True)]) + at)
         case _:
             shapes = []
-    return [rotate(points, turn) for points in shapes]
+    if not shapes:
+        return []
+    ends = np.cumsum([len(points) for points in shapes])[:-1]
+    return np.split(rotate(np.concatenate(shapes), turn), ends)
 
 
-def _lattice(step: float, phase: float, *, staggered: bool) -> list[tuple[float, float]]:
+def _lattice(step: float, phase: float) -> list[tuple[float, float]]:
+    """Centres of a staggered lattice that covers a subject however it is turned."""
     count = int(_REACH / step) + 1
     return [
-        ((i + phase + (0.5 if staggered and j % 2 else 0.0)) * step, j * step * 0.88)
+        ((i + phase + 0.5 * (j % 2)) * step, j * step * 0.88)
         for i in range(-count - 1, count + 1)
         for j in range(-count - 1, count + 2)
     ]

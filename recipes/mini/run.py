@@ -64,9 +64,9 @@ def main() -> None:
         raise SystemExit(f"unknown stage: {', '.join(sorted(unknown))}; stages are {', '.join(STAGES)}")
     if args.tiny:
         args.base, args.held_out, args.groups, args.test = 160, 64, 12, 32
-        args.batch_vae, args.batch_judge, args.batch_unet = 4, 24, 4
+        args.batch_vae, args.batch_judge, args.batch_unet = 2, 24, 4
         args.compile_vae = args.compile_unet = False
-    max_steps = 20 if args.tiny else 10**9
+    max_steps = 12 if args.tiny else 10**9
     sampling = 2 if args.tiny else report_card.STEPS
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True

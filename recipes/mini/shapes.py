@@ -46,9 +46,8 @@ def ellipse(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> Poin
 
 def blob(*points: tuple[float, float]) -> Points:
     """A smooth closed curve through the points (Catmull-Rom)."""
-    p1 = np.array(points, float)[:, None]  # [n, 1, 2]
-    p0, p2, p3 = np.roll(p1, 1, 0), np.roll(p1, -1, 0), np.roll(p1, -2, 0)
-    return _spline(p0, p1, p2, p3).reshape(-1, 2)
+    p = np.array([points[-1], *points, points[0], points[1]], float)[:, None]  # [n + 3, 1, 2]
+    return _spline(p[:-3], p[1:-2], p[2:-1], p[3:]).reshape(-1, 2)
 
 
 def curve(*points: tuple[float, float]) -> Points:

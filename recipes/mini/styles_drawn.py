@@ -13,15 +13,15 @@ def watercolor(layers: Layers) -> Array:
     paper = rgb(252, 249, 241)
     grain = layers.noise(13)[..., None]
     rims = blur(layers.lines(2.2, details=True), 1.0)[..., None]
-    front = layers.paint_front(saturate(mix(layers.front_colors, 1.0, 0.2), 1.15))
+    front = layers.paint_front(saturate(mix(layers.front_colors, 1.0, 0.16), 1.25))
     front = blur(front, 0.7) * (1.04 - 0.3 * rims) + (grain - 0.5) * 0.3 * layers.alpha[..., None]
-    back = blur(layers.paint_back(mix(layers.back_colors, 1.0, 0.42)), 2.6)
-    back = back + (layers.noise(20, index=1)[..., None] - 0.5) * 0.28
+    back = blur(layers.paint_back(mix(saturate(layers.back_colors, 1.8), 1.0, 0.42)), 2.0)
+    back = back + (layers.noise(20, index=1)[..., None] - 0.5) * 0.16
     x, y = grid(layers)
     edge = 1 - np.maximum(np.abs(x - 64), np.abs(y - 64)) / 64
-    wash = np.clip((edge - 0.1 + (layers.noise(12, index=2) - 0.5) * 0.32) * 9, 0, 1)[..., None]
+    wash = np.clip((edge - 0.07 + (layers.noise(12, index=2) - 0.5) * 0.2) * 9, 0, 1)[..., None]
     halo = np.clip(blur(layers.alpha, 2.0) * 1.5, 0, 1)[..., None]
-    return layers.over(front, mix(mix(paper, back, wash), paper, 0.75 * halo * (1 - layers.alpha[..., None])))
+    return layers.over(front, mix(mix(paper, back, wash), paper, 0.6 * halo * (1 - layers.alpha[..., None])))
 
 
 def pixel(layers: Layers) -> Array:
@@ -78,26 +78,26 @@ def charcoal(layers: Layers) -> Array:
     """Smudged gray on rough paper with soft dark strokes."""
     grain = layers.noise(6, 2.2)
     front = 0.28 + 0.62 * layers.paint_front(np.repeat(luma(layers.front_colors)[:, None], 3, 1))[..., 0]
-    back = 0.95 - 0.42 * blur(1 - layers.paint_back()[..., 1], 3.0)
+    back = 0.98 - 0.36 * blur(1 - layers.paint_back()[..., 1], 2.4)
     smudge = blur(layers.lines(4.5), 1.6)
     strokes = np.clip(layers.lines(3.0, details=True), 0, 1) * (0.55 + 0.45 * np.clip(grain * 1.6, 0, 1))
     gray = layers.alpha * (front * (0.7 + 0.4 * lambert(layers.relief(0.8)))) + (1 - layers.alpha) * back
-    gray = gray * (1 - 0.42 * smudge) * (1 - 0.3 * blur(layers.back_lines(3), 1.2) * (1 - layers.alpha))
-    gray = gray * (1 - 0.72 * strokes) + (grain - 0.5) * 0.18
+    gray = gray * (1 - 0.3 * smudge) * (1 - 0.3 * blur(layers.back_lines(3), 1.2) * (1 - layers.alpha))
+    gray = gray * (1 - 0.72 * strokes) + (grain - 0.5) * (0.05 + 0.13 * layers.alpha)
     return ramp(gray, rgb(24, 22, 26), rgb(126, 122, 120), rgb(240, 236, 228))
 
 
 def pastel(layers: Layers) -> Array:
     """Powdery pale colours that melt into each other, without a line."""
-    tint = mix(saturate(layers.front_colors, 0.9), 1.0, 0.42)
+    tint = mix(saturate(layers.front_colors, 0.95), 1.0, 0.26)
     powder = (layers.noise(8, 2.6) - 0.5)[..., None]
     front = blur(layers.paint_front(tint), 0.9)
     glow = blur(layers.alpha, 7)[..., None]
-    back = mix(blur(layers.paint_back(mix(layers.back_colors, 1.0, 0.55)), 4.5), rgb(255, 226, 232), 0.35)
-    back = mix(back, rgb(255, 252, 246), 0.7 * glow)
+    back = mix(blur(layers.paint_back(mix(saturate(layers.back_colors, 1.3), 1.0, 0.45)), 3.4), rgb(255, 214, 226), 0.25)
+    back = mix(back, rgb(255, 252, 246), 0.5 * glow)
     alpha = blur(layers.alpha, 0.9)[..., None]
     soft = front * (0.9 + 0.2 * blur(lambert(layers.relief(0.7)), 1.5)[..., None])
-    return soft + back * (1 - alpha) + 0.15 * powder
+    return soft + back * (1 - alpha) + 0.1 * powder
 
 
 def oil(layers: Layers) -> Array:
@@ -108,11 +108,11 @@ def oil(layers: Layers) -> Array:
     back = layers.paint_back(saturate(layers.back_colors, 1.2)) * 0.84
     picture = layers.over(front, back)
     strokes = average(picture, index * 2 + inside, count * 2)
-    strokes = mix(strokes, picture, 0.42 * layers.alpha[..., None])
-    jitter = np.random.default_rng(layers.seed).uniform(-0.09, 0.09, (count, 3)).astype(np.float32)[index]
+    strokes = mix(strokes, picture, 0.62 * layers.alpha[..., None])
+    jitter = np.random.default_rng(layers.seed).uniform(-0.06, 0.06, (count, 3)).astype(np.float32)[index]
     ridge = np.clip(border / 2.2, 0, 1)
     slope = np.gradient(blur(ridge, 0.8))
-    strokes = (strokes + jitter) * rgb(255, 246, 224) - (slope[0] + slope[1])[..., None] * 0.34
+    strokes = (strokes + jitter) * rgb(255, 246, 224) - (slope[0] + slope[1])[..., None] * 0.22
     return blur(strokes, 0.5)
 
 

@@ -20,8 +20,8 @@ def stained_glass(layers: Layers) -> Array:
     if layers.plain:
         back = mix(back, rgb(96, 150, 226) * tints, 0.62)
     lead_back = np.maximum(np.clip(2.0 - border, 0, 1), layers.back_lines(2.4)) * (1 - layers.alpha)
-    lead = np.maximum(layers.lines(3.8), lead_back)
-    lead = np.maximum(lead, 0.7 * layers.lines(2.2, details=True))
+    lead = np.maximum(layers.lines(3.3), lead_back)
+    lead = np.maximum(lead, 0.6 * layers.lines(2.0, details=True))
     sun = np.clip(1.3 - 0.75 * blur(lead, 3.6), 0, 1.4)[..., None]
     x, y = grid(layers)
     sun = sun * (1.1 - 0.3 * np.hypot(x - 44, y - 36) / 128)[..., None]
@@ -86,22 +86,22 @@ def pop_art(layers: Layers) -> Array:
     front = front * (1 - 0.5 * shade[..., None])
     halo = np.clip(blur(layers.alpha, 3.4) * 6 - 0.6, 0, 1)
     picture = stroke(picture, halo, 1.0)
-    return stroke(layers.over(front, picture), layers.lines(4.0), 0.04)
+    return stroke(layers.over(front, picture), layers.lines(3.3), 0.04)
 
 
 def woodcut(layers: Layers) -> Array:
     """One dark ink cut into lines that swell in the shade, on warm paper."""
     x, y = grid(layers)
     bend = 16 * (layers.noise(40) - 0.5)
-    wave = 0.5 + 0.5 * np.cos((y + 0.25 * x + bend) * 2 * np.pi / 10)
-    cross = 0.5 + 0.5 * np.cos((y * 0.6 - x + bend) * 2 * np.pi / 10)
+    wave = 0.5 + 0.5 * np.cos((y + 0.12 * x + bend) * 2 * np.pi / 15)
+    cross = 0.5 + 0.5 * np.cos((y * 0.7 - x * 0.7 + bend) * 2 * np.pi / 11)
     tone = luma(layers.front_colors)
     front = layers.paint_front((0.3 + 0.72 * tone)[:, None].repeat(3, 1))[..., 0] * (0.5 + 0.62 * lambert(layers.relief(1.1)))
     back = 0.15 + 0.62 * blur(luma(layers.paint_back()), 0.8)
-    cut = np.clip((front - 0.16 - 0.5 * cross) * 3 + 0.5, 0, 1)
-    carved = np.clip((back - 0.1 - 0.72 * wave) * 3 + 0.5, 0, 1)
-    rim = np.clip(blur(layers.alpha, 1.8) * 3, 0, 1) * (1 - layers.alpha)
-    gray = layers.alpha * cut + (1 - layers.alpha) * np.maximum(carved * (1 - 0.9 * layers.back_lines(2)), rim)
+    cut = np.clip((front - 0.06 - 0.5 * cross) * 2.6 + 0.5, 0, 1)
+    carved = np.clip((back + 0.16 - 0.72 * wave) * 2.2 + 0.5, 0, 1)
+    rim = np.clip(blur(layers.alpha, 3.2) * 4 - 0.3, 0, 1) * (1 - layers.alpha)
+    gray = layers.alpha * cut + (1 - layers.alpha) * np.maximum(carved * (1 - 0.9 * layers.back_lines(2.4)), rim)
     gray = gray * (1 - layers.lines(3.0)) * (1 - layers.cover("eye", "dark")) + layers.cover("glint")
     return ramp(gray, rgb(44, 26, 22), rgb(240, 222, 184))
 
@@ -112,9 +112,9 @@ def chalkboard(layers: Layers) -> Array:
     board = rgb(34, 66, 56) + 0.15 * dust[..., None]
     rough = np.clip(layers.noise(6, 2.0, 2) * 1.5, 0.25, 1)
     hatch = 0.4 + 0.6 * np.clip((layers.noise(7, 5.0, 3) - 0.3) * 3, 0, 1)
-    chalk = mix(saturate(layers.front_colors, 1.2), 1.0, 0.34)
+    chalk = mix(saturate(layers.front_colors, 1.5), 1.0, 0.26)
     plane = layers.paint_front(chalk)
-    picture = mix(board, board * 0.25 + plane * 0.85, (0.72 * hatch * layers.alpha)[..., None])
+    picture = mix(board, board * 0.1 * layers.alpha[..., None] + plane, (0.92 * hatch * layers.alpha)[..., None])
     back = mix(layers.paint_back(), 1.0, 0.4)
     picture = picture + (back - 0.5) * 0.16 * (1 - layers.alpha[..., None])
     picture = stroke(picture, layers.back_lines(2.2) * (1 - layers.alpha) * rough * 0.7, mix(back, 1.0, 0.3))
@@ -157,7 +157,7 @@ def porcelain(layers: Layers) -> Array:
     flow = 0.16 * (layers.noise(12) - 0.5)
     front = wash + flow * layers.alpha
     x, y = grid(layers)
-    back = 0.97 - 0.34 * (1 - blur(luma(layers.paint_back()), 1.5)) if not layers.plain else np.full_like(x, 0.97)
+    back = 0.97 - 0.2 * (1 - blur(luma(layers.paint_back()), 1.5)) if not layers.plain else np.full_like(x, 0.97)
     strokes = np.maximum(blur(layers.lines(3.2), 0.6), 0.7 * blur(layers.lines(2.2, details=True), 0.5))
     gray = (front + back * (1 - layers.alpha)) * (1 - 0.86 * strokes) * (1 - 0.5 * layers.back_lines(2.2) * (1 - layers.alpha))
     far = np.hypot(x - 64, y - 64)

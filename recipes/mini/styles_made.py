@@ -12,19 +12,19 @@ photo = photograph
 
 def sepia(layers: Layers) -> Array:
     """An old photograph in browns with dark corners."""
-    gray = blur(luma(photograph(layers)), 0.8)
-    gray = (0.08 + 0.9 * gray) * vignette(layers, 0.62)[..., 0]
+    gray = luma(photograph(layers))
+    gray = np.clip(0.5 + 1.3 * (gray - 0.46), 0, 1) * vignette(layers, 0.5)[..., 0]
     return ramp(gray, rgb(38, 20, 10), rgb(128, 82, 44), rgb(212, 168, 112), rgb(250, 228, 186))
 
 
 def clay(layers: Layers) -> Array:
     """Everything modelled in plasticine, fingerprints included."""
-    dents = layers.noise(9) * 3.2
+    dents = layers.noise(10) * 1.7
     normal = layers.relief(1.5, bumps=dents)
     colors = mix(saturate(layers.front_colors, 0.85), rgb(200, 170, 150), 0.12)
     front = layers.paint_front(colors) * (0.3 + 0.95 * lambert(normal))[..., None]
     front = front + layers.alpha[..., None] * 0.2 * gloss(normal, 12)[..., None]
-    slab = normals(3.5 * blur(1 - layers.back_lines(2.5), 2.0) + 4.5 * layers.noise(12, index=2), layers.unit)
+    slab = normals(3.5 * blur(1 - layers.back_lines(2.5), 2.0) + 2.6 * layers.noise(14, index=2), layers.unit)
     back = layers.paint_back(mix(saturate(layers.back_colors, 0.8), rgb(206, 180, 160), 0.2))
     back = blur(back, 0.8) * (0.26 + 0.9 * lambert(slab))[..., None]
     return layers.over(front, back * (1 - 0.6 * layers.shadow(4)[..., None]))
@@ -32,15 +32,15 @@ def clay(layers: Layers) -> Array:
 
 def felt(layers: Layers) -> Array:
     """Cut felt, puffed, sewn on with pale stitches."""
-    nap = (layers.noise(5) - 0.5)[..., None] * 0.12
+    nap = (layers.noise(5) - 0.5)[..., None] * 0.08
     soft = blur(layers.alpha, 2.6)
     seam = np.exp(-(((soft - 0.83) / 0.07) ** 2)) * layers.alpha
     x, y = grid(layers)
     dashes = np.clip(np.cos(np.arctan2(y - 66, x - 64) * 22) * 3 + 1, 0, 1)
-    colors = mix(saturate(layers.front_colors, 0.82), rgb(150, 120, 120), 0.1)
+    colors = mix(saturate(layers.front_colors, 0.95), rgb(170, 130, 120), 0.08)
     front = blur(layers.paint_front(colors), 0.5) * (0.6 + 0.5 * lambert(layers.relief(0.9)) )[..., None]
     front = front + nap * layers.alpha[..., None]
-    back = mix(saturate(layers.paint_back(), 0.6), rgb(142, 150, 160), 0.35) + nap * 1.2
+    back = mix(saturate(layers.paint_back(), 0.9), rgb(150, 150, 160), 0.25) + nap * 1.2
     stitched = np.clip(np.sin((x + y) * 2 * np.pi / 14) * 3 + 0.6, 0, 1) * layers.back_lines(2.0) * (1 - layers.alpha)
     back = back * (1 - 0.55 * np.roll(blur(layers.alpha, 2.4), (int(3 * layers.unit),) * 2, (0, 1))[..., None])
     picture = layers.over(front, stroke(back, stitched * 0.6, rgb(250, 244, 228)))
@@ -80,13 +80,12 @@ def mosaic(layers: Layers) -> Array:
     front = layers.paint_front(saturate(layers.front_colors, 1.3))
     picture = layers.over(front, layers.paint_back(saturate(layers.back_colors, 1.1)))
     stones = average(picture, index * 2 + inside, count * 2)
-    stones = mix(stones, picture, 0.3 * layers.alpha[..., None])
-    jitter = np.random.default_rng(layers.seed).uniform(-0.1, 0.1, (count, 1)).astype(np.float32)[index]
-    mortar = np.clip(1.35 - border, 0, 1)
-    mortar = np.maximum(mortar, 0.8 * layers.lines(1.2))
+    stones = mix(stones, picture, 0.5 * layers.alpha[..., None])
+    jitter = np.random.default_rng(layers.seed).uniform(-0.09, 0.09, (count, 1)).astype(np.float32)[index]
+    mortar = np.maximum(np.clip(1.2 - border, 0, 1), 0.9 * layers.lines(1.4))
     dome = np.gradient(blur(np.clip(border, 0, 3), 0.7))
-    stones = stones * (1 + jitter) - (dome[0] + dome[1])[..., None] * 0.16
-    return stroke(stones, 0.62 * mortar, rgb(226, 214, 194))
+    stones = stones * (1 + jitter) - (dome[0] + dome[1])[..., None] * 0.07
+    return stroke(stones, mortar * (0.36 + 0.2 * layers.alpha), rgb(226, 214, 194))
 
 
 def thermal(layers: Layers) -> Array:

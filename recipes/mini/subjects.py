@@ -26,8 +26,8 @@ def placement(pose_seed: int) -> tuple[Points, Points]:
     import numpy as np
 
     pose = Vary(pose_seed + 1)
-    scale, flip = pose(0.33, 0.38), 1 - 2 * pose.pick(2)
+    scale, flip = pose(0.36, 0.41), 1 - 2 * pose.pick(2)
     angle = np.deg2rad(pose(-4, 4))
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     matrix = np.diag([flip, 1]) @ turn * scale
-    return matrix, np.array([0.5 + pose(-0.06, 0.06), 0.52 + pose(-0.02, 0.03) + (0.36 - scale) * 0.8])
+    return matrix, np.array([0.5 + pose(-0.04, 0.04), 0.51 + pose(-0.02, 0.02) + (0.39 - scale) * 0.8])

@@ -6,8 +6,8 @@ from recipes.mini.shapes import Part, Vary, blob, box, curve, ellipse, line, mir
 
 
 def rose(v: Vary, p: Vary) -> list[Part]:
-    size, lean, layers = v(0.5, 0.6), p(-0.08, 0.08), v(0, 50)
-    y = -0.38
+    size, lean, layers = v(0.58, 0.68), p(-0.08, 0.08), v(0, 50)
+    y = -0.32
     stem = curve((0.02, 0.98), (-0.04, 0.5), (lean, y + 0.2))
     leaf = blob((0.0, 0.62), (0.24, 0.3), (0.66, 0.24), (0.5, 0.58), (0.2, 0.7))
     parts = [Part("leaf", tube(stem, 0.1, 0.1)), Part("leaf", leaf)]
@@ -40,15 +40,14 @@ def mushroom(v: Vary, p: Vary) -> list[Part]:
 def tree(v: Vary, p: Vary) -> list[Part]:
     wide, trunk, round_ = v(0.85, 1.05), v(0.16, 0.26), v(0.9, 1.1)
     sway = p(-0.05, 0.05)
-    half = [(0.0, -0.95), (0.42, -0.84), (0.62, -0.56), (0.88, -0.34), (0.82, 0.06), (0.5, 0.26), (0.2, 0.2)]
-    crown = [(x * wide + sway, y * round_) for x, y in half + [(-x, y) for x, y in half[:0:-1]]]
+    crown = ((-0.52, -0.08, 0.38), (0.52, -0.1, 0.38), (-0.36, -0.5, 0.36), (0.38, -0.5, 0.36), (0.0, -0.68, 0.32), (0.0, -0.1, 0.44))
     path = curve((0, 0.95), (0.02, 0.5), (sway, 0.0))
     parts = [
         Part("wood", tube(path, trunk * 1.9, trunk * 1.1, trunk)),
         Part("wood", line(0.02, 0.38, 0.36, 0.02, trunk * 0.5, trunk * 0.4)),
-        Part("body", blob(*crown)),
+        *(Part("body", ellipse(x * wide + sway, y * round_, r * wide, r * round_)) for x, y, r in crown),
     ]
-    for x, y in ((-0.42, -0.02), (0.1, 0.02), (0.5, -0.3), (-0.2, -0.5)):
+    for x, y in ((-0.5, 0.0), (0.06, 0.06), (0.5, -0.3), (-0.24, -0.5)):
         parts.append(Part("second", ellipse(x * wide + sway, y * round_, 0.1, 0.105)))
     return parts
 
@@ -195,7 +194,7 @@ def mug(v: Vary, p: Vary) -> list[Part]:
 
 
 def guitar(v: Vary, p: Vary) -> list[Part]:
-    hip, waist, neck = v(0.5, 0.62), v(0.28, 0.36), v(0.13, 0.17)
+    hip, waist, neck = v(0.58, 0.7), v(0.34, 0.42), v(0.15, 0.19)
     tilt = p(20, 32)
     half = [(0.0, -0.12), (0.3, -0.08), (hip * 0.76, 0.1), (waist, 0.32), (hip, 0.66), (0.3, 0.98)]
     body = half + [(0.0, 1.02)] + [(-x, y) for x, y in half[:0:-1]]
