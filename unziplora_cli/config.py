@@ -8,6 +8,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,98 +26,110 @@ SCHEDULERS = (
     "polynomial",
 )
 
+training = partial(option, group="Training")
+optimization = partial(option, group="Optimizer")
+separation = partial(option, group="Separation")
+importance = partial(option, group="Column importance")
+pictures = partial(option, group="Pictures and class pictures")
+watching = partial(option, group="Watching")
+
 
 @dataclass(frozen=True)
 class TrainConfig(Checked):
     """One training. The defaults are the paper's."""
 
-    rank: int = option(64, "Rank of both LoRAs.", min=1, max=1024)
-    steps: int = option(600, "Training steps.", min=1, max=1_000_000)
-    content_lr: float = option(5e-5, "Learning rate of the content LoRA.", above=0.0, max=1.0)
-    style_lr: float = option(5e-5, "Learning rate of the style LoRA.", above=0.0, max=1.0)
-    merge_lr: float = option(5e-3, "Learning rate of the merge weights.", min=0.0, max=1.0)
-    recalibrations: int = option(
-        3, "Windows of the training; the columns are chosen anew in each.", min=1, max=1000
+    rank: int = training(64, "Rank of both LoRAs.", min=1, max=1024)
+    steps: int = training(600, "Training steps.", min=1, max=1_000_000)
+    content_lr: float = training(5e-5, "Learning rate of the content LoRA.", above=0.0, max=1.0)
+    style_lr: float = training(5e-5, "Learning rate of the style LoRA.", above=0.0, max=1.0)
+    merge_lr: float = training(5e-3, "Learning rate of the merge weights.", min=0.0, max=1.0)
+    resolution: int = training(1024, "Side of the training picture in pixels.", min=32, max=4096, multiple=8)
+    batch_size: int = training(1, "Noise draws per step.", min=1, max=256)
+    grad_accumulation: int = training(1, "Batches whose gradients are added up per step.", min=1, max=1024)
+    precision: str = training(
+        "auto", "Number format of the base model.", choices=("auto", "fp32", "bf16", "fp16")
     )
-    column_ratio: float = option(
-        0.1, "Share of a projection's columns that one window gives to a branch.", above=0.0, max=1.0
-    )
-    overlap_weight: float = option(
-        0.5, "Weight of the penalty on columns that both branches use.", min=0.0, max=1000.0
-    )
-    resolution: int = option(1024, "Side of the training picture in pixels.", min=32, max=4096, multiple=8)
-    batch_size: int = option(1, "Noise draws per step.", min=1, max=256)
-    grad_accumulation: int = option(1, "Batches whose gradients are added up per step.", min=1, max=1024)
-    max_grad_norm: float = option(1.0, "Largest joint norm of all gradients.", above=0.0, max=1e6)
-    optimizer: str = option(
+    gradient_checkpointing: bool = training(False, "Recompute activations to save memory.")
+    seed: int = training(0, "Seed of everything random.", min=0, max=SEED_MAX)
+
+    max_grad_norm: float = optimization(1.0, "Largest joint norm of all gradients.", above=0.0, max=1e6)
+    optimizer: str = optimization(
         "adamw",
         "Optimizer; adamw8bit needs the extra `bnb`, prodigy the extra `prodigy`.",
         choices=("adamw", "adamw8bit", "prodigy"),
     )
-    adam_beta1: float = option(0.9, "First Adam decay rate.", min=0.0, max=0.999999)
-    adam_beta2: float = option(0.999, "Second Adam decay rate.", min=0.0, max=0.999999)
-    adam_eps: float = option(1e-8, "Adam epsilon.", above=0.0, max=1.0)
-    weight_decay: float = option(1e-4, "Decoupled weight decay.", min=0.0, max=1.0)
-    lr_scheduler: str = option(
+    adam_beta1: float = optimization(0.9, "First Adam decay rate.", min=0.0, max=0.999999)
+    adam_beta2: float = optimization(0.999, "Second Adam decay rate.", min=0.0, max=0.999999)
+    adam_eps: float = optimization(1e-8, "Adam epsilon.", above=0.0, max=1.0)
+    weight_decay: float = optimization(1e-4, "Decoupled weight decay.", min=0.0, max=1.0)
+    lr_scheduler: str = optimization(
         "constant", "Learning-rate schedule, by its diffusers name.", choices=SCHEDULERS
     )
-    lr_warmup_steps: int = option(0, "Warm-up steps of the schedule.", min=0, max=1_000_000)
-    precision: str = option(
-        "auto", "Number format of the base model.", choices=("auto", "fp32", "bf16", "fp16")
-    )
-    gradient_checkpointing: bool = option(False, "Recompute activations to save memory.")
-    seed: int = option(0, "Seed of everything random.", min=0, max=SEED_MAX)
-    snr_gamma: float | None = option(
+    lr_warmup_steps: int = optimization(0, "Warm-up steps of the schedule.", min=0, max=1_000_000)
+    snr_gamma: float | None = optimization(
         None, "Weight the loss by min(SNR, this value); 5 is usual.", above=0.0, max=1000.0
     )
-    prompt_separation: bool = option(True, "Give each branch its own prompt.")
-    column_separation: bool = option(
+
+    recalibrations: int = separation(
+        3, "Windows of the training; the columns are chosen anew in each.", min=1, max=1000
+    )
+    column_ratio: float = separation(
+        0.1, "Share of a projection's columns that one window gives to a branch.", above=0.0, max=1.0
+    )
+    overlap_weight: float = separation(
+        0.5, "Weight of the penalty on columns that both branches use.", min=0.0, max=1000.0
+    )
+    prompt_separation: bool = separation(True, "Give each branch its own prompt.")
+    column_separation: bool = separation(
         True, "Give each branch its own output columns; off trains two plain LoRAs without merge weights."
     )
-    block_separation: bool = option(True, "Give some U-Net blocks wholly to one branch.")
-    avoid_overlap: bool = option(True, "Let style choose among the columns that content left.")
-    finetune_mask: bool = option(
+    block_separation: bool = separation(True, "Give some U-Net blocks wholly to one branch.")
+    avoid_overlap: bool = separation(True, "Let style choose among the columns that content left.")
+    finetune_mask: bool = separation(
         False,
         "Merge weights learn on all columns of their branch; off: only on columns that both branches use.",
     )
-    importance_score: str = option(
+
+    importance_score: str = importance(
         "count",
         "Column importance from |W * dW|: count = share of rows above the threshold, magnitude = mean.",
         choices=("count", "magnitude"),
     )
-    importance_threshold: float = option(1e-5, "Threshold of the count score.", above=0.0, max=1.0)
-    importance_loss_scale: float = option(
+    importance_threshold: float = importance(1e-5, "Threshold of the count score.", above=0.0, max=1.0)
+    importance_loss_scale: float = importance(
         65536.0,
         "Gradients are multiplied by this before the threshold, as loss scaling does in the authors' runs.",
         above=0.0,
         max=2.0**40,
     )
-    importance_steps: int = option(
+    importance_steps: int = importance(
         1, "Unmasked steps at the start of each window from which the importance is taken.", min=1, max=1000
     )
-    accumulate_importance: bool = option(
+    accumulate_importance: bool = importance(
         False, "Sum the scores of those steps; off: only the last one counts."
     )
-    strict_top: bool = option(
+    strict_top: bool = importance(
         True, "Take columns strictly above the n-th score, as the authors do; off: exactly n columns."
     )
-    crop: str = option("random", "How a picture that is not square is cut.", choices=("center", "random"))
-    crops: int = option(8, "Random crops that are encoded once and then drawn from.", min=1, max=1000)
-    validate_every: int = option(
-        0, "Draw validation pictures every N steps; 0 = never.", min=0, max=1_000_000
-    )
-    validation_images: int = option(4, "Pictures per validation prompt.", min=1, max=64)
-    save_every: int = option(0, "Save the LoRAs every N steps; 0 = only at the end.", min=0, max=1_000_000)
-    prior_content: str | None = option(None, "Folder of class pictures for the content branch.")
-    prior_style: str | None = option(None, "Folder of class pictures for the style branch.")
-    prior_content_prompt: str | None = option(None, "Prompt of the content class pictures.")
-    prior_style_prompt: str | None = option(None, "Prompt of the style class pictures.")
-    prior_weight_content: float = option(1.0, "Weight of the content prior loss.", min=0.0, max=1000.0)
-    prior_weight_style: float = option(1.0, "Weight of the style prior loss.", min=0.0, max=1000.0)
-    prior_images: int = option(
+
+    crop: str = pictures("random", "How a picture that is not square is cut.", choices=("center", "random"))
+    crops: int = pictures(8, "Random crops that are encoded once and then drawn from.", min=1, max=1000)
+    prior_content: str | None = pictures(None, "Folder of class pictures for the content branch.")
+    prior_style: str | None = pictures(None, "Folder of class pictures for the style branch.")
+    prior_content_prompt: str | None = pictures(None, "Prompt of the content class pictures.")
+    prior_style_prompt: str | None = pictures(None, "Prompt of the style class pictures.")
+    prior_weight_content: float = pictures(1.0, "Weight of the content prior loss.", min=0.0, max=1000.0)
+    prior_weight_style: float = pictures(1.0, "Weight of the style prior loss.", min=0.0, max=1000.0)
+    prior_images: int = pictures(
         100, "Class pictures per folder; missing ones are drawn with the base.", min=1, max=100_000
     )
-    tracker: str = option(
+
+    validate_every: int = watching(
+        0, "Draw validation pictures every N steps; 0 = never.", min=0, max=1_000_000
+    )
+    validation_images: int = watching(4, "Pictures per validation prompt.", min=1, max=64)
+    save_every: int = watching(0, "Save the LoRAs every N steps; 0 = only at the end.", min=0, max=1_000_000)
+    tracker: str = watching(
         "none",
         "Where curves are logged; each needs the extra of its name.",
         choices=("none", "tensorboard", "wandb"),

@@ -11,9 +11,12 @@ from unziplora_cli.errors import UsageError
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
-def option(default: Any, help: str, **limits: Any) -> Any:
-    """A documented field; limits are `min`, `max`, `above` (exclusive), `multiple` and `choices`."""
-    return field(default=default, metadata={"help": help, **limits})
+def option(default: Any, help: str, *, group: str = "Options", **limits: Any) -> Any:
+    """A documented field; limits are `min`, `max`, `above` (exclusive), `multiple` and `choices`.
+
+    `group` is the heading under which the command line shows it.
+    """
+    return field(default=default, metadata={"help": help, "group": group, **limits})
 
 
 class Checked:

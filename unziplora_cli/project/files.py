@@ -5,7 +5,16 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One file that is not what it should be."""
+
+    path: str
+    reason: str
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from pathlib import Path
 from unziplora_cli import paths
 from unziplora_cli.errors import ProjectError
 from unziplora_cli.project import files, manifest
+from unziplora_cli.project.files import Problem
 from unziplora_cli.project.lock import locked
 from unziplora_cli.project.manifest import Manifest, Role
 from unziplora_cli.project.names import check_name
@@ -60,14 +61,6 @@ class Damaged:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One file that is not what the manifest says."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Verification:
     """What checking a project found."""
 
@@ -106,7 +99,7 @@ class ProjectStore:
 
     def open(self, name: str) -> Project:
         """The project of this name; raises ProjectError when it is unknown or damaged."""
-        folder = self._existing(name)
+        folder = self.folder_of(name)
         return Project(folder, replace(manifest.read(folder), name=name))
 
     @contextmanager
@@ -150,7 +143,7 @@ class ProjectStore:
 
     def rename(self, old: str, new: str) -> Project:
         """Give a project another name; raises ProjectError when that is taken."""
-        folder = self._existing(old)
+        folder = self.folder_of(old)
         if old == check_name(new):
             return self.open(old)
         first, second = sorted((old, new))
@@ -165,7 +158,7 @@ class ProjectStore:
 
     def remove(self, name: str) -> None:
         """Delete a project with all its files, a damaged one too."""
-        self._existing(name)
+        self.folder_of(name)
         with self._home_errors(), self.lock(name):
             _delete((self.folder / name).rename(self._partial(name)))
 
@@ -183,7 +176,8 @@ class ProjectStore:
                 problems.append(Problem(path, reason))
         return Verification(name, len(expected), tuple(problems))
 
-    def _existing(self, name: str) -> Path:
+    def folder_of(self, name: str) -> Path:
+        """The folder of an existing project, damaged or not; raises ProjectError."""
         folder = self.folder / check_name(name)
         if _is_project_folder(folder):
             return folder

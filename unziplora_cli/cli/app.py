@@ -1,0 +1,108 @@
+"""The program `unziplora`: global options, the commands, and how a run ends.
+
+Each group of commands is one module with a `register(app)`; heavy libraries are imported in command bodies.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unziplora_cli import __version__
+from unziplora_cli.cli import models, projects
+from unziplora_cli.cli.failures import describe
+from unziplora_cli.cli.session import Session
+from unziplora_cli.errors import Interrupted
+
+app = typer.Typer(
+    name="unziplora",
+    help="Take one picture apart into a content LoRA and a style LoRA, and put them together again.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+projects.register(app)
+models.register(app)
+
+# Global options that a person may also write behind the command; True: an option that takes a value.
+_GLOBAL = {
+    "--home": True,
+    "--json": False,
+    "--quiet": False,
+    "-q": False,
+    "--verbose": False,
+    "-v": False,
+    "--offline": False,
+}
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"unziplora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    ctx: typer.Context,
+    home: Annotated[
+        Path | None,
+        typer.Option(help="Folder of all projects; else $UNZIPLORA_HOME, else your data folder."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON envelope instead of text.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks and more detail.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    session = ctx.obj = ctx.obj or Session()
+    session.home = home
+    session.offline = offline or os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
+    session.output.json = json
+    session.output.quiet = quiet or json
+    session.output.verbose = verbose
+    session.output.command = ctx.invoked_subcommand or ""
+    # Nothing asks the hub for anything unless the user said `models pull`.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns the exit code."""
+    session = Session()
+    arguments = _global_options_first(arguments) or ["--help"]
+    session.output.json = "--json" in arguments
+    session.output.verbose = "-v" in arguments or "--verbose" in arguments
+    try:
+        code = app(args=arguments, prog_name="unziplora", standalone_mode=False, obj=session)
+        if code == Interrupted.exit_code:  # what Typer makes of Ctrl-C
+            raise KeyboardInterrupt
+    except (Exception, KeyboardInterrupt) as error:
+        message, hint, code = describe(error)
+        session.output.error(error, message, hint, code)
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def _global_options_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the global options in front, so that `unziplora list --json` works too."""
+    first, rest = [], list(arguments)
+    position = 0
+    while position < len(rest) and rest[position] != "--":
+        option = rest[position].split("=")[0] if rest[position].startswith("--") else rest[position]
+        if option in _GLOBAL:
+            count = 2 if _GLOBAL[option] and "=" not in rest[position] else 1
+            first += rest[position : position + count]
+            del rest[position : position + count]
+        else:
+            position += 1
+    return first + rest

@@ -1,0 +1,25 @@
+"""One table from an exception to its message, its hint and its exit code."""
+
+from unziplora_cli.errors import Interrupted, OutOfMemory, UnziploraError
+
+UNEXPECTED = "This is a defect of unziplora, or of a library beneath it. To see where, add -v."
+
+SMALLER = "Close other programs, or ask for less: a smaller picture, a lower rank, half precision."
+
+
+def describe(error: BaseException) -> tuple[str, str, int]:
+    """The message, the hint and the exit code for any exception that ends a command."""
+    if isinstance(error, UnziploraError):
+        return error.message, error.hint, error.exit_code
+    if hasattr(error, "format_message"):  # the command line's own errors; Typer keeps their class private
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "unziplora"
+        return error.format_message(), f"{command} --help", 2
+    if isinstance(error, KeyboardInterrupt | EOFError) or type(error).__name__ == "Abort":
+        return "Interrupted.", "", Interrupted.exit_code
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, not imported
+        return "There is not enough memory for this.", SMALLER, OutOfMemory.exit_code
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror or error}{where}.", "To see where, add -v.", 1
+    return f"{type(error).__name__}: {error}".strip(": "), UNEXPECTED, 1

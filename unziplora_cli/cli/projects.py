@@ -1,0 +1,150 @@
+"""list, show, verify, rename and remove: projects on disk."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unziplora_cli.cli.render import Table, duration, size
+from unziplora_cli.cli.session import Session
+from unziplora_cli.errors import ProjectError
+
+if TYPE_CHECKING:
+    from unziplora_cli.project.store import Project
+
+PANEL = "Projects"
+NAME = typer.Argument(metavar="PROJECT", help="Name of a project.", show_default=False)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the program."""
+    app.command("list", rich_help_panel=PANEL)(list_projects)
+    app.command("show", rich_help_panel=PANEL)(show)
+    app.command("verify", rich_help_panel=PANEL)(verify)
+    app.command("rename", rich_help_panel=PANEL)(rename)
+    app.command("remove", rich_help_panel=PANEL)(remove)
+
+
+def list_projects(ctx: typer.Context) -> None:
+    """List all projects."""
+    session: Session = ctx.obj
+    projects, damaged = session.store().list()
+    data = {
+        "projects": [_summary(project) for project in projects],
+        "damaged": [{"name": each.name, "reason": each.reason} for each in damaged],
+    }
+    if not projects and not damaged:
+        session.output.result(data, text="No projects yet. Make one: unziplora train PICTURE")
+        return
+    rows = [
+        [
+            project.name,
+            project.manifest.words.subject,
+            project.manifest.words.style,
+            project.manifest.base.spec,
+            _steps(project),
+            project.manifest.created[:10],
+            size(project.size()),
+        ]
+        for project in projects
+    ]
+    rows += [[each.name, "damaged", "", "", "", "", ""] for each in damaged]
+    columns = ("name", "subject", "style", "base", "steps", "created", "size")
+    session.output.result(data, table=Table(columns, rows))
+    for each in damaged:
+        session.output.message(f"{each.name}: {each.reason}")
+
+
+def show(ctx: typer.Context, project: Annotated[str, NAME]) -> None:
+    """Show what a project was made of."""
+    session: Session = ctx.obj
+    found = session.store().open(project)
+    manifest = found.manifest
+    rows = [
+        ["folder", str(found.folder)],
+        ["created", f"{manifest.created} by unziplora {manifest.tool_version}"],
+        ["base", " ".join(filter(None, (manifest.base.spec, manifest.base.revision)))],
+        *(
+            ["picture", f"{each.file}, {each.width} x {each.height} {each.format}"]
+            for each in manifest.source
+        ),
+        ["subject", manifest.words.subject],
+        ["style", manifest.words.style],
+        ["trigger", manifest.words.trigger],
+        ["full prompt", manifest.prompts.full],
+        ["content prompt", manifest.prompts.content],
+        ["style prompt", manifest.prompts.style],
+        ["training", f"{_steps(found)} steps on {manifest.device} in {duration(manifest.seconds)}"],
+        ["seed", str(manifest.seed)],
+        *([each.role, f"{each.path}, {size(each.bytes)}"] for each in manifest.artifacts),
+        *([name, f"{value:.4g}"] for name, value in manifest.metrics.items()),
+    ]
+    data = {"folder": str(found.folder), "bytes": found.size(), "manifest": manifest.to_json()}
+    session.output.result(data, table=Table((found.name, ""), rows))
+
+
+def verify(ctx: typer.Context, project: Annotated[str, NAME]) -> None:
+    """Check that a project's files are whole and unchanged."""
+    session: Session = ctx.obj
+    found = session.store().verify(project)
+    if found.problems:
+        damage = "; ".join(f"{each.path} {each.reason}" for each in found.problems)
+        raise ProjectError(
+            f"{len(found.problems)} of {found.checked} files of {project!r} are damaged: {damage}.",
+            hint="Restore them from a copy, or train again with --force.",
+        )
+    session.output.result(
+        {"name": project, "checked": found.checked},
+        text=f"{project}: all {found.checked} files are as they were written.",
+    )
+
+
+def rename(
+    ctx: typer.Context,
+    project: Annotated[str, NAME],
+    new_name: Annotated[str, typer.Argument(help="Its new name.", show_default=False)],
+) -> None:
+    """Give a project another name."""
+    session: Session = ctx.obj
+    renamed = session.store().rename(project, new_name)
+    session.output.result(
+        {"old": project, "new": renamed.name, "folder": str(renamed.folder)},
+        text=f"{project} is now {renamed.name}.",
+    )
+
+
+def remove(
+    ctx: typer.Context,
+    project: Annotated[str, NAME],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a project with all its files and pictures."""
+    session: Session = ctx.obj
+    store = session.store()
+    folder = store.folder_of(project)
+    if not yes and not session.output.confirm(f"Delete {folder} and everything in it?", instead="--yes"):
+        session.output.result({"removed": None}, text="Nothing was removed.")
+        return
+    store.remove(project)
+    session.output.result({"removed": project}, text=f"Removed {project}.")
+
+
+def _summary(project: "Project") -> dict[str, Any]:
+    manifest = project.manifest
+    return {
+        "name": project.name,
+        "folder": str(project.folder),
+        "subject": manifest.words.subject,
+        "style": manifest.words.style,
+        "base": manifest.base.spec,
+        "state": manifest.state,
+        "steps_done": manifest.steps_done,
+        "created": manifest.created,
+        "bytes": project.size(),
+    }
+
+
+def _steps(project: "Project") -> str:
+    done = str(project.manifest.steps_done)
+    if project.manifest.state == "complete":
+        return done
+    return f"{done} of {project.manifest.training.get('steps', '?')}"

@@ -1,0 +1,130 @@
+"""The one sink of everything that a command says, and the only module that knows Rich.
+
+Results go to stdout, progress and messages to stderr. With --json, stdout carries one envelope only.
+"""
+
+import json
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ENVELOPE_SCHEMA = 1
+
+
+class Output:
+    """How one run of the program talks; the global options set its flags before a command starts."""
+
+    def __init__(self) -> None:
+        self.json = False
+        self.quiet = False
+        self.verbose = False
+        self.command = ""
+
+    def result(
+        self,
+        data: Mapping[str, Any],
+        *,
+        text: str = "",
+        table: "Table | None" = None,
+    ) -> None:
+        """The result of a command: `data` with --json, else the table and the text."""
+        if self.json:
+            self._envelope({"ok": True, "result": data})
+            return
+        if table is not None:
+            _print_table(self._console(), table)
+        if text:
+            self._console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def message(self, text: str) -> None:
+        """Tell what is going on; silent with --quiet."""
+        if not self.quiet:
+            self.console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def warning(self, text: str) -> None:
+        """Tell what the user should know; not silenced."""
+        from rich.text import Text
+
+        self.console().print(Text.assemble(("Note: ", "yellow"), text), soft_wrap=True)
+
+    def error(self, error: BaseException, message: str, hint: str, exit_code: int) -> None:
+        """Say what failed and what to do next; the traceback only with --verbose."""
+        if self.verbose:
+            traceback.print_exception(error, file=sys.stderr)
+        if self.json:
+            failure = {"type": type(error).__name__, "message": message, "hint": hint, "exit_code": exit_code}
+            self._envelope({"ok": False, "error": failure})
+            return
+        from rich.text import Text
+
+        console = self.console()
+        console.print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=True)
+        if hint:
+            console.print(Text.assemble(("  -> ", "dim"), hint), soft_wrap=True)
+
+    def confirm(self, question: str, *, instead: str) -> bool:
+        """Ask on the terminal; without one, raise UsageError that names the option to give `instead`."""
+        import typer
+
+        from unziplora_cli.errors import UsageError
+
+        if self.json or not sys.stdin.isatty():
+            raise UsageError(f"{question} Nobody is there to answer.", hint=f"Answer yes with {instead}.")
+        return typer.confirm(question, err=True)
+
+    def console(self) -> "Console":
+        """The console for progress and messages (stderr)."""
+        from rich.console import Console
+
+        return Console(stderr=True)
+
+    def _console(self) -> "Console":
+        from rich.console import Console
+
+        return Console()
+
+    def _envelope(self, content: Mapping[str, Any]) -> None:
+        envelope = {"schema": ENVELOPE_SCHEMA, "command": self.command, **content}
+        print(json.dumps(envelope, ensure_ascii=False, indent=2, default=str))
+
+
+class Table:
+    """Rows for people; the first column never wraps."""
+
+    def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        self.columns = columns
+        self.rows = rows
+
+
+def _print_table(console: "Console", table: Table) -> None:
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(table.columns):
+        drawn.add_column(column, no_wrap=index == 0, overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    console.print(drawn)
+
+
+def size(number: int) -> str:
+    """Bytes for people: `6.9 GB`."""
+    power = min(max(len(str(number)) - 1, 0) // 3, 4)
+    unit = ("B", "kB", "MB", "GB", "TB")[power]
+    amount = number / 1000**power
+    return f"{amount:.1f} {unit}" if power and amount < 100 else f"{amount:.0f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `1 min 30 s`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
