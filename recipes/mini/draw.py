@@ -1,7 +1,7 @@
 """Draw a scene; as a program, draw contact sheets and the sample pictures.
 
-    python -m recipes.mini.draw --sheet sheet.png
-    python -m recipes.mini.draw --samples folder
+python -m recipes.mini.draw --sheet sheet.png
+python -m recipes.mini.draw --samples folder
 """
 
 from __future__ import annotations
@@ -16,8 +16,16 @@ from PIL import Image
 
 from recipes.mini.layers import Layers
 from recipes.mini.scene import (
-    CONTEXTS, GENERIC, HELD_OUT_STYLES, MARKINGS, STYLES, SUBJECTS,
-    Scene, random_individual, random_scene, sample_scenes,
+    CONTEXTS,
+    GENERIC,
+    HELD_OUT_STYLES,
+    MARKINGS,
+    STYLES,
+    SUBJECTS,
+    Scene,
+    random_individual,
+    random_scene,
+    sample_scenes,
 )  # fmt: skip
 from recipes.mini.styles import PAINTERS
 
@@ -47,12 +55,15 @@ def sheet_scenes(kind: str, seed: int) -> list[list[Scene]]:
         case "styles":
             names = (*STYLES, GENERIC, *HELD_OUT_STYLES)
             return [
-                [replace(scenes[(j * 13 + i) % 256], style=style) for j in range(12)] for i, style in enumerate(names)
+                [replace(scenes[(j * 13 + i) % 256], style=style) for j in range(12)]
+                for i, style in enumerate(names)
             ]
         case "subjects":
             return [[subject(plain[i * 8 + j], name) for j in range(8)] for i, name in enumerate(SUBJECTS)]
         case "contexts":
-            return [[replace(scenes[i * 10 + j], context=c) for j in range(10)] for i, c in enumerate(CONTEXTS)]
+            return [
+                [replace(scenes[i * 10 + j], context=c) for j in range(10)] for i, c in enumerate(CONTEXTS)
+            ]
         case "markings":
             return [
                 [replace(s, individual=replace(s.individual, marking=m)) for s in plain[i * 10 : i * 10 + 10]]
@@ -61,13 +72,20 @@ def sheet_scenes(kind: str, seed: int) -> list[list[Scene]]:
         case _:
             styles = (STYLES[0], *rng.choice([*STYLES[1:], *HELD_OUT_STYLES], 7, replace=False))
             who = [random_individual(rng) for _ in range(8)]
-            return [[replace(scenes[i * 8 + j], individual=w, style=str(s)) for j, s in enumerate(styles)] for i, w in enumerate(who)]
+            return [
+                [replace(scenes[i * 8 + j], individual=w, style=str(s)) for j, s in enumerate(styles)]
+                for i, w in enumerate(who)
+            ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sheet", type=Path, help="write a contact sheet to this file")
-    parser.add_argument("--kind", default="styles", choices=["styles", "subjects", "contexts", "markings", "individuals"])
+    parser.add_argument(
+        "--kind", default="styles", choices=["styles", "subjects", "contexts", "markings", "individuals"]
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--samples", type=Path, help="write the sample pictures, 256 px, to this folder")
     args = parser.parse_args()

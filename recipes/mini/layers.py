@@ -33,7 +33,10 @@ class Layers:
         self.seed = scene.pose_seed
         self.plain = not scene.context
         matrix, offset = placement(scene.pose_seed)
-        front = [Part(p.role, p.points @ matrix.T + offset, p.line) for p in subject_parts(scene.individual, scene.pose_seed)]
+        front = [
+            Part(p.role, p.points @ matrix.T + offset, p.line)
+            for p in subject_parts(scene.individual, scene.pose_seed)
+        ]
         marks = [points @ matrix.T + offset for points in marking_shapes(scene.individual)]
         back = context_parts(scene.context, scene.pose_seed)
         self._front, self._solid = self._label(front)
@@ -42,6 +45,7 @@ class Layers:
         self.back_roles = ["", *(part.role for part in back)]
         self._mark(marks)
         self.front_colors, self.back_colors = self._color(scene)
+        self.front_tones = self._tone()
 
     def _label(self, parts: list[Part]) -> tuple[Image.Image, Image.Image]:
         side = self.size * SUPERSAMPLING
@@ -63,7 +67,9 @@ class Layers:
         pen = ImageDraw.Draw(mask)
         for points in shapes:
             pen.polygon((points * side).ravel().tolist(), fill=1)
-        raised = [i + _MARKED * (i < len(self.front_roles) and self.front_roles[i] in _MARKABLE) for i in range(256)]
+        raised = [
+            i + _MARKED * (i < len(self.front_roles) and self.front_roles[i] in _MARKABLE) for i in range(256)
+        ]
         self._front.paste(self._front.point(raised), mask=mask)
 
     def _color(self, scene: Scene) -> tuple[Array, Array]:
@@ -75,6 +81,14 @@ class Layers:
         for label, role in enumerate(self.back_roles[1:], 1):
             back[label] = colors[role]
         return front, back
+
+    def _tone(self) -> Array:
+        """The brightness of the subject's colours [256, 3], a marking set off from its body at least by 0.34."""
+        tone = self.front_colors @ np.array([0.299, 0.587, 0.114], np.float32)
+        body, marked = tone[:_MARKED], tone[_MARKED : 2 * _MARKED]
+        near = np.abs(body - marked) < 0.34
+        marked[near] = (body + np.where(body > 0.5, -0.34, 0.34))[near]
+        return tone[:, None].repeat(3, 1)
 
     def _paint(self, labels: Image.Image, table: Array) -> Array:
         paletted = labels.copy()

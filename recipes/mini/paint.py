@@ -30,7 +30,9 @@ def rgb(*values: int) -> Array:
 def ramp(gray: Array, *stops: Array) -> Array:
     """Brightness [...] to colour [..., 3] along evenly spaced stops."""
     at = np.linspace(0, 1, len(stops))
-    return np.stack([np.interp(gray, at, [stop[c] for stop in stops]) for c in range(3)], -1).astype(np.float32)
+    return np.stack([np.interp(gray, at, [stop[c] for stop in stops]) for c in range(3)], -1).astype(
+        np.float32
+    )
 
 
 def saturate(color: Array, amount: float) -> Array:
@@ -92,7 +94,9 @@ def cells(size: int, pitch: float, stretch: float, variant: int) -> tuple[Array,
         low, high = points.min(0) - pitch, points.max(0) + pitch
         count = np.maximum(((high - low) / pitch).astype(int), 1)
         i, j = np.mgrid[0 : count[0], 0 : count[1]]
-        seeds = low + (np.stack([i, j], -1).reshape(-1, 2) + 0.5 + rng.uniform(-0.33, 0.33, (i.size, 2))) * pitch
+        seeds = (
+            low + (np.stack([i, j], -1).reshape(-1, 2) + 0.5 + rng.uniform(-0.33, 0.33, (i.size, 2))) * pitch
+        )
     index, border = np.empty(len(points), np.int64), np.empty(len(points), np.float32)
     for start in range(0, len(points), 4096):
         block = points[start : start + 4096]
@@ -118,12 +122,16 @@ def lit(layers: Layers, color: Array, depth: float = 1.0, *, shine: float = 0.5)
     light = lambert(normal)
     shade = 0.44 + 0.72 * light
     rim = np.clip(1 - normal[..., 2], 0, 1) * np.clip(normal[..., 0] * 0.6 + normal[..., 1] * 0.6, 0, 1)
-    out = color * shade[..., None] * mix(rgb(214, 208, 236), rgb(255, 252, 244), np.clip(light * 1.3, 0, 1)[..., None])
+    out = (
+        color
+        * shade[..., None]
+        * mix(rgb(214, 208, 236), rgb(255, 252, 244), np.clip(light * 1.3, 0, 1)[..., None])
+    )
     highlight = gloss(normal, 26) - 0.14
     return out + layers.alpha[..., None] * (shine * np.clip(highlight, 0, 1) + 0.16 * rim)[..., None]
 
 
-def photograph(layers: Layers) -> Array:
+def photograph(layers: Layers, colors: Array | None = None) -> Array:
     """The scene as a photograph of toys: soft light, soft background, a shadow on the ground."""
     back = layers.paint_back()
     if layers.plain:
@@ -132,4 +140,4 @@ def photograph(layers: Layers) -> Array:
     else:
         back = blur(back, 1.1) * (1.04 - 0.1 * grid(layers)[1] / 128)[..., None]
     back = back * (1 - 0.55 * layers.shadow()[..., None] * (1 - 0.25 * rgb(60, 70, 140)))
-    return layers.over(lit(layers, layers.paint_front()), back) * vignette(layers, 0.12)
+    return layers.over(lit(layers, layers.paint_front(colors)), back) * vignette(layers, 0.12)

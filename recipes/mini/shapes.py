@@ -102,7 +102,9 @@ def line(x0: float, y0: float, x1: float, y1: float, *widths: float) -> Points:
     return tube(np.linspace((x0, y0), (x1, y1), 6), *widths)
 
 
-def star(x: float, y: float, radius: float, points: int = 5, inner: float = 0.48, turn: float = 0.0) -> Points:
+def star(
+    x: float, y: float, radius: float, points: int = 5, inner: float = 0.48, turn: float = 0.0
+) -> Points:
     """A star with one point up."""
     angle = np.arange(2 * points) * np.pi / points - np.pi / 2
     radii = np.where(np.arange(2 * points) % 2, inner, 1.0) * radius

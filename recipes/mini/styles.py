@@ -16,4 +16,6 @@ def _find(style: str) -> Callable[[Layers], Array]:
     return next(getattr(module, name) for module in _MODULES if hasattr(module, name))
 
 
-PAINTERS: dict[str, Callable[[Layers], Array]] = {style: _find(style) for style in (*STYLES, GENERIC, *HELD_OUT_STYLES)}
+PAINTERS: dict[str, Callable[[Layers], Array]] = {
+    style: _find(style) for style in (*STYLES, GENERIC, *HELD_OUT_STYLES)
+}

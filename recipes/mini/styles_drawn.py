@@ -77,14 +77,14 @@ def comic(layers: Layers) -> Array:
 def charcoal(layers: Layers) -> Array:
     """Smudged gray on rough paper with soft dark strokes."""
     grain = layers.noise(6, 2.2)
-    front = 0.28 + 0.62 * layers.paint_front(np.repeat(luma(layers.front_colors)[:, None], 3, 1))[..., 0]
-    back = 0.98 - 0.36 * blur(1 - layers.paint_back()[..., 1], 2.4)
+    front = 0.36 + 0.62 * layers.paint_front(layers.front_tones)[..., 0]
+    back = 1.0 - 0.3 * blur(1 - layers.paint_back()[..., 1], 2.4)
     smudge = blur(layers.lines(4.5), 1.6)
     strokes = np.clip(layers.lines(3.0, details=True), 0, 1) * (0.55 + 0.45 * np.clip(grain * 1.6, 0, 1))
     gray = layers.alpha * (front * (0.7 + 0.4 * lambert(layers.relief(0.8)))) + (1 - layers.alpha) * back
     gray = gray * (1 - 0.3 * smudge) * (1 - 0.3 * blur(layers.back_lines(3), 1.2) * (1 - layers.alpha))
     gray = gray * (1 - 0.72 * strokes) + (grain - 0.5) * (0.05 + 0.13 * layers.alpha)
-    return ramp(gray, rgb(24, 22, 26), rgb(126, 122, 120), rgb(240, 236, 228))
+    return ramp(gray, rgb(24, 22, 26), rgb(140, 136, 132), rgb(246, 242, 234))
 
 
 def pastel(layers: Layers) -> Array:
@@ -93,7 +93,11 @@ def pastel(layers: Layers) -> Array:
     powder = (layers.noise(8, 2.6) - 0.5)[..., None]
     front = blur(layers.paint_front(tint), 0.9)
     glow = blur(layers.alpha, 7)[..., None]
-    back = mix(blur(layers.paint_back(mix(saturate(layers.back_colors, 1.3), 1.0, 0.45)), 3.4), rgb(255, 214, 226), 0.25)
+    back = mix(
+        blur(layers.paint_back(mix(saturate(layers.back_colors, 1.3), 1.0, 0.45)), 3.4),
+        rgb(255, 214, 226),
+        0.25,
+    )
     back = mix(back, rgb(255, 252, 246), 0.5 * glow)
     alpha = blur(layers.alpha, 0.9)[..., None]
     soft = front * (0.9 + 0.2 * blur(lambert(layers.relief(0.7)), 1.5)[..., None])
@@ -102,24 +106,27 @@ def pastel(layers: Layers) -> Array:
 
 def oil(layers: Layers) -> Array:
     """Thick directed strokes of rich paint that catch the light."""
-    index, border, count = cells(layers.size, 7.0, 3.2, layers.seed % 3)
+    index, border, count = cells(layers.size, 8.5, 3.0, layers.seed % 3)
     inside = (layers.alpha > 0.5).astype(np.int64)
-    front = layers.paint_front(saturate(layers.front_colors, 1.2)) * (0.62 + 0.5 * lambert(layers.relief(1.0)))[..., None]
+    front = (
+        layers.paint_front(saturate(layers.front_colors, 1.2))
+        * (0.62 + 0.5 * lambert(layers.relief(1.0)))[..., None]
+    )
     back = layers.paint_back(saturate(layers.back_colors, 1.2)) * 0.84
     picture = layers.over(front, back)
     strokes = average(picture, index * 2 + inside, count * 2)
     strokes = mix(strokes, picture, 0.62 * layers.alpha[..., None])
-    jitter = np.random.default_rng(layers.seed).uniform(-0.06, 0.06, (count, 3)).astype(np.float32)[index]
+    jitter = np.random.default_rng(layers.seed).uniform(-0.07, 0.07, (count, 1)).astype(np.float32)[index]
     ridge = np.clip(border / 2.2, 0, 1)
     slope = np.gradient(blur(ridge, 0.8))
+    strokes = mix(strokes, blur(picture, 2.0), 0.3 * (1 - layers.alpha[..., None]))
     strokes = (strokes + jitter) * rgb(255, 246, 224) - (slope[0] + slope[1])[..., None] * 0.22
     return blur(strokes, 0.5)
 
 
 def _ink_wash(layers: Layers) -> Array:
     """The tones of the ink style: gray washes on rice paper."""
-    tone = luma(layers.front_colors)[:, None].repeat(3, 1)
-    front = layers.paint_front(0.34 + 0.66 * np.round(tone * 3) / 3)[..., 0]
+    front = layers.paint_front(0.34 + 0.66 * np.round(layers.front_tones * 3) / 3)[..., 0]
     back = 1 - 0.34 * blur(1 - layers.paint_back()[..., 1], 3.5) * np.clip(layers.noise(24) * 1.7, 0.2, 1)
     return front + back * (1 - layers.alpha)
 
@@ -134,7 +141,9 @@ def ink(layers: Layers) -> Array:
     picture = ramp(gray, rgb(22, 22, 32), rgb(130, 130, 140), rgb(248, 243, 228))
     x, y = grid(layers)
     seal = np.clip(1.5 + 8 - np.maximum(np.abs(x - 112), np.abs(y - 112)), 0, 1)
-    mark = np.clip(2.2 - np.minimum(np.abs(x - 112), np.abs(y - 112)), 0, 1) * np.clip(6 - np.maximum(np.abs(x - 112), np.abs(y - 112)), 0, 1)
+    mark = np.clip(2.2 - np.minimum(np.abs(x - 112), np.abs(y - 112)), 0, 1) * np.clip(
+        6 - np.maximum(np.abs(x - 112), np.abs(y - 112)), 0, 1
+    )
     return stroke(stroke(picture, seal, rgb(204, 52, 44)), mark * 0.85, rgb(250, 236, 216))
 
 
@@ -155,14 +164,17 @@ def marker(layers: Layers) -> Array:
 
 def duotone(layers: Layers) -> Array:
     """Two inks only: deep violet shadows, peach lights."""
-    tone = luma(layers.front_colors)
-    front = layers.paint_front((0.26 + 0.72 * tone)[:, None].repeat(3, 1))[..., 0] * (0.66 + 0.5 * lambert(layers.relief(0.9)))
+    front = layers.paint_front(0.26 + 0.72 * layers.front_tones)[..., 0] * (
+        0.66 + 0.5 * lambert(layers.relief(0.9))
+    )
     back = 0.06 + 0.5 * blur(luma(layers.paint_back()), 1.0)
     gray = front + back * (1 - layers.alpha) * (1 - 0.5 * layers.shadow(4))
     return ramp(gray, rgb(38, 14, 92), rgb(142, 44, 140), rgb(250, 124, 112), rgb(255, 226, 172))
 
 
-_POSTER = np.stack([rgb(18, 44, 68), rgb(24, 122, 124), rgb(206, 78, 48), rgb(240, 168, 62), rgb(248, 232, 198)])
+_POSTER = np.stack(
+    [rgb(18, 44, 68), rgb(24, 122, 124), rgb(206, 78, 48), rgb(240, 168, 62), rgb(248, 232, 198)]
+)
 
 
 def poster(layers: Layers) -> Array:
@@ -175,7 +187,9 @@ def poster(layers: Layers) -> Array:
 
     x, y = grid(layers)
     angle = np.arctan2(y - 100, x - 64) * 14 / (2 * np.pi)
-    burst = np.clip((np.abs(angle % 1 - 0.5) - 0.25) * 26 * np.hypot(x - 64, y - 100) / 128 + 0.5, 0, 1)[..., None]
+    burst = np.clip((np.abs(angle % 1 - 0.5) - 0.25) * 26 * np.hypot(x - 64, y - 100) / 128 + 0.5, 0, 1)[
+        ..., None
+    ]
     rays = mix(_POSTER[4], _POSTER[3], burst)
     back = layers.paint_back(limit(layers.back_colors))
     wall = layers.cover_back(layers.back_roles[1])[..., None]

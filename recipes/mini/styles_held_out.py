@@ -37,9 +37,13 @@ def blueprint(layers: Layers) -> Array:
     blue = mix(rgb(24, 74, 168), rgb(14, 50, 132), np.clip(np.hypot(x - 64, y - 64) / 90, 0, 1)[..., None])
     picture = stroke(blue, 0.22 * rules, rgb(160, 200, 255))
     picture = stroke(picture, 0.55 * layers.back_lines(1.8), rgb(150, 196, 255))
-    tone = luma(layers.front_colors)
-    fill = layers.paint_front((0.1 + 0.5 * tone)[:, None].repeat(3, 1))[..., 0]
-    picture = mix(picture, layers.over(fill[..., None] * rgb(150, 196, 255), blue * (1 - layers.alpha[..., None])) + blue * 0.6 * layers.alpha[..., None], 0.8 * layers.alpha[..., None])
+    fill = layers.paint_front(0.1 + 0.5 * layers.front_tones)[..., 0]
+    picture = mix(
+        picture,
+        layers.over(fill[..., None] * rgb(150, 196, 255), blue * (1 - layers.alpha[..., None]))
+        + blue * 0.6 * layers.alpha[..., None],
+        0.8 * layers.alpha[..., None],
+    )
     strokes = np.maximum(layers.lines(2.3), 0.75 * layers.lines(1.7, details=True))
     return stroke(picture, strokes, rgb(246, 250, 255))
 
@@ -77,12 +81,12 @@ def pop_art(layers: Layers) -> Array:
     back = luma(layers.paint_back())
     if layers.plain:
         back = 0.35 + 0.4 * y / 128
-    picture = stroke(np.broadcast_to(first, (*x.shape, 3)), dots(12, 1.2 + 4.6 * (1 - back)), second)
+    picture = stroke(np.broadcast_to(first, (*x.shape, 3)), dots(14, 1.0 + 5.0 * (1 - back)), second)
     picture = stroke(picture, layers.back_lines(2.2), 0.06)
     colors = saturate(layers.front_colors, 1.8)
     light = lambert(layers.relief(1.2))
     front = layers.paint_front(colors)
-    shade = dots(9, 4.4) * np.clip((0.62 - light) * 6, 0, 1)
+    shade = dots(10, 4.8) * np.clip((0.62 - light) * 6, 0, 1)
     front = front * (1 - 0.5 * shade[..., None])
     halo = np.clip(blur(layers.alpha, 3.4) * 6 - 0.6, 0, 1)
     picture = stroke(picture, halo, 1.0)
@@ -95,13 +99,16 @@ def woodcut(layers: Layers) -> Array:
     bend = 16 * (layers.noise(40) - 0.5)
     wave = 0.5 + 0.5 * np.cos((y + 0.12 * x + bend) * 2 * np.pi / 15)
     cross = 0.5 + 0.5 * np.cos((y * 0.7 - x * 0.7 + bend) * 2 * np.pi / 11)
-    tone = luma(layers.front_colors)
-    front = layers.paint_front((0.3 + 0.72 * tone)[:, None].repeat(3, 1))[..., 0] * (0.5 + 0.62 * lambert(layers.relief(1.1)))
-    back = 0.15 + 0.62 * blur(luma(layers.paint_back()), 0.8)
+    front = layers.paint_front(0.3 + 0.72 * layers.front_tones)[..., 0] * (
+        0.5 + 0.62 * lambert(layers.relief(1.1))
+    )
+    back = 0.3 + 0.5 * blur(luma(layers.paint_back()), 0.8)
     cut = np.clip((front - 0.06 - 0.5 * cross) * 2.6 + 0.5, 0, 1)
     carved = np.clip((back + 0.16 - 0.72 * wave) * 2.2 + 0.5, 0, 1)
     rim = np.clip(blur(layers.alpha, 3.2) * 4 - 0.3, 0, 1) * (1 - layers.alpha)
-    gray = layers.alpha * cut + (1 - layers.alpha) * np.maximum(carved * (1 - 0.9 * layers.back_lines(2.4)), rim)
+    gray = layers.alpha * cut + (1 - layers.alpha) * np.maximum(
+        carved * (1 - 0.9 * layers.back_lines(2.4)), rim
+    )
     gray = gray * (1 - layers.lines(3.0)) * (1 - layers.cover("eye", "dark")) + layers.cover("glint")
     return ramp(gray, rgb(44, 26, 22), rgb(240, 222, 184))
 
@@ -114,11 +121,14 @@ def chalkboard(layers: Layers) -> Array:
     hatch = 0.4 + 0.6 * np.clip((layers.noise(7, 5.0, 3) - 0.3) * 3, 0, 1)
     chalk = mix(saturate(layers.front_colors, 1.5), 1.0, 0.26)
     plane = layers.paint_front(chalk)
-    picture = mix(board, board * 0.1 * layers.alpha[..., None] + plane, (0.92 * hatch * layers.alpha)[..., None])
+    picture = mix(
+        board, board * 0.1 * layers.alpha[..., None] + plane, (0.92 * hatch * layers.alpha)[..., None]
+    )
     back = mix(layers.paint_back(), 1.0, 0.4)
     picture = picture + (back - 0.5) * 0.16 * (1 - layers.alpha[..., None])
     picture = stroke(picture, layers.back_lines(2.2) * (1 - layers.alpha) * rough * 0.7, mix(back, 1.0, 0.3))
-    return stroke(picture, layers.lines(2.8, details=False) * (0.5 + 0.5 * rough), rgb(252, 250, 240))
+    picture = stroke(picture, 0.9 * layers.cover("eye"), rgb(20, 36, 32))
+    return stroke(picture, layers.lines(2.8) * (0.5 + 0.5 * rough), rgb(252, 250, 240))
 
 
 def papercut(layers: Layers) -> Array:
@@ -138,7 +148,10 @@ def papercut(layers: Layers) -> Array:
     picture = stroke(picture, 0.7 * edges, 1.0)
     colors = mix(saturate(layers.front_colors, 1.1), 1.0, 0.06)
     seams = layers.lines(1.5)
-    front = layers.paint_front(colors) * (1 - 0.34 * np.roll(blur(seams, 1.8), (int(2 * layers.unit),) * 2, (0, 1)))[..., None]
+    front = (
+        layers.paint_front(colors)
+        * (1 - 0.34 * np.roll(blur(seams, 1.8), (int(2 * layers.unit),) * 2, (0, 1)))[..., None]
+    )
     rim = np.clip(blur(layers.alpha, 2.0) * 5 - 0.9, 0, 1)
     picture = stroke(picture * cast(rim, 0.5), rim, rgb(255, 253, 248))
     picture = layers.over(stroke(front, 0.75 * seams * layers.alpha, 1.0), picture)
@@ -152,14 +165,19 @@ def papercut(layers: Layers) -> Array:
 
 def porcelain(layers: Layers) -> Array:
     """Cobalt brushwork under a white glaze."""
-    tone = luma(layers.front_colors)
-    wash = layers.paint_front((0.3 + 0.7 * tone)[:, None].repeat(3, 1))[..., 0]
+    wash = layers.paint_front(0.3 + 0.7 * layers.front_tones)[..., 0]
     flow = 0.16 * (layers.noise(12) - 0.5)
     front = wash + flow * layers.alpha
     x, y = grid(layers)
-    back = 0.97 - 0.2 * (1 - blur(luma(layers.paint_back()), 1.5)) if not layers.plain else np.full_like(x, 0.97)
+    back = (
+        0.97 - 0.2 * (1 - blur(luma(layers.paint_back()), 1.5)) if not layers.plain else np.full_like(x, 0.97)
+    )
     strokes = np.maximum(blur(layers.lines(3.2), 0.6), 0.7 * blur(layers.lines(2.2, details=True), 0.5))
-    gray = (front + back * (1 - layers.alpha)) * (1 - 0.86 * strokes) * (1 - 0.5 * layers.back_lines(2.2) * (1 - layers.alpha))
+    gray = (
+        (front + back * (1 - layers.alpha))
+        * (1 - 0.86 * strokes)
+        * (1 - 0.5 * layers.back_lines(2.2) * (1 - layers.alpha))
+    )
     far = np.hypot(x - 64, y - 64)
     band = np.clip(far - 66, 0, 1) * (0.55 + 0.45 * np.cos(np.arctan2(y - 64, x - 64) * 20))
     rings = np.clip(1.6 - np.abs(far - 64), 0, 1)
@@ -167,4 +185,8 @@ def porcelain(layers: Layers) -> Array:
     picture = ramp(gray, rgb(10, 24, 96), rgb(44, 84, 184), rgb(166, 192, 232), rgb(252, 253, 255))
     normal = layers.relief(0.9)
     shine = 0.4 * np.clip(gloss(normal, 24) - 0.2, 0, 1) * layers.alpha
-    return picture * (0.93 + 0.07 * lambert(normal))[..., None] + shine[..., None] - 0.05 * layers.shadow()[..., None]
+    return (
+        picture * (0.93 + 0.07 * lambert(normal))[..., None]
+        + shine[..., None]
+        - 0.05 * layers.shadow()[..., None]
+    )
