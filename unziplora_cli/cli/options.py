@@ -61,4 +61,6 @@ def _parameter(each: "Field[Any]", kind: type) -> inspect.Parameter:
 def _shown(default: object) -> str:
     if isinstance(default, bool):
         return "on" if default else "off"
-    return f"{default:g}" if isinstance(default, float) else str(default or "")
+    if default is None:
+        return ""
+    return f"{default:g}" if isinstance(default, float) else str(default)

@@ -79,9 +79,10 @@ class ProjectStore:
     def names(self) -> list[str]:
         """The names of all project folders, sorted."""
         with self._home_errors():
-            if not self.folder.exists():
+            try:
+                return sorted(entry.name for entry in self.folder.iterdir() if _is_project_folder(entry))
+            except FileNotFoundError:
                 return []
-            return sorted(entry.name for entry in self.folder.iterdir() if _is_project_folder(entry))
 
     def exists(self, name: str) -> bool:
         """Whether anything has this name already."""

@@ -1,0 +1,140 @@
+import subprocess
+import sys
+
+import pytest
+
+import unziplora_cli
+from unziplora_cli.cli import app, projects
+from unziplora_cli.errors import AdapterError, Interrupted, OutOfMemory, UsageError
+
+HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "PIL", "huggingface_hub")
+
+
+def every_command() -> list[list[str]]:
+    commands = [[]]
+    for group, prefix in (
+        (app.app, []),
+        *((each.typer_instance, [each.name]) for each in app.app.registered_groups),
+    ):
+        commands += [[*prefix, each.name] for each in group.registered_commands]
+    return commands + [[each.name] for each in app.app.registered_groups]
+
+
+def test_no_help_imports_anything_heavy():
+    program = (
+        "import contextlib, io, sys\n"
+        "from unziplora_cli.cli.app import run\n"
+        "for line in sys.argv[1:]:\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as out:\n"
+        "        assert run([*line.split(), '--help']) == 0, line\n"
+        "    assert 'Usage' in out.getvalue(), line\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    lines = [" ".join(command) for command in every_command()]
+    assert len(lines) > 10
+    result = subprocess.run(
+        [sys.executable, "-c", program, *lines], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "[]\n"
+
+
+def test_the_module_runs_like_the_console_script():
+    result = subprocess.run(
+        [sys.executable, "-m", "unziplora_cli", "--version"], capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout) == (0, f"unziplora {unziplora_cli.__version__}\n")
+
+
+def test_no_arguments_show_the_help(unziplora):
+    ended = unziplora()
+    assert ended.code == 0
+    assert "Usage" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("lst", "No such command 'lst'. Did you mean 'list'"),
+        ("list --colour", "No such option"),
+        ("show", "Missing argument"),
+        ("show ../fox", "cannot be the name of a project"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_2_and_one_message(unziplora, line, says):
+    ended = unziplora(*line.split())
+    assert (ended.code, ended.out) == (2, "")
+    assert says in ended.said
+    assert "->" in ended.err
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize("line", ["--json lst", "list --json --colour", "--json show", "show nobody --json"])
+def test_with_json_a_failure_is_one_envelope(unziplora, line):
+    ended = unziplora(*line.split())
+    assert ended.envelope["ok"] is False
+    assert ended.envelope["error"]["exit_code"] == ended.code
+    assert ended.err == ""
+
+
+def test_global_options_may_stand_behind_the_command(unziplora, tmp_path, make_project):
+    make_project("fox")
+    assert [each["name"] for each in unziplora("list", "--json").envelope["result"]["projects"]] == ["fox"]
+    for line in (["list", "--json", "--home", tmp_path], [f"--home={tmp_path}", "list", "--json"]):
+        assert unziplora(*line).envelope["result"]["projects"] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (UsageError("Not like this.", hint="Like that."), 2, "Error: Not like this. -> Like that."),
+        (OutOfMemory("Too big."), 5, "Too big."),
+        (AdapterError("No LoRA."), 6, "No LoRA."),
+        (MemoryError(), 5, "not enough memory"),
+        (Interrupted("Stopped after 20 steps."), 130, "Stopped after 20 steps."),
+        (KeyboardInterrupt(), 130, "Interrupted."),
+        (EOFError(), 130, "Interrupted."),
+        (OSError(28, "No space left on device", "/disk/x"), 1, "No space left on device: /disk/x."),
+        (ZeroDivisionError("by zero"), 1, "ZeroDivisionError: by zero -> This is a defect"),
+    ],
+)
+def test_every_failure_has_its_code_and_shows_no_traceback(unziplora, monkeypatch, error, code, says):
+    def fail(session):
+        raise error
+
+    monkeypatch.setattr(projects.Session, "store", fail)
+    ended = unziplora("list")
+    assert ended.code == code
+    assert says in ended.said
+    assert "Traceback" not in ended.err
+
+
+def test_out_of_memory_on_a_device_is_told_apart(unziplora, monkeypatch):
+    import torch
+
+    def fail(session):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+
+    monkeypatch.setattr(projects.Session, "store", fail)
+    assert unziplora("list").code == 5
+
+
+def test_verbose_shows_the_traceback(unziplora):
+    ended = unziplora("show", "nobody", "-v")
+    assert "Traceback" in ended.err
+    assert ended.code == 3
+
+
+def test_the_hub_is_off_limits_unless_pulling(unziplora, monkeypatch):
+    import os
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    unziplora("list")
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_no_color_is_honoured(unziplora, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[" in unziplora("show", "nobody").err
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[3" not in unziplora("show", "nobody").err

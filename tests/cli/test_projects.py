@@ -1,0 +1,106 @@
+import io
+import json
+
+import pytest
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_an_empty_home_tells_how_to_start(unziplora):
+    ended = unziplora("list")
+    assert ended.code == 0
+    assert "unziplora train" in ended.out
+
+
+def test_list_shows_one_row_per_project(unziplora, make_project):
+    make_project("fox")
+    make_project("rose", state="interrupted", steps_done=200)
+    rows = unziplora("list").out.splitlines()
+    assert rows[1].split() == ["name", "subject", "style", "base", "steps", "created", "size"]
+    assert rows[3].split()[:6] == ["fox", "fox", "watercolor", "mini", "600", "2025-01-02"]
+    assert "200 of 600" in rows[4]
+
+
+def test_list_names_damaged_projects(unziplora, make_project):
+    (make_project("fox").folder / "manifest.json").write_text("{")
+    ended = unziplora("list")
+    assert "damaged" in ended.out
+    assert "not valid JSON" in ended.said
+    assert unziplora("list", "--json").envelope["result"]["damaged"][0]["name"] == "fox"
+
+
+def test_show_gives_the_whole_manifest_as_json(unziplora, make_project):
+    project = make_project("fox")
+    assert unziplora("show", "fox", "--json").envelope["result"]["manifest"] == json.loads(
+        (project.folder / "manifest.json").read_text()
+    )
+
+
+def test_show_is_readable(unziplora, make_project):
+    make_project("fox")
+    shown = unziplora("show", "fox").out
+    for fact in ("a monadikos fox in watercolor style", "640 x 480 PNG", "600 steps on cpu in 1 min 30 s"):
+        assert fact in shown
+
+
+def test_words_of_the_user_are_not_markup(unziplora, make_project):
+    from unziplora_cli.config import Words
+
+    make_project("fox", words=Words("[red]fox[/nope]", "ink"))
+    assert "[red]fox[/nope]" in unziplora("list").out
+
+
+def test_verify_ends_with_3_and_names_the_file(unziplora, make_project):
+    project = make_project("fox")
+    assert unziplora("verify", "fox").code == 0
+    project.path("style").unlink()
+    ended = unziplora("verify", "fox")
+    assert (ended.code, ended.out) == (3, "")
+    assert "1 of 4 files" in ended.said
+    assert "style.safetensors is missing" in ended.said
+
+
+def test_rename(unziplora, make_project):
+    make_project("fox")
+    assert unziplora("rename", "fox", "red-fox").code == 0
+    assert unziplora("show", "red-fox").code == 0
+    assert unziplora("rename", "red-fox", "../out").code == 2
+
+
+@pytest.mark.parametrize("line", ["show foxx", "verify foxx", "rename foxx x", "remove foxx --yes"])
+def test_an_unknown_project_ends_with_3_and_its_neighbour(unziplora, make_project, line):
+    make_project("fox")
+    ended = unziplora(*line.split())
+    assert ended.code == 3
+    assert "Did you mean fox?" in ended.said
+    assert "unziplora list" in ended.said
+
+
+def test_remove_needs_a_yes(unziplora, make_project, monkeypatch):
+    project = make_project("fox")
+    ended = unziplora("remove", "fox")  # no terminal here
+    assert ended.code == 2
+    assert "--yes" in ended.said
+    monkeypatch.setattr("sys.stdin", Terminal("n\n"))
+    assert "Nothing was removed" in unziplora("remove", "fox").out
+    assert project.folder.exists()
+    monkeypatch.setattr("sys.stdin", Terminal("y\n"))
+    assert unziplora("remove", "fox").code == 0
+    assert not project.folder.exists()
+
+
+def test_remove_without_asking(unziplora, make_project):
+    project = make_project("fox")
+    assert unziplora("remove", "fox", "-y", "--json").envelope["result"] == {"removed": "fox"}
+    assert not project.folder.exists()
+
+
+def test_a_home_that_is_a_file_is_one_clear_error(unziplora, tmp_path):
+    home = tmp_path / "file"
+    home.write_text("")
+    ended = unziplora("--home", home, "list")
+    assert ended.code == 3
+    assert "Cannot use the home" in ended.said

@@ -1,0 +1,32 @@
+from pathlib import Path
+
+from unziplora_cli import paths
+
+
+def test_the_option_wins_over_the_variable_and_the_variable_over_the_platform(monkeypatch, tmp_path):
+    monkeypatch.setenv("UNZIPLORA_HOME", str(tmp_path / "variable"))
+    assert paths.home(tmp_path / "option") == tmp_path / "option"
+    assert paths.home() == tmp_path / "variable"
+    monkeypatch.delenv("UNZIPLORA_HOME")
+    assert paths.home().name == "unziplora"
+
+
+def test_a_home_is_absolute_and_knows_the_tilde(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert paths.home(Path("~/x")) == tmp_path / "x"
+    assert paths.home(Path("y")) == tmp_path / "y"
+
+
+def test_the_hub_cache_is_where_the_hub_library_has_it(monkeypatch):
+    import subprocess
+    import sys
+
+    program = "import huggingface_hub.constants as c; print(c.HF_HUB_CACHE)"
+    for variables in ({}, {"HF_HOME": "/a/b"}, {"HF_HUB_CACHE": "/c"}, {"XDG_CACHE_HOME": "/d"}):
+        for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        theirs = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert str(paths.hub_cache()) == theirs.stdout.strip()
