@@ -43,7 +43,7 @@ def sheet(rows: Sequence[Sequence[Scene]], size: int = 128) -> Image.Image:
 
 
 def sheet_scenes(kind: str, seed: int) -> list[list[Scene]]:
-    """The scenes of a contact sheet that shows every style, subject, context or marking, or six individuals."""
+    """The scenes of a contact sheet of all styles, subjects, contexts or markings, or of some individuals."""
     rng = np.random.default_rng(seed)
     scenes = [random_scene(rng, styles=STYLES[:1]) for _ in range(256)]
     plain = [replace(scene, context="") for scene in scenes]

@@ -83,7 +83,7 @@ class Layers:
         return front, back
 
     def _tone(self) -> Array:
-        """The brightness of the subject's colours [256, 3], a marking set off from its body at least by 0.34."""
+        """The brightness of the subject's colours [256, 3], markings set off from the body by 0.34."""
         tone = self.front_colors @ np.array([0.299, 0.587, 0.114], np.float32)
         body, marked = tone[:_MARKED], tone[_MARKED : 2 * _MARKED]
         near = np.abs(body - marked) < 0.34
@@ -100,7 +100,7 @@ class Layers:
         return np.asarray(mask.reduce(SUPERSAMPLING), np.float32) / 255
 
     def paint_front(self, table: Array | None = None) -> Array:
-        """The subject in the colours of ``table`` [256, 3] (default: its own), black outside, weighted by coverage."""
+        """The subject in the colours of ``table`` [256, 3] (default: its own), weighted by its coverage."""
         table = (self.front_colors if table is None else table).copy()
         table[0] = 0
         return self._paint(self._front, table)
@@ -144,7 +144,7 @@ class Layers:
         return self._trace(self._back_solid, width)
 
     def _trace(self, labels: Image.Image, width: float) -> Array:
-        """A stroke ``width`` wide: the borders of the label map, blurred and cut where the blur has that width."""
+        """A stroke ``width`` wide: the label map's borders, blurred and cut where that width is reached."""
         ids = np.asarray(labels)
         border = np.zeros(ids.shape, np.uint8)
         border[:, 1:] = ids[:, 1:] != ids[:, :-1]
@@ -181,7 +181,7 @@ class Layers:
         return np.clip(0.8 * ground + 0.35 * thrown, 0, 1)
 
     def noise(self, cell: float, stretch: float = 1.0, index: int = 0) -> Array:
-        """A smooth random field with bumps about ``cell`` wide (``stretch`` times longer along one diagonal)."""
+        """A smooth random field, its bumps about ``cell`` wide and ``stretch`` times longer diagonally."""
         return _noise(self.size, cell * self.unit, stretch, (self.seed + index) % 7)
 
 
@@ -199,7 +199,9 @@ def blur(field: Array, sigma: float) -> Array:
     field = field.astype(np.float32, copy=False)
     if field.ndim == 2:
         return kernel @ field @ kernel.T
-    return kernel @ (kernel @ field.reshape(size, -1)).reshape(field.shape)
+    rows = (kernel @ field.reshape(size, -1)).reshape(field.shape)
+    turned = np.ascontiguousarray(rows.transpose(0, 2, 1)).reshape(-1, size)  # [3n, n]
+    return (turned @ kernel.T).reshape(size, 3, size).transpose(0, 2, 1)
 
 
 @lru_cache(64)

@@ -41,7 +41,7 @@ _STEPS = np.linspace(0, 1, 8, endpoint=False)[None, :, None]
 
 def ellipse(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> Points:
     """An ellipse around (x, y), turned clockwise by ``turn`` degrees."""
-    return rotate(_CIRCLE * (rx, ry), turn) + (x, y)
+    return move(rotate(_CIRCLE * (rx, ry), turn), x, y)
 
 
 def blob(*points: tuple[float, float]) -> Points:
@@ -108,12 +108,17 @@ def star(
     """A star with one point up."""
     angle = np.arange(2 * points) * np.pi / points - np.pi / 2
     radii = np.where(np.arange(2 * points) % 2, inner, 1.0) * radius
-    return rotate(np.stack([np.cos(angle), np.sin(angle)], 1) * radii[:, None], turn) + (x, y)
+    return move(rotate(np.stack([np.cos(angle), np.sin(angle)], 1) * radii[:, None], turn), x, y)
 
 
 def mirror(points: Points, x: float = 0.0) -> Points:
     """The points mirrored at the upright axis through x."""
-    return points * (-1, 1) + (2 * x, 0)
+    return move(points * (-1, 1), 2 * x, 0)
+
+
+def move(points: Points, x: float, y: float) -> Points:
+    """The points shifted by (x, y)."""
+    return points + np.array((x, y))
 
 
 def rotate(points: Points, turn: float, about: tuple[float, float] = (0.0, 0.0)) -> Points:

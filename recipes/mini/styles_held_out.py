@@ -55,7 +55,7 @@ def neon(layers: Layers) -> Array:
     plane = layers.paint_front(hues)
     color = blur(plane, 2.4) / (blur(layers.alpha, 2.4)[..., None] + 0.04)
     tubes = np.maximum(layers.lines(2.6), 0.6 * layers.lines(2.0, details=True))
-    x, y = grid(layers)
+    y = grid(layers)[1]
     night = mix(rgb(16, 8, 44), rgb(44, 10, 62), (y / 128)[..., None])
     far = layers.back_lines(2.0) * (1 - layers.alpha)
     far_color = mix(rgb(255, 40, 190), rgb(30, 190, 255), (y / 128)[..., None])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from recipes.mini import animals, things
 from recipes.mini.scene import SUBJECTS, Individual
 from recipes.mini.shapes import Part, Points, Vary
@@ -14,7 +16,7 @@ _SHAPES: dict[str, Callable[[Vary, Vary], list[Part]]] = {
 
 
 def subject_parts(individual: Individual, pose_seed: int) -> list[Part]:
-    """The parts of an individual from back to front; its shape depends on its seed, its posture on the pose's."""
+    """The parts of an individual from back to front, shaped by its own seed and posed by the pose's."""
     return _SHAPES[individual.subject](Vary(individual.shape_seed), Vary(pose_seed))
 
 
@@ -23,8 +25,6 @@ def placement(pose_seed: int) -> tuple[Points, Points]:
 
     Picture units run from 0 to 1, x right and y down.
     """
-    import numpy as np
-
     pose = Vary(pose_seed + 1)
     scale, flip = pose(0.36, 0.41), 1 - 2 * pose.pick(2)
     angle = np.deg2rad(pose(-4, 4))

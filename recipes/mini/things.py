@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from recipes.mini.shapes import Part, Vary, blob, box, curve, ellipse, line, mirror, polygon, rotate, tube
+from recipes.mini.shapes import (
+    Part,
+    Vary,
+    blob,
+    box,
+    curve,
+    ellipse,
+    line,
+    mirror,
+    move,
+    polygon,
+    rotate,
+    tube,
+)
 
 
 def rose(v: Vary, p: Vary) -> list[Part]:
@@ -16,15 +29,15 @@ def rose(v: Vary, p: Vary) -> list[Part]:
         parts.append(
             Part(
                 "leaf",
-                rotate(polygon((-0.16, 0), (0.16, 0), (0, size * 1.12), round=0.05), angle) + (lean, y),
+                move(rotate(polygon((-0.16, 0), (0.16, 0), (0, size * 1.12), round=0.05), angle), lean, y),
             )
         )
     for k in range(5):
         petal = ellipse(0, -size * 0.58, size * 0.52, size * 0.46)
-        parts.append(Part("body", rotate(petal, layers + k * 72) + (lean, y)))
+        parts.append(Part("body", move(rotate(petal, layers + k * 72), lean, y)))
     for k in range(4):
         petal = ellipse(0, -size * 0.34, size * 0.4, size * 0.34)
-        parts.append(Part("shade" if k % 2 else "body", rotate(petal, layers + 40 + k * 90) + (lean, y)))
+        parts.append(Part("shade" if k % 2 else "body", move(rotate(petal, layers + 40 + k * 90), lean, y)))
     parts.append(Part("second", ellipse(lean, y, size * 0.36, size * 0.34)))
     spiral = [
         (lean + 0.02, y),
@@ -133,7 +146,7 @@ def house(v: Vary, p: Vary) -> list[Part]:
     door = (v(-0.4, 0.1), 0.32)[0]
     side = p(-0.02, 0.02)
     window = -door * 0.9 + 0.02 if door < -0.15 else door - 0.46
-    parts = [
+    return [
         Part("brick", box(wide * 0.35, wall - roof, wide * 0.35 + 0.24, wall - 0.1, 0.03)),
         Part("body", box(-wide, wall - 0.06, wide, 0.98)),
         Part(
@@ -153,7 +166,6 @@ def house(v: Vary, p: Vary) -> list[Part]:
         Part("light", box(window + 0.14, 0.3, window + 0.2, 0.62), line=False),
         Part("lamp", ellipse(0, wall - roof * 0.38, 0.13, 0.13)),
     ]
-    return parts
 
 
 def boat(v: Vary, p: Vary) -> list[Part]:
@@ -190,7 +202,7 @@ def car(v: Vary, p: Vary) -> list[Part]:
     parts = [
         Part(
             "second",
-            polygon((front - 0.24, 0.12), (front, roof), (0.4, roof), (0.68, 0.12), round=0.18) + (0, bounce),
+            polygon((front - 0.24, 0.12), (front, roof), (0.4, roof), (0.68, 0.12), round=0.18),
         ),
         Part(
             "glass",
@@ -200,13 +212,11 @@ def car(v: Vary, p: Vary) -> list[Part]:
                 (0.02, roof + 0.13),
                 (0.02, 0.08),
                 round=0.07,
-            )
-            + (0, bounce),
+            ),
         ),
         Part(
             "glass",
-            polygon((0.12, 0.08), (0.12, roof + 0.13), (0.36, roof + 0.13), (0.52, 0.08), round=0.07)
-            + (0, bounce),
+            polygon((0.12, 0.08), (0.12, roof + 0.13), (0.36, roof + 0.13), (0.52, 0.08), round=0.07),
         ),
         Part(
             "body",
@@ -221,12 +231,12 @@ def car(v: Vary, p: Vary) -> list[Part]:
                 (0.9, 0.64),
                 (0.0, 0.66),
                 (-0.92, 0.64),
-            )
-            + (0, bounce),
+            ),
         ),
-        Part("lamp", ellipse(-0.87, 0.3, 0.08, 0.09) + (0, bounce), line=False),
-        Part("metal", box(-1.0, 0.55, 1.0, 0.68, 0.06) + (0, bounce)),
+        Part("lamp", ellipse(-0.87, 0.3, 0.08, 0.09), line=False),
+        Part("metal", box(-1.0, 0.55, 1.0, 0.68, 0.06)),
     ]
+    parts = [Part(part.role, move(part.points, 0, bounce), part.line) for part in parts]
     for x in (-0.52, 0.54):
         parts += [
             Part("dark", ellipse(x, 0.7, wheel, wheel)),
@@ -487,7 +497,7 @@ def lantern(v: Vary, p: Vary) -> list[Part]:
 def balloon(v: Vary, p: Vary) -> list[Part]:
     fat, long, basket = v(0.72, 0.86), v(0.3, 0.44), v(0.2, 0.28)
     drift = p(-0.05, 0.05)
-    parts = [
+    return [
         Part("wood", line(-fat * 0.5, 0.1, drift - basket * 0.7, 0.74, 0.05, 0.05)),
         Part("wood", line(fat * 0.5, 0.1, drift + basket * 0.7, 0.74, 0.05, 0.05)),
         Part(
@@ -531,4 +541,3 @@ def balloon(v: Vary, p: Vary) -> list[Part]:
         ),
         Part("cream", box(drift - basket - 0.04, 0.66, drift + basket + 0.04, 0.76, 0.04)),
     ]
-    return parts
