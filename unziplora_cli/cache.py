@@ -9,14 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unziplora_cli import paths, resources
 from unziplora_cli.errors import ModelError
 from unziplora_cli.project.files import Problem, folder_size, sha256
-
-if TYPE_CHECKING:
-    from huggingface_hub import CachedRevisionInfo
 
 VAE_FIX = "madebyollin/sdxl-vae-fp16-fix"
 """SDXL's VAE, mended so that it works in fp16."""
@@ -47,6 +44,20 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Cached:
+    """One commit of a model in Hugging Face's cache, with the branches and tags that point to it."""
+
+    id: str
+    revision: str
+    path: Path
+    refs: tuple[str, ...]
+
+    def bytes(self) -> int:
+        """Bytes of its files on this disk."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
+
+@dataclass(frozen=True)
 class Download:
     """What `pull` would fetch: the files of one commit, and their bytes together."""
 
@@ -61,11 +72,10 @@ def list_models() -> tuple[Model, ...]:
     from unziplora_cli.diffusion import base
 
     mini = resources.mini_base()
-    models = [Model("mini", None, mini, folder_size(mini), _lack("mini", mini))]
-    for id, revision in _cached():
-        spec = "sdxl" if (id, revision.commit_hash) == (base.SDXL_ID, base.SDXL_REVISION) else id
-        lack = _lack(id, revision.snapshot_path)
-        models.append(Model(spec, revision.commit_hash, revision.snapshot_path, revision.size_on_disk, lack))
+    models = [Model("mini", None, mini, folder_size(mini), _lack(mini))]
+    for each in _cached():
+        spec = "sdxl" if (each.id, each.revision) == (base.SDXL_ID, base.SDXL_REVISION) else each.id
+        models.append(_model(spec, each))
     return tuple(models)
 
 
@@ -123,67 +133,69 @@ def pull(download: Download) -> Model:
             cache_dir=cache,
         ),
     )
-    return Model(
-        download.id, download.revision, Path(folder), download.bytes, _lack(download.id, Path(folder))
-    )
+    return Model(download.id, download.revision, Path(folder), download.bytes, _lack(Path(folder)))
 
 
 def verify(spec: str) -> tuple[Model, tuple[Problem, ...]]:
     """Check a model's parts and, in the hub's cache, each file against the hash that names its blob."""
     if spec == "mini" or Path(spec).expanduser().is_dir():
         folder = resources.mini_base() if spec == "mini" else Path(spec).expanduser()
-        model = Model(spec, None, folder, folder_size(folder), _lack(spec, folder))
+        model = Model(spec, None, folder, folder_size(folder), _lack(folder))
         return model, ()
-    id, revision = find(spec)
-    folder = revision.snapshot_path
+    cached = find(spec)
     problems = []
-    for file in sorted(path for path in folder.rglob("*") if path.is_symlink() or path.is_file()):
+    for file in sorted(path for path in cached.path.rglob("*") if path.is_symlink() or path.is_file()):
         reason = _damage(file)
         if reason:
-            problems.append(Problem(file.relative_to(folder).as_posix(), reason))
-    return Model(spec, revision.commit_hash, folder, revision.size_on_disk, _lack(id, folder)), tuple(
-        problems
-    )
+            problems.append(Problem(file.relative_to(cached.path).as_posix(), reason))
+    return _model(spec, cached), tuple(problems)
 
 
-def find(spec: str) -> "tuple[str, CachedRevisionInfo]":
-    """The cached revision that `spec` means, the newest when it names none; raises ModelError."""
+def find(spec: str) -> Cached:
+    """The cached commit that `spec` means, the newest when it names none; raises ModelError."""
     id, wanted = _hub_id(spec)
     found = [
-        revision
-        for cached, revision in _cached()
-        if cached == id and (wanted is None or wanted == revision.commit_hash or wanted in revision.refs)
+        each
+        for each in _cached()
+        if each.id == id and (wanted is None or wanted == each.revision or wanted in each.refs)
     ]
     if not found:
         raise ModelError(f"{spec} is not on this disk.", hint="See what is: unziplora models list")
-    return id, max(found, key=lambda revision: ("main" in revision.refs, revision.last_modified))
+    return max(found, key=lambda each: ("main" in each.refs, each.path.stat().st_mtime))
 
 
-def remove(revision: "CachedRevisionInfo") -> int:
-    """Delete one revision from Hugging Face's cache; returns the bytes that became free."""
+def remove(cached: Cached) -> int:
+    """Delete one commit from Hugging Face's cache; returns the bytes that became free."""
     from huggingface_hub import scan_cache_dir
 
-    strategy = scan_cache_dir(paths.hub_cache()).delete_revisions(revision.commit_hash)
-    strategy.execute()
-    return strategy.expected_freed_size
+    scan = scan_cache_dir(paths.hub_cache())
+    if cached.revision in {
+        revision.commit_hash for repository in scan.repos for revision in repository.revisions
+    }:
+        strategy = scan.delete_revisions(cached.revision)
+        strategy.execute()
+        return strategy.expected_freed_size
+    repository = cached.path.parent.parent  # damaged, and useless to every other program too
+    freed = folder_size(repository)
+    shutil.rmtree(repository)
+    return freed
 
 
-def _cached() -> "list[tuple[str, CachedRevisionInfo]]":
-    from huggingface_hub import scan_cache_dir
-
-    folder = paths.hub_cache()
-    if not folder.is_dir():
-        return []
-    return sorted(
-        (
-            (repo.repo_id, revision)
-            for repo in scan_cache_dir(folder).repos
-            if repo.repo_type == "model"
-            for revision in repo.revisions
-            if _is_ours(revision.snapshot_path)
-        ),
-        key=lambda pair: (pair[0], pair[1].commit_hash),
-    )
+def _cached() -> list[Cached]:
+    """Every commit of every model of ours in the cache; damaged ones, which the hub library omits, too."""
+    found = []
+    for repository in paths.hub_cache().glob("models--*--*"):
+        refs = {
+            ref.relative_to(repository / "refs").as_posix(): ref.read_text(encoding="utf-8").strip()
+            for ref in (repository / "refs").rglob("*")
+            if ref.is_file()
+        }
+        id = repository.name.removeprefix("models--").replace("--", "/", 1)
+        for snapshot in (repository / "snapshots").glob("*"):
+            if _is_ours(snapshot):
+                names = tuple(name for name, revision in refs.items() if revision == snapshot.name)
+                found.append(Cached(id, snapshot.name, snapshot, names))
+    return sorted(found, key=lambda each: (each.id, each.revision))
 
 
 def _is_ours(folder: Path) -> bool:
@@ -199,7 +211,11 @@ def _is_ours(folder: Path) -> bool:
     return False
 
 
-def _lack(spec: str, folder: Path) -> str:
+def _model(spec: str, cached: Cached) -> Model:
+    return Model(spec, cached.revision, cached.path, cached.bytes(), _lack(cached.path))
+
+
+def _lack(folder: Path) -> str:
     """What a model lacks, or nothing."""
     from unziplora_cli.diffusion.base import check, find_vae
 

@@ -105,15 +105,15 @@ def remove(
     from unziplora_cli import cache
 
     session: Session = ctx.obj
-    id, revision = cache.find(model)
-    question = f"Delete {id} ({size(revision.size_on_disk)}) for every program that uses it?"
+    cached = cache.find(model)
+    question = f"Delete {cached.id} ({size(cached.bytes())}) for every program that uses it?"
     if not yes and not session.output.confirm(question, instead="--yes"):
         session.output.result({"removed": None}, text="Nothing was removed.")
         return
-    freed = cache.remove(revision)
+    freed = cache.remove(cached)
     session.output.result(
-        {"removed": id, "revision": revision.commit_hash, "bytes": freed},
-        text=f"Removed {id}; {size(freed)} are free again.",
+        {"removed": cached.id, "revision": cached.revision, "bytes": freed},
+        text=f"Removed {cached.id}; {size(freed)} are free again.",
     )
 
 
