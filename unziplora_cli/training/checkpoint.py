@@ -1,0 +1,116 @@
+"""The whole state of a training in one safetensors file, so that it can go on as if never stopped.
+
+Noise, timesteps and crops are functions of the step (see ``noise``), so weights, moments and counters are
+all there is to keep. Tensors are stored as such, everything else as JSON in the file's metadata; nothing is
+pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from unziplora_cli.errors import ProjectError
+from unziplora_cli.method.layer import BRANCHES
+from unziplora_cli.method.separation import Layers
+
+FORMAT = "unziplora-training-state-1"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingState:
+    """The moving parts of a training; ``scaler`` is fp16's loss scaler."""
+
+    layers: Layers
+    optimizer: Optimizer
+    lr_scheduler: LRScheduler
+    scaler: torch.amp.GradScaler | None = None
+
+    def save(self, path: Path, step: int) -> None:
+        """Write the state after ``step`` steps; the file appears whole or not at all."""
+        optimizer = self.optimizer.state_dict()
+        tensors, scalars = _layer_tensors(self.layers), {}
+        for index, state in optimizer["state"].items():
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{index}.{key}"] = value
+                else:
+                    scalars[f"{index}.{key}"] = value
+        rest = {
+            "step": step,
+            "learning_merge": [n for n, layer in self.layers.items() if layer.content.merge.requires_grad],
+            "optimizer_groups": optimizer["param_groups"],
+            "optimizer_scalars": scalars,
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+        }
+        part = path.with_suffix(".part")
+        copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+        save_file(copies, part, metadata={"format": FORMAT, "state": json.dumps(rest)})
+        os.replace(part, path)
+
+    def load(self, path: Path) -> int:
+        """Take over the state in ``path`` and return its step; raises ProjectError when it does not fit."""
+        tensors, rest = _read(path)
+        own = _layer_tensors(self.layers)
+        saved = {name: tensor for name, tensor in tensors.items() if name.startswith("layers.")}
+        if saved.keys() != own.keys() or any(saved[name].shape != own[name].shape for name in own):
+            raise ProjectError(
+                f"The training state {path} is of another base or rank.",
+                hint="Start anew, or give the base and the settings it was started with.",
+            )
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(saved[name])
+        for name, layer in self.layers.items():
+            for branch in layer.branches():
+                branch.merge.requires_grad_(name in rest["learning_merge"])
+        self.optimizer.load_state_dict(
+            {"state": _optimizer_state(tensors, rest), "param_groups": rest["optimizer_groups"]}
+        )
+        self.lr_scheduler.load_state_dict(rest["lr_scheduler"])
+        if self.scaler is not None and rest["scaler"] is not None:
+            self.scaler.load_state_dict(rest["scaler"])
+        return int(rest["step"])
+
+
+def _layer_tensors(layers: Layers) -> dict[str, Tensor]:
+    """Every tensor of every branch by name, sharing memory with the layers."""
+    return {
+        f"layers.{name}.{branch}.{key}": tensor
+        for name, layer in layers.items()
+        for branch in BRANCHES
+        for key, tensor in layer.get_submodule(branch).state_dict().items()
+    }
+
+
+def _optimizer_state(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    state: dict[int, dict[str, Any]] = {}
+    named = {
+        name.removeprefix("optimizer."): t for name, t in tensors.items() if name.startswith("optimizer.")
+    }
+    for name, value in {**named, **rest["optimizer_scalars"]}.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    return state
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ProjectError(f"{path} is not a training state that this version can read.")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["state"])
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ProjectError(f"The training state {path} cannot be read: {error}.") from error

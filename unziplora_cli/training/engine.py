@@ -1,0 +1,330 @@
+"""The training of one project, from picture files to two LoRAs, told as events; nothing is printed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from unziplora_cli.config import TrainConfig
+from unziplora_cli.diffusion.attention import separate_prompts
+from unziplora_cli.diffusion.device import memory_guard, pick_device, pick_dtype
+from unziplora_cli.diffusion.load import alphas_cumprod, load_unet
+from unziplora_cli.errors import Interrupted, UnziploraError
+from unziplora_cli.method.inject import extract, extract_merge, inject
+from unziplora_cli.method.schedule import Action, Schedule
+from unziplora_cli.method.separation import Layers, Separation, separate, shared_columns
+from unziplora_cli.training.batches import BatchSource
+from unziplora_cli.training.checkpoint import TrainingState
+from unziplora_cli.training.events import (
+    ColumnsChosen,
+    Event,
+    Finished,
+    Notice,
+    Phase,
+    Saved,
+    StepDone,
+    TrainResult,
+    Validated,
+)
+from unziplora_cli.training.export import write_layers
+from unziplora_cli.training.interrupt import StopRequest
+from unziplora_cli.training.materials import Materials, gather
+from unziplora_cli.training.memory import peak_memory
+from unziplora_cli.training.optimizer import build_lr_scheduler, build_optimizer
+from unziplora_cli.training.request import TrainRequest
+from unziplora_cli.training.step import StepResult, TrainingStep, parameter_groups
+from unziplora_cli.training.trackers import Logbook, check_tracker
+from unziplora_cli.training.validation import Validation
+
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+GPU_STEPS_PER_READING = 10
+"""Reading a number from a GPU waits for it, so losses are read this often only."""
+
+
+class Diverged(UnziploraError):
+    """The loss is no longer a number."""
+
+
+def train(request: TrainRequest) -> Iterator[Event]:
+    """Train, and tell about it; the last event is Finished.
+
+    Ctrl-C lets the step at hand finish, saves, yields Saved and raises Interrupted. Raises UsageError,
+    ModelError, OutOfMemory, Diverged; what was saved before stays.
+    """
+    started = time.monotonic()
+    check_tracker(request.config.tracker)
+    device = pick_device(request.device)
+    dtype = pick_dtype(request.config.precision, device)
+    accelerator = _accelerator(request, device, dtype)
+    with memory_guard(_advice(request.config, dtype)):
+        materials = None
+        for event in gather(request, accelerator.device, dtype, draws=accelerator.is_local_main_process):
+            if isinstance(event, Materials):
+                materials = event
+            else:
+                yield event
+        assert materials is not None
+
+        yield Phase("load U-Net", request.base.id)
+        run = _Run.prepare(request, materials, accelerator, dtype)
+        if request.resume is not None:
+            run.done = run.state.load(request.resume)
+            yield Notice(f"Going on after step {run.done}.")
+        yield Phase("train", f"{request.config.steps} steps on {accelerator.device}, {NAMES[dtype]}")
+        yield from run.steps()
+
+        yield Phase("finish")
+        if run.schedule.chooses:
+            separate(run.layers)
+        run.logbook.close()
+        yield Finished(run.result(time.monotonic() - started, NAMES[dtype]))
+
+
+@dataclass(slots=True)
+class _Run:
+    """A training under way."""
+
+    request: TrainRequest
+    accelerator: Accelerator
+    layers: Layers
+    schedule: Schedule
+    batches: BatchSource
+    step: TrainingStep
+    state: TrainingState
+    validation: Validation
+    logbook: Logbook
+    done: int = 0
+    losses: list[float] = field(default_factory=list)
+    _unread: list[Tensor] = field(default_factory=list)
+    _read_at: float = 0.0
+
+    @classmethod
+    def prepare(
+        cls, request: TrainRequest, materials: Materials, accelerator: Accelerator, dtype: torch.dtype
+    ) -> _Run:
+        """Load the U-Net, put the two branches into it, and make optimiser and schedule."""
+        config = request.config
+        unet = load_unet(request.base, device=accelerator.device, dtype=dtype)
+        separate_prompts(unet)
+        if config.gradient_checkpointing:
+            _checkpoint_gradients(unet)
+        layers = inject(unet, config.rank, seed=config.seed)
+        optimizer = build_optimizer(
+            config,
+            parameter_groups(
+                layers, content_lr=config.content_lr, style_lr=config.style_lr, merge_lr=config.merge_lr
+            ),
+        )
+        lr_scheduler = build_lr_scheduler(config, optimizer)
+        schedule = Schedule(
+            config.steps, config.recalibrations, config.importance_steps, config.column_separation
+        )
+        logbook = Logbook(accelerator, config, request.folder / "logs")
+        logbook.open()
+        return cls(
+            request=request,
+            accelerator=accelerator,
+            layers=layers,
+            schedule=schedule,
+            batches=BatchSource(
+                config,
+                materials,
+                alphas_cumprod(request.base),
+                accelerator.device,
+                dtype,
+                accelerator.process_index,
+                accelerator.num_processes,
+            ),
+            step=TrainingStep(
+                unet=unet,
+                layers=layers,
+                optimizer=accelerator.prepare_optimizer(optimizer),
+                lr_scheduler=lr_scheduler,
+                accelerator=accelerator,
+                schedule=schedule,
+                separation=_separation(config),
+                overlap_weight=config.overlap_weight,
+                max_grad_norm=config.max_grad_norm,
+            ),
+            state=TrainingState(layers, optimizer, lr_scheduler, accelerator.scaler),
+            validation=Validation(request, materials, unet, layers, accelerator),
+            logbook=logbook,
+        )
+
+    def steps(self) -> Iterator[Event]:
+        """All steps that are left."""
+        config = self.request.config
+        every = 1 if self.accelerator.device.type == "cpu" else GPU_STEPS_PER_READING
+        self._read_at = time.monotonic()
+        with StopRequest() as stop:
+            try:
+                while self.done < config.steps:
+                    step = self.done
+                    outcome = self.step(step, self.batches(step))
+                    self._unread.append(_scalars(outcome))
+                    self.done += 1
+                    if self.done % every == 0 or self.done == config.steps:
+                        yield self._read(step, separated=outcome.overlap is not None)
+                    yield from self._after(step)
+                    if stop.received and self.done < config.steps:
+                        raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                stop.received = True
+                yield from self._stop()
+
+    def _after(self, step: int) -> Iterator[Event]:
+        """What is due after ``step``: column maps, pictures, files."""
+        config = self.request.config
+        if self.schedule.action(step) is Action.CHOOSE:
+            self.logbook.columns(self.done, self.layers)
+            yield _columns_chosen(self.done, self.layers)
+        if not self.accelerator.is_main_process:
+            return
+        if config.validate_every and self.done % config.validate_every == 0:
+            yield Validated(self.done, self.validation.draw(self.done))
+        if config.save_every and self.done % config.save_every == 0:
+            yield self._save()
+
+    def _read(self, step: int, *, separated: bool) -> StepDone:
+        """Fetch the numbers of all steps since the last reading; raises Diverged."""
+        first = self.done - len(self._unread)
+        rows = torch.stack(self._unread).tolist()
+        for number, row in enumerate(rows, start=first + 1):
+            if not math.isfinite(row[0]) or (self.state.scaler is None and not math.isfinite(row[3])):
+                raise Diverged(
+                    f"The loss is no longer a number at step {number}.", hint=self._divergence_advice()
+                )
+        self._unread.clear()
+        self.losses += [row[0] for row in rows]
+        now = time.monotonic()
+        loss, reconstruction, overlap, grad_norm = rows[-1]
+        content, style, merge = (float(group["lr"]) for group in self.state.optimizer.param_groups)
+        done = StepDone(
+            step=self.done,
+            total=self.request.config.steps,
+            phase=self.schedule.phase(step),
+            loss=loss,
+            reconstruction=reconstruction,
+            overlap=overlap if separated else None,
+            grad_norm=grad_norm,
+            learning_rates=(content, style, merge),
+            seconds=(now - self._read_at) / len(rows),
+            memory=peak_memory(self.accelerator.device),
+        )
+        self._read_at = now
+        self.logbook.step(done, self.layers)
+        return done
+
+    def _save(self) -> Saved:
+        folder = self.request.folder / "saved" / f"step-{self.done:06d}"
+        chosen = self.schedule.chooses and self.done > self.request.config.importance_steps
+        write_layers(folder, self.layers, self.request.metadata, chosen=chosen)
+        if self.request.keep_state:
+            self.state.save(folder / "state.safetensors", self.done)
+        return Saved(self.done, folder)
+
+    def _stop(self) -> Iterator[Event]:
+        """Save what there is, and end with Interrupted."""
+        self.logbook.close()
+        total = self.request.config.steps
+        if self.done == 0 or not self.accelerator.is_main_process:
+            raise Interrupted("Stopped before the first step; nothing was saved.")
+        saved = self._save()
+        yield saved
+        raise Interrupted(
+            f"Stopped after step {self.done} of {total}.", hint=f"The LoRAs so far are in {saved.folder}"
+        )
+
+    def _divergence_advice(self) -> str:
+        config = self.request.config
+        saved = sorted((self.request.folder / "saved").glob("step-*"))
+        lower = f"--content-lr {config.content_lr / 3:.1g} --style-lr {config.style_lr / 3:.1g}"
+        precision = " --precision bf16" if self.state.scaler is not None else ""
+        kept = f" The last saved LoRAs are in {saved[-1]}" if saved else ""
+        return f"Train again with lower learning rates: {lower}{precision}.{kept}"
+
+    def result(self, seconds: float, precision: str) -> TrainResult:
+        """The finished LoRAs and merge weights."""
+        return TrainResult(
+            content=extract(self.layers, "content"),
+            style=extract(self.layers, "style"),
+            content_merge=extract_merge(self.layers, "content"),
+            style_merge=extract_merge(self.layers, "style"),
+            steps=self.done,
+            losses=tuple(self.losses),
+            seconds=seconds,
+            memory=peak_memory(self.accelerator.device),
+            device=str(self.accelerator.device),
+            precision=precision,
+        )
+
+
+def _accelerator(request: TrainRequest, device: torch.device, dtype: torch.dtype) -> Accelerator:
+    """A fresh accelerator: an earlier training in this process may have had another precision."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    tracker = request.config.tracker
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no" if dtype is torch.float32 else NAMES[dtype],
+        log_with=None if tracker == "none" else tracker,
+        project_dir=request.folder / "logs",
+    )
+
+
+def _separation(config: TrainConfig) -> Separation:
+    return Separation(
+        column_ratio=config.column_ratio,
+        block_separation=config.block_separation,
+        avoid_overlap=config.avoid_overlap,
+        own_columns=config.finetune_mask,
+        score="magnitude" if config.importance_score == "magnitude" else "count",
+        threshold=config.importance_threshold,
+        loss_scale=config.importance_loss_scale,
+        accumulate=config.accumulate_importance,
+        strict=config.strict_top,
+    )
+
+
+def _checkpoint_gradients(unet: UNet2DConditionModel) -> None:
+    """Recompute activations in the backward pass; diffusers does so in training mode only."""
+    unet.enable_gradient_checkpointing()
+    unet.train()
+    for module in unet.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+
+
+def _scalars(outcome: StepResult) -> Tensor:
+    """Loss, reconstruction, overlap (0 where it does not count), gradient norm: [4], still on the device."""
+    overlap = torch.zeros_like(outcome.loss) if outcome.overlap is None else outcome.overlap
+    values = (outcome.loss, outcome.reconstruction, overlap, outcome.grad_norm)
+    return torch.stack([value.detach().float() for value in values])
+
+
+def _columns_chosen(step: int, layers: Layers) -> ColumnsChosen:
+    content, style = (sum(int(layer.branches()[i].mask.sum()) for layer in layers.values()) for i in range(2))
+    shared, total = shared_columns(layers.values())
+    return ColumnsChosen(step, content, style, shared, total)
+
+
+def _advice(config: TrainConfig, dtype: torch.dtype) -> str:
+    """What to change when memory runs out."""
+    ways = []
+    if not config.gradient_checkpointing:
+        ways.append("--gradient-checkpointing")
+    if dtype is torch.float32:
+        ways.append("--precision bf16")
+    if config.batch_size > 1:
+        ways.append("--batch-size 1")
+    ways += [f"--resolution {config.resolution // 2 // 8 * 8}", f"--rank {max(1, config.rank // 2)}"]
+    return "Try " + ", then ".join(ways) + "."

@@ -1,0 +1,114 @@
+"""What a training tells whoever watches it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from unziplora_cli.method.lora import LoRA, MergeWeights
+
+PhaseName = Literal[
+    "read pictures",
+    "draw class pictures",
+    "encode prompts",
+    "encode pictures",
+    "load U-Net",
+    "train",
+    "finish",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A new part of the work begins; ``detail`` says with what."""
+
+    name: PhaseName
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that the user should know, in one sentence."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """``step`` of ``total`` steps are done; on a GPU not every step is told.
+
+    ``phase`` is ``explore`` (all columns), ``separate`` (chosen columns) or ``joint``. The losses are those
+    of the last step: ``loss`` what was minimised, ``reconstruction`` its denoising part, ``overlap`` the
+    unweighted penalty, None while it does not count. ``learning_rates`` are those of content, style and
+    merge weights; ``seconds`` is the mean time of a step since the last such event; ``memory`` the peak so
+    far in bytes.
+    """
+
+    step: int
+    total: int
+    phase: str
+    loss: float
+    reconstruction: float
+    overlap: float | None
+    grad_norm: float
+    learning_rates: tuple[float, float, float]
+    seconds: float
+    memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnsChosen:
+    """After ``step`` steps, content and style hold so many of ``total`` columns, ``shared`` of them both."""
+
+    step: int
+    content: int
+    style: int
+    shared: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """Validation pictures were drawn after ``step`` steps; the last path is the strip of all of them."""
+
+    step: int
+    paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The state after ``step`` steps lies in ``folder``."""
+
+    step: int
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What was learned, in float32 on the CPU, and what it took.
+
+    ``losses`` holds every step's minimised loss; ``seconds`` the whole run, loading included; ``memory`` is
+    the peak in bytes: of the GPU if there is one, else of the process.
+    """
+
+    content: LoRA
+    style: LoRA
+    content_merge: MergeWeights
+    style_merge: MergeWeights
+    steps: int
+    losses: tuple[float, ...]
+    seconds: float
+    memory: int
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The training is over."""
+
+    result: TrainResult
+
+
+Event = Phase | Notice | StepDone | ColumnsChosen | Validated | Saved | Finished

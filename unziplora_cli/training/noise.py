@@ -1,0 +1,72 @@
+"""Everything random in a training: a pure function of the seed and of where in the training it is used.
+
+A run that is stopped and resumed, or replayed on another device, draws the same numbers; no generator's state
+has to be kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PICTURE, CONTENT_PRIOR, STYLE_PRIOR = 0, 1, 2
+"""Streams: the picture itself, and the class pictures of either branch."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepNoise:
+    """The random numbers of one batch: ``noise`` and ``posterior`` [batch, channels, h, w], standard normal.
+
+    ``timesteps`` and ``crop`` are [batch], int64.
+    """
+
+    noise: Tensor
+    posterior: Tensor
+    timesteps: Tensor
+    crop: Tensor
+
+    def to(self, device: torch.device | str) -> StepNoise:
+        """The same numbers on ``device``."""
+        return StepNoise(
+            self.noise.to(device), self.posterior.to(device), self.timesteps.to(device), self.crop.to(device)
+        )
+
+
+def draw(
+    seed: int,
+    step: int,
+    part: int,
+    batch: int,
+    shape: tuple[int, ...],
+    crops: int,
+    *,
+    stream: int = PICTURE,
+    timesteps: int = 1000,
+) -> StepNoise:
+    """The numbers of part ``part`` of step ``step``, drawn on the CPU.
+
+    ``part`` counts the batches whose gradients add up, over accumulation and processes; ``shape`` is
+    (channels, h, w); ``crop`` is below ``crops``, timesteps below ``timesteps``, both uniform.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, step, part, stream))
+    return StepNoise(
+        noise=torch.randn(batch, *shape, generator=generator),
+        posterior=torch.randn(batch, *shape, generator=generator),
+        timesteps=torch.randint(timesteps, (batch,), generator=generator),
+        crop=torch.randint(crops, (batch,), generator=generator),
+    )
+
+
+def derive_seed(*numbers: int) -> int:
+    """A 63-bit seed from whole numbers; close numbers give unrelated seeds."""
+    text = ",".join(map(str, numbers)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def add_noise(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
+    """sqrt(a) * latents + sqrt(1 - a) * noise, with a = ``alphas_cumprod`` at each picture's timestep."""
+    kept = alphas_cumprod[timesteps].view(-1, 1, 1, 1).to(latents.dtype)  # [batch, 1, 1, 1]
+    return kept.sqrt() * latents + (1.0 - kept).sqrt() * noise
