@@ -27,6 +27,14 @@ SDXL_CONFIG = Path(__file__).with_name("sdxl")
 WEIGHTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 
+SCHEDULERS = {
+    "euler": "EulerDiscreteScheduler",
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+}
+"""Short names of samplers, and diffusers' class of each."""
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
@@ -168,6 +176,12 @@ def latent_factor(base: BaseRef) -> int:
 def native_resolution(base: BaseRef) -> int:
     """The side in pixels of the pictures that the base was trained on; 1024 for SDXL."""
     return int(config(base, "unet")["sample_size"]) * latent_factor(base)
+
+
+def scheduler_name(base: BaseRef, chosen: str | None = None) -> str:
+    """The sampler's short name; without a choice the base's own, by its class name if it has no short one."""
+    kind = str(config(base, "scheduler").get("_class_name", SCHEDULERS["euler"]))
+    return chosen or next((name for name, known in SCHEDULERS.items() if known == kind), kind)
 
 
 def read_json(path: Path) -> dict[str, Any]:

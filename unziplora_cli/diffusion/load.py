@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from unziplora_cli.diffusion.base import (
+    SCHEDULERS,
     TOKENIZERS,
     BaseNotCached,
     BaseRef,
@@ -29,6 +30,7 @@ from unziplora_cli.diffusion.base import (
     part_variant,
     read_json,
     resolve_base,
+    scheduler_name,
     tokenizer_folder,
 )
 from unziplora_cli.diffusion.prompts import TextEncoders
@@ -46,13 +48,6 @@ __all__ = [
     "native_resolution",
     "resolve_base",
 ]
-
-SCHEDULERS = {
-    "euler": "EulerDiscreteScheduler",
-    "ddim": "DDIMScheduler",
-    "ddpm": "DDPMScheduler",
-    "dpm++": "DPMSolverMultistepScheduler",
-}
 
 _LATENTS = {"clip_sample": False, "set_alpha_to_one": False}
 """What a sampler of latents needs where the base's own scheduler has no such setting."""
@@ -112,9 +107,9 @@ def load_unet(base: BaseRef, *, device: torch.device | str, dtype: torch.dtype) 
 def load_scheduler(base: BaseRef, name: str | None = None) -> Any:
     """A sampler on the base's noise schedule: the base's own, ``euler``, ``ddim``, ``ddpm`` or ``dpm++``."""
     values = config(base, "scheduler")
-    kind = SCHEDULERS[name] if name is not None else str(values.get("_class_name", "EulerDiscreteScheduler"))
+    name = scheduler_name(base, name)
     with _loading(base, "scheduler"):
-        return getattr(diffusers, kind).from_config({**_LATENTS, **values})
+        return getattr(diffusers, SCHEDULERS.get(name, name)).from_config({**_LATENTS, **values})
 
 
 def alphas_cumprod(base: BaseRef) -> Tensor:

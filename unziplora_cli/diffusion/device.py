@@ -1,0 +1,65 @@
+"""Where to compute, in which number format, and what to say when memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from unziplora_cli.errors import OutOfMemory, UsageError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """``auto`` (the first GPU, else Apple's, else the CPU), ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+
+    Raises UsageError when this machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(
+            f"There is no device {name!r}.", hint="Use auto, cpu, cuda, cuda:N or mps."
+        ) from error
+    present = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }.get(device.type, 0)
+    if (device.index or 0) >= present:
+        raise UsageError(
+            f"This machine has no device {name!r} that torch {torch.__version__} can use.",
+            hint="Use --device auto; `unziplora doctor` tells what this machine can do.",
+        )
+    return device
+
+
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """``fp32``, ``bf16``, ``fp16``, or ``auto``: bf16 on a GPU that has it, else fp16 there, fp32 elsewhere.
+
+    Raises UsageError for fp16 away from a GPU.
+    """
+    if precision == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if precision == "fp16" and device.type == "cpu":
+        raise UsageError("fp16 needs a GPU.", hint="Use --precision fp32 or bf16 on a CPU.")
+    return PRECISIONS[precision]
+
+
+@contextmanager
+def memory_guard(advice: str) -> Iterator[None]:
+    """Turn a failed allocation, on the GPU or in main memory, into OutOfMemory with ``advice`` as hint."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory("The device has too little memory for this.", hint=advice) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise OutOfMemory("The machine has too little memory for this.", hint=advice) from error
