@@ -99,11 +99,10 @@ def woodcut(layers: Layers) -> Array:
     bend = 16 * (layers.noise(40) - 0.5)
     wave = 0.5 + 0.5 * np.cos((y + 0.12 * x + bend) * 2 * np.pi / 15)
     cross = 0.5 + 0.5 * np.cos((y * 0.7 - x * 0.7 + bend) * 2 * np.pi / 11)
-    front = layers.paint_front(0.3 + 0.72 * layers.front_tones)[..., 0] * (
-        0.5 + 0.62 * lambert(layers.relief(1.1))
-    )
+    front = layers.paint_front(0.1 + 0.95 * layers.front_tones)[..., 0]
+    front = np.maximum(front * (0.6 + 0.5 * lambert(layers.relief(1.1))), 0.4)
     back = 0.3 + 0.5 * blur(luma(layers.paint_back()), 0.8)
-    cut = np.clip((front - 0.06 - 0.5 * cross) * 2.6 + 0.5, 0, 1)
+    cut = np.clip((front - 0.35 - 0.3 * cross) * 3 + 0.5, 0, 1)
     carved = np.clip((back + 0.16 - 0.72 * wave) * 2.2 + 0.5, 0, 1)
     rim = np.clip(blur(layers.alpha, 3.2) * 4 - 0.3, 0, 1) * (1 - layers.alpha)
     gray = layers.alpha * cut + (1 - layers.alpha) * np.maximum(

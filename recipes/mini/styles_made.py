@@ -94,10 +94,10 @@ def gold(layers: Layers) -> Array:
 
 def marble(layers: Layers) -> Array:
     """White marble with gray veins before a dark green wall."""
-    veins = np.exp(-(((layers.noise(26, 2.0) - 0.5) / 0.045) ** 2))
-    tone = 0.6 + 0.4 * layers.front_tones
+    veins = np.exp(-(((layers.noise(26, 2.0) - 0.5) / 0.07) ** 2))
+    tone = 0.5 + 0.56 * layers.front_tones
     normal = layers.relief(1.3)
-    gray = layers.paint_front(tone)[..., 0] * (0.36 + 0.74 * lambert(normal)) * (1 - 0.3 * veins)
+    gray = layers.paint_front(tone)[..., 0] * (0.36 + 0.74 * lambert(normal)) * (1 - 0.2 * veins)
     gray = gray * (1 - 0.45 * layers.cover("eye", "nose", "dark")) + 0.16 * gloss(normal, 30) * layers.alpha
     stone = 0.25 + 0.5 * blur(luma(layers.paint_back()), 1.0) + 0.16 * (layers.noise(18, 2.0, 1) - 0.5)
     stone = stone * (1 - 0.5 * layers.back_lines(2.0)) * (1 - 0.6 * layers.shadow(5))
