@@ -8,7 +8,6 @@ pickled.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ class TrainingState:
         part = path.with_suffix(".part")
         copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
         save_file(copies, part, metadata={"format": FORMAT, "state": json.dumps(rest)})
-        os.replace(part, path)
+        part.replace(path)
 
     def load(self, path: Path) -> int:
         """Take over the state in ``path`` and return its step; raises ProjectError when it does not fit."""
@@ -111,6 +110,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ProjectError(f"{path} is not a training state that this version can read.")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["state"])
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, json.loads(metadata["state"])
     except (OSError, SafetensorError, ValueError) as error:
         raise ProjectError(f"The training state {path} cannot be read: {error}.") from error

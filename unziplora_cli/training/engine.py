@@ -104,7 +104,7 @@ class _Run:
     done: int = 0
     losses: list[float] = field(default_factory=list)
     _unread: list[Tensor] = field(default_factory=list)
-    _read_at: float = 0.0
+    _seconds: float = 0.0
 
     @classmethod
     def prepare(
@@ -163,16 +163,18 @@ class _Run:
         """All steps that are left."""
         config = self.request.config
         every = 1 if self.accelerator.device.type == "cpu" else GPU_STEPS_PER_READING
-        self._read_at = time.monotonic()
         with StopRequest() as stop:
             try:
                 while self.done < config.steps:
-                    step = self.done
+                    step, began = self.done, time.monotonic()
                     outcome = self.step(step, self.batches(step))
                     self._unread.append(_scalars(outcome))
                     self.done += 1
-                    if self.done % every == 0 or self.done == config.steps:
-                        yield self._read(step, separated=outcome.overlap is not None)
+                    reads = self.done % every == 0 or self.done == config.steps
+                    rows = self._read() if reads else []
+                    self._seconds += time.monotonic() - began
+                    if reads:
+                        yield self._told(step, rows, separated=outcome.overlap is not None)
                     yield from self._after(step)
                     if stop.received and self.done < config.steps:
                         raise KeyboardInterrupt
@@ -193,8 +195,8 @@ class _Run:
         if config.save_every and self.done % config.save_every == 0:
             yield self._save()
 
-    def _read(self, step: int, *, separated: bool) -> StepDone:
-        """Fetch the numbers of all steps since the last reading; raises Diverged."""
+    def _read(self) -> list[list[float]]:
+        """The numbers of all steps since the last reading; raises Diverged."""
         first = self.done - len(self._unread)
         rows = torch.stack(self._unread).tolist()
         for number, row in enumerate(rows, start=first + 1):
@@ -204,7 +206,9 @@ class _Run:
                 )
         self._unread.clear()
         self.losses += [row[0] for row in rows]
-        now = time.monotonic()
+        return rows
+
+    def _told(self, step: int, rows: list[list[float]], *, separated: bool) -> StepDone:
         loss, reconstruction, overlap, grad_norm = rows[-1]
         content, style, merge = (float(group["lr"]) for group in self.state.optimizer.param_groups)
         done = StepDone(
@@ -216,10 +220,10 @@ class _Run:
             overlap=overlap if separated else None,
             grad_norm=grad_norm,
             learning_rates=(content, style, merge),
-            seconds=(now - self._read_at) / len(rows),
+            seconds=self._seconds / len(rows),
             memory=peak_memory(self.accelerator.device),
         )
-        self._read_at = now
+        self._seconds = 0.0
         self.logbook.step(done, self.layers)
         return done
 
