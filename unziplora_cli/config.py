@@ -5,7 +5,6 @@ documentation and its range; the command line builds its options from them.
 """
 
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -219,6 +218,8 @@ class Preset:
 
 def load_preset(spec: str | Path) -> Preset:
     """Read a shipped preset by name or a preset file by path; raises UsageError."""
+    import tomllib
+
     path = Path(spec)
     if path.suffix != ".toml":
         names = resources.preset_names()

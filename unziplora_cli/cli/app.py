@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from unziplora_cli import __version__
-from unziplora_cli.cli import models, projects
+from unziplora_cli.cli import draw, models, projects, train
 from unziplora_cli.cli.failures import describe
 from unziplora_cli.cli.session import Session
 from unziplora_cli.errors import Interrupted
@@ -23,6 +23,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
+train.register(app)
+draw.register(app)
 projects.register(app)
 models.register(app)
 

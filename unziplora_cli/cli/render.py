@@ -3,9 +3,7 @@
 Results go to stdout, progress and messages to stderr. With --json, stdout carries one envelope only.
 """
 
-import json
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +52,8 @@ class Output:
     def error(self, error: BaseException, message: str, hint: str, exit_code: int) -> None:
         """Say what failed and what to do next; the traceback only with --verbose."""
         if self.verbose:
+            import traceback
+
             traceback.print_exception(error, file=sys.stderr)
         if self.json:
             failure = {"type": type(error).__name__, "message": message, "hint": hint, "exit_code": exit_code}
@@ -88,6 +88,8 @@ class Output:
         return Console()
 
     def _envelope(self, content: Mapping[str, Any]) -> None:
+        import json
+
         envelope = {"schema": ENVELOPE_SCHEMA, "command": self.command, **content}
         print(json.dumps(envelope, ensure_ascii=False, indent=2, default=str))
 

@@ -1,0 +1,34 @@
+# `make demo` and `make test` do everything on a fresh machine: they need Python 3.11 or later, make, and PyPI.
+
+PYTHON ?= python3
+# For a CPU build of torch on a Linux machine with NVIDIA's index as the default, for example:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
+VENV := .venv
+READY := $(VENV)/.ready
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+
+.PHONY: setup demo test lint clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints/tested.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(PIP) install -q -c constraints/tested.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(VENV)/bin/unziplora demo
+
+test: setup lint
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
