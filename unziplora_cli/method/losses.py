@@ -36,8 +36,10 @@ def overlap_penalty(layers: Iterable[DualLoRALinear]) -> Tensor:
     A scalar. The mean runs over all columns of a layer, shared or not, and every layer weighs the same. Only
     merge weights receive a gradient from it.
     """
-    terms = []
-    for layer in layers:
-        content, style = layer.branches()
-        terms.append((content.merge * content.gate * style.merge * style.gate).abs().mean())
-    return torch.stack(terms).mean()
+    pairs = [layer.branches() for layer in layers]
+    content, style = (
+        torch.cat([pair[i].merge for pair in pairs]) * torch.cat([pair[i].gate for pair in pairs])
+        for i in range(2)
+    )  # [all columns of all layers]
+    shared = (content * style).abs().split([pair[0].merge.shape[0] for pair in pairs])
+    return torch.stack([columns.mean() for columns in shared]).mean()
