@@ -553,7 +553,7 @@ def reference_merge(recording: Recording, branch: str) -> dict[str, Tensor]:
     """The merge weights of one branch as the reference implementation saved them."""
     from unziplora_cli.formats import read_reference_merge
 
-    return dict(read_reference_merge(recording.folder / "saved" / f"m_merger_{branch}.pth"))
+    return dict(read_reference_merge(recording.folder / "saved" / f"m_merger_{branch}.pth")[1])
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:

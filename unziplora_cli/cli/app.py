@@ -14,11 +14,14 @@ import typer
 from unziplora_cli import __version__
 from unziplora_cli.cli import draw, models, projects, train
 from unziplora_cli.cli.failures import describe
+from unziplora_cli.cli.overview import Program
 from unziplora_cli.cli.session import Session
 from unziplora_cli.errors import Interrupted
+from unziplora_cli.threads import tame_openmp
 
 app = typer.Typer(
     name="unziplora",
+    cls=Program,
     help="Take one picture apart into a content LoRA and a style LoRA, and put them together again.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -76,6 +79,7 @@ def _global_options(
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code."""
+    tame_openmp()
     session = Session()
     arguments = _global_options_first(arguments) or ["--help"]
     session.output.json = "--json" in arguments

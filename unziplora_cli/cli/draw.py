@@ -1,0 +1,262 @@
+"""content, style, combine and cross: from projects to pictures."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unziplora_cli.cli.choices import BASE, DEVICE, VAE, find_base, preset_for
+from unziplora_cli.cli.options import config_options
+from unziplora_cli.cli.session import Session
+from unziplora_cli.config import GenerateConfig, resolve_generate
+from unziplora_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from unziplora_cli.project.store import Project
+    from unziplora_cli.workflows.drawing import Drawn, DrawOrder, Studio
+
+PANEL = "Pictures"
+
+PROJECT = typer.Argument(metavar="PROJECT", help="Name of a project.", show_default=False)
+PROMPT = typer.Option(
+    "--prompt",
+    "-p",
+    help='A scene ("on a skateboard"), or a sentence with {subject} and {style}.',
+    show_default=False,
+)
+OUT = typer.Option(
+    "--out",
+    "-o",
+    help="Folder, or for one picture a .png file; left out: the project's images.",
+    show_default=False,
+)
+PRECISION = typer.Option(help="auto, fp32, bf16 or fp16.")
+BATCH = typer.Option(help="Pictures drawn together; more is faster on a large GPU.", min=1, max=64)
+MERGE = typer.Option(
+    "--merge/--no-merge", help="Apply the learned merge weights, or add both LoRAs as they are."
+)
+FULL = typer.Option(help="The whole full prompt.", show_default=False)
+CONTENT = typer.Option(help="The whole content prompt.", show_default=False)
+STYLE = typer.Option(help="The whole style prompt.", show_default=False)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the program."""
+    for name, command in (("content", content), ("style", style), ("combine", combine), ("cross", cross)):
+        app.command(name, rich_help_panel=PANEL)(config_options(GenerateConfig)(command))
+
+
+def content(
+    ctx: typer.Context,
+    project: Annotated[str, PROJECT],
+    prompt: Annotated[str | None, PROMPT] = None,
+    content_prompt: Annotated[str | None, CONTENT] = None,
+    out: Annotated[Path | None, OUT] = None,
+    base: Annotated[str | None, BASE] = None,
+    vae: Annotated[str | None, VAE] = None,
+    device: Annotated[str, DEVICE] = "auto",
+    precision: Annotated[str, PRECISION] = "auto",
+    batch_size: Annotated[int, BATCH] = 1,
+    settings: dict[str, Any] | None = None,
+) -> None:
+    """Draw the project's subject elsewhere, without its style: the content LoRA alone."""
+    session: Session = ctx.obj
+    found = session.store().open(project)
+    overrides = {"content": content_prompt}
+    studio = _studio(device, precision, batch_size, vae)
+    _draw(
+        session,
+        [found],
+        lambda b, c: _order(b, c, content=found, prompt=prompt, overrides=overrides),
+        base=base,
+        out=out,
+        studio=studio,
+        settings=settings,
+    )
+
+
+def style(
+    ctx: typer.Context,
+    project: Annotated[str, PROJECT],
+    subject: Annotated[
+        str | None,
+        typer.Option(help="Another subject to draw in this style; left out: the project's own noun."),
+    ] = None,
+    prompt: Annotated[str | None, PROMPT] = None,
+    style_prompt: Annotated[str | None, STYLE] = None,
+    out: Annotated[Path | None, OUT] = None,
+    base: Annotated[str | None, BASE] = None,
+    vae: Annotated[str | None, VAE] = None,
+    device: Annotated[str, DEVICE] = "auto",
+    precision: Annotated[str, PRECISION] = "auto",
+    batch_size: Annotated[int, BATCH] = 1,
+    settings: dict[str, Any] | None = None,
+) -> None:
+    """Draw something else in the project's style: the style LoRA alone."""
+    session: Session = ctx.obj
+    found = session.store().open(project)
+    overrides = {"style": style_prompt}
+    studio = _studio(device, precision, batch_size, vae)
+    _draw(
+        session,
+        [found],
+        lambda b, c: _order(b, c, style=found, prompt=prompt, overrides=overrides, subject=subject),
+        base=base,
+        out=out,
+        studio=studio,
+        settings=settings,
+    )
+
+
+def combine(
+    ctx: typer.Context,
+    content_project: Annotated[
+        str, typer.Argument(metavar="CONTENT", help="Project whose content is drawn.", show_default=False)
+    ],
+    style_project: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[STYLE]", help="Project whose style is used; left out: the same.", show_default=False
+        ),
+    ] = None,
+    prompt: Annotated[str | None, PROMPT] = None,
+    full_prompt: Annotated[str | None, FULL] = None,
+    content_prompt: Annotated[str | None, CONTENT] = None,
+    style_prompt: Annotated[str | None, STYLE] = None,
+    merge: Annotated[bool, MERGE] = True,
+    out: Annotated[Path | None, OUT] = None,
+    base: Annotated[str | None, BASE] = None,
+    vae: Annotated[str | None, VAE] = None,
+    device: Annotated[str, DEVICE] = "auto",
+    precision: Annotated[str, PRECISION] = "auto",
+    batch_size: Annotated[int, BATCH] = 1,
+    settings: dict[str, Any] | None = None,
+) -> None:
+    """Draw the content of one project in the style of another, or of the same one."""
+    session: Session = ctx.obj
+    store = session.store()
+    first = store.open(content_project)
+    second = store.open(style_project) if style_project is not None else first
+    overrides = {"full": full_prompt, "content": content_prompt, "style": style_prompt}
+    studio = _studio(device, precision, batch_size, vae)
+    _draw(
+        session,
+        [first, second],
+        lambda b, c: _order(
+            b, c, content=first, style=second, prompt=prompt, overrides=overrides, merge=merge
+        ),
+        base=base,
+        out=out,
+        studio=studio,
+        settings=settings,
+    )
+
+
+def cross(
+    ctx: typer.Context,
+    projects: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PROJECT...", help="Projects; every content meets every style.", show_default=False
+        ),
+    ] = None,
+    content: Annotated[
+        list[str] | None, typer.Option(help="A project for its content alone; may be repeated.")
+    ] = None,
+    style: Annotated[
+        list[str] | None, typer.Option(help="A project for its style alone; may be repeated.")
+    ] = None,
+    prompt: Annotated[str | None, PROMPT] = None,
+    merge: Annotated[bool, MERGE] = True,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder; left out: a new one in the first project's images."),
+    ] = None,
+    base: Annotated[str | None, BASE] = None,
+    vae: Annotated[str | None, VAE] = None,
+    device: Annotated[str, DEVICE] = "auto",
+    precision: Annotated[str, PRECISION] = "auto",
+    batch_size: Annotated[int, BATCH] = 1,
+    settings: dict[str, Any] | None = None,
+) -> None:
+    """Draw every content in every style, as files and as one labelled sheet."""
+    from unziplora_cli.cli.progress import DrawDisplay
+    from unziplora_cli.workflows import drawing
+
+    session: Session = ctx.obj
+    store = session.store()
+    contents = [store.open(name) for name in dict.fromkeys([*(projects or []), *(content or [])])]
+    styles = [store.open(name) for name in dict.fromkeys([*(projects or []), *(style or [])])]
+    if not contents or not styles:
+        raise UsageError(
+            "There is nothing to cross: a content and a style are needed.",
+            hint="Name projects: unziplora cross fox rose   (unziplora list shows them)",
+        )
+    found = find_base(session, base or drawing.shared_base([*contents, *styles]))
+    order = drawing.CrossOrder(
+        base=found,
+        config=resolve_generate(preset_for(found), settings or {}),
+        contents=tuple(contents),
+        styles=tuple(styles),
+        prompt=prompt,
+        merge=merge,
+    )
+    with DrawDisplay(session.output, "cross") as display:
+        made = drawing.cross(
+            order,
+            out or drawing.free_folder(contents[0].images, "cross"),
+            _studio(device, precision, batch_size, vae),
+            display.progress,
+        )
+    _report(session, made)
+
+
+def _order(base: Any, config: GenerateConfig, **parts: Any) -> "DrawOrder":
+    from unziplora_cli.workflows.drawing import DrawOrder
+
+    return DrawOrder(base, config, **parts)
+
+
+def _studio(device: str, precision: str, batch_size: int, vae: str | None) -> "Studio":
+    from unziplora_cli.workflows.drawing import Studio
+
+    if precision not in ("auto", "fp32", "bf16", "fp16"):
+        raise UsageError(f"precision is {precision!r}, but must be one of auto, fp32, bf16, fp16.")
+    return Studio(device=device, precision=precision, batch_size=batch_size, vae=vae)
+
+
+def _draw(
+    session: Session,
+    projects: "list[Project]",
+    make: "Callable[[Any, GenerateConfig], DrawOrder]",
+    *,
+    base: str | None,
+    out: Path | None,
+    studio: "Studio",
+    settings: dict[str, Any] | None,
+) -> None:
+    from unziplora_cli.cli.progress import DrawDisplay
+    from unziplora_cli.workflows import drawing
+
+    found = find_base(session, base or drawing.shared_base(projects))
+    order = make(found, resolve_generate(preset_for(found), settings or {}))
+    prompts = order.prompts
+    for label in ("full", "content", "style") if order.kind == "combine" else (order.kind,):
+        session.output.message(f"{label:8} {getattr(prompts, label)}")
+    with DrawDisplay(session.output, order.kind) as display:
+        made = drawing.draw(order, out or projects[0].images, studio, display.progress)
+    _report(session, made)
+
+
+def _report(session: Session, made: "Drawn") -> None:
+    data = {
+        "pictures": [str(path) for path in made.pictures],
+        "prompts": {
+            "full": made.prompts.full,
+            "content": made.prompts.content,
+            "style": made.prompts.style,
+        },
+        "sheet": str(made.sheet) if made.sheet else None,
+    }
+    session.output.result(data, text="\n".join(str(path) for path in (*made.pictures, made.sheet) if path))

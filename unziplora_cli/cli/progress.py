@@ -1,0 +1,120 @@
+"""What a person sees while work is going on: a bar on a terminal, plain lines in a log."""
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from unziplora_cli.cli.render import Output, duration, size
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+    from unziplora_cli.diffusion.generate import Progress
+    from unziplora_cli.training.events import Event
+
+LOG_EVERY = 15.0
+"""Seconds between the lines of a log."""
+
+
+class _Display:
+    """A Rich progress bar on a terminal; elsewhere lines, no more often than every few seconds."""
+
+    def __init__(self, output: Output, title: str) -> None:
+        self.output = output
+        self.title = title
+        console = output.console()
+        self.live = console.is_terminal and not output.quiet
+        self.bar: Bar | None = None
+        self.task: Any = None
+        self.logged = time.monotonic()
+        if self.live:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self.bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=None),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.fields[detail]}", markup=False),
+                TimeRemainingColumn(compact=True),
+                console=console,
+                transient=True,
+                speed_estimate_period=60,
+            )
+
+    def __enter__(self) -> Any:
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        if self.bar is not None:
+            self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            self.output.message(text)
+
+    def show(self, name: str, completed: float, total: float, detail: str, line: str) -> None:
+        """Move the bar, or write ``line`` when it is time for one."""
+        if self.bar is not None:
+            if self.task is None:
+                self.task = self.bar.add_task(name, total=total, detail=detail)
+            self.bar.update(self.task, description=name, completed=completed, total=total, detail=detail)
+        elif time.monotonic() - self.logged >= LOG_EVERY or completed == total:
+            self.logged = time.monotonic()
+            self.output.message(line)
+
+
+class TrainDisplay(_Display):
+    """Shows the events of a training."""
+
+    def event(self, event: "Event") -> None:
+        """Show one event."""
+        from unziplora_cli.training import events
+
+        match event:
+            case events.Phase(name, detail) if name not in ("finish",):
+                self.say(f"{self.title}: {name}{f' ({detail})' if detail else ''}")
+            case events.Notice(text):
+                self.say(f"Note: {text}")
+            case events.StepDone():
+                left = duration((event.total - event.step) * event.seconds)
+                detail = (
+                    f"{event.phase:8} loss {event.loss:.3f} {event.seconds:.2f} s/step {size(event.memory)}"
+                )
+                self.show(
+                    self.title,
+                    event.step,
+                    event.total,
+                    detail,
+                    f"{self.title}: step {event.step}/{event.total} {detail}, {left} left",
+                )
+            case events.ColumnsChosen():
+                self.say(
+                    f"{self.title}: columns chosen after step {event.step}: content {event.content}, "
+                    f"style {event.style}, shared {event.shared} of {event.total}"
+                )
+            case events.Validated(step, paths):
+                self.say(f"{self.title}: validation pictures after step {step}: {paths[-1].name}")
+            case events.Saved(step, folder):
+                self.say(f"{self.title}: saved after step {step}: {folder.name}")
+
+
+class DrawDisplay(_Display):
+    """Shows how far pictures are drawn."""
+
+    def progress(self, progress: "Progress") -> None:
+        """Show how far the drawing is."""
+        if progress.phase == "load":
+            self.say(f"{self.title}: loading the base")
+            return
+        if progress.phase == "draw":
+            done = progress.picture + progress.step / progress.steps
+            detail = f"step {progress.step}/{progress.steps}"
+            line = f"{self.title}: picture {progress.picture + 1} of {progress.pictures}, {detail}"
+            self.show(self.title, done, progress.pictures, detail, line)

@@ -1,0 +1,249 @@
+"""train: from pictures to projects."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unziplora_cli.cli.choices import BASE, DEVICE, VAE, find_base, preset_for
+from unziplora_cli.cli.options import config_options
+from unziplora_cli.cli.render import duration, size
+from unziplora_cli.cli.session import Session
+from unziplora_cli.config import TrainConfig, Words, resolve
+from unziplora_cli.errors import ProjectError, UsageError
+
+if TYPE_CHECKING:
+    from unziplora_cli.project.store import ProjectStore
+    from unziplora_cli.workflows.training import Trained, TrainOrder
+
+PANEL = "Pictures"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("train", rich_help_panel=PANEL)(config_options(TrainConfig)(train))
+
+
+def train(
+    ctx: typer.Context,
+    pictures: Annotated[
+        list[Path], typer.Argument(metavar="PICTURE...", help="One project is made of each picture.")
+    ],
+    subject: Annotated[
+        list[str] | None,
+        typer.Option(help="What the picture shows, in a word or two; once, or once per picture."),
+    ] = None,
+    style: Annotated[
+        list[str] | None,
+        typer.Option(help="How it is drawn, in a word or two; once, or once per picture."),
+    ] = None,
+    trigger: Annotated[str, typer.Option(help="Rare word that will name this one subject.")] = "monadikos",
+    name: Annotated[
+        str | None, typer.Option(help="Name of the project; left out: the file's name.", show_default=False)
+    ] = None,
+    together: Annotated[
+        bool,
+        typer.Option("--together", help="All pictures show one subject in one style: make one project."),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a project of the same name.")] = False,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Shipped preset or a .toml file; left out: paper, or mini on the built-in base.",
+            show_default=False,
+        ),
+    ] = None,
+    base: Annotated[str | None, BASE] = None,
+    vae: Annotated[str | None, VAE] = None,
+    device: Annotated[str, DEVICE] = "auto",
+    full_prompt: Annotated[
+        str | None, typer.Option(help="The whole full prompt.", show_default=False)
+    ] = None,
+    content_prompt: Annotated[
+        str | None, typer.Option(help="The whole content prompt.", show_default=False)
+    ] = None,
+    style_prompt: Annotated[
+        str | None, typer.Option(help="The whole style prompt.", show_default=False)
+    ] = None,
+    validation_prompt: Annotated[
+        str | None,
+        typer.Option(help="Scene of the validation pictures, as --prompt elsewhere.", show_default=False),
+    ] = None,
+    settings: dict[str, Any] | None = None,
+) -> None:
+    """Learn a content LoRA and a style LoRA from one picture, both at once, with their merge weights."""
+    session: Session = ctx.obj
+    groups = [tuple(pictures)] if together else [(picture,) for picture in pictures]
+    for picture in pictures:
+        _check_file(picture)
+    if name is not None and len(groups) > 1:
+        raise UsageError("--name names one project, but there are several pictures.", hint="Leave it out.")
+    store = session.store()
+    names = [_free_name(session, store, group[0], name, force=force) for group in groups]
+    words = [
+        Words(
+            _word(session, subject, i, len(groups), "subject", "What does it show", group[0]),
+            _word(session, style, i, len(groups), "style", "How is it drawn", group[0]),
+            trigger,
+        )
+        for i, group in enumerate(groups)
+    ]
+    given = {"full": full_prompt, "content": content_prompt, "style": style_prompt}
+    orders = _orders(
+        session,
+        groups,
+        names,
+        words,
+        given,
+        validation_prompt,
+        base=base,
+        preset=preset,
+        vae=vae,
+        device=device,
+        settings=settings or {},
+        force=True,
+    )
+    finished = [_train(session, order, store) for order in orders]
+    session.output.result(
+        {"projects": [_summary(each) for each in finished]},
+        text="\n".join(_closing(each) for each in finished),
+    )
+
+
+def _orders(
+    session: Session,
+    groups: list[tuple[Path, ...]],
+    names: list[str],
+    words: list[Words],
+    given: dict[str, str | None],
+    validation_prompt: str | None,
+    *,
+    base: str | None,
+    preset: str | None,
+    vae: str | None,
+    device: str,
+    settings: dict[str, Any],
+    force: bool,
+) -> "list[TrainOrder]":
+    from unziplora_cli.wording import make_prompts
+    from unziplora_cli.workflows.training import TrainOrder
+
+    prompts = [make_prompts(each, None, given) for each in words]
+    scenes = [make_prompts(each, validation_prompt) if validation_prompt else None for each in words]
+    if preset is not None:
+        resolve(preset, settings)
+    found = find_base(session, base)
+    config = resolve(preset or preset_for(found), settings)
+    return [
+        TrainOrder(
+            name=names[i],
+            pictures=group,
+            words=words[i],
+            prompts=prompts[i],
+            base=found,
+            config=config,
+            device=device,
+            vae=vae,
+            validation=scenes[i],
+            force=force,
+        )
+        for i, group in enumerate(groups)
+    ]
+
+
+def _train(session: Session, order: "TrainOrder", store: "ProjectStore") -> "Trained":
+    from unziplora_cli.cli.progress import TrainDisplay
+    from unziplora_cli.workflows.training import Trained, train
+
+    output = session.output
+    output.message(f"{order.name}: full     {order.prompts.full}")
+    output.message(f"{order.name}: content  {order.prompts.content}")
+    output.message(f"{order.name}: style    {order.prompts.style}")
+    finished: Trained | None = None
+    with TrainDisplay(output, order.name) as display:
+        for event in train(order, store):
+            if isinstance(event, Trained):
+                finished = event
+            else:
+                display.event(event)
+    if finished is None:
+        raise typer.Exit  # another process of this training writes the project
+    return finished
+
+
+def _check_file(picture: Path) -> None:
+    """Refuse what is no file before anything heavy is loaded."""
+    if picture.is_dir():
+        raise UsageError(
+            f"{picture} is a folder.", hint=f"Name the pictures: unziplora train {picture}/*.png"
+        )
+    if not picture.exists():
+        raise UsageError(
+            f"There is no file {picture}.", hint="unziplora train PICTURE --subject fox --style ..."
+        )
+
+
+def _free_name(
+    session: Session, store: "ProjectStore", picture: Path, name: str | None, *, force: bool
+) -> str:
+    from unziplora_cli.project.names import check_name, slugify
+
+    chosen = check_name(name) if name is not None else slugify(picture.stem)
+    if not store.exists(chosen) or force:
+        return chosen
+    if session.output.json or not sys.stdin.isatty():
+        raise ProjectError(
+            f"There is a project {chosen!r} already.",
+            hint="Choose another with --name, or replace it with --force.",
+        )
+    if not session.output.confirm(f"There is a project {chosen!r} already. Replace it?", instead="--force"):
+        raise ProjectError(f"The project {chosen!r} stays as it is.", hint="Choose another with --name.")
+    return chosen
+
+
+def _word(
+    session: Session, given: list[str] | None, index: int, count: int, flag: str, question: str, picture: Path
+) -> str:
+    """The subject or style of one picture: given, or asked for on a terminal."""
+    if given:
+        if len(given) not in (1, count):
+            raise UsageError(
+                f"--{flag} is given {len(given)} times for {count} picture(s).",
+                hint="Give it once, or once per picture in their order.",
+            )
+        return given[index if len(given) > 1 else 0]
+    if session.output.json or not sys.stdin.isatty():
+        raise UsageError(
+            f"What {flag} has {picture.name}?",
+            hint=f"Say it in a word or two: --{flag} " + ("fox" if flag == "subject" else "watercolor"),
+        )
+    from unziplora_cli.project.names import slugify
+
+    guess = slugify(picture.stem).replace("-", " ").replace("_", " ") if flag == "subject" else None
+    answer: str = typer.prompt(f"{question} ({picture.name})", default=guess, err=True)
+    return answer
+
+
+def _summary(finished: "Trained") -> dict[str, Any]:
+    manifest = finished.project.manifest
+    return {
+        "name": finished.project.name,
+        "folder": str(finished.project.folder),
+        "files": {each.role: str(finished.project.folder / each.path) for each in manifest.artifacts},
+        "steps": manifest.steps_done,
+        "seconds": manifest.seconds,
+        "seconds_per_step": round(finished.seconds_per_step, 4),
+        "peak_memory_bytes": manifest.peak_memory_bytes,
+    }
+
+
+def _closing(finished: "Trained") -> str:
+    project, manifest = finished.project, finished.project.manifest
+    lines = [
+        f"{project.name}: {manifest.steps_done} steps in {duration(finished.seconds)} "
+        f"({finished.seconds_per_step:.2f} s a step, {size(manifest.peak_memory_bytes or 0)} at most)",
+        *(f"  {each.role:8} {project.folder / each.path}" for each in manifest.artifacts),
+        f'Next: unziplora combine {project.name} --prompt "on a beach"',
+    ]
+    return "\n".join(lines)

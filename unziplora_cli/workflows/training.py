@@ -1,0 +1,241 @@
+"""From picture files to a project: train, write the weights, write the manifest."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import unziplora_cli
+from unziplora_cli.config import Prompts, TrainConfig, Words
+from unziplora_cli.errors import Interrupted, ProjectError
+from unziplora_cli.project import files, manifest
+from unziplora_cli.project.manifest import Artifact, BaseRecord, Manifest, SourcePicture
+from unziplora_cli.project.store import Project, ProjectStore
+
+if TYPE_CHECKING:
+    from unziplora_cli.diffusion.base import BaseRef
+    from unziplora_cli.training.events import Event, TrainResult
+
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
+LORA_FORMAT, MERGE_FORMAT = "kohya", "unziplora-merge"
+
+
+@dataclass(frozen=True)
+class TrainOrder:
+    """One project to be made.
+
+    ``pictures`` is one file, or a few that show the same subject in the same style; ``validation`` are the
+    prompts of the pictures drawn on the way, by default those of training.
+    """
+
+    name: str
+    pictures: tuple[Path, ...]
+    words: Words
+    prompts: Prompts
+    base: BaseRef
+    config: TrainConfig
+    device: str = "auto"
+    vae: str | None = None
+    validation: Prompts | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The finished project; the last thing that :func:`train` tells."""
+
+    project: Project
+    seconds: float
+    seconds_per_step: float
+
+
+@dataclass
+class _Outcome:
+    """What a training left: its result, or how far it came before it was stopped."""
+
+    result: TrainResult | None = None
+    saved: Path | None = None
+    steps: int = 0
+    seconds: float = 0.0
+    memory: int = 0
+    step_times: list[float] = field(default_factory=list)
+
+
+def train(order: TrainOrder, store: ProjectStore) -> Iterator[Event | Trained]:
+    """Train ``order`` and make it a project of ``store``, telling events and at last Trained.
+
+    Stopped by the user, the project is kept with what was learned so far, and Interrupted is raised. On any
+    other failure nothing is left behind. Raises every error of training, and ProjectError when the name is
+    taken or the disk refuses.
+    """
+    if int(os.environ.get("RANK", "0")) > 0:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield from _learn(order, Path(scratch), _Outcome())
+        return
+    outcome = _Outcome()
+    with store.create(order.name, force=order.force) as folder:
+        sources = _copy_pictures(order.pictures, folder)
+        try:
+            yield from _learn(order, folder, outcome)
+        except Interrupted:
+            if outcome.saved is None:
+                raise
+        record = _write_weights(order, outcome, folder)
+        manifest.write(folder, _manifest(order, sources, outcome, record))
+    project = store.open(order.name)
+    if outcome.result is None:
+        raise Interrupted(
+            f"Stopped after step {outcome.steps} of {order.config.steps}; what was learned is kept.",
+            hint=f"Look at it: unziplora combine {order.name}   Train anew: unziplora train ... --force",
+        )
+    typical = sorted(outcome.step_times)[len(outcome.step_times) // 2] if outcome.step_times else 0.0
+    yield Trained(project, outcome.seconds, typical)
+
+
+def metadata(order: TrainOrder) -> dict[str, str]:
+    """What every file of weights says about itself."""
+    return {
+        "unziplora.version": unziplora_cli.__version__,
+        "unziplora.project": order.name,
+        "unziplora.base": order.base.id,
+        "unziplora.subject": order.words.subject,
+        "unziplora.style": order.words.style,
+        "modelspec.trigger_phrase": order.prompts.content,
+        "ss_base_model_version": "sdxl_base_v1-0",
+    }
+
+
+def _learn(order: TrainOrder, folder: Path, outcome: _Outcome) -> Iterator[Event]:
+    from unziplora_cli.training.engine import train as run
+    from unziplora_cli.training.events import Finished, Saved, StepDone
+    from unziplora_cli.training.request import TrainRequest
+
+    request = TrainRequest(
+        base=order.base,
+        pictures=order.pictures,
+        prompts=order.prompts,
+        config=order.config,
+        folder=folder,
+        device=order.device,
+        validation=order.validation,
+        vae=order.vae,
+        metadata=metadata(order),
+    )
+    for event in run(request):
+        match event:
+            case Finished(result):
+                outcome.result, outcome.steps = result, result.steps
+                outcome.seconds, outcome.memory = result.seconds, result.memory
+                continue
+            case Saved(step, saved):
+                outcome.saved, outcome.steps = saved, step
+            case StepDone():
+                outcome.step_times.append(event.seconds)
+                outcome.seconds = sum(outcome.step_times)
+                outcome.memory = event.memory
+        yield event
+
+
+def _copy_pictures(pictures: tuple[Path, ...], folder: Path) -> tuple[SourcePicture, ...]:
+    """Keep the very files that were trained on, so that the project stands alone."""
+    from PIL import Image
+
+    from unziplora_cli.training.pictures import load_picture
+
+    sources = []
+    for number, picture in enumerate(pictures):
+        load_picture(picture)
+        file = "source" + (f"-{number + 1}" if number else "") + picture.suffix.lower()
+        try:
+            shutil.copyfile(picture, folder / file)
+        except OSError as error:
+            raise ProjectError(f"Cannot copy {picture} into the project: {error.strerror}.") from error
+        with Image.open(folder / file) as image:
+            sources.append(
+                SourcePicture(
+                    file, files.sha256(folder / file), image.width, image.height, image.format or "unknown"
+                )
+            )
+    return tuple(sources)
+
+
+def _write_weights(order: TrainOrder, outcome: _Outcome, folder: Path) -> tuple[Artifact, ...]:
+    """Write, or take from the last saved state, the three files of weights; returns their record."""
+    from unziplora_cli.training.export import write_adapters
+
+    if outcome.result is not None:
+        learned = outcome.result
+        write_adapters(
+            folder,
+            learned.content,
+            learned.style,
+            learned.content_merge,
+            learned.style_merge,
+            metadata(order),
+        )
+    elif outcome.saved is not None:
+        for file in outcome.saved.glob("*.safetensors"):
+            if file.stem in ("content", "style", "merge"):
+                shutil.copyfile(file, folder / file.name)
+    return tuple(
+        Artifact(
+            role=role,
+            path=f"{role}.safetensors",
+            sha256=files.sha256(folder / f"{role}.safetensors"),
+            bytes=(folder / f"{role}.safetensors").stat().st_size,
+            format=MERGE_FORMAT if role == "merge" else LORA_FORMAT,
+            rank=None if role == "merge" else order.config.rank,
+        )
+        for role in ("content", "style", "merge")
+    )
+
+
+def _manifest(
+    order: TrainOrder,
+    sources: tuple[SourcePicture, ...],
+    outcome: _Outcome,
+    artifacts: tuple[Artifact, ...],
+) -> Manifest:
+    result = outcome.result
+    metrics = _losses(result) if result is not None else {}
+    return Manifest(
+        name=order.name,
+        created=manifest.now(),
+        tool_version=unziplora_cli.__version__,
+        base=BaseRecord(
+            spec=order.base.spec,
+            kind=order.base.kind,
+            id=order.base.id,
+            revision=order.base.revision,
+            hash=order.base.fingerprint,
+        ),
+        source=sources,
+        words=order.words,
+        prompts=order.prompts,
+        training=asdict(order.config),
+        seed=order.config.seed,
+        device=result.device if result is not None else order.device,
+        versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        seconds=round(outcome.seconds, 3),
+        steps_done=outcome.steps,
+        state="interrupted" if result is None else "complete",
+        artifacts=artifacts,
+        peak_memory_bytes=outcome.memory,
+        metrics=metrics,
+    )
+
+
+def _losses(result: TrainResult) -> Mapping[str, float]:
+    """Mean loss of the first and the last tenth of the steps."""
+    tenth = max(1, len(result.losses) // 10)
+    return {
+        "loss_first": sum(result.losses[:tenth]) / tenth,
+        "loss_last": sum(result.losses[-tenth:]) / tenth,
+    }
