@@ -21,7 +21,9 @@ class Program(TyperGroup):
             if command is not None and not command.hidden:
                 heading = getattr(command, "rich_help_panel", None)
                 text = command.get_short_help_str(limit=80)
-                panels.setdefault(heading if isinstance(heading, str) else "Commands", []).append((name, text))
+                panels.setdefault(heading if isinstance(heading, str) else "Commands", []).append(
+                    (name, text)
+                )
         for heading, rows in panels.items():
             with formatter.section(heading):
                 formatter.write_dl(rows)
