@@ -94,6 +94,11 @@ def check(folder: Path) -> None:
     kind = index.get("_class_name", "StableDiffusionXLPipeline")
     if not str(kind).startswith("StableDiffusionXL"):
         raise _not_sdxl(folder, f"its model_index.json says {kind}")
+    if not any((folder / part).is_dir() for part in WEIGHTS):
+        raise ModelError(
+            f"The folder {folder} is not a base: it has no {', '.join(WEIGHTS)} folders.",
+            hint="Give the folder of a whole pipeline in diffusers' layout.",
+        )
     missing = [part for part in _required_files(folder) if not (folder / part).is_file()]
     missing += [f"{part}/*.safetensors" for part in WEIGHTS if not weight_files(folder / part)]
     if missing:
@@ -207,7 +212,7 @@ def _find(spec: str) -> BaseRef:
     if spec == "sdxl":
         return _find_hub(spec, SDXL_ID, SDXL_REVISION, "fp16")
     path = Path(spec).expanduser()
-    if path.is_dir():
+    if spec and path.is_dir():
         path = path.resolve()
         check(path)
         return BaseRef(spec, "folder", str(path), path, None, None, _fingerprint_folder(path))

@@ -23,7 +23,6 @@ from unziplora_cli.diffusion.prompts import TextEmbeddings, encode, no_text
 from unziplora_cli.diffusion.sampling import sample, stack, unconditional
 
 PARAMETERS_SCHEMA = 1
-_TEXTS_AT_ONCE = 16
 _ADVICE = "Draw smaller pictures (--width, --height) or use another device (--device)."
 
 
@@ -141,17 +140,14 @@ def encode_requests(
     encoders = load_text_encoders(base, device=device, dtype=dtype)
     negatives = [request.config.negative_prompt for request in requests if request.config.negative_prompt]
     unique = list(dict.fromkeys([*(text for request in requests for text in request.texts), *negatives]))
-    encoded: dict[str | None, TextEmbeddings] = {}
-    for first in range(0, len(unique), _TEXTS_AT_ONCE):
-        part = unique[first : first + _TEXTS_AT_ONCE]
-        embeddings = encode(encoders, part).to(device=torch.device("cpu"))
-        encoded |= {text: embeddings[i] for i, text in enumerate(part)}
+    # One by one: a text's last bits would depend on its company, and with them the picture.
+    encoded: dict[str | None, TextEmbeddings] = {text: encode(encoders, [text]) for text in unique}
     empty = no_text(encoders)
     if empty is not None:
-        encoded[None] = empty.to(device=torch.device("cpu"))
+        encoded[None] = empty
     del encoders
     free(device)
-    return encoded
+    return {text: embeddings.to(device=torch.device("cpu")) for text, embeddings in encoded.items()}
 
 
 def condition(

@@ -1,7 +1,8 @@
 """The format of kohya's sd-scripts with diffusers' block names: what every program loads.
 
 For each layer ``lora_unet_<layer, dots as underscores>`` with ``.lora_down.weight``, ``.lora_up.weight`` and
-``.alpha``, which equals the rank, so that the scale is 1. No other key may stand in the file.
+``.alpha``, which equals the rank. The update is
+``alpha / rank * up @ down``. No other key may stand in the file.
 """
 
 from __future__ import annotations
@@ -52,16 +53,24 @@ def recognises(keys: Iterable[str]) -> bool:
 
 
 def write(path: Path, lora: LoRA, metadata: Mapping[str, str], dtype: torch.dtype) -> None:
-    """Write the layers of ``lora`` that change anything."""
+    """Write the layers of ``lora`` that change anything.
+
+    All have the alpha of the largest rank, since diffusers misapplies files whose alphas differ; a layer of
+    smaller rank gets an ``up`` that makes good for it.
+    """
     tensors: dict[str, Tensor] = {}
     layers = nonzero(lora)
+    alpha = max((weights.rank for weights in layers.values()), default=0)
     for layer, weights in layers.items():
         name = module_name(layer)
         tensors[f"{name}.lora_down.weight"] = weights.down.to(dtype)
-        tensors[f"{name}.lora_up.weight"] = weights.up.to(dtype)
-        tensors[f"{name}.alpha"] = torch.tensor(float(weights.rank), dtype=dtype)
-    rank = str(max((weights.rank for weights in layers.values()), default=0))
-    network = {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": rank}
+        tensors[f"{name}.lora_up.weight"] = (weights.up * (weights.rank / alpha)).to(dtype)
+        tensors[f"{name}.alpha"] = torch.tensor(float(alpha), dtype=dtype)
+    network = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(alpha),
+        "ss_network_alpha": str(alpha),
+    }
     write_tensors(path, tensors, {**network, **metadata})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,8 @@ def read_reference_merge(path: Path) -> tuple[str, dict[str, Tensor]]:
     Such files are pickles; nothing but tensors is let out of them.
     """
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            stored = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise AdapterError(f"There is no file {path}.") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:

@@ -1,0 +1,95 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from unziplora_cli.diffusion.base import BaseRef, resolve_base
+from unziplora_cli.diffusion.load import (
+    alphas_cumprod,
+    load_scheduler,
+    load_text_encoders,
+    load_unet,
+    load_vae,
+)
+from unziplora_cli.errors import ModelError
+
+
+def same_weights(ours: torch.nn.Module, theirs: torch.nn.Module) -> bool:
+    state, expected = ours.state_dict(), theirs.state_dict()
+    return state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in state)
+
+
+def test_every_part_holds_the_bases_weights_and_is_frozen(
+    base: BaseRef, pipeline: StableDiffusionXLPipeline, capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()
+    encoders = load_text_encoders(base, device="cpu", dtype=torch.float32)
+    parts = [
+        (encoders.models[0], pipeline.text_encoder),
+        (encoders.models[1], pipeline.text_encoder_2),
+        (load_vae(base, device="cpu"), pipeline.vae),
+        (load_unet(base, device="cpu", dtype=torch.float32), pipeline.unet),
+    ]
+    for ours, theirs in parts:
+        assert same_weights(ours, theirs)
+        assert not ours.training
+        assert not any(p.requires_grad for p in ours.parameters())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_variant_files_are_loaded(base: BaseRef, tiny_base: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_base, tmp_path / "variant")
+    for weights in folder.glob("*/*.safetensors"):
+        weights.rename(weights.with_suffix(".fp16.safetensors"))
+    variant, _ = resolve_base(str(folder), offline=True)
+    plain = load_unet(base, device="cpu", dtype=torch.float32)
+    assert same_weights(load_unet(variant, device="cpu", dtype=torch.float32), plain)
+    assert load_text_encoders(variant, device="cpu", dtype=torch.bfloat16).models[1].dtype == torch.bfloat16
+
+
+def test_another_vae_takes_the_place_of_the_bases_own(base: BaseRef, tiny_base: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny_base / "vae", tmp_path / "vae")
+    config = other / "config.json"
+    config.write_text(config.read_text().replace("0.13025", "0.5"))
+    assert load_vae(base, device="cpu", vae=str(other)).config.scaling_factor == 0.5
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder_2"])
+def test_damaged_weights_end_in_one_message(tiny_base: Path, tmp_path: Path, part: str) -> None:
+    folder = shutil.copytree(tiny_base, tmp_path / "damaged")
+    weights = next((folder / part).glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+    base, _ = resolve_base(str(folder), offline=True)
+    with pytest.raises(ModelError, match="Cannot load the") as error:
+        load_unet(base, device="cpu", dtype=torch.float32)
+        load_vae(base, device="cpu")
+        load_text_encoders(base, device="cpu", dtype=torch.float32)
+    assert "\n" not in error.value.message
+
+
+def test_the_noise_schedule_is_sdxls(base: BaseRef) -> None:
+    """sqrt(beta) runs linearly from sqrt(0.00085) to sqrt(0.012)."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    expected = torch.cumprod(1 - betas, dim=0)
+    torch.testing.assert_close(alphas_cumprod(base).double(), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (None, "EulerDiscreteScheduler"),
+        ("euler", "EulerDiscreteScheduler"),
+        ("ddim", "DDIMScheduler"),
+        ("ddpm", "DDPMScheduler"),
+        ("dpm++", "DPMSolverMultistepScheduler"),
+    ],
+)
+def test_every_sampler_keeps_the_bases_schedule_and_clips_nothing(
+    base: BaseRef, name: str | None, kind: str
+) -> None:
+    scheduler = load_scheduler(base, name)
+    assert type(scheduler).__name__ == kind
+    torch.testing.assert_close(scheduler.alphas_cumprod, alphas_cumprod(base))
+    assert not getattr(scheduler.config, "clip_sample", False)
