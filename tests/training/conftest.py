@@ -1,0 +1,97 @@
+"""A short training on the tiny base, and the parts of one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from unziplora_cli.config import Prompts, TrainConfig
+from unziplora_cli.diffusion.attention import separate_prompts
+from unziplora_cli.diffusion.base import BaseRef, resolve_base
+from unziplora_cli.diffusion.load import load_unet
+from unziplora_cli.method.inject import inject
+from unziplora_cli.method.schedule import Schedule
+from unziplora_cli.method.separation import Layers, Separation
+from unziplora_cli.training.request import TrainRequest
+from unziplora_cli.training.step import TrainingStep, parameter_groups
+
+PROMPTS = Prompts("a monadikos fox in sketch style", "a monadikos fox", "a fox in sketch style")
+
+
+@pytest.fixture(scope="session")
+def base(tiny_base: Path) -> BaseRef:
+    """The tiny base."""
+    return resolve_base(str(tiny_base), offline=True)[0]
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture that is wider than high."""
+    path = tmp_path_factory.mktemp("pictures") / "fox.png"
+    Image.linear_gradient("L").resize((160, 100)).convert("RGB").save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_request(base: BaseRef, picture: Path) -> Callable[..., TrainRequest]:
+    """Makes the request of a short training on the CPU; keywords change its configuration."""
+
+    def make(folder: Path, *, request: dict[str, Any] | None = None, **changes: Any) -> TrainRequest:
+        config = {
+            "rank": 4,
+            "steps": 8,
+            "recalibrations": 2,
+            "resolution": 64,
+            "content_lr": 1e-3,
+            "style_lr": 2e-3,
+            "column_ratio": 0.3,
+            "crops": 3,
+            "precision": "fp32",
+        }
+        settings = TrainConfig(**{**config, **changes})
+        values = {"pictures": (picture,), "device": "cpu", **(request or {})}
+        return TrainRequest(base=base, prompts=PROMPTS, config=settings, folder=folder, **values)
+
+    return make
+
+
+@dataclass
+class Parts:
+    """A training step that any optimiser may drive."""
+
+    step: TrainingStep
+    layers: Layers
+
+    def weights(self, branch: str) -> torch.Tensor:
+        """Every LoRA weight of a branch in one vector."""
+        parts = [layer.get_submodule(branch) for layer in self.layers.values()]
+        return torch.cat([p.detach().flatten() for part in parts for p in (part.down, part.up)])
+
+
+@pytest.fixture
+def make_parts(base: BaseRef) -> Callable[[], Parts]:
+    """Makes a step with plain gradient descent at rate 1, without clipping and without separation."""
+
+    def make() -> Parts:
+        unet = load_unet(base, device="cpu", dtype=torch.float32)
+        separate_prompts(unet)
+        layers = inject(unet, 4, seed=0)
+        optimizer = torch.optim.SGD(parameter_groups(layers, content_lr=1.0, style_lr=1.0, merge_lr=1.0))
+        step = TrainingStep(
+            unet=unet,
+            layers=layers,
+            optimizer=optimizer,
+            lr_scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+            accelerator=Accelerator(cpu=True),
+            schedule=Schedule(10, enabled=False),
+            separation=Separation(),
+            max_grad_norm=1e9,
+        )
+        return Parts(step, layers)
+
+    return make

@@ -1,0 +1,269 @@
+"""Whole trainings on the tiny base."""
+
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from unziplora_cli.errors import Interrupted, UsageError
+from unziplora_cli.formats import read_lora
+from unziplora_cli.formats.merge import read_merge
+from unziplora_cli.training import batches, validation
+from unziplora_cli.training.engine import Diverged, train
+from unziplora_cli.training.events import (
+    ColumnsChosen,
+    Event,
+    Finished,
+    Notice,
+    Phase,
+    Saved,
+    StepDone,
+    TrainResult,
+    Validated,
+)
+from unziplora_cli.training.request import TrainRequest
+
+Make = Callable[..., TrainRequest]
+
+
+def finished(events: list[Event]) -> TrainResult:
+    assert isinstance(events[-1], Finished)
+    return events[-1].result
+
+
+def only(kind: type, events: list[Event]) -> list:
+    return [event for event in events if isinstance(event, kind)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def run(make_request: Make, folder: Path) -> list[Event]:
+    """The events of eight steps with everything on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, "STEPS", 2)
+        request = make_request(folder, validate_every=6, validation_images=2, save_every=4)
+        return list(train(request))
+
+
+def test_phases_come_in_order(run: list[Event]) -> None:
+    assert [phase.name for phase in only(Phase, run)] == [
+        "read pictures",
+        "encode prompts",
+        "encode pictures",
+        "load U-Net",
+        "train",
+        "finish",
+    ]
+
+
+def test_every_step_is_told(run: list[Event]) -> None:
+    steps = only(StepDone, run)
+    assert [step.step for step in steps] == list(range(1, 9))
+    assert [step.phase for step in steps] == ["explore"] * 2 + ["separate"] * 3 + ["explore"] + [
+        "separate"
+    ] * 2
+    assert all(step.total == 8 and math.isfinite(step.loss) and step.grad_norm > 0 for step in steps)
+    assert steps[0].learning_rates == (1e-3, 2e-3, 5e-3)
+    assert finished(run).losses == tuple(step.loss for step in steps)
+
+
+def test_the_overlap_counts_while_separated(run: list[Event]) -> None:
+    for step in only(StepDone, run):
+        assert (step.overlap is not None) == (step.phase == "separate")
+        if step.overlap is not None:
+            assert step.loss == pytest.approx(step.reconstruction + 0.5 * step.overlap)
+
+
+def test_result_holds_the_chosen_columns_alone(run: list[Event]) -> None:
+    result = finished(run)
+    first, last = only(ColumnsChosen, run)
+    assert (first.step, last.step) == (2, 6)
+    for lora, columns in ((result.content, last.content), (result.style, last.style)):
+        assert sum(int((weights.up != 0).any(dim=1).sum()) for weights in lora.values()) == columns
+    assert last.total == sum(weights.up.shape[0] for weights in result.content.values())
+    merges = torch.cat([*result.content_merge.values(), *result.style_merge.values()])
+    assert merges.min() >= 0
+    assert merges.max() <= 1
+    assert merges.min() < 1
+
+
+def test_saved_models_are_the_training_so_far(run: list[Event], folder: Path) -> None:
+    saved = only(Saved, run)
+    assert [(s.step, s.folder) for s in saved] == [
+        (4, folder / "saved/step-000004"),
+        (8, folder / "saved/step-000008"),
+    ]
+    result = finished(run)
+    merge = read_merge(saved[1].folder / "merge.safetensors")
+    for branch in ("content", "style"):
+        lora, expected = read_lora(saved[1].folder / f"{branch}.safetensors").lora, getattr(result, branch)
+        for name, weights in lora.items():
+            torch.testing.assert_close(weights.up, expected[name].up, rtol=1e-3, atol=1e-4)
+        written = getattr(merge, branch)
+        assert all(torch.equal(written[n], m) for n, m in getattr(result, f"{branch}_merge").items())
+    early = read_lora(saved[0].folder / "content.safetensors").lora
+    assert (
+        0
+        < sum(int((w.up != 0).any(dim=1).sum()) for w in early.values())
+        <= only(ColumnsChosen, run)[0].content
+    )
+
+
+def test_validation_pictures_differ_between_prompts_and_seeds(run: list[Event], folder: Path) -> None:
+    (validated,) = only(Validated, run)
+    names = [f"{name}-{i}.png" for name in ("full", "content", "style") for i in range(2)]
+    assert [path.name for path in validated.paths] == [*names, "strip.png"]
+    assert all(path.parent == folder / "validation/step-000006" for path in validated.paths)
+    pictures = [Image.open(path) for path in validated.paths]
+    assert all(picture.size == (64, 64) for picture in pictures[:-1])
+    assert len({picture.tobytes() for picture in pictures[:-1]}) == 6
+    assert pictures[-1].size == (2 * 64 + 4, 3 * 64 + 8)
+
+
+def test_column_maps_are_drawn_without_a_tracker(run: list[Event], folder: Path) -> None:
+    assert sorted(p.name for p in (folder / "logs").iterdir()) == [
+        "columns-step-000002.png",
+        "columns-step-000006.png",
+    ]
+
+
+def test_validation_and_saving_change_nothing(run: list[Event], make_request: Make, tmp_path: Path) -> None:
+    plain = finished(list(train(make_request(tmp_path))))
+    assert plain.losses == finished(run).losses
+    assert not (tmp_path / "saved").exists()
+    assert not (tmp_path / "validation").exists()
+
+
+def interrupted(events: Iterator[Event], after: int) -> tuple[list[Event], Interrupted]:
+    """Press Ctrl-C once step ``after`` is told."""
+    seen: list[Event] = []
+    with pytest.raises(Interrupted) as caught:
+        for event in events:
+            seen.append(event)
+            if isinstance(event, StepDone) and event.step == after:
+                os.kill(os.getpid(), signal.SIGINT)
+    return seen, caught.value
+
+
+@pytest.mark.parametrize("after", [3, 5])
+def test_ctrl_c_saves_and_the_training_can_go_on_as_if_nothing_had_been(
+    after: int, run: list[Event], make_request: Make, tmp_path: Path
+) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    events, error = interrupted(train(make_request(tmp_path, request={"keep_state": True})), after)
+    assert error.exit_code == 130
+    assert signal.getsignal(signal.SIGINT) is handler
+    saved = events[-1]
+    assert saved == Saved(after, tmp_path / f"saved/step-{after:06d}")
+    assert {p.name for p in saved.folder.iterdir()} == {
+        "content.safetensors",
+        "style.safetensors",
+        "merge.safetensors",
+        "state.safetensors",
+    }
+    chosen = only(ColumnsChosen, events)[0].content
+    lora = read_lora(saved.folder / "content.safetensors").lora
+    assert sum(int((w.up != 0).any(dim=1).sum()) for w in lora.values()) <= chosen
+
+    state = saved.folder / "state.safetensors"
+    rest = finished(list(train(make_request(tmp_path / "rest", request={"resume": state}))))
+    whole = finished(run)
+    assert rest.losses == whole.losses[after:]
+    for branch in ("content", "style"):
+        for name, weights in getattr(whole, branch).items():
+            assert torch.equal(weights.up, getattr(rest, branch)[name].up)
+            assert torch.equal(weights.down, getattr(rest, branch)[name].down)
+        for name, merge in getattr(whole, f"{branch}_merge").items():
+            assert torch.equal(merge, getattr(rest, f"{branch}_merge")[name])
+
+
+def test_a_loss_that_is_no_number_stops_the_training(
+    make_request: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_noise = batches.add_noise
+    calls = iter(range(100))
+    monkeypatch.setattr(
+        batches, "add_noise", lambda *a: add_noise(*a) * (math.nan if next(calls) == 4 else 1.0)
+    )
+    with pytest.raises(Diverged, match="at step 5") as caught:
+        list(train(make_request(tmp_path, save_every=4)))
+    assert "--content-lr" in caught.value.hint
+    assert str(tmp_path / "saved/step-000004") in caught.value.hint
+    assert (tmp_path / "saved/step-000004/content.safetensors").exists()
+
+
+def test_gradient_checkpointing_changes_no_number(
+    run: list[Event], make_request: Make, tmp_path: Path
+) -> None:
+    result = finished(list(train(make_request(tmp_path, gradient_checkpointing=True))))
+    assert result.losses == pytest.approx(finished(run).losses, rel=1e-5)
+
+
+def test_bf16_is_close_to_fp32(run: list[Event], make_request: Make, tmp_path: Path) -> None:
+    result = finished(list(train(make_request(tmp_path, precision="bf16"))))
+    assert result.precision == "bf16"
+    assert result.content["mid_block.attentions.0.transformer_blocks.0.attn1.to_q"].up.dtype is torch.float32
+    assert result.losses == pytest.approx(finished(run).losses, rel=0.02)
+
+
+def test_without_column_separation_two_plain_loras_come_out(make_request: Make, tmp_path: Path) -> None:
+    events = list(train(make_request(tmp_path, steps=2, recalibrations=1, column_separation=False)))
+    result = finished(events)
+    assert not only(ColumnsChosen, events)
+    assert {step.phase for step in only(StepDone, events)} == {"joint"}
+    for lora, merge in ((result.content, result.content_merge), (result.style, result.style_merge)):
+        assert all((weights.up != 0).all() for weights in lora.values())
+        assert all((weights == 1).all() for weights in merge.values())
+
+
+def test_prompt_separation_matters(run: list[Event], make_request: Make, tmp_path: Path) -> None:
+    joined = finished(list(train(make_request(tmp_path, prompt_separation=False))))
+    assert joined.losses[0] != finished(run).losses[0]
+
+
+def test_missing_class_pictures_are_drawn_once(make_request: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "class"
+    settings = {
+        "steps": 2,
+        "recalibrations": 1,
+        "column_separation": False,
+        "prior_images": 1,
+        "prior_content": str(folder),
+        "prior_content_prompt": "a fox",
+    }
+    events = list(train(make_request(tmp_path / "first", **settings)))
+    (drawn,) = folder.iterdir()
+    assert Image.open(drawn).size == (64, 64)
+    assert Phase("draw class pictures", "1 of 1") in events
+    step = only(StepDone, events)[0]
+    assert step.loss > step.reconstruction
+
+    again = list(train(make_request(tmp_path / "second", **settings)))
+    assert [*folder.iterdir()] == [drawn]
+    assert not any(phase.name == "draw class pictures" for phase in only(Phase, again))
+    assert finished(again).losses == finished(events).losses
+
+
+def test_class_pictures_need_a_prompt(make_request: Make, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--prior-style") as caught:
+        list(train(make_request(tmp_path, prior_style=str(tmp_path))))
+    assert "--prior-style-prompt" in caught.value.hint
+
+
+def test_the_user_learns_what_was_done_to_the_input(make_request: Make, tmp_path: Path) -> None:
+    wide = tmp_path / "wide.png"
+    Image.new("RGB", (900, 100)).save(wide)
+    request = make_request(tmp_path, request={"pictures": (wide,)}, crop="center")
+    events = train(request)
+    seen = [next(events) for _ in range(2)]
+    events.close()
+    assert seen[1] == Notice("wide.png: 900 x 100 px: only the middle is used, 11% of the picture.")
