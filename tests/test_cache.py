@@ -196,3 +196,21 @@ def test_list_always_shows_the_built_in_base_and_how_to_get_sdxl(capsys):
     out = capsys.readouterr().out
     assert "mini (built in)" in out
     assert "unziplora models pull sdxl" in out
+
+
+def test_a_base_pulled_in_part_counts_as_present(monkeypatch):
+    """The hub's library calls a snapshot incomplete when some of the repository was left out on purpose."""
+    snapshot = put_in_cache(base.SDXL_ID, base.SDXL_REVISION, {"model_index.json": b"{}"})
+
+    def incomplete(*arguments, **keywords):
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        error = LocalEntryNotFoundError("README.md is missing")
+        error.snapshot_path = str(snapshot)
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", incomplete)
+    with pytest.raises(ModelError) as caught:
+        base.resolve_base("sdxl", offline=True)
+    assert not isinstance(caught.value, base.BaseNotCached)
+    assert "lacks" in caught.value.message

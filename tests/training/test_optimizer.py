@@ -42,7 +42,7 @@ def test_a_missing_package_is_named_with_the_line_to_type(
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UsageError, match=package) as caught:
         build_optimizer(TrainConfig(optimizer=name), groups())
-    assert caught.value.hint == f"pip install 'unziplora-cli[{extra}]'"
+    assert caught.value.hint == f"pip install 'unziplora[{extra}]'"
 
 
 def test_prodigy_refuses_unequal_rates(monkeypatch: pytest.MonkeyPatch) -> None:

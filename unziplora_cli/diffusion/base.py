@@ -109,7 +109,7 @@ def check(folder: Path) -> None:
             else "Fetch or export the base again, with all its parts."
         )
         raise ModelError(f"The base {folder} lacks {', '.join(missing)}.", hint=hint)
-    _check_unet(folder, read_json(folder / "unet/config.json"))
+    check_unet(folder, read_json(folder / "unet/config.json"))
 
 
 def weight_files(part: Path) -> list[Path]:
@@ -238,15 +238,21 @@ def _find_hub(spec: str, id: str, revision: str | None, variant: str | None) -> 
 
 
 def _snapshot(id: str, revision: str | None) -> Path | None:
-    """The folder of a hub repository in Hugging Face's cache; no network."""
+    """The folder of a hub repository in Hugging Face's cache; no network.
+
+    Only some of a repository's files are ever pulled, which the hub's library may report as incomplete;
+    whether all parts are there is for :func:`check` to say.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         folder = snapshot_download(id, revision=revision, cache_dir=paths.hub_cache(), local_files_only=True)
-    except (LocalEntryNotFoundError, HFValidationError):
+    except HFValidationError:
         return None
-    return Path(folder)
+    except LocalEntryNotFoundError as error:
+        folder = getattr(error, "snapshot_path", None)
+    return Path(folder) if folder else None
 
 
 def _gpu_present() -> bool:
@@ -264,7 +270,7 @@ def _required_files(folder: Path) -> Iterator[str]:
             yield f"{part}/merges.txt"
 
 
-def _check_unet(folder: Path, unet: Mapping[str, Any]) -> None:
+def check_unet(folder: Path, unet: Mapping[str, Any]) -> None:
     if unet.get("_class_name") != "UNet2DConditionModel":
         raise _not_sdxl(folder, f"its denoiser is a {unet.get('_class_name')}, not a UNet2DConditionModel")
     if unet.get("addition_embed_type") != "text_time":

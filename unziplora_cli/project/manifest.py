@@ -147,7 +147,7 @@ def parse(text: bytes, path: Path) -> Manifest:
     if schema > SCHEMA:
         raise ProjectError(
             f"{path} has schema {schema}, but this version of unziplora knows schemas up to {SCHEMA}.",
-            hint="Upgrade: pipx upgrade unziplora-cli",
+            hint="Upgrade: pipx upgrade unziplora",
         )
     try:
         for step in range(schema, SCHEMA):

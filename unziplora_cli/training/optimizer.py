@@ -69,5 +69,5 @@ def require(package: str, extra: str, what: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise UsageError(
             f"{what} needs the package {package}, which is not installed.",
-            hint=f"pip install 'unziplora-cli[{extra}]'",
+            hint=f"pip install 'unziplora[{extra}]'",
         )
