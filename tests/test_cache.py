@@ -213,4 +213,4 @@ def test_a_base_pulled_in_part_counts_as_present(monkeypatch):
     with pytest.raises(ModelError) as caught:
         base.resolve_base("sdxl", offline=True)
     assert not isinstance(caught.value, base.BaseNotCached)
-    assert "lacks" in caught.value.message
+    assert "is not a base" in caught.value.message
