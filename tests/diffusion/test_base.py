@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from unziplora_cli import paths
+from tests.diffusion.cached import put_in_cache
 from unziplora_cli.diffusion import base as bases
 from unziplora_cli.diffusion.base import (
     BaseNotCached,
@@ -22,15 +22,6 @@ from unziplora_cli.errors import ModelError
 def copy(tiny_base: Path, tmp_path: Path) -> Path:
     """A base that a test may damage."""
     return shutil.copytree(tiny_base, tmp_path / "copy")
-
-
-def put_in_cache(folder: Path, id: str, revision: str) -> Path:
-    """Place a base where huggingface_hub keeps its downloads."""
-    repository = paths.hub_cache() / f"models--{id.replace('/', '--')}"
-    shutil.copytree(folder, repository / "snapshots" / revision)
-    (repository / "refs").mkdir()
-    (repository / "refs/main").write_text(revision)
-    return repository / "snapshots" / revision
 
 
 @pytest.fixture

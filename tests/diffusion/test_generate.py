@@ -237,6 +237,16 @@ def test_a_batch_draws_what_single_pictures_would(base: BaseRef, unet: UNet2DCon
     assert len({image.tobytes() for image in batched}) == 3
 
 
+def test_half_precision_draws_the_same_picture(base: BaseRef, unet: UNet2DConditionModel) -> None:
+    requests = [Request(PROMPTS, random_branches(unet, "content", "style"), settings(count=2))]
+    pictures = generate(base, requests, device=CPU, dtype=torch.bfloat16)
+    half = [np.asarray(picture.image, dtype=float) for picture in pictures]
+    full = [np.asarray(image, dtype=float) for image in images(base, requests)]
+    apart = np.abs(full[0] - full[1]).mean()
+    for one, other in zip(half, full, strict=True):
+        assert np.abs(one - other).mean() < 0.2 * apart
+
+
 def test_a_single_seed_draws_the_same_picture_inside_any_count(base: BaseRef) -> None:
     four = images(base, [Request(PROMPTS, config=settings(count=4))])
     third = images(base, [Request(PROMPTS, config=settings(seed=2))])

@@ -5,6 +5,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
+from tests.diffusion.cached import put_in_cache
+from tests.diffusion.checkpoint import write_checkpoint
+from unziplora_cli.diffusion import base as bases
 from unziplora_cli.diffusion.base import BaseRef, resolve_base
 from unziplora_cli.diffusion.load import (
     alphas_cumprod,
@@ -47,6 +50,44 @@ def test_variant_files_are_loaded(base: BaseRef, tiny_base: Path, tmp_path: Path
     plain = load_unet(base, device="cpu", dtype=torch.float32)
     assert same_weights(load_unet(variant, device="cpu", dtype=torch.float32), plain)
     assert load_text_encoders(variant, device="cpu", dtype=torch.bfloat16).models[1].dtype == torch.bfloat16
+
+
+def test_a_single_checkpoint_file_holds_the_same_weights(
+    base: BaseRef, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny base in the original layout, its sizes in the place of SDXL's."""
+    sizes = shutil.copytree(tiny_base, tmp_path / "sizes", ignore=shutil.ignore_patterns("*.safetensors"))
+    monkeypatch.setattr(bases, "SDXL_CONFIG", sizes)
+    put_in_cache(tiny_base, bases.SDXL_ID, bases.SDXL_REVISION)
+    file, _ = resolve_base(str(write_checkpoint(tiny_base, tmp_path / "tiny.safetensors")), offline=True)
+    assert file.kind == "file"
+    dtype = torch.float32
+    encoders, expected = (load_text_encoders(b, device="cpu", dtype=dtype) for b in (file, base))
+    for ours, theirs in zip(encoders.models, expected.models, strict=True):
+        assert same_weights(ours, theirs)
+    unets = (load_unet(b, device="cpu", dtype=dtype) for b in (file, base))
+    assert same_weights(*unets)
+    vaes = (load_vae(b, device="cpu") for b in (file, base))
+    assert same_weights(*vaes)
+    assert type(load_scheduler(file)).__name__ == "EulerDiscreteScheduler"
+
+
+def test_shipped_sizes_are_sdxls() -> None:
+    """SDXL has 2.57 billion parameters in the U-Net, 84 million in the VAE, 123 and 695 million for text."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    folder = bases.SDXL_CONFIG
+    with torch.device("meta"):
+        parts = [
+            UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet")),
+            AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae")),
+            CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder")),
+            CLIPTextModelWithProjection(CLIPTextConfig.from_pretrained(folder / "text_encoder_2")),
+        ]
+    counts = [sum(p.numel() for p in part.parameters()) for part in parts]
+    assert counts == [2_567_463_684, 83_653_863, 123_060_480, 694_659_840]
+    bases.check_unet(folder, bases.read_json(folder / "unet/config.json"))
 
 
 def test_another_vae_takes_the_place_of_the_bases_own(base: BaseRef, tiny_base: Path, tmp_path: Path) -> None:

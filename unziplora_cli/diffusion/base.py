@@ -271,6 +271,7 @@ def _required_files(folder: Path) -> Iterator[str]:
 
 
 def check_unet(folder: Path, unet: Mapping[str, Any]) -> None:
+    """Raise ModelError unless a U-Net of this configuration can take the method's layers."""
     if unet.get("_class_name") != "UNet2DConditionModel":
         raise _not_sdxl(folder, f"its denoiser is a {unet.get('_class_name')}, not a UNet2DConditionModel")
     if unet.get("addition_embed_type") != "text_time":
