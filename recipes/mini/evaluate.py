@@ -13,7 +13,16 @@ from PIL import Image, ImageDraw
 from recipes.mini.judge_model import Judge
 from recipes.mini.model import load_pipeline
 from recipes.mini.pictures import NAMES, TEST, Store, label
-from recipes.mini.scene import COLORS, CONTEXTS, HELD_OUT_STYLES, MARKINGS, STYLES, SUBJECTS, Individual, Scene
+from recipes.mini.scene import (
+    COLORS,
+    CONTEXTS,
+    HELD_OUT_STYLES,
+    MARKINGS,
+    STYLES,
+    SUBJECTS,
+    Individual,
+    Scene,
+)
 
 GUIDANCE = 5.0
 STEPS = 25
@@ -32,14 +41,21 @@ SHEET_SCENES = (
 
 
 def generate(
-    pipeline: StableDiffusionXLPipeline, prompts: Sequence[str], *, seed: int = 0, steps: int = STEPS, batch: int = 128
+    pipeline: StableDiffusionXLPipeline,
+    prompts: Sequence[str],
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    batch: int = 256,
 ) -> np.ndarray:
     """Pictures uint8 [n, 128, 128, 3] of the prompts, each from its own seed."""
     pictures = []
     for start in range(0, len(prompts), batch):
         some = list(prompts[start : start + batch])
         noise = [torch.Generator().manual_seed(seed + start + n) for n in range(len(some))]
-        made = pipeline(some, num_inference_steps=steps, guidance_scale=GUIDANCE, generator=noise, output_type="np")
+        made = pipeline(
+            some, num_inference_steps=steps, guidance_scale=GUIDANCE, generator=noise, output_type="np"
+        )
         pictures.append((made.images * 255).round().astype(np.uint8))
     return np.concatenate(pictures)
 
@@ -65,7 +81,9 @@ def fully_said_scenes(count: int, seed: int = 11) -> list[Scene]:
     ]
 
 
-def evaluate(folder: Path, judge: Judge, device: torch.device, *, count: int, steps: int) -> dict[str, object]:
+def evaluate(
+    folder: Path, judge: Judge, device: torch.device, *, count: int, steps: int
+) -> dict[str, object]:
     """Generate `count` fully captioned pictures and let the judge name them."""
     scenes = fully_said_scenes(count)
     prompts = [prompt_of(scene, say_photo=n % 2 == 0) for n, scene in enumerate(scenes)]
@@ -92,8 +110,10 @@ def evaluate(folder: Path, judge: Judge, device: torch.device, *, count: int, st
     }
 
 
-def generated_sheet(folder: Path, device: torch.device, path: Path, *, steps: int, styles: Sequence[str] = STYLES) -> None:
-    """A contact sheet, a row for each style, of the same ten scenes."""
+def generated_sheet(
+    folder: Path, device: torch.device, path: Path, *, steps: int, styles: Sequence[str] = STYLES
+) -> None:
+    """Draw the same ten scenes in each style, a row for each."""
     prompts = [
         " ".join(f"a {look} {subject} in {style} style {context}".split())
         for style in styles
@@ -128,14 +148,14 @@ def sheet(pictures: np.ndarray, columns: int, names: Sequence[str], path: Path) 
     canvas.save(path)
 
 
-def test_pictures(store: Store, limit: int | None = None) -> np.ndarray:
+def tested(store: Store) -> np.ndarray:
     """Indices of the drawn test pictures."""
     ready = store.ready()
-    return ready[store.kinds[ready] == TEST][:limit]
+    return ready[store.kinds[ready] == TEST]
 
 
 def held_out_check(folder: Path, judge: Judge, device: torch.device, *, steps: int) -> float:
-    """How often a picture asked for in a held-out style is seen in it: near 0 for a base that has never met them."""
+    """How often a picture asked for in a held-out style is seen in it: near 0 for a true base."""
     prompts = [f"a {subject} in {style} style" for style in HELD_OUT_STYLES for subject in SUBJECTS[:8]]
     truth = [style for style in HELD_OUT_STYLES for _ in SUBJECTS[:8]]
     made = generate(load_pipeline(folder, str(device)), prompts, seed=50, steps=steps)

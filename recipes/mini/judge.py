@@ -1,4 +1,4 @@
-"""Train the judge on drawn pictures, half of them through the autoencoder, so that it is fair to generated ones."""
+"""Train the judge on drawn pictures, many of them through the autoencoder, to be fair to generated ones."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from diffusers import AutoencoderKL
 
 from recipes.mini.judge_model import Judge
 from recipes.mini.optimize import learning_rate
-from recipes.mini.pictures import GROUPED, NAMES, TEST, Store
-from recipes.mini.train_vae import DevicePictures, reconstruct
+from recipes.mini.pictures import BASE, GROUPED, NAMES, TEST, Store
+from recipes.mini.train_vae import DevicePictures, rebuild
 
 PEAK = 2e-3
 GROUP_SHARE = 3
@@ -22,23 +22,27 @@ GROUP_SHARE = 3
 def train_judge(
     vae: AutoencoderKL, store: Store, device: torch.device, seconds: float, *, batch: int, max_steps: int
 ) -> tuple[Judge, dict[str, float]]:
-    """Train a judge for `seconds`, reconstruction of all pictures included; returns its accuracy on test pictures."""
+    """Train a judge for `seconds`, reconstructions included; returns it and its accuracy on test pictures."""
     begun = time.monotonic()
     pictures = DevicePictures(store, device)
     pictures.update()
-    rebuilt = torch.zeros_like(pictures.images)
     ready = np.flatnonzero(pictures.ready)
-    for start in range(0, len(ready), 4096):
-        index = ready[start : start + 4096]
-        made = reconstruct(vae, store.pictures[index], device)
-        rebuilt[torch.from_numpy(index).to(device)] = torch.from_numpy(made).to(device)
+    chosen = ready[(store.kinds[ready] != BASE) | (ready % 4 == 0)]
+    has_rebuilt = torch.zeros(len(pictures.images), dtype=torch.bool, device=device)
+    rebuilt = pictures.images.clone()
+    for start in range(0, len(chosen), 4096):
+        some = torch.from_numpy(chosen[start : start + 4096]).to(device)
+        rebuilt[some] = rebuild(vae, pictures.images[some])
+        has_rebuilt[some] = True
     train = torch.from_numpy(ready[store.kinds[ready] != TEST]).to(device)
     pairs = _pairs(store, ready, device)
     torch.manual_seed(3)
     judge = Judge(NAMES).to(device)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=PEAK, betas=(0.9, 0.99), weight_decay=0.02)
     told, steps = time.monotonic(), 0
-    print(f"judge starts on {len(ready)} pictures and {len(pairs)} pairs after {told - begun:.0f} s", flush=True)
+    print(
+        f"judge starts on {len(ready)} pictures and {len(pairs)} pairs after {told - begun:.0f} s", flush=True
+    )
     while (now := time.monotonic()) - begun < seconds and steps < max_steps:
         share = max((now - begun) / seconds, steps / max_steps)
         for group in optimizer.param_groups:
@@ -47,13 +51,16 @@ def train_judge(
         same = pairs[some].T.reshape(-1)  # first of each pair, then second
         rest = train[torch.randint(len(train), (batch - len(same),), device=device)]
         index = torch.cat((same, rest))
-        through = torch.rand(len(index), device=device) < 0.5
+        through = has_rebuilt[index] & (torch.rand(len(index), device=device) < 0.6)
         images = torch.where(through[:, None, None, None], rebuilt[index], pictures.images[index])
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits, identity = judge(degrade(images.permute(0, 3, 1, 2).float() / 127.5 - 1.0))
         labels = pictures.labels[index]
         loss = sum(
-            (F.cross_entropy(logits[name].float(), labels[:, n], label_smoothing=0.02) for n, name in enumerate(NAMES)),
+            (
+                F.cross_entropy(logits[name].float(), labels[:, n], label_smoothing=0.02)
+                for n, name in enumerate(NAMES)
+            ),
             torch.zeros((), device=device),
         )
         loss = loss + 0.5 * _contrast(identity[: len(same)].float())
@@ -106,7 +113,9 @@ def degrade(x: torch.Tensor) -> torch.Tensor:
     x = torch.where(pick[0] < 0.5, x.flip(3), x)
     x = torch.where(pick[1] < 0.35, F.avg_pool2d(F.pad(x, (1, 1, 1, 1), "replicate"), 3, 1), x)
     across, down = torch.randint(-4, 5, (2,)).tolist()
-    x = F.pad(x, (4, 4, 4, 4), "replicate")[:, :, 4 + down : x.shape[2] + 4 + down, 4 + across : x.shape[3] + 4 + across]
+    x = F.pad(x, (4, 4, 4, 4), "replicate")[
+        :, :, 4 + down : x.shape[2] + 4 + down, 4 + across : x.shape[3] + 4 + across
+    ]
     gain = 1.0 + 0.08 * (2 * pick[2] - 1)
     tint = 0.04 * torch.randn(n, 3, 1, 1, device=device)
     noise = 0.06 * pick[3] * (pick[4] < 0.5) * torch.randn_like(x)
@@ -128,4 +137,6 @@ def _contrast(identity: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
     """Each picture must find its partner in the batch; identity holds the firsts, then the seconds."""
     likeness = identity @ identity.T / temperature
     likeness = likeness.masked_fill(torch.eye(len(identity), dtype=torch.bool, device=identity.device), -1e4)
-    return F.cross_entropy(likeness, torch.arange(len(identity), device=identity.device).roll(len(identity) // 2))
+    return F.cross_entropy(
+        likeness, torch.arange(len(identity), device=identity.device).roll(len(identity) // 2)
+    )

@@ -50,7 +50,9 @@ class Judge(nn.Module):
     def name(self, pictures: torch.Tensor) -> list[dict[str, str]]:
         """Pictures uint8 [n, h, w, 3] -> the word for each label of each picture."""
         found, _ = self.look(pictures)
-        columns = {label: [self.names[label][i] for i in numbers.tolist()] for label, numbers in found.items()}
+        columns = {
+            label: [self.names[label][i] for i in numbers.tolist()] for label, numbers in found.items()
+        }
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def save(self, folder: Path) -> None:
@@ -61,7 +63,9 @@ class Judge(nn.Module):
             for key, value in self.state_dict().items()
             if not key.endswith("num_batches_tracked")
         }
-        save_file({key: value.cpu().contiguous() for key, value in half.items()}, folder / "judge.safetensors")
+        save_file(
+            {key: value.cpu().contiguous() for key, value in half.items()}, folder / "judge.safetensors"
+        )
         config = {"names": self.names, "size": self.size}
         (folder / "judge.json").write_text(json.dumps(config, indent=2) + "\n")
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from recipes.mini.scene import COLORS, CONTEXTS, GENERIC, MARKINGS, MARKS, STYLES, SUBJECTS
@@ -21,6 +23,7 @@ TOKENS = 32
 
 FUNCTION_WORDS = ("a", "an", "the", "of", "with", "and", "in", "on", "at", "style", "picture")
 _START, _END = "<|startoftext|>", "<|endoftext|>"
+_DIFFUSERS, _MODEL = "diffusion_pytorch_model.safetensors", "model.safetensors"
 _WIDTHS = (64, 96)
 
 
@@ -73,7 +76,12 @@ def write_tokenizer(folder: Path, words: Iterable[str]) -> None:
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     special = {"bos_token": _START, "eos_token": _END, "unk_token": _END, "pad_token": _END}
-    config = {**special, "tokenizer_class": "CLIPTokenizer", "model_max_length": TOKENS, "do_lower_case": True}
+    config = {
+        **special,
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": TOKENS,
+        "do_lower_case": True,
+    }
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2))
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
 
@@ -151,8 +159,8 @@ def new_components(tokenizer_folder: Path) -> Components:
 def load_components(folder: Path) -> Components:
     """Load a saved base in float32."""
     return Components(
-        UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32),
-        AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32),
+        UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32),
+        AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32),
         CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
         CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", dtype=torch.float32),
         load_tokenizer(folder / "tokenizer"),
@@ -162,11 +170,24 @@ def load_components(folder: Path) -> Components:
 def save_components(parts: Components, folder: Path) -> None:
     """Save a base as a diffusers SDXL folder in float16; the parts themselves stay as they are."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+    for name, file in (
+        ("unet", _DIFFUSERS),
+        ("vae", _DIFFUSERS),
+        ("text_encoder", _MODEL),
+        ("text_encoder_2", _MODEL),
+    ):
         part = getattr(parts, name)
-        half = type(part)(part.config) if name.startswith("text") else type(part).from_config(part.config)
-        half.load_state_dict(part.state_dict())
-        half.to(torch.float16).save_pretrained(folder / name)
+        weights = {key: value.detach().half().cpu().contiguous() for key, value in part.state_dict().items()}
+        if name == "text_encoder":  # the names that every release of transformers reads
+            weights = {
+                f"text_model.{key.removeprefix('text_model.')}": value for key, value in weights.items()
+            }
+        (folder / name).mkdir(exist_ok=True)
+        save_file(weights, folder / name / file, metadata={"format": "pt"})
+        if name in ("unet", "vae"):
+            part.save_config(folder / name)
+        else:
+            part.config.save_pretrained(folder / name)
     for name in ("tokenizer", "tokenizer_2"):
         write_tokenizer(folder / name, grammar_words())
     new_scheduler().save_pretrained(folder / "scheduler")
@@ -200,7 +221,7 @@ def new_scheduler() -> EulerDiscreteScheduler:
 def load_pipeline(folder: Path, device: str = "cpu") -> StableDiffusionXLPipeline:
     """Load a saved base as the stock pipeline, in float32."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(
-        folder, torch_dtype=torch.float32, add_watermarker=False, local_files_only=True
+        folder, dtype=torch.float32, add_watermarker=False, local_files_only=True
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
@@ -209,7 +230,7 @@ def load_pipeline(folder: Path, device: str = "cpu") -> StableDiffusionXLPipelin
 def _split(pieces: list[str], merges: dict[tuple[str, str], int]) -> list[str]:
     """Apply byte-pair merges to one word, best priority first."""
     while True:
-        pairs = [(merges[pair], i) for i, pair in enumerate(zip(pieces, pieces[1:], strict=False)) if pair in merges]
+        pairs = [(merges[pair], i) for i, pair in enumerate(pairwise(pieces)) if pair in merges]
         if not pairs:
             return pieces
         _, i = min(pairs)

@@ -85,7 +85,11 @@ class FlatAdam:
 
     def state_dict(self) -> dict[str, object]:
         """Everything needed to go on."""
-        return {"master": self.master.detach(), "average": self.average, "adam": self.adam.state_dict()["state"]}
+        return {
+            "master": self.master.detach(),
+            "average": self.average,
+            "adam": self.adam.state_dict()["state"],
+        }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Go on from `state_dict()`; to be called before the step is captured."""
@@ -98,26 +102,40 @@ class FlatAdam:
         self.adam.param_groups[0]["lr"] = self.rate
 
 
-def capture(step: Callable[[], None], warm_up: int = 3) -> Callable[[], None]:
-    """Record `step` as a CUDA graph and return its replay; without CUDA, or if recording fails, `step` itself."""
-    if not torch.cuda.is_available():
-        return step
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(warm_up):
+class CaptureError(RuntimeError):
+    """A step could not be recorded; the process can draw no more random numbers there: start again."""
+
+
+def capture(step: Callable[[], None], uncompile: Callable[[], bool], *, graph: bool) -> Callable[[], None]:
+    """Warm `step` up, record it as a CUDA graph, return the replay; without CUDA or `graph`, `step` itself.
+
+    `uncompile` is called when the very first step fails; it says whether there was something to undo, so that
+    the step is worth another try. Raises `CaptureError` when the recording fails.
+    """
+    graph = graph and torch.cuda.is_available()
+    stream = torch.cuda.Stream() if graph else None
+    if stream is not None:
+        stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        try:
             step()
-    torch.cuda.current_stream().wait_stream(side)
+        except Exception as error:
+            if not uncompile():
+                raise
+            print(f"goes on uncompiled: {type(error).__name__}: {str(error).splitlines()[:1]}", flush=True)
+            step()
+        if stream is None:
+            return step
+        step()
+        step()
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
+    recorded = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(recorded, stream=stream):
             step()
-    except RuntimeError as error:
-        torch.cuda.synchronize()
-        print(f"step runs eagerly: its capture failed: {str(error).splitlines()[0]}", flush=True)
-        return step
-    return graph.replay
+    except Exception as error:
+        raise CaptureError(f"the step cannot be captured: {error}") from error
+    return recorded.replay
 
 
 def learning_rate(peak: float, step: int, share: float, warm_up: int = 200) -> float:

@@ -1,6 +1,7 @@
 """The data set: scenes drawn by parallel processes into memory-mapped files, readable while it grows.
 
-`python -m recipes.mini.pictures FOLDER WORKER WORKERS UNTIL` is one drawing process; `start_drawing` starts them all.
+`python -m recipes.mini.pictures FOLDER WORKER WORKERS UNTIL` is one drawing process; `start_drawing` starts
+them all.
 """
 
 from __future__ import annotations
@@ -50,17 +51,19 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 """What each label column counts; a sixth column numbers the individual."""
 
-_DISTRACTORS = tuple(word for word in VOCABULARY if word not in {w for names in NAMES.values() for w in names})
+_DISTRACTORS = tuple(
+    word for word in VOCABULARY if word not in {w for names in NAMES.values() for w in names}
+)
 
 
 @dataclass(frozen=True)
 class Plan:
     """How many pictures of each kind to draw."""
 
-    base: int = 110_000
-    held_out: int = 16_000
-    groups: int = 5_000
-    test: int = 3_000
+    base: int = 100_000
+    held_out: int = 12_000
+    groups: int = 4_000
+    test: int = 2_400
     seed: int = 1
 
     @property
@@ -142,7 +145,7 @@ def draw_blocks(folder: Path, worker: int, workers: int, until: float) -> None:
 
 def start_drawing(folder: Path, workers: int, until: float) -> list[subprocess.Popen[bytes]]:
     """Start the drawing processes, at low priority and one thread each."""
-    single = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     command = ["nice", "-n", "10", sys.executable, "-m", "recipes.mini.pictures", str(folder)]
     return [
         subprocess.Popen([*command, str(worker), str(workers), str(until)], env={**os.environ, **single})

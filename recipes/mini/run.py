@@ -1,7 +1,8 @@
 """Make the mini base: `python -m recipes.mini.run STAGES --work DIR --out DIR`, or `join PARTS FOLDER`.
 
-Stages are run in the order given: `draw`, `vae`, `judge`, `speed`, `unet`, `evaluate`. The work folder keeps
-everything needed to go on in a later call; the out folder receives what is worth keeping, in files of at most 15 MiB.
+Stages are run in the order given: `draw`, `vae`, `latents`, `judge`, `speed`, `unet`, `evaluate`.
+Drawing goes on beside the stages after it; `latents` waits for its end. The work folder keeps everything
+needed to go on in a later call; the out folder receives what is worth keeping, in files of at most 15 MiB.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import io
 import json
 import os
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -20,13 +22,14 @@ import torch
 from recipes.mini import evaluate as report_card
 from recipes.mini.judge import train_judge
 from recipes.mini.judge_model import Judge
-from recipes.mini.model import Components, load_components, new_components, save_components
+from recipes.mini.model import load_components, new_components, save_components
+from recipes.mini.optimize import CaptureError
 from recipes.mini.pictures import BASE, Plan, Store, start_drawing
 from recipes.mini.train_unet import measure, tokenize, train_unet
 from recipes.mini.train_vae import encode_all, reconstruct, train_vae
 
 PART = 15 * 2**20
-STAGES = ("draw", "vae", "judge", "speed", "unet", "evaluate")
+STAGES = ("draw", "vae", "latents", "judge", "speed", "unet", "evaluate")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,31 +38,58 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("stages", help=f"comma-separated, of {', '.join(STAGES)}")
     made.add_argument("--work", type=Path, required=True, help="folder that later calls go on from")
     made.add_argument("--out", type=Path, required=True, help="folder for results")
-    made.add_argument("--deadline", type=float, default=9.3, help="minutes after which this call must be over")
-    made.add_argument("--minutes-draw", type=float, default=4.0, help="longest time for drawing")
-    made.add_argument("--minutes-vae", type=float, default=5.5)
+    made.add_argument(
+        "--deadline", type=float, default=9.3, help="minutes after which this call must be over"
+    )
+    made.add_argument("--minutes-draw", type=float, default=5.8, help="longest time for drawing")
+    made.add_argument("--minutes-vae", type=float, default=5.6)
     made.add_argument("--minutes-judge", type=float, default=1.2)
-    made.add_argument("--minutes-unet", type=float, default=11.0, help="the U-Net's whole schedule, all calls together")
-    made.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="drawing processes")
+    made.add_argument(
+        "--minutes-unet", type=float, default=11.0, help="the U-Net's whole schedule, all calls together"
+    )
+    made.add_argument(
+        "--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="drawing processes"
+    )
     made.add_argument("--batch-vae", type=int, default=192)
     made.add_argument("--batch-judge", type=int, default=768)
     made.add_argument("--batch-unet", type=int, default=768)
     made.add_argument("--base", type=int, default=Plan.base, help="pictures for the U-Net")
     made.add_argument("--held-out", type=int, default=Plan.held_out, help="pictures in held-out styles")
-    made.add_argument("--groups", type=int, default=Plan.groups, help="individuals drawn four times for the judge")
+    made.add_argument(
+        "--groups", type=int, default=Plan.groups, help="individuals drawn four times for the judge"
+    )
     made.add_argument("--test", type=int, default=Plan.test, help="pictures never trained on")
     made.add_argument("--compile-vae", action=argparse.BooleanOptionalAction, default=True)
     made.add_argument("--compile-unet", action=argparse.BooleanOptionalAction, default=False)
-    made.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=False, help="of the U-Net")
+    made.add_argument(
+        "--channels-last", action=argparse.BooleanOptionalAction, default=False, help="of the U-Net"
+    )
+    made.add_argument(
+        "--graphs", action=argparse.BooleanOptionalAction, default=True, help="capture whole steps"
+    )
+    made.add_argument(
+        "--begun", type=float, default=0.0, help="when this call began, if it starts itself again"
+    )
     made.add_argument("--tiny", action="store_true", help="a few steps of everything, to try the code")
     return made
 
 
 def main() -> None:
-    """Run the stages asked for."""
-    begun = time.monotonic()
+    """Run the stages asked for; if a step cannot be captured, start over from its stage without capturing."""
     args = parser().parse_args()
+    args.begun = args.begun or time.time()
     stages = args.stages.split(",")
+    try:
+        run(args, stages)
+    except CaptureError as error:
+        print(f"{error}\nstarting again without graphs from {stages[0]}", flush=True)
+        options = [option for option in sys.argv[1:] if option != args.stages]
+        again = [",".join(stages), *options, "--no-graphs", "--begun", str(args.begun)]
+        os.execv(sys.executable, [sys.executable, "-m", "recipes.mini.run", *again])
+
+
+def run(args: argparse.Namespace, stages: list[str]) -> None:
+    """Run stages; each is taken off the list when it is done."""
     if unknown := set(stages) - set(STAGES):
         raise SystemExit(f"unknown stage: {', '.join(sorted(unknown))}; stages are {', '.join(STAGES)}")
     if args.tiny:
@@ -77,38 +107,54 @@ def main() -> None:
 
     def left(reserve: float = 0.0) -> float:
         """Seconds until `reserve` minutes before the deadline."""
-        return max(5.0, 60 * (args.deadline - reserve) - (time.monotonic() - begun))
+        return max(5.0, 60 * (args.deadline - reserve) - (time.time() - args.begun))
 
     def say(text: str) -> None:
-        print(f"[{time.monotonic() - begun:5.0f}s] {text}", flush=True)
+        print(f"[{time.time() - args.begun:5.0f}s] {text}", flush=True)
 
     report = _Report(work / "report.json")
-    parts = load_components(base) if (base / "model_index.json").exists() else new_components(work / "tokenizer")
-    drawing = []
+    parts = (
+        load_components(base) if (base / "model_index.json").exists() else new_components(work / "tokenizer")
+    )
     if "draw" in stages:
         plan = Plan(args.base, args.held_out, args.groups, args.test)
         Store.create(work, plan)
-        drawing = start_drawing(work, args.workers, time.time() + 60 * args.minutes_draw)
+        start_drawing(work, args.workers, args.begun + 60 * args.minutes_draw)
         say(f"drawing {plan.total} pictures in {args.workers} processes")
+        stages.remove("draw")
     if "vae" in stages:
-        store = Store(work)
-        seconds = min(60 * args.minutes_vae, left(1.0 if "judge" not in stages else 1.2 + args.minutes_judge))
+        later = sum(
+            minutes for stage, minutes in (("judge", args.minutes_judge), ("latents", 0.7)) if stage in stages
+        )
         found = train_vae(
-            parts.vae, store, device, seconds, batch=args.batch_vae, compiled=args.compile_vae, max_steps=max_steps
+            parts.vae,
+            Store(work),
+            device,
+            min(60 * args.minutes_vae, left(0.5 + later)),
+            batch=args.batch_vae,
+            compiled=args.compile_vae,
+            graph=args.graphs,
+            max_steps=max_steps,
         )
         report["vae"] = found
         say(f"vae done: {json.dumps(found)}")
         save_components(parts, base)
         keep(base, args.out)
-        some = report_card.test_pictures(store)
-        rebuilt = reconstruct(parts.vae.to(device), store.pictures[some], device)
+        store = Store(work)
+        some = report_card.tested(store)
+        rebuilt = reconstruct(parts.vae, store.pictures[some], device)
         report_card.reconstruction_sheet(store, rebuilt, some, args.out / "reconstructions.png")
-    for process in drawing:
-        if process.wait() != 0:
-            raise SystemExit("a drawing process failed; its message is above")
-    if "draw" in stages:
-        _prepare_latents(parts, work, device)
-        say(f"{len(Store(work).ready())} pictures drawn, latents written")
+        stages.remove("vae")
+    if "latents" in stages:
+        store = Store(work)
+        while len(store.ready()) < store.plan.total and time.time() - args.begun < 60 * args.minutes_draw + 3:
+            time.sleep(1)
+        ready = store.ready()
+        index = ready[store.kinds[ready] == BASE]
+        np.save(work / "latents.npy", encode_all(parts.vae.to(device).eval(), store, index, device))
+        np.save(work / "tokens.npy", tokenize(parts, store.captions[index]))
+        say(f"{len(ready)} pictures drawn, latents of {len(index)} written")
+        stages.remove("latents")
     if "judge" in stages:
         judge, found = train_judge(
             parts.vae.to(device),
@@ -121,8 +167,18 @@ def main() -> None:
         judge.save(work / "judge")
         report["judge"] = found
         say(f"judge done: {json.dumps(found)}")
+        stages.remove("judge")
     if "speed" in stages:
-        report["speed"] = measure(parts, work, device, args.batch_unet, 30 if not args.tiny else 1)
+        report["speed"] = measure(
+            parts,
+            work,
+            device,
+            args.batch_unet,
+            graph=args.graphs,
+            compilers=(False,) if args.tiny else (False, True),
+            steps=1 if args.tiny else 30,
+        )
+        stages.remove("speed")
     if "unet" in stages:
         report["unet"] = train_unet(
             parts,
@@ -133,6 +189,7 @@ def main() -> None:
             batch=args.batch_unet,
             compiled=args.compile_unet,
             channels_last=args.channels_last,
+            graph=args.graphs,
             max_steps=max_steps,
         )
         say(f"unet: {json.dumps(report['unet'])}")
@@ -144,7 +201,9 @@ def main() -> None:
         judge = Judge.load(work / "judge")
         count = 32 if args.tiny else 2200
         report["generated"] = report_card.evaluate(base, judge, device, count=count, steps=sampling)
-        report["held-out styles before any LoRA"] = report_card.held_out_check(base, judge, device, steps=sampling)
+        report["held-out styles before any LoRA"] = report_card.held_out_check(
+            base, judge, device, steps=sampling
+        )
         say(f"evaluated: {json.dumps(report['generated']['overall'])}")
     if (work / "judge").exists():
         (args.out / "judge.tar").write_bytes(_tar(work / "judge"))
@@ -170,15 +229,6 @@ def join(parts: Path, folder: Path) -> None:
             archive.extractall(folder.parent / "judge", filter="data")
 
 
-def _prepare_latents(parts: Components, work: Path, device: torch.device) -> None:
-    """Encode the U-Net's pictures and tokenise their captions, once."""
-    store = Store(work)
-    ready = store.ready()
-    index = ready[store.kinds[ready] == BASE]
-    np.save(work / "latents.npy", encode_all(parts.vae.to(device).eval(), store, index, device))
-    np.save(work / "tokens.npy", tokenize(parts, store.captions[index]))
-
-
 def _tar(folder: Path) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -199,8 +249,6 @@ class _Report(dict[str, object]):
 
 
 if __name__ == "__main__":
-    import sys
-
     if len(sys.argv) == 4 and sys.argv[1] == "join":
         join(Path(sys.argv[2]), Path(sys.argv[3]))
     else:

@@ -1,4 +1,4 @@
-"""Train the U-Net and both text encoders together on the frozen autoencoder's latents, in resumable pieces."""
+"""Train the U-Net and both text encoders on the frozen autoencoder's latents, in resumable pieces."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ class Data:
 class Step:
     """One training step whose every random choice is made on the device, so that it can be captured whole."""
 
-    def __init__(self, parts: Components, data: Data, batch: int, *, compiled: bool, channels_last: bool) -> None:
+    def __init__(
+        self, parts: Components, data: Data, batch: int, *, compiled: bool, channels_last: bool
+    ) -> None:
         device = data.latents.device
         self.data, self.batch, self.device = data, batch, device
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -88,26 +90,23 @@ class Step:
         return torch.cat((first.hidden_states[-2], second.hidden_states[-2]), dim=2), second.text_embeds
 
     def _sizes(self) -> torch.Tensor:
-        """SDXL's size ids [b, 6]: mostly this size uncropped, sometimes another source size, which must not matter."""
+        """SDXL's size ids [b, 6]: mostly this size uncropped, sometimes another source size, of no effect."""
         usual = self.usual.expand(self.batch, 6)
         other = 64 + 1984 * torch.rand(self.batch, 6, device=self.device).square()
         change = self.source & (torch.rand(self.batch, 1, device=self.device) < 0.1)
         return torch.where(change, other, usual)
 
 
-def prepare(step: Step) -> Callable[[], None]:
-    """Run once (compiling), fall back to the plain model if the compiler fails, then capture."""
-    step.optimizer.set(0.0, 0)
-    try:
-        step()
-    except Exception as error:
-        if step.run is step.unet:
-            raise
-        print(f"unet runs uncompiled: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
-        step.run = step.unet
+def prepare(step: Step, *, graph: bool) -> Callable[[], None]:
+    """Run once (compiling), fall back to the plain U-Net if the compiler fails, then capture."""
+
+    def uncompile() -> bool:
+        was_compiled, step.run = step.run is not step.unet, step.unet
         step.optimizer.gradients.zero_()
-        step()
-    return capture(step)
+        return was_compiled
+
+    step.optimizer.set(0.0, 0)
+    return capture(step, uncompile, graph=graph)
 
 
 def train_unet(
@@ -120,6 +119,7 @@ def train_unet(
     batch: int,
     compiled: bool,
     channels_last: bool,
+    graph: bool,
     max_steps: int,
 ) -> dict[str, float]:
     """Train for one piece of at most `piece_seconds`; the schedule spans `total_seconds` over all pieces.
@@ -135,48 +135,73 @@ def train_unet(
         state = torch.load(state_file, map_location=device, weights_only=True)
         step.optimizer.load_state_dict(state["optimizer"])
         steps, seconds = state["steps"], state["seconds"]
-    replay = prepare(step)
+    replay = prepare(step, graph=graph)
     step.loss.zero_()
     begun = told = time.monotonic()
-    print(f"unet: {len(step.data.latents)} pictures, ready after {begun - entered:.0f} s, from step {steps}", flush=True)
+    print(
+        f"unet: {len(step.data.latents)} pictures, ready after {begun - entered:.0f} s, from step {steps}",
+        flush=True,
+    )
     left = min(total_seconds - seconds, piece_seconds - (begun - entered))
     told_steps, stop = steps, steps + max_steps
     while (now := time.monotonic()) - begun < left and steps < stop:
-        step.optimizer.set(learning_rate(PEAK, steps, (seconds + now - begun) / total_seconds, warm_up=400), steps)
+        step.optimizer.set(
+            learning_rate(PEAK, steps, (seconds + now - begun) / total_seconds, warm_up=400), steps
+        )
         replay()
         steps += 1
         if steps % 10 == 0 and device.type == "cuda":
             torch.cuda.synchronize()
         if now - told > 15:
             loss, rate = float(step.loss) / (steps - told_steps), (steps - told_steps) / (now - told)
-            norm = float(step.optimizer.norm)
-            print(f"unet {seconds + now - begun:4.0f}s step {steps} loss {loss:.4f} norm {norm:.2f} {rate:.1f}/s", flush=True)
+            told_text = f"step {steps} loss {loss:.4f} norm {float(step.optimizer.norm):.2f} {rate:.1f}/s"
+            print(f"unet {seconds + now - begun:4.0f}s {told_text}", flush=True)
             step.loss.zero_()
             told, told_steps = now, steps
     seconds += time.monotonic() - begun
     step.optimizer.write_average(parts.denoiser)
     state = {"optimizer": step.optimizer.state_dict(), "steps": steps, "seconds": seconds}
     torch.save(state, state_file)
-    return {"steps": steps, "seconds": round(seconds, 1), "batch": batch, "share": round(seconds / total_seconds, 3)}
+    return {
+        "steps": steps,
+        "seconds": round(seconds, 1),
+        "batch": batch,
+        "share": round(seconds / total_seconds, 3),
+    }
 
 
-def measure(parts: Components, work: Path, device: torch.device, batch: int, steps: int = 30) -> dict[str, float]:
+def measure(
+    parts: Components,
+    work: Path,
+    device: torch.device,
+    batch: int,
+    *,
+    graph: bool,
+    compilers: tuple[bool, ...],
+    steps: int,
+) -> dict[str, float]:
     """Seconds a step of each way to run it; the compiled ones also warm the compiler's cache."""
     found = {}
-    for compiled, channels_last in ((False, False), (False, True), (True, False), (True, True)):
-        begun = time.monotonic()
-        step = Step(parts, Data.load(work, device), batch, compiled=compiled, channels_last=channels_last)
-        replay = prepare(step)
-        ready = time.monotonic()
-        for _ in range(steps):
-            replay()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        each = (time.monotonic() - ready) / steps
-        name = f"{'compiled' if compiled else 'eager'} {'channels-last' if channels_last else 'contiguous'}"
-        found[name] = round(each, 4)
-        print(f"unet speed: {name}: {1000 * each:.1f} ms a step, ready after {ready - begun:.0f} s", flush=True)
-        del step, replay
+    data = Data.load(work, device)
+    for compiled in compilers:
+        for channels_last in (False, True):
+            begun = time.monotonic()
+            step = Step(parts, data, batch, compiled=compiled, channels_last=channels_last)
+            replay = prepare(step, graph=graph)
+            ready = time.monotonic()
+            for _ in range(steps):
+                replay()
+            _ = float(step.loss)  # wait for the device
+            each = (time.monotonic() - ready) / steps
+            name = (
+                f"{'compiled' if compiled else 'eager'} {'channels-last' if channels_last else 'contiguous'}"
+            )
+            found[name] = round(each, 4)
+            print(
+                f"unet speed: {name}: {1000 * each:.1f} ms a step, ready after {ready - begun:.0f} s",
+                flush=True,
+            )
+            del step, replay
     return found
 
 
@@ -185,8 +210,9 @@ def tokenize(parts: Components, captions: np.ndarray) -> np.ndarray:
     texts = [text.decode() for text in captions.reshape(-1)]
     rows = [
         np.asarray(
-            parts.tokenizer(texts[start : start + 20_000], padding="max_length", truncation=True, max_length=TOKENS)
-            .input_ids,
+            parts.tokenizer(
+                texts[start : start + 20_000], padding="max_length", truncation=True, max_length=TOKENS
+            ).input_ids,
             np.int16,
         )
         for start in range(0, len(texts), 20_000)

@@ -1,10 +1,10 @@
-"""Train the autoencoder on every style, the held-out ones included, while the pictures are still being drawn."""
+"""Train the autoencoder on every style, held-out ones too, while the pictures are still being drawn."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -27,7 +27,9 @@ class Reconstruct(torch.nn.Module):
         super().__init__()
         self.vae = vae
 
-    def forward(self, x: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(
+        self, x: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """x [b, 3, h, w] and noise [b, 12, h/8, w/8] -> reconstruction, posterior mean and log variance."""
         mean, log_variance = self.vae.quant_conv(self.vae.encoder(x)).chunk(2, dim=1)
         log_variance = log_variance.clamp(-30.0, 20.0)
@@ -77,9 +79,40 @@ def picture_loss(made: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
 
 
 def train_vae(
-    vae: AutoencoderKL, store: Store, device: torch.device, seconds: float, *, batch: int, compiled: bool, max_steps: int
+    vae: AutoencoderKL,
+    store: Store,
+    device: torch.device,
+    seconds: float,
+    *,
+    batch: int,
+    compiled: bool,
+    graph: bool,
+    max_steps: int,
 ) -> dict[str, float]:
-    """Train `vae` in place for `seconds` (averaged weights, scaling factor set); returns PSNR of each style."""
+    """Train `vae` in place for `seconds` and set its scaling factor; returns the PSNR of each style."""
+    steps = _fit(
+        vae, store, device, seconds, batch=batch, compiled=compiled, graph=graph, max_steps=max_steps
+    )
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    vae.to(device).eval()
+    spread = torch.cat([mean.flatten() for mean, _ in _latents(vae, store, store.ready()[:2048], device)])
+    vae.register_to_config(scaling_factor=round(1.0 / float(spread.std()), 4))
+    return {"steps": steps, "scaling_factor": vae.config.scaling_factor, **style_psnr(vae, store, device)}
+
+
+def _fit(
+    vae: AutoencoderKL,
+    store: Store,
+    device: torch.device,
+    seconds: float,
+    *,
+    batch: int,
+    compiled: bool,
+    graph: bool,
+    max_steps: int,
+) -> int:
+    """The training loop; writes the averaged weights into `vae` and returns the number of steps."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = Reconstruct(copy.deepcopy(vae)).to(device).train()
     pictures = DevicePictures(store, device)
@@ -93,7 +126,9 @@ def train_vae(
     def step() -> None:
         index = weights.draw(batch)
         real = pictures.batch(index, torch.float32)
-        noise = torch.randn(batch, vae.config.latent_channels, real.shape[2] // 8, real.shape[3] // 8, device=device)
+        noise = torch.randn(
+            batch, vae.config.latent_channels, real.shape[2] // 8, real.shape[3] // 8, device=device
+        )
         made, mean, log_variance = run(real.to(dtype), noise.to(dtype))
         made, mean, log_variance = made.float(), mean.float(), log_variance.float()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean()
@@ -103,22 +138,15 @@ def train_vae(
         loss_sum.add_(loss.detach())
         weights.record(index, (made.detach() - real).square().mean(dim=(1, 2, 3)) / 4.0)
 
-    def try_step() -> Callable[[], None]:
-        """Compile and capture; fall back to the plain model when the compiler cannot."""
+    def uncompile() -> bool:
         nonlocal run
-        try:
-            step()
-        except Exception as error:
-            if run is model:
-                raise
-            print(f"vae runs uncompiled: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
-            run = model
-            optimizer.gradients.zero_()
-        return capture(step)
+        was_compiled, run = run is not model, model
+        optimizer.gradients.zero_()
+        return was_compiled
 
     start = time.monotonic()
     optimizer.set(0.0, 0)
-    replay = try_step()
+    replay = capture(step, uncompile, graph=graph)
     print(f"vae first step after {time.monotonic() - start:.0f} s", flush=True)
     steps, told, told_steps = 0, time.monotonic(), 0
     loss_sum.zero_()
@@ -136,18 +164,14 @@ def train_vae(
         if now - told > 15:
             loss = float(loss_sum) / (steps - told_steps)
             rate = (steps - told_steps) / (now - told)
-            print(f"vae {now - begun:4.0f}s step {steps} loss {loss:.4f} {rate:.1f}/s {weights.summary()}", flush=True)
+            print(
+                f"vae {now - begun:4.0f}s step {steps} loss {loss:.4f} {rate:.1f}/s {weights.summary()}",
+                flush=True,
+            )
             loss_sum.zero_()
             told, told_steps = now, steps
     optimizer.write_average([vae])
-    pictures.update()
-    del pictures, weights, optimizer, model, run, replay
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    vae.to(device).eval()
-    spread = torch.cat([mean.flatten() for mean, _ in _latents(vae, store, store.ready()[:2048], device)])
-    vae.register_to_config(scaling_factor=round(1.0 / float(spread.std()), 4))
-    return {"steps": steps, "scaling_factor": vae.config.scaling_factor, **style_psnr(vae, store, device)}
+    return steps
 
 
 @torch.no_grad()
@@ -159,15 +183,22 @@ def encode_all(vae: AutoencoderKL, store: Store, index: np.ndarray, device: torc
 
 
 @torch.no_grad()
-def reconstruct(vae: AutoencoderKL, images: np.ndarray, device: torch.device) -> np.ndarray:
+def rebuild(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     """Pictures uint8 [n, h, w, 3] through the autoencoder and back."""
-    made = []
+    made = torch.empty_like(images)
     for start in range(0, len(images), 256):
-        x = torch.from_numpy(images[start : start + 256]).to(device).permute(0, 3, 1, 2) / 127.5 - 1.0
-        with _autocast(device):
-            y = vae.decode(vae.encode(x).latent_dist.mean).sample
-        made.append(((y.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
-    return np.concatenate(made)
+        with _autocast(images.device):
+            x = images[start : start + 256].permute(0, 3, 1, 2) / 127.5 - 1.0
+            y = vae.decode(vae.encode(x).latent_dist.mean).sample.float()
+        made[start : start + 256] = (
+            ((y + 1.0) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
+        )
+    return made
+
+
+def reconstruct(vae: AutoencoderKL, images: np.ndarray, device: torch.device) -> np.ndarray:
+    """`rebuild` for pictures in main memory."""
+    return rebuild(vae, torch.from_numpy(images).to(device)).cpu().numpy()
 
 
 def style_psnr(vae: AutoencoderKL, store: Store, device: torch.device) -> dict[str, float]:
@@ -176,8 +207,7 @@ def style_psnr(vae: AutoencoderKL, store: Store, device: torch.device) -> dict[s
     test = ready[store.kinds[ready] == TEST]
     real = store.pictures[test]
     made = reconstruct(vae, real, device)
-    error = ((made.astype(np.float32) - real) / 255.0)
-    error = np.square(error).mean(axis=(1, 2, 3))
+    error = np.square((made.astype(np.float32) - real) / 255.0).mean(axis=(1, 2, 3))
     styles = store.labels[test][:, STYLE]
     return {
         name: round(float(-10 * np.log10(error[styles == number].mean())), 2)
