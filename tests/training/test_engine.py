@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from unziplora_cli.errors import Interrupted, UsageError
+from unziplora_cli.errors import Interrupted, OutOfMemory, UsageError
 from unziplora_cli.formats import read_lora
 from unziplora_cli.formats.merge import read_merge
-from unziplora_cli.training import batches, validation
+from unziplora_cli.training import batches, engine, validation
 from unziplora_cli.training.engine import Diverged, train
 from unziplora_cli.training.events import (
     ColumnsChosen,
@@ -34,6 +34,11 @@ Make = Callable[..., TrainRequest]
 def finished(events: list[Event]) -> TrainResult:
     assert isinstance(events[-1], Finished)
     return events[-1].result
+
+
+def opened(path: Path) -> Image.Image:
+    with Image.open(path) as file:
+        return file.copy()
 
 
 def only(kind: type, events: list[Event]) -> list:
@@ -123,7 +128,7 @@ def test_validation_pictures_differ_between_prompts_and_seeds(run: list[Event], 
     names = [f"{name}-{i}.png" for name in ("full", "content", "style") for i in range(2)]
     assert [path.name for path in validated.paths] == [*names, "strip.png"]
     assert all(path.parent == folder / "validation/step-000006" for path in validated.paths)
-    pictures = [Image.open(path) for path in validated.paths]
+    pictures = [opened(path) for path in validated.paths]
     assert all(picture.size == (64, 64) for picture in pictures[:-1])
     assert len({picture.tobytes() for picture in pictures[:-1]}) == 6
     assert pictures[-1].size == (2 * 64 + 4, 3 * 64 + 8)
@@ -242,7 +247,7 @@ def test_missing_class_pictures_are_drawn_once(make_request: Make, tmp_path: Pat
     }
     events = list(train(make_request(tmp_path / "first", **settings)))
     (drawn,) = folder.iterdir()
-    assert Image.open(drawn).size == (64, 64)
+    assert opened(drawn).size == (64, 64)
     assert Phase("draw class pictures", "1 of 1") in events
     step = only(StepDone, events)[0]
     assert step.loss > step.reconstruction
@@ -267,3 +272,18 @@ def test_the_user_learns_what_was_done_to_the_input(make_request: Make, tmp_path
     seen = [next(events) for _ in range(2)]
     events.close()
     assert seen[1] == Notice("wide.png: 900 x 100 px: only the middle is used, 11% of the picture.")
+
+
+def test_running_out_of_memory_says_what_to_change(
+    make_request: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engine, "load_unet", full)
+    with pytest.raises(OutOfMemory) as caught:
+        list(train(make_request(tmp_path, rank=8, batch_size=2)))
+    assert caught.value.hint == (
+        "Try --gradient-checkpointing, then --precision bf16, then --batch-size 1, then --resolution 32, "
+        "then --rank 4."
+    )

@@ -66,7 +66,7 @@ def train(request: TrainRequest) -> Iterator[Event]:
     accelerator = _accelerator(request, device, dtype)
     with memory_guard(_advice(request.config, dtype)):
         materials = None
-        for event in gather(request, accelerator.device, dtype, draws=accelerator.is_local_main_process):
+        for event in gather(request, accelerator, dtype):
             if isinstance(event, Materials):
                 materials = event
             else:
@@ -176,7 +176,7 @@ class _Run:
                     if reads:
                         yield self._told(step, rows, separated=outcome.overlap is not None)
                     yield from self._after(step)
-                    if stop.received and self.done < config.steps:
+                    if self._agreed(stop.received) and self.done < config.steps:
                         raise KeyboardInterrupt
             except KeyboardInterrupt:
                 stop.received = True
@@ -196,9 +196,9 @@ class _Run:
             yield self._save()
 
     def _read(self) -> list[list[float]]:
-        """The numbers of all steps since the last reading; raises Diverged."""
+        """The numbers of all steps since the last reading, mean over processes; raises Diverged."""
         first = self.done - len(self._unread)
-        rows = torch.stack(self._unread).tolist()
+        rows = self.accelerator.reduce(torch.stack(self._unread), reduction="mean").tolist()
         for number, row in enumerate(rows, start=first + 1):
             if not math.isfinite(row[0]) or (self.state.scaler is None and not math.isfinite(row[3])):
                 raise Diverged(
@@ -238,14 +238,19 @@ class _Run:
     def _stop(self) -> Iterator[Event]:
         """Save what there is, and end with Interrupted."""
         self.logbook.close()
-        total = self.request.config.steps
-        if self.done == 0 or not self.accelerator.is_main_process:
-            raise Interrupted("Stopped before the first step; nothing was saved.")
-        saved = self._save()
-        yield saved
-        raise Interrupted(
-            f"Stopped after step {self.done} of {total}.", hint=f"The LoRAs so far are in {saved.folder}"
-        )
+        hint = ""
+        if self.done and self.accelerator.is_main_process:
+            saved = self._save()
+            yield saved
+            hint = f"The LoRAs so far are in {saved.folder}"
+        raise Interrupted(f"Stopped after step {self.done} of {self.request.config.steps}.", hint=hint)
+
+    def _agreed(self, stop: bool) -> bool:
+        """Whether any process was asked to stop: all of them end after the same step."""
+        if self.accelerator.num_processes == 1:
+            return stop
+        wish = torch.tensor(float(stop), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(wish, reduction="sum") > 0)
 
     def _divergence_advice(self) -> str:
         config = self.request.config

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from unziplora_cli.config import Prompts, TrainConfig
@@ -47,14 +48,14 @@ class Materials:
 
 
 def gather(
-    request: TrainRequest, device: torch.device, dtype: torch.dtype, *, draws: bool = True
+    request: TrainRequest, accelerator: Accelerator, dtype: torch.dtype
 ) -> Iterator[Event | Materials]:
     """Read, draw and encode everything, yielding events and at last the materials.
 
-    ``dtype`` is the text encoders'; the VAE always works in float32. With ``draws`` off, missing class
-    pictures are left to another process.
+    ``dtype`` is the text encoders'; the VAE always works in float32. Of several processes one draws missing
+    class pictures, and the others wait.
     """
-    config = request.config
+    config, device = request.config, accelerator.device
     names = ", ".join(path.name for path in request.pictures)
     yield Phase("read pictures", names)
     pixels = []
@@ -66,9 +67,10 @@ def gather(
         pixels.append(prepare(picture.image, config.resolution, crops))
     prompts = class_prompts(config)
 
-    if prompts and draws:
+    if prompts and accelerator.is_local_main_process:
         for drawn, total in draw_missing(request.base, config, device=device, dtype=dtype, vae=request.vae):
             yield Phase("draw class pictures", f"{drawn} of {total}")
+    accelerator.wait_for_everyone()
 
     yield Phase("encode prompts", request.prompts.full)
     texts, notices = _encode_texts(request, prompts.values(), device, dtype)
