@@ -3,6 +3,8 @@
 An installed wheel carries the templates inside the package; in a checkout they lie beside it.
 """
 
+import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -29,6 +31,17 @@ def mini_base() -> Path:
     return _PACKAGE / "mini" / "base"
 
 
-def sample_pictures() -> tuple[Path, ...]:
-    """The shipped sample pictures, sorted by name."""
-    return tuple(sorted((_PACKAGE / "mini" / "samples").glob("*.png")))
+@dataclass(frozen=True)
+class Sample:
+    """A shipped picture, what it shows and how it is drawn."""
+
+    picture: Path
+    subject: str
+    style: str
+
+
+def samples() -> dict[str, Sample]:
+    """The shipped sample pictures by name."""
+    folder = _PACKAGE / "mini" / "samples"
+    words = tomllib.loads((folder / "samples.toml").read_text(encoding="utf-8"))
+    return {name: Sample(folder / f"{name}.png", **entry) for name, entry in words.items()}

@@ -181,7 +181,7 @@ def cross(
     settings: dict[str, Any] | None = None,
 ) -> None:
     """Draw every content in every style, as files and as one labelled sheet."""
-    from unziplora_cli.cli.progress import DrawDisplay
+    from unziplora_cli.cli.progress import Display
     from unziplora_cli.workflows import drawing
 
     session: Session = ctx.obj
@@ -202,7 +202,7 @@ def cross(
         prompt=prompt,
         merge=merge,
     )
-    with DrawDisplay(session.output, "cross") as display:
+    with Display(session.output, "cross") as display:
         made = drawing.cross(
             order,
             out or drawing.free_folder(contents[0].images, "cross"),
@@ -236,7 +236,7 @@ def _draw(
     studio: "Studio",
     settings: dict[str, Any] | None,
 ) -> None:
-    from unziplora_cli.cli.progress import DrawDisplay
+    from unziplora_cli.cli.progress import Display
     from unziplora_cli.workflows import drawing
 
     found = find_base(session, base or drawing.shared_base(projects))
@@ -244,7 +244,7 @@ def _draw(
     prompts = order.prompts
     for label in ("full", "content", "style") if order.kind == "combine" else (order.kind,):
         session.output.message(f"{label:8} {getattr(prompts, label)}")
-    with DrawDisplay(session.output, order.kind) as display:
+    with Display(session.output, order.kind) as display:
         made = drawing.draw(order, out or projects[0].images, studio, display.progress)
     _report(session, made)
 

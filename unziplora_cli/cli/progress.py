@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 from unziplora_cli.cli.render import Output, duration, size
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-
     from unziplora_cli.diffusion.generate import Progress
     from unziplora_cli.training.events import Event
 
@@ -16,30 +14,15 @@ LOG_EVERY = 15.0
 """Seconds between the lines of a log."""
 
 
-class _Display:
-    """A Rich progress bar on a terminal; elsewhere lines, no more often than every few seconds."""
+class Display:
+    """A progress bar on a terminal; elsewhere lines, no more often than every few seconds."""
 
     def __init__(self, output: Output, title: str) -> None:
         self.output = output
         self.title = title
-        console = output.console()
-        self.live = console.is_terminal and not output.quiet
-        self.bar: Bar | None = None
-        self.task: Any = None
+        self.bar = output.progress_bar()
+        self.shown = ""
         self.logged = time.monotonic()
-        if self.live:
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self.bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=None),
-                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-                TextColumn("{task.fields[detail]}", markup=False),
-                TimeRemainingColumn(compact=True),
-                console=console,
-                transient=True,
-                speed_estimate_period=60,
-            )
 
     def __enter__(self) -> Any:
         if self.bar is not None:
@@ -62,19 +45,18 @@ class _Display:
     def show(self, name: str, completed: float, total: float, detail: str, line: str) -> None:
         """Move the bar, or write ``line`` when it is time for one."""
         if self.bar is not None:
-            if self.task is None:
-                self.task = self.bar.add_task(name, total=total, detail=detail)
-            self.bar.update(self.task, description=name, completed=completed, total=total, detail=detail)
+            if name != self.shown:
+                for task in self.bar.task_ids:
+                    self.bar.remove_task(task)
+                self.bar.add_task(name, total=total, detail=detail)
+                self.shown = name
+            self.bar.update(self.bar.task_ids[0], completed=completed, detail=detail)
         elif time.monotonic() - self.logged >= LOG_EVERY or completed == total:
             self.logged = time.monotonic()
             self.output.message(line)
 
-
-class TrainDisplay(_Display):
-    """Shows the events of a training."""
-
     def event(self, event: "Event") -> None:
-        """Show one event."""
+        """Show one event of a training."""
         from unziplora_cli.training import events
 
         match event:
@@ -104,12 +86,8 @@ class TrainDisplay(_Display):
             case events.Saved(step, folder):
                 self.say(f"{self.title}: saved after step {step}: {folder.name}")
 
-
-class DrawDisplay(_Display):
-    """Shows how far pictures are drawn."""
-
     def progress(self, progress: "Progress") -> None:
-        """Show how far the drawing is."""
+        """Show how far pictures are drawn."""
         if progress.phase == "load":
             self.say(f"{self.title}: loading the base")
             return
@@ -117,4 +95,4 @@ class DrawDisplay(_Display):
             done = progress.picture + progress.step / progress.steps
             detail = f"step {progress.step}/{progress.steps}"
             line = f"{self.title}: picture {progress.picture + 1} of {progress.pictures}, {detail}"
-            self.show(self.title, done, progress.pictures, detail, line)
+            self.show("drawing", done, progress.pictures, detail, line)

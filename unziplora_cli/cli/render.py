@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 ENVELOPE_SCHEMA = 1
 
@@ -81,6 +82,24 @@ class Output:
         from rich.console import Console
 
         return Console(stderr=True)
+
+    def progress_bar(self) -> "Progress | None":
+        """A bar on stderr, not started yet; None where nobody watches it: no terminal, or --quiet."""
+        console = self.console()
+        if self.quiet or not console.is_terminal:
+            return None
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        return Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[detail]}", markup=False),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            speed_estimate_period=60,
+        )
 
     def _console(self) -> "Console":
         from rich.console import Console

@@ -153,7 +153,7 @@ def _orders(
 
 
 def _train(session: Session, order: "TrainOrder", store: "ProjectStore") -> "Trained":
-    from unziplora_cli.cli.progress import TrainDisplay
+    from unziplora_cli.cli.progress import Display
     from unziplora_cli.workflows.training import Trained, train
 
     output = session.output
@@ -161,7 +161,7 @@ def _train(session: Session, order: "TrainOrder", store: "ProjectStore") -> "Tra
     output.message(f"{order.name}: content  {order.prompts.content}")
     output.message(f"{order.name}: style    {order.prompts.style}")
     finished: Trained | None = None
-    with TrainDisplay(output, order.name) as display:
+    with Display(output, order.name) as display:
         for event in train(order, store):
             if isinstance(event, Trained):
                 finished = event

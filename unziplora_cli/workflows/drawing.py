@@ -1,8 +1,8 @@
-"""From projects to pictures: content alone, style alone, both together, and every content with every style."""
+"""From projects to pictures: one branch alone, both together, and every content with every style."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from unziplora_cli.diffusion.fuse import Branches
     from unziplora_cli.diffusion.generate import Picture, Progress, Request
 
-Kind = Literal["content", "style", "combine"]
+Kind = Literal["base", "content", "style", "combine"]
 OnProgress = Callable[["Progress"], None]
 
 
@@ -26,7 +26,8 @@ OnProgress = Callable[["Progress"], None]
 class DrawOrder:
     """One kind of picture to draw.
 
-    ``content`` and ``style`` are the projects whose branches act. ``merge`` applies the learned merge
+    ``content`` and ``style`` are the projects whose branches act; with neither the base draws the full prompt
+    of ``overrides``. ``merge`` applies the learned merge
     weights where both act. ``subject`` replaces the noun, for a style on another subject.
     """
 
@@ -41,9 +42,9 @@ class DrawOrder:
 
     @property
     def kind(self) -> Kind:
-        """Which branches act."""
+        """Which branches act; without either it is the base alone."""
         if self.content is None:
-            return "style"
+            return "base" if self.style is None else "style"
         return "content" if self.style is None else "combine"
 
     @property
@@ -56,8 +57,9 @@ class DrawOrder:
     def prompts(self) -> Prompts:
         """The three prompts: content's words, style's style."""
         content, style = self.content or self.style, self.style or self.content
-        assert content is not None
-        assert style is not None
+        if content is None or style is None:
+            text = self.overrides.get("full") or ""
+            return Prompts(text, text, text)
         mine = content.manifest.words
         words = Words(self.subject or mine.subject, style.manifest.words.style, mine.trigger)
         return make_prompts(words, self.prompt, self.overrides)
@@ -94,7 +96,7 @@ def draw(order: DrawOrder, out: Path, studio: Studio, on_progress: OnProgress | 
     single = out.suffix.lower() == ".png" and order.config.count == 1
     taken = _numbered(out.with_suffix("") if out.suffix.lower() == ".png" else out, stem)
     paths = []
-    for picture in _pictures([Shelf().request(order)], order.base, studio, on_progress):
+    for picture in pictures([Shelf().request(order)], order.base, studio, on_progress):
         paths.append(_save(picture, out if single else next(taken)))
     return Drawn(tuple(paths), order.prompts)
 
@@ -121,12 +123,12 @@ class CrossOrder:
 
 def cross(order: CrossOrder, out: Path, studio: Studio, on_progress: OnProgress | None = None) -> Drawn:
     """Draw every cell of ``order`` as files in ``out``, and one labelled contact sheet, ``sheet.png``."""
-    from unziplora_cli.report.sheet import contact_sheet
+    from unziplora_cli.report.sheet import Heading, contact_sheet
 
     cells, shelf = order.cells(), Shelf()
     requests = [shelf.request(cell) for cell in cells]
     paths, images = [], []
-    for picture in _pictures(requests, order.base, studio, on_progress):
+    for picture in pictures(requests, order.base, studio, on_progress):
         cell = cells[requests.index(picture.request)]
         number = picture.seed - order.config.seed
         suffix = f"-{number + 1}" if order.config.count > 1 else ""
@@ -135,10 +137,12 @@ def cross(order: CrossOrder, out: Path, studio: Studio, on_progress: OnProgress 
             images.append(picture.image)
     columns = len(order.styles)
     sheet = contact_sheet(
-        [[source(row), *images[i * columns : (i + 1) * columns]] for i, row in enumerate(order.contents)],
-        rows=[f"{row.manifest.words.subject}\n({row.name})" for row in order.contents],
-        columns=["picture", *(f"{each.manifest.words.style}\n({each.name})" for each in order.styles)],
-        title="every content in every style",
+        [images[i * columns : (i + 1) * columns] for i in range(len(order.contents))],
+        title=order.prompt or "Every content in every style",
+        columns=[Heading(each.manifest.words.style, each.name, source(each)) for each in order.styles],
+        row_headings=[
+            Heading(each.manifest.words.subject, each.name, source(each)) for each in order.contents
+        ],
     )
     path = out / "sheet.png"
     _write(path, lambda: sheet.save(path))
@@ -146,7 +150,7 @@ def cross(order: CrossOrder, out: Path, studio: Studio, on_progress: OnProgress 
 
 
 class Shelf:
-    """The weights of projects, each file read once, so that the generator sees which pictures share a LoRA."""
+    """The weights of projects, each file read once: the generator sees which pictures share a LoRA."""
 
     def __init__(self) -> None:
         self._read: dict[Path, Any] = {}
@@ -218,9 +222,10 @@ def shared_base(projects: Sequence[Project]) -> str:
     return first.spec
 
 
-def _pictures(
+def pictures(
     requests: Sequence[Request], base: BaseRef, studio: Studio, on_progress: OnProgress | None
-) -> Any:
+) -> Iterator[Picture]:
+    """The pictures of all requests, in order."""
     from unziplora_cli.diffusion.device import pick_device, pick_dtype
     from unziplora_cli.diffusion.generate import generate
 
@@ -244,7 +249,7 @@ def free_folder(parent: Path, stem: str) -> Path:
     return parent / f"{stem}-{number:03d}"
 
 
-def _numbered(folder: Path, stem: str) -> Any:
+def _numbered(folder: Path, stem: str) -> Iterator[Path]:
     """Free file names ``stem-001.png``, ``stem-002.png``, ... in ``folder``."""
     used = {path.name for path in folder.glob(f"{stem}-*.png")} if folder.is_dir() else set()
     number = 0

@@ -1,0 +1,166 @@
+"""The whole flow on the built-in base and pictures: two trainings, and one sheet of what they learned."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unziplora_cli import resources
+from unziplora_cli.config import GenerateConfig, Words, resolve, resolve_generate
+from unziplora_cli.errors import ProjectError
+from unziplora_cli.project.store import Project, ProjectStore
+from unziplora_cli.wording import make_prompts
+from unziplora_cli.workflows.drawing import DrawOrder, Shelf, Studio, pictures, source
+from unziplora_cli.workflows.training import Trained, TrainOrder, train
+
+if TYPE_CHECKING:
+    from unziplora_cli.diffusion.base import BaseRef
+    from unziplora_cli.diffusion.generate import Progress
+    from unziplora_cli.training.events import Event
+
+PRESET = "mini"
+FIRST, SECOND = "fox", "cat"
+SCENES = (None, "on a beach", "in the snow", "in space")
+OTHER_SUBJECTS = ("house", "rocket", "teapot", "owl")
+
+
+@dataclass(frozen=True)
+class Demonstrated:
+    """What the demo made; the last thing that :func:`demo` tells."""
+
+    sheet: Path
+    projects: tuple[str, str]
+    pictures: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row of the sheet: what it shows, and a picture order with a caption for each cell."""
+
+    title: str
+    note: str
+    cells: tuple[tuple[str, DrawOrder], ...]
+
+
+def demo(
+    store: ProjectStore,
+    out: Path,
+    *,
+    device: str = "auto",
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Iterator[Event | Trained | Demonstrated]:
+    """Train on two shipped pictures, then draw what the base knew and what each LoRA learned onto one sheet.
+
+    The projects are called ``demo-fox`` and ``demo-cat``; older ones of these names are replaced.
+    """
+    from unziplora_cli.diffusion.base import resolve_base
+
+    started = time.monotonic()
+    base, _ = resolve_base("mini", offline=True)
+    projects: list[Project] = []
+    for sample in (FIRST, SECOND):
+        for event in train(_order(sample, base, device), store):
+            if isinstance(event, Trained):
+                projects.append(event.project)
+            yield event
+    rows = _rows(projects[0], projects[1], base, resolve_generate(PRESET, {}))
+    sheet, count = _draw(rows, projects, base, device, on_progress)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(out)
+    except OSError as error:
+        raise ProjectError(
+            f"Cannot write {out}: {error.strerror or error}.", hint="Choose another place with --out."
+        ) from error
+    yield Demonstrated(out, (projects[0].name, projects[1].name), count, time.monotonic() - started)
+
+
+def _order(name: str, base: BaseRef, device: str) -> TrainOrder:
+    sample = resources.samples()[name]
+    words = Words(sample.subject, sample.style)
+    return TrainOrder(
+        name=f"demo-{name}",
+        pictures=(sample.picture,),
+        words=words,
+        prompts=make_prompts(words),
+        base=base,
+        config=resolve(PRESET, {}),
+        device=device,
+        force=True,
+    )
+
+
+def _rows(first: Project, second: Project, base: BaseRef, config: GenerateConfig) -> tuple[_Row, ...]:
+    words, style = first.manifest.words, first.manifest.words.style
+
+    def order(**parts: Any) -> DrawOrder:
+        return DrawOrder(base, config, **parts)
+
+    before = (
+        (f"“a {words.trigger} {words.subject}”", f"a {words.trigger} {words.subject}"),
+        (f"“a {words.subject} in {style} style”", f"a {words.subject} in {style} style"),
+        (f"“a house in {style} style”", f"a house in {style} style"),
+    )
+    return (
+        _Row(
+            "before",
+            "the base alone knows neither this fox nor this style",
+            tuple((label, order(overrides={"full": prompt})) for label, prompt in before),
+        ),
+        _Row(
+            "content",
+            f"this {words.subject}, without {style}",
+            tuple((scene or "", order(content=first, prompt=scene)) for scene in SCENES),
+        ),
+        _Row(
+            "style",
+            f"{style}, without the {words.subject}",
+            tuple((f"a {noun}", order(style=first, subject=noun)) for noun in OTHER_SUBJECTS),
+        ),
+        _Row(
+            "combined",
+            "both, with the learned merge weights",
+            tuple((scene or "", order(content=first, style=first, prompt=scene)) for scene in SCENES),
+        ),
+        _Row(
+            "crossed",
+            "with a second picture",
+            (
+                ("its content", order(content=second)),
+                ("its style", order(style=second, subject="house")),
+                (f"this {words.subject}, its style", order(content=first, style=second)),
+                (f"its {second.manifest.words.subject}, {style}", order(content=second, style=first)),
+            ),
+        ),
+    )
+
+
+def _draw(
+    rows: tuple[_Row, ...],
+    projects: list[Project],
+    base: BaseRef,
+    device: str,
+    on_progress: Callable[[Progress], None] | None,
+) -> tuple[Any, int]:
+    from unziplora_cli.report.sheet import Cell, Heading, contact_sheet
+
+    shelf = Shelf()
+    orders = [order for row in rows for _, order in row.cells]
+    requests = [shelf.request(order) for order in orders]
+    drawn = iter(pictures(requests, base, Studio(device=device), on_progress))
+    cells = [[Cell(next(drawn).image, caption) for caption, _ in row.cells] for row in rows]
+    cells[0].insert(0, Cell(source(projects[0]), "the one picture it learns from"))
+    cells[-1].insert(0, Cell(source(projects[1]), "the second picture"))
+    for row in cells[1:-1]:
+        row.insert(0, Cell(None))
+    sheet = contact_sheet(
+        cells,
+        title="One picture, taken apart and put together again",
+        subtitle="Trained on this machine, offline, on the built-in base.",
+        row_headings=[Heading(row.title, row.note) for row in rows],
+    )
+    return sheet, len(requests)
