@@ -116,7 +116,12 @@ def _fit(
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = Reconstruct(copy.deepcopy(vae)).to(device).train()
     pictures = DevicePictures(store, device)
+    waited_from = time.monotonic()
     while pictures.update() < min(2048, len(store.kinds) // 2):
+        if time.monotonic() - waited_from > 90:
+            raise RuntimeError(
+                "no pictures to train on after 90 s: look for a drawing process's message above"
+            )
         time.sleep(0.5)
     weights = _Weights(pictures)
     optimizer = FlatAdam([model], dtype)
