@@ -52,6 +52,8 @@ def make_request(base: BaseRef, picture: Path) -> Callable[..., TrainRequest]:
             "column_ratio": 0.3,
             "crops": 3,
             "precision": "fp32",
+            "importance_score": "magnitude",
+            "strict_top": False,
         }
         settings = TrainConfig(**{**config, **changes})
         values = {"pictures": (picture,), "device": "cpu", **(request or {})}

@@ -94,11 +94,13 @@ def test_result_holds_the_chosen_columns_alone(run: list[Event]) -> None:
     assert (first.step, last.step) == (2, 6)
     for lora, columns in ((result.content, last.content), (result.style, last.style)):
         assert sum(int((weights.up != 0).any(dim=1).sum()) for weights in lora.values()) == columns
+        assert all(weights.up.any() for weights in lora.values())
     assert last.total == sum(weights.up.shape[0] for weights in result.content.values())
     merges = torch.cat([*result.content_merge.values(), *result.style_merge.values()])
     assert merges.min() >= 0
     assert merges.max() <= 1
-    assert merges.min() < 1
+    assert merges.min() < 0.99  # they learn wherever both branches hold a column
+    assert last.shared > 0
 
 
 def test_saved_models_are_the_training_so_far(run: list[Event], folder: Path) -> None:
@@ -272,6 +274,15 @@ def test_the_user_learns_what_was_done_to_the_input(make_request: Make, tmp_path
     seen = [next(events) for _ in range(2)]
     events.close()
     assert seen[1] == Notice("wide.png: 900 x 100 px: only the middle is used, 11% of the picture.")
+
+
+def test_scores_that_tie_everywhere_are_told(make_request: Make, tmp_path: Path) -> None:
+    settings = {"importance_score": "count", "strict_top": True, "importance_loss_scale": 2.0**40}
+    events = train(make_request(tmp_path, **settings))
+    notice = next(event for event in events if isinstance(event, Notice))
+    events.close()
+    assert "scores tie" in notice.text
+    assert "--importance-score magnitude" in notice.text
 
 
 def test_running_out_of_memory_says_what_to_change(

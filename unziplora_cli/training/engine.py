@@ -188,6 +188,12 @@ class _Run:
         if self.schedule.action(step) is Action.CHOOSE:
             self.logbook.columns(self.done, self.layers)
             yield _columns_chosen(self.done, self.layers)
+            bare = _bare_layers(self.layers)
+            if bare > len(self.layers) / 2:
+                yield Notice(
+                    f"In {bare} of {len(self.layers)} layers a branch has no column: their scores tie. "
+                    "Try --importance-score magnitude."
+                )
         if not self.accelerator.is_main_process:
             return
         if config.validate_every and self.done % config.validate_every == 0:
@@ -324,6 +330,11 @@ def _columns_chosen(step: int, layers: Layers) -> ColumnsChosen:
     content, style = (sum(int(layer.branches()[i].mask.sum()) for layer in layers.values()) for i in range(2))
     shared, total = shared_columns(layers.values())
     return ColumnsChosen(step, content, style, shared, total)
+
+
+def _bare_layers(layers: Layers) -> int:
+    """How many layers have a branch without any column."""
+    return sum(not (layer.content.mask.any() and layer.style.mask.any()) for layer in layers.values())
 
 
 def _advice(config: TrainConfig, dtype: torch.dtype) -> str:
