@@ -23,7 +23,7 @@ DROP, EMPTY = 0.07, 0.03
 
 @dataclass(frozen=True)
 class Data:
-    """Latents float16 [n, 2, 12, 16, 16] (mean, standard deviation; scaled) and tokens int16 [n, 4, 32]."""
+    """Latents float16 [n, 2, 12, 16, 16] (scaled mean, deviation) and tokens int16 [n, 4, TOKENS]."""
 
     latents: torch.Tensor
     tokens: torch.Tensor
@@ -84,7 +84,7 @@ class Step:
         self.loss.add_(loss.detach())
 
     def encode(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens [b, 32] -> SDXL's text states [b, 32, 160] and pooled text [b, 96]."""
+        """Tokens [b, TOKENS] -> SDXL's text states [b, TOKENS, 160] and pooled text [b, 96]."""
         first = self.first(tokens, output_hidden_states=True)
         second = self.second(tokens, output_hidden_states=True)
         return torch.cat((first.hidden_states[-2], second.hidden_states[-2]), dim=2), second.text_embeds
@@ -206,7 +206,7 @@ def measure(
 
 
 def tokenize(parts: Components, captions: np.ndarray) -> np.ndarray:
-    """Captions (bytes) [n, k] -> token ids int16 [n, k, 32]."""
+    """Captions (bytes) [n, k] -> token ids int16 [n, k, TOKENS]."""
     texts = [text.decode() for text in captions.reshape(-1)]
     rows = [
         np.asarray(
