@@ -14,15 +14,24 @@ from recipes.mini.optimize import learning_rate
 from recipes.mini.pictures import BASE, GROUPED, NAMES, TEST, Store
 from recipes.mini.train_vae import DevicePictures, rebuild
 
-PEAK = 2e-3
+PEAK, PEAK_AGAIN = 2e-3, 1.2e-3
+"""Highest learning rate of a new judge, and of one that is trained on."""
 GROUP_SHARE = 3
 """One batch in this many parts is made of pairs of pictures of one individual."""
 
 
 def train_judge(
-    vae: AutoencoderKL, store: Store, device: torch.device, seconds: float, *, batch: int, max_steps: int
+    vae: AutoencoderKL,
+    store: Store,
+    device: torch.device,
+    seconds: float,
+    *,
+    batch: int,
+    max_steps: int,
+    trained: Judge | None = None,
 ) -> tuple[Judge, dict[str, float]]:
-    """Train a judge for `seconds`, reconstructions included; returns it and its accuracy on test pictures."""
+    """Train a judge, or train one on, for `seconds`; returns it and its accuracy on test pictures."""
+    peak = PEAK if trained is None else PEAK_AGAIN
     begun = time.monotonic()
     pictures = DevicePictures(store, device)
     pictures.update()
@@ -37,8 +46,8 @@ def train_judge(
     train = torch.from_numpy(ready[store.kinds[ready] != TEST]).to(device)
     pairs = _pairs(store, ready, device)
     torch.manual_seed(3)
-    judge = Judge(NAMES).to(device)
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=PEAK, betas=(0.9, 0.99), weight_decay=0.02)
+    judge = (trained or Judge(NAMES)).float().to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.02)
     told, steps = time.monotonic(), 0
     print(
         f"judge starts on {len(ready)} pictures and {len(pairs)} pairs after {told - begun:.0f} s", flush=True
@@ -46,7 +55,7 @@ def train_judge(
     while (now := time.monotonic()) - begun < seconds and steps < max_steps:
         share = max((now - begun) / seconds, steps / max_steps)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(PEAK, steps, share)
+            group["lr"] = learning_rate(peak, steps, share)
         some = torch.randint(len(pairs), (batch // GROUP_SHARE // 2,), device=device)
         same = pairs[some].T.reshape(-1)  # first of each pair, then second
         rest = train[torch.randint(len(train), (batch - len(same),), device=device)]
@@ -71,7 +80,7 @@ def train_judge(
         if steps % 20 == 0 and device.type == "cuda":
             torch.cuda.synchronize()
         if now - told > 15:
-            print(f"judge {now - begun:4.0f}s step {steps} loss {float(loss):.3f}", flush=True)
+            print(f"judge {now - begun:4.0f}s step {steps} loss {float(loss.detach()):.3f}", flush=True)
             told = now
     judge.eval()
     report = {"steps": float(steps)}

@@ -18,7 +18,7 @@ from recipes.mini.scene import COLORS, CONTEXTS, GENERIC, MARKINGS, MARKS, STYLE
 
 SIZE = 128
 LATENT_CHANNELS = 12
-TOKENS = 32
+TOKENS = 48
 """Context length of both text encoders."""
 
 FUNCTION_WORDS = ("a", "an", "the", "of", "with", "and", "in", "on", "at", "style", "picture")

@@ -25,7 +25,7 @@ from recipes.mini.judge_model import Judge
 from recipes.mini.model import load_components, new_components, save_components
 from recipes.mini.optimize import CaptureError
 from recipes.mini.pictures import BASE, Plan, Store, start_drawing
-from recipes.mini.train_unet import measure, tokenize, train_unet
+from recipes.mini.train_unet import PEAK, measure, tokenize, train_unet
 from recipes.mini.train_vae import encode_all, reconstruct, train_vae
 
 PART = 15 * 2**20
@@ -46,6 +46,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--minutes-judge", type=float, default=1.2)
     made.add_argument(
         "--minutes-unet", type=float, default=11.0, help="the U-Net's whole schedule, all calls together"
+    )
+    made.add_argument(
+        "--peak-unet",
+        type=float,
+        default=PEAK,
+        help="highest learning rate; lower it to anneal finished weights",
     )
     made.add_argument(
         "--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="drawing processes"
@@ -162,6 +168,7 @@ def run(args: argparse.Namespace, stages: list[str]) -> None:
             device,
             min(60 * args.minutes_judge, left(0.4)),
             batch=args.batch_judge,
+            trained=Judge.load(work / "judge") if (work / "judge").exists() else None,
             max_steps=max_steps,
         )
         judge.save(work / "judge")
@@ -190,6 +197,7 @@ def run(args: argparse.Namespace, stages: list[str]) -> None:
             compiled=args.compile_unet,
             channels_last=args.channels_last,
             graph=args.graphs,
+            peak=args.peak_unet,
             max_steps=max_steps,
         )
         say(f"unet: {json.dumps(report['unet'])}")

@@ -120,6 +120,7 @@ def train_unet(
     compiled: bool,
     channels_last: bool,
     graph: bool,
+    peak: float = PEAK,
     max_steps: int,
 ) -> dict[str, float]:
     """Train for one piece of at most `piece_seconds`; the schedule spans `total_seconds` over all pieces.
@@ -146,7 +147,7 @@ def train_unet(
     told_steps, stop = steps, steps + max_steps
     while (now := time.monotonic()) - begun < left and steps < stop:
         step.optimizer.set(
-            learning_rate(PEAK, steps, (seconds + now - begun) / total_seconds, warm_up=400), steps
+            learning_rate(peak, steps, (seconds + now - begun) / total_seconds, warm_up=400), steps
         )
         replay()
         steps += 1
