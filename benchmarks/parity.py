@@ -551,7 +551,7 @@ def reference_lora(recording: Recording, branch: str) -> dict[str, LoRAWeights]:
 
 def reference_merge(recording: Recording, branch: str) -> dict[str, Tensor]:
     """The merge weights of one branch as the reference implementation saved them."""
-    from unziplora_cli.formats import read_reference_merge
+    from unziplora_cli.formats.merge import read_reference_merge
 
     return dict(read_reference_merge(recording.folder / "saved" / f"m_merger_{branch}.pth")[1])
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from unziplora_cli.errors import OutOfMemory, UsageError
+
+SMALL_NETWORK = 50_000_000
+"""Parameters below which a second thread slows a step down."""
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -50,6 +55,17 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "fp16" and device.type == "cpu":
         raise UsageError("fp16 needs a GPU.", hint="Use --precision fp32 or bf16 on a CPU.")
     return PRECISIONS[precision]
+
+
+def settle_threads(network: nn.Module) -> None:
+    """On a CPU, compute a small network with one thread, unless $OMP_NUM_THREADS says otherwise.
+
+    Its operations are so short that waiting for a second thread costs more than that thread saves: on two
+    cores a step of the built-in base takes 0.09 s with one thread, idle or busy, and 0.25 s with two.
+    """
+    small = sum(parameter.numel() for parameter in network.parameters()) < SMALL_NETWORK
+    if small and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 @contextmanager

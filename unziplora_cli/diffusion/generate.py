@@ -16,7 +16,7 @@ import unziplora_cli
 from unziplora_cli.config import GenerateConfig, Prompts
 from unziplora_cli.diffusion.base import BaseRef, latent_factor, native_resolution, scheduler_name
 from unziplora_cli.diffusion.conditioning import Conditioning
-from unziplora_cli.diffusion.device import memory_guard
+from unziplora_cli.diffusion.device import memory_guard, settle_threads
 from unziplora_cli.diffusion.fuse import Branches, cache_text, check_fit, forget_text, fuse, restore
 from unziplora_cli.diffusion.load import load_scheduler, load_text_encoders, load_unet, load_vae
 from unziplora_cli.diffusion.prompts import TextEmbeddings, encode, no_text
@@ -108,6 +108,7 @@ def generate(
     with memory_guard(_ADVICE):
         texts = encode_requests(base, requests, device=device, dtype=dtype)
         unet = load_unet(base, device=device, dtype=dtype)
+        settle_threads(unet)
         for request in requests:
             check_fit(unet, request.branches)
         decoder = load_decoder(base, device=device, dtype=dtype, vae=vae)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.diffusion.attention import separate_prompts
-from unziplora_cli.diffusion.device import memory_guard, pick_device, pick_dtype
+from unziplora_cli.diffusion.device import memory_guard, pick_device, pick_dtype, settle_threads
 from unziplora_cli.diffusion.load import alphas_cumprod, load_unet
 from unziplora_cli.errors import Interrupted, UnziploraError
 from unziplora_cli.method.inject import extract, extract_merge, inject
@@ -113,6 +113,7 @@ class _Run:
         """Load the U-Net, put the two branches into it, and make optimiser and schedule."""
         config = request.config
         unet = load_unet(request.base, device=accelerator.device, dtype=dtype)
+        settle_threads(unet)
         separate_prompts(unet)
         if config.gradient_checkpointing:
             _checkpoint_gradients(unet)
