@@ -2,8 +2,8 @@
 
     python benchmarks/random_sdxl.py DIR
 
-DIR becomes a diffusers folder of about 7 GB in fp16 that every command takes as ``--base DIR``. Its pictures are
-noise; its sizes, its speed and its memory are SDXL's. The tokenizers are those of the built-in base.
+DIR becomes a diffusers folder of about 7 GB in fp16 that every command takes as ``--base DIR``. Its pictures
+are noise; its sizes, its speed and its memory are SDXL's. The tokenizers are those of the built-in base.
 """
 
 from __future__ import annotations

@@ -41,5 +41,5 @@ def overlap_penalty(layers: Iterable[DualLoRALinear]) -> Tensor:
         torch.cat([pair[i].merge for pair in pairs]) * torch.cat([pair[i].gate for pair in pairs])
         for i in range(2)
     )  # [all columns of all layers]
-    shared = (content * style).abs().split([pair[0].merge.shape[0] for pair in pairs])
+    shared = torch.split((content * style).abs(), [pair[0].merge.shape[0] for pair in pairs])
     return torch.stack([columns.mean() for columns in shared]).mean()
