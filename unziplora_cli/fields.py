@@ -29,6 +29,14 @@ class Checked:
             object.__setattr__(self, each.name, value)
 
 
+def check_given(config: type, given: Mapping[str, Any]) -> None:
+    """Check some fields of a configuration alone, before what completes them is known; raises UsageError."""
+    hints = get_type_hints(config)
+    for each in fields(config):
+        if given.get(each.name) is not None:
+            check_value(each.name, given[each.name], hints[each.name], each.metadata)
+
+
 def field_names(config: type) -> tuple[str, ...]:
     """The names of a configuration's fields."""
     return tuple(each.name for each in fields(config))

@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     ctx: typer.Context,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the sheet is written.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The sheet's file, or a folder for it.")] = Path(
         "unziplora-demo.png"
     ),
     device: Annotated[str, DEVICE] = "auto",

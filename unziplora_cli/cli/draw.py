@@ -11,8 +11,10 @@ from unziplora_cli.cli.options import config_options
 from unziplora_cli.cli.session import Session
 from unziplora_cli.config import GenerateConfig, resolve_generate
 from unziplora_cli.errors import UsageError
+from unziplora_cli.fields import check_given
 
 if TYPE_CHECKING:
+    from unziplora_cli.diffusion.base import BaseRef
     from unziplora_cli.project.store import Project
     from unziplora_cli.workflows.drawing import Drawn, DrawOrder, Studio
 
@@ -193,7 +195,7 @@ def cross(
             "There is nothing to cross: a content and a style are needed.",
             hint="Name projects: unziplora cross fox rose   (unziplora list shows them)",
         )
-    found = find_base(session, base or drawing.shared_base([*contents, *styles]))
+    found = _base(session, base, [*contents, *styles], settings or {})
     order = drawing.CrossOrder(
         base=found,
         config=resolve_generate(preset_for(found), settings or {}),
@@ -239,7 +241,7 @@ def _draw(
     from unziplora_cli.cli.progress import Display
     from unziplora_cli.workflows import drawing
 
-    found = find_base(session, base or drawing.shared_base(projects))
+    found = _base(session, base, projects, settings or {})
     order = make(found, resolve_generate(preset_for(found), settings or {}))
     prompts = order.prompts
     for label in ("full", "content", "style") if order.kind == "combine" else (order.kind,):
@@ -247,6 +249,20 @@ def _draw(
     with Display(session.output, order.kind) as display:
         made = drawing.draw(order, out or projects[0].images, studio, display.progress)
     _report(session, made)
+
+
+def _base(
+    session: Session, spec: str | None, projects: "list[Project]", settings: dict[str, Any]
+) -> "BaseRef":
+    """The base to draw with, looked for when the settings are known to be in range."""
+    from unziplora_cli.workflows.drawing import shared_base
+
+    check_given(GenerateConfig, settings)
+    found = find_base(session, spec or shared_base(projects))
+    trained = projects[0].manifest.base.hash
+    if spec is None and trained and found.fingerprint != trained:
+        session.output.warning(f"The base {found.spec} is no longer what {projects[0].name} was trained on.")
+    return found
 
 
 def _report(session: Session, made: "Drawn") -> None:

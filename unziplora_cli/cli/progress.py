@@ -38,7 +38,7 @@ class Display:
     def say(self, text: str) -> None:
         """One line that stays."""
         if self.bar is not None:
-            self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.bar.console.print(text, markup=False, highlight=False)
         else:
             self.output.message(text)
 
@@ -60,7 +60,8 @@ class Display:
         from unziplora_cli.training import events
 
         match event:
-            case events.Phase(name, detail) if name not in ("finish",):
+            case events.Phase(name, detail) if name != "finish":
+                self.shown = ""
                 self.say(f"{self.title}: {name}{f' ({detail})' if detail else ''}")
             case events.Notice(text):
                 self.say(f"Note: {text}")
@@ -91,6 +92,8 @@ class Display:
         if progress.phase == "load":
             self.say(f"{self.title}: loading the base")
             return
+        if progress.phase == "note":
+            self.say(f"Note: {progress.note}")
         if progress.phase == "draw":
             done = progress.picture + progress.step / progress.steps
             detail = f"step {progress.step}/{progress.steps}"

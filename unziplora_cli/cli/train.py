@@ -12,6 +12,7 @@ from unziplora_cli.cli.render import duration, size
 from unziplora_cli.cli.session import Session
 from unziplora_cli.config import TrainConfig, Words, resolve
 from unziplora_cli.errors import ProjectError, UsageError
+from unziplora_cli.fields import check_given
 
 if TYPE_CHECKING:
     from unziplora_cli.project.store import ProjectStore
@@ -73,14 +74,16 @@ def train(
     settings: dict[str, Any] | None = None,
 ) -> None:
     """Learn a content LoRA and a style LoRA from one picture, both at once, with their merge weights."""
+    from unziplora_cli.workflows.training import check_pictures
+
     session: Session = ctx.obj
     groups = [tuple(pictures)] if together else [(picture,) for picture in pictures]
-    for picture in pictures:
-        _check_file(picture)
     if name is not None and len(groups) > 1:
         raise UsageError("--name names one project, but there are several pictures.", hint="Leave it out.")
+    check_pictures(pictures)
     store = session.store()
-    names = [_free_name(session, store, group[0], name, force=force) for group in groups]
+    names = _names(groups, name)
+    replacing = [_may_replace(session, store, each, force=force) for each in names]
     words = [
         Words(
             _word(session, subject, i, len(groups), "subject", "What does it show", group[0]),
@@ -102,7 +105,7 @@ def train(
         vae=vae,
         device=device,
         settings=settings or {},
-        force=True,
+        replacing=replacing,
     )
     finished = [_train(session, order, store) for order in orders]
     session.output.result(
@@ -124,13 +127,14 @@ def _orders(
     vae: str | None,
     device: str,
     settings: dict[str, Any],
-    force: bool,
+    replacing: list[bool],
 ) -> "list[TrainOrder]":
     from unziplora_cli.wording import make_prompts
     from unziplora_cli.workflows.training import TrainOrder
 
     prompts = [make_prompts(each, None, given) for each in words]
     scenes = [make_prompts(each, validation_prompt) if validation_prompt else None for each in words]
+    check_given(TrainConfig, settings)
     if preset is not None:
         resolve(preset, settings)
     found = find_base(session, base)
@@ -146,7 +150,7 @@ def _orders(
             device=device,
             vae=vae,
             validation=scenes[i],
-            force=force,
+            force=replacing[i],
         )
         for i, group in enumerate(groups)
     ]
@@ -172,34 +176,35 @@ def _train(session: Session, order: "TrainOrder", store: "ProjectStore") -> "Tra
     return finished
 
 
-def _check_file(picture: Path) -> None:
-    """Refuse what is no file before anything heavy is loaded."""
-    if picture.is_dir():
-        raise UsageError(
-            f"{picture} is a folder.", hint=f"Name the pictures: unziplora train {picture}/*.png"
-        )
-    if not picture.exists():
-        raise UsageError(
-            f"There is no file {picture}.", hint="unziplora train PICTURE --subject fox --style ..."
-        )
-
-
-def _free_name(
-    session: Session, store: "ProjectStore", picture: Path, name: str | None, *, force: bool
-) -> str:
+def _names(groups: list[tuple[Path, ...]], name: str | None) -> list[str]:
+    """The name of each project: the given one, or that of its first picture's file."""
     from unziplora_cli.project.names import check_name, slugify
 
-    chosen = check_name(name) if name is not None else slugify(picture.stem)
-    if not store.exists(chosen) or force:
-        return chosen
+    if name is not None:
+        return [check_name(name)]
+    names = [slugify(group[0].stem) for group in groups]
+    for i, chosen in enumerate(names):
+        if chosen in names[:i]:
+            first, second = groups[names.index(chosen)][0], groups[i][0]
+            raise UsageError(
+                f"{first} and {second} would both become the project {chosen!r}.",
+                hint="Train them one by one with --name, or as one project with --together.",
+            )
+    return names
+
+
+def _may_replace(session: Session, store: "ProjectStore", name: str, *, force: bool) -> bool:
+    """Whether an older project of this name may go; raises ProjectError when there is one that may not."""
+    if force or not store.exists(name):
+        return force
     if session.output.json or not sys.stdin.isatty():
         raise ProjectError(
-            f"There is a project {chosen!r} already.",
+            f"There is a project {name!r} already.",
             hint="Choose another with --name, or replace it with --force.",
         )
-    if not session.output.confirm(f"There is a project {chosen!r} already. Replace it?", instead="--force"):
-        raise ProjectError(f"The project {chosen!r} stays as it is.", hint="Choose another with --name.")
-    return chosen
+    if not session.output.confirm(f"There is a project {name!r} already. Replace it?", instead="--force"):
+        raise ProjectError(f"The project {name!r} stays as it is.", hint="Choose another with --name.")
+    return True
 
 
 def _word(

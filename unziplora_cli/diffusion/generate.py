@@ -19,7 +19,7 @@ from unziplora_cli.diffusion.conditioning import Conditioning
 from unziplora_cli.diffusion.device import memory_guard, settle_threads
 from unziplora_cli.diffusion.fuse import Branches, cache_text, check_fit, forget_text, fuse, restore
 from unziplora_cli.diffusion.load import load_scheduler, load_text_encoders, load_unet, load_vae
-from unziplora_cli.diffusion.prompts import TextEmbeddings, encode, no_text
+from unziplora_cli.diffusion.prompts import TextEmbeddings, cut_note, encode, no_text
 from unziplora_cli.diffusion.sampling import sample, stack, unconditional
 
 PARAMETERS_SCHEMA = 1
@@ -77,13 +77,17 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the drawing is; ``picture`` counts finished ones, ``step`` those of the picture at hand."""
+    """How far the drawing is; ``picture`` counts finished ones, ``step`` those of the picture at hand.
 
-    phase: Literal["load", "draw", "decode"]
+    In phase ``note`` it carries one sentence that the user should know.
+    """
+
+    phase: Literal["load", "note", "draw", "decode"]
     picture: int
     pictures: int
     step: int = 0
     steps: int = 0
+    note: str = ""
 
 
 def generate(
@@ -106,7 +110,13 @@ def generate(
     done = 0
     report(Progress("load", done, total))
     with memory_guard(_ADVICE):
-        texts = encode_requests(base, requests, device=device, dtype=dtype)
+        texts = encode_requests(
+            base,
+            requests,
+            device=device,
+            dtype=dtype,
+            on_note=lambda note: report(Progress("note", done, total, note=note)),
+        )
         unet = load_unet(base, device=device, dtype=dtype)
         settle_threads(unet)
         for request in requests:
@@ -132,17 +142,26 @@ def generate(
 
 
 def encode_requests(
-    base: BaseRef, requests: Sequence[Request], *, device: torch.device, dtype: torch.dtype
+    base: BaseRef,
+    requests: Sequence[Request],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    on_note: Callable[[str], None] | None = None,
 ) -> Mapping[str | None, TextEmbeddings]:
     """All texts of ``requests``, encoded on ``device`` and kept on the CPU; the encoders are gone afterwards.
 
     Under None lies what guidance moves away from when no negative prompt is given, if that is not zeros.
+    ``on_note`` is told what of a text is too long to be read.
     """
     encoders = load_text_encoders(base, device=device, dtype=dtype)
     negatives = [request.config.negative_prompt for request in requests if request.config.negative_prompt]
     unique = list(dict.fromkeys([*(text for request in requests for text in request.texts), *negatives]))
     # One by one: a text's last bits would depend on its company, and with them the picture.
     encoded: dict[str | None, TextEmbeddings] = {text: encode(encoders, [text]) for text in unique}
+    for note in filter(None, (cut_note(encoders, text) for text in unique)):
+        if on_note is not None:
+            on_note(note)
     empty = no_text(encoders)
     if empty is not None:
         encoded[None] = empty

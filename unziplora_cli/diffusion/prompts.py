@@ -74,3 +74,11 @@ def truncated(encoders: TextEncoders, text: str) -> str:
     ids = tokenizer(text, truncation=False, verbose=False).input_ids
     cut = ids[tokenizer.model_max_length - 1 : -1]
     return str(tokenizer.decode(cut)).strip() if len(ids) > tokenizer.model_max_length else ""
+
+
+def cut_note(encoders: TextEncoders, text: str) -> str:
+    """One sentence on what of ``text`` the encoders will not see; empty when it fits."""
+    end, limit = truncated(encoders, text), encoders.tokenizers[0].model_max_length
+    if not end:
+        return ""
+    return f'The prompt "{text[:40]}…" is longer than {limit} tokens; the base does not read: "{end}"'

@@ -13,7 +13,7 @@ from unziplora_cli.config import Prompts, TrainConfig
 from unziplora_cli.diffusion.conditioning import Conditioning
 from unziplora_cli.diffusion.generate import free, time_ids
 from unziplora_cli.diffusion.load import load_text_encoders, load_vae
-from unziplora_cli.diffusion.prompts import TextEmbeddings, encode, no_text, truncated
+from unziplora_cli.diffusion.prompts import TextEmbeddings, cut_note, encode, no_text
 from unziplora_cli.training.data import LatentDistribution, crop_note, encode_latents, prepare
 from unziplora_cli.training.events import Event, Notice, Phase
 from unziplora_cli.training.pictures import load_picture
@@ -106,18 +106,13 @@ def _encode_texts(
     texts = [t for p in (request.prompts, shown) for t in (p.full, p.content, p.style)]
     unique = list(dict.fromkeys([*texts, *class_texts]))
     encoded = encode(encoders, unique).to(device=torch.device("cpu"))
-    cut = {text: truncated(encoders, text) for text in unique}
+    notices = [Notice(note) for note in (cut_note(encoders, text) for text in unique) if note]
     empty = no_text(encoders)
     found = {text: encoded[i] for i, text in enumerate(unique)}
     if empty is not None:
         found[_NO_TEXT] = empty.to(device=torch.device("cpu"))
     del encoders
     free(device)
-    notices = [
-        Notice(f'The prompt "{text[:40]}…" is too long; the base does not read: "{end}"')
-        for text, end in cut.items()
-        if end
-    ]
     return found, notices
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from unziplora_cli import resources
 from unziplora_cli.config import GenerateConfig, Words, resolve, resolve_generate
-from unziplora_cli.errors import ProjectError
+from unziplora_cli.errors import ProjectError, UsageError
 from unziplora_cli.project.store import Project, ProjectStore
 from unziplora_cli.wording import make_prompts
-from unziplora_cli.workflows.drawing import DrawOrder, Shelf, Studio, pictures, source
+from unziplora_cli.workflows.drawing import DrawOrder, Shelf, Studio, check_place, pictures, source
 from unziplora_cli.workflows.training import Trained, TrainOrder, train
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from unziplora_cli.training.events import Event
 
 PRESET = "mini"
+SHEET = "unziplora-demo.png"
 FIRST, SECOND = "fox", "cat"
 SCENES = (None, "on a beach", "in the snow", "in space")
 OTHER_SUBJECTS = ("house", "rocket", "teapot", "owl")
@@ -55,11 +56,13 @@ def demo(
 ) -> Iterator[Event | Trained | Demonstrated]:
     """Train on two shipped pictures, then draw what the base knew and what each LoRA learned onto one sheet.
 
-    The projects are called ``demo-fox`` and ``demo-cat``; older ones of these names are replaced.
+    The projects are called ``demo-fox`` and ``demo-cat``; older ones of these names are replaced. ``out`` is
+    a picture file, or a folder to put one in; raises UsageError or ProjectError at once when it cannot be.
     """
     from unziplora_cli.diffusion.base import resolve_base
 
     started = time.monotonic()
+    out = _sheet_file(out)
     base, _ = resolve_base("mini", offline=True)
     projects: list[Project] = []
     for sample in (FIRST, SECOND):
@@ -77,6 +80,15 @@ def demo(
             f"Cannot write {out}: {error.strerror or error}.", hint="Choose another place with --out."
         ) from error
     yield Demonstrated(out, (projects[0].name, projects[1].name), count, time.monotonic() - started)
+
+
+def _sheet_file(out: Path) -> Path:
+    if out.is_dir():
+        out /= SHEET
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise UsageError(f"{out} is no picture file.", hint=f"Write the sheet to --out {SHEET}")
+    check_place(out.parent)
+    return out
 
 
 def _order(name: str, base: BaseRef, device: str) -> TrainOrder:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unziplora_cli.config import GenerateConfig, Prompts, Words
-from unziplora_cli.errors import ProjectError
+from unziplora_cli.errors import ProjectError, UsageError
 from unziplora_cli.project.names import slugify
 from unziplora_cli.project.store import Project
 from unziplora_cli.wording import make_prompts
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["base", "content", "style", "combine"]
 OnProgress = Callable[["Progress"], None]
+SHEET = "sheet.png"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class DrawOrder:
             text = self.overrides.get("full") or ""
             return Prompts(text, text, text)
         mine = content.manifest.words
-        words = Words(self.subject or mine.subject, style.manifest.words.style, mine.trigger)
+        subject = mine.subject if self.subject is None else self.subject
+        words = Words(subject, style.manifest.words.style, mine.trigger)
         return make_prompts(words, self.prompt, self.overrides)
 
 
@@ -88,17 +91,39 @@ def draw(order: DrawOrder, out: Path, studio: Studio, on_progress: OnProgress | 
     """Draw the pictures of ``order`` into ``out``, a folder or, for one picture, a ``.png`` file.
 
     Raises UsageError for a prompt or size that cannot be, ModelError, AdapterError, OutOfMemory, and
-    ProjectError when the pictures cannot be written.
+    ProjectError when the pictures cannot be written, before the first is drawn if that can be told.
     """
+    file = picture_file(out)
+    check_place(out.parent if file else out)
     stem = f"{order.kind}-{order.title}" if order.kind == "combine" else order.kind
     if order.prompt:
         stem += "-" + slugify(order.prompt)[:40].strip("-")
-    single = out.suffix.lower() == ".png" and order.config.count == 1
-    taken = _numbered(out.with_suffix("") if out.suffix.lower() == ".png" else out, stem)
+    free = _numbered(out.parent, out.stem) if file else _numbered(out, stem)
     paths = []
     for picture in pictures([Shelf().request(order)], order.base, studio, on_progress):
-        paths.append(_save(picture, out if single else next(taken)))
+        paths.append(_save(picture, out if file and order.config.count == 1 else next(free)))
     return Drawn(tuple(paths), order.prompts)
+
+
+def picture_file(out: Path) -> bool:
+    """Whether ``out`` means one file and not a folder; raises UsageError for formats other than PNG."""
+    if out.is_dir():
+        return False
+    if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"):
+        raise UsageError(f"{out} is no PNG file.", hint=f"Pictures are PNG: --out {out.with_suffix('.png')}")
+    return out.suffix.lower() == ".png"
+
+
+def check_place(folder: Path) -> None:
+    """Raise ProjectError unless files can be written to ``folder``, made when it is missing."""
+    place = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
+    if not place.is_dir():
+        reason = f"{place} is not a folder"
+    elif not os.access(place, os.W_OK | os.X_OK):
+        reason = "permission denied" if place == folder else f"{place} must not be written to"
+    else:
+        return
+    raise ProjectError(f"Cannot write to {folder}: {reason}.", hint="Choose another place with --out.")
 
 
 @dataclass(frozen=True)
@@ -122,31 +147,42 @@ class CrossOrder:
 
 
 def cross(order: CrossOrder, out: Path, studio: Studio, on_progress: OnProgress | None = None) -> Drawn:
-    """Draw every cell of ``order`` as files in ``out``, and one labelled contact sheet, ``sheet.png``."""
+    """Draw every cell of ``order`` as files in ``out``, and one labelled contact sheet, ``sheet.png``.
+
+    A folder that holds such files already gets them in a new folder inside, ``cross-001``. Raises as
+    :func:`draw` does.
+    """
+    cells, count = order.cells(), order.config.count
+    prompts = [cell.prompts for cell in cells]
+    check_place(out)
+    names = [
+        f"{cell.title}{f'-{number + 1}' if count > 1 else ''}.png"
+        for cell in cells
+        for number in range(count)
+    ]
+    if any((out / name).exists() for name in (*names, SHEET)):
+        out = free_folder(out, "cross")
+
     from unziplora_cli.report.sheet import Heading, contact_sheet
 
-    cells, shelf = order.cells(), Shelf()
-    requests = [shelf.request(cell) for cell in cells]
+    rows = [Heading(each.manifest.words.subject, each.name, source(each)) for each in order.contents]
+    columns = [Heading(each.manifest.words.style, each.name, source(each)) for each in order.styles]
+    shelf = Shelf()
+    drawn = pictures([shelf.request(cell) for cell in cells], order.base, studio, on_progress)
     paths, images = [], []
-    for picture in pictures(requests, order.base, studio, on_progress):
-        cell = cells[requests.index(picture.request)]
-        number = picture.seed - order.config.seed
-        suffix = f"-{number + 1}" if order.config.count > 1 else ""
-        paths.append(_save(picture, out / f"{cell.title}{suffix}.png"))
-        if number == 0:
+    for name, picture in zip(names, drawn, strict=True):
+        paths.append(_save(picture, out / name))
+        if picture.seed == order.config.seed:
             images.append(picture.image)
-    columns = len(order.styles)
     sheet = contact_sheet(
-        [images[i * columns : (i + 1) * columns] for i in range(len(order.contents))],
+        [images[i : i + len(columns)] for i in range(0, len(images), len(columns))],
         title=order.prompt or "Every content in every style",
-        columns=[Heading(each.manifest.words.style, each.name, source(each)) for each in order.styles],
-        row_headings=[
-            Heading(each.manifest.words.subject, each.name, source(each)) for each in order.contents
-        ],
+        columns=columns,
+        row_headings=rows,
     )
-    path = out / "sheet.png"
+    path = out / SHEET
     _write(path, lambda: sheet.save(path))
-    return Drawn(tuple(paths), cells[0].prompts, path)
+    return Drawn(tuple(paths), prompts[0], path)
 
 
 class Shelf:
@@ -210,16 +246,21 @@ def source(project: Project) -> Any:
 
 
 def shared_base(projects: Sequence[Project]) -> str:
-    """The base that all projects were trained on; raises ProjectError when they differ."""
+    """The base that all projects were trained on, to be found from any folder.
+
+    Raises ProjectError when they differ.
+    """
     first = projects[0].manifest.base
     for other in projects[1:]:
-        if (other.manifest.base.id, other.manifest.base.revision) != (first.id, first.revision):
+        base = other.manifest.base
+        if (base.hash or (base.id, base.revision)) != (first.hash or (first.id, first.revision)):
+            on = base.id if base.id != first.id else f"another version of {base.id}"
             raise ProjectError(
-                f"{projects[0].name} was trained on {first.id}, {other.name} on {other.manifest.base.id}: "
+                f"{projects[0].name} was trained on {first.id}, {other.name} on {on}: "
                 "LoRAs of different bases cannot be combined.",
                 hint=f"Train one of them again: unziplora train ... --base {first.spec}",
             )
-    return first.spec
+    return first.id if first.kind in ("folder", "file") else first.spec
 
 
 def pictures(

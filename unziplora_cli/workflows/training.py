@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
 LORA_FORMAT, MERGE_FORMAT = "kohya", "unziplora-merge"
+DISK_ERRORS = tuple(
+    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EFBIG") if hasattr(errno, name)
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,14 @@ class _Outcome:
     step_times: list[float] = field(default_factory=list)
 
 
+def check_pictures(pictures: Sequence[Path]) -> None:
+    """Read every picture once, so that none is refused when others are trained already; raises UsageError."""
+    from unziplora_cli.training.pictures import load_picture
+
+    for picture in pictures:
+        load_picture(picture)
+
+
 def train(order: TrainOrder, store: ProjectStore) -> Iterator[Event | Trained]:
     """Train ``order`` and make it a project of ``store``, telling events and at last Trained.
 
@@ -80,7 +94,7 @@ def train(order: TrainOrder, store: ProjectStore) -> Iterator[Event | Trained]:
             yield from _learn(order, Path(scratch), _Outcome())
         return
     outcome = _Outcome()
-    with store.create(order.name, force=order.force) as folder:
+    with _disk_errors(store.home), store.create(order.name, force=order.force) as folder:
         sources = _copy_pictures(order.pictures, folder)
         try:
             yield from _learn(order, folder, outcome)
@@ -143,21 +157,39 @@ def _learn(order: TrainOrder, folder: Path, outcome: _Outcome) -> Iterator[Event
         yield event
 
 
+@contextmanager
+def _disk_errors(home: Path) -> Iterator[None]:
+    """A disk that is full, failing or read-only as ProjectError; safetensors tells it in words alone."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        words = [os.strerror(number) for number in DISK_ERRORS]
+        reason = next((each for each in words if each in str(error)), None)
+        if reason is None:
+            raise
+        raise ProjectError(
+            f"Cannot write the project: {reason}. Nothing of it was kept.",
+            hint=f"Make room on the disk of {home}, or choose another place with --home FOLDER.",
+        ) from error
+
+
 def _copy_pictures(pictures: tuple[Path, ...], folder: Path) -> tuple[SourcePicture, ...]:
     """Keep the very files that were trained on, so that the project stands alone."""
     from PIL import Image
 
-    from unziplora_cli.training.pictures import load_picture
-
+    check_pictures(pictures)
     sources = []
     for number, picture in enumerate(pictures):
-        load_picture(picture)
-        file = "source" + (f"-{number + 1}" if number else "") + picture.suffix.lower()
+        ending = picture.suffix.lower()
+        plain = ending.isascii() and ending[1:].isalnum()
+        file = "source" + (f"-{number + 1}" if number else "") + (ending if plain else "")
         try:
             shutil.copyfile(picture, folder / file)
         except OSError as error:
             raise ProjectError(f"Cannot copy {picture} into the project: {error.strerror}.") from error
-        with Image.open(folder / file) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(folder / file) as image:
             sources.append(
                 SourcePicture(
                     file, files.sha256(folder / file), image.width, image.height, image.format or "unknown"
