@@ -185,7 +185,9 @@ def save_components(parts: Components, folder: Path) -> None:
         (folder / name).mkdir(exist_ok=True)
         save_file(weights, folder / name / file, metadata={"format": "pt"})
         if name in ("unet", "vae"):
-            part.save_config(folder / name)
+            config = json.loads(part.to_json_string())
+            config.pop("_name_or_path", None)  # the folder it was loaded from says nothing elsewhere
+            (folder / name / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         else:
             part.config.save_pretrained(folder / name)
     for name in ("tokenizer", "tokenizer_2"):
