@@ -1,11 +1,16 @@
 """Running a command line in this process, as the console script does."""
 
+import contextlib
+import io
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from unziplora_cli.cli.app import run
 
@@ -39,3 +44,68 @@ def unziplora(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
         return Ended(code, *capsys.readouterr())
 
     return invoke
+
+
+SETTINGS = {
+    "preset": "mini",
+    "resolution": 64,
+    "rank": 4,
+    "steps": 6,
+    "recalibrations": 2,
+    "importance-steps": 1,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="session")
+def settings(tiny_base: Path) -> list[str]:
+    """The options of a training of six steps on the tiny base."""
+    return [f"--{name}={value}" for name, value in {"base": tiny_base, **SETTINGS}.items()]
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two pictures, fox.png and rose.jpg."""
+    folder = tmp_path_factory.mktemp("photos")
+    image = Image.linear_gradient("L").resize((96, 80)).convert("RGB")
+    image.save(folder / "fox.png")
+    image.rotate(180).save(folder / "rose.jpg")
+    return folder
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A home with two finished projects, and what the command that trained them said."""
+
+    home: Path
+    ended: Ended
+
+
+@pytest.fixture(scope="session")
+def shelf(photos: Path, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    """The projects fox (watercolor) and rose (sketch), made by one command; treat as read-only."""
+    home = tmp_path_factory.mktemp("shelf")
+    words = ["--subject=fox", "--subject=rose", "--style=watercolor", "--style=sketch"]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        pictures = [str(photos / "fox.png"), str(photos / "rose.jpg")]
+        code = run(["train", *pictures, *words, *settings, f"--home={home}", "--json"])
+    return Shelf(home, Ended(code, out.getvalue(), err.getvalue()))
+
+
+@pytest.fixture
+def two_projects(shelf: Shelf, own_home: Path) -> Path:
+    """The test's home, with the projects fox and rose in it."""
+    shutil.copytree(shelf.home, own_home)
+    return own_home
+
+
+@pytest.fixture
+def leftovers(own_home: Path) -> Callable[[], list[str]]:
+    """Tells which files the test's home holds, beside locks."""
+
+    def look() -> list[str]:
+        files = (path.relative_to(own_home) for path in own_home.rglob("*") if own_home.is_dir())
+        return sorted(str(path) for path in files if path.parts[0] != "locks" and path != Path("projects"))
+
+    return look

@@ -1,0 +1,289 @@
+"""Trainings on the tiny base, as a user starts them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from unziplora_cli import resources
+from unziplora_cli.cli import progress
+from unziplora_cli.formats import read_lora
+from unziplora_cli.formats.merge import read_merge
+from unziplora_cli.project.store import ProjectStore
+from unziplora_cli.training import events, validation
+from unziplora_cli.workflows import training
+
+WORDS = ("--subject=fox", "--style=watercolor")
+
+
+class Terminal:
+    """A standard input where a person types lines."""
+
+    def __init__(self, *lines: str) -> None:
+        self.lines = list(lines)
+
+    def isatty(self) -> bool:
+        return True
+
+    def readline(self) -> str:
+        return self.lines.pop(0) + "\n"
+
+
+@pytest.fixture
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Has a person at the terminal type lines."""
+    return lambda *lines: monkeypatch.setattr(sys, "stdin", Terminal(*lines))
+
+
+def at_step(step: int, action: Callable[[], None]) -> Callable[..., None]:
+    """A display that does something when a step is done."""
+    show = progress.Display.event
+
+    def event(self: progress.Display, event: events.Event) -> None:
+        show(self, event)
+        if isinstance(event, events.StepDone) and event.step == step:
+            action()
+
+    return event
+
+
+def test_one_command_makes_a_project_of_each_picture(shelf, photos):
+    assert shelf.ended.code == 0
+    made = shelf.ended.envelope["result"]["projects"]
+    assert [each["name"] for each in made] == ["fox", "rose"]
+    assert all(Path(file).is_file() for each in made for file in each["files"].values())
+    assert set(made[0]["files"]) == {"content", "style", "merge"}
+    store = ProjectStore(shelf.home)
+    words = [store.open(name).manifest.words for name in ("fox", "rose")]
+    assert [(each.subject, each.style) for each in words] == [("fox", "watercolor"), ("rose", "sketch")]
+    assert (store.open("fox").folder / "source.png").read_bytes() == (photos / "fox.png").read_bytes()
+    assert (store.open("rose").folder / "source.jpg").read_bytes() == (photos / "rose.jpg").read_bytes()
+    assert store.open("rose").manifest.source[0].format == "JPEG"
+
+
+def test_a_project_is_whole_and_as_its_manifest_says(two_projects, unziplora):
+    assert unziplora("verify", "fox").code == 0
+    project = ProjectStore(two_projects).open("fox")
+    written = json.loads((project.folder / "manifest.json").read_text())
+    schema = json.loads(resources.template("manifest.schema.json").read_text(encoding="utf-8"))
+    jsonschema.validate(written, schema)
+    assert written["prompts"] == {
+        "full": "a monadikos fox in watercolor style",
+        "content": "a monadikos fox",
+        "style": "a fox in watercolor style",
+    }
+    assert (written["state"], written["steps_done"]) == ("complete", 6)
+    assert written["training"]["rank"] == written["artifacts"][0]["rank"] == 4
+    assert written["training"]["resolution"] == 64
+    content, style = (read_lora(project.path(role)).lora for role in ("content", "style"))
+    merge = read_merge(project.path("merge"))
+    assert content.keys() == merge.content.keys()
+    assert style.keys() == merge.style.keys()
+
+
+def test_what_is_going_on_is_told_on_stderr_and_the_result_on_stdout(unziplora, photos, settings):
+    ended = unziplora("train", photos / "fox.png", *WORDS, *settings)
+    assert ended.code == 0
+    assert "full     a monadikos fox in watercolor style" in ended.err
+    assert "content  a monadikos fox\n" in ended.err
+    assert "step 6/6" in ended.err
+    assert ended.out.startswith("fox: 6 steps in")
+    assert "unziplora combine fox" in ended.out
+
+
+def test_quiet_says_nothing_but_the_result(unziplora, photos, settings):
+    ended = unziplora("train", photos / "fox.png", *WORDS, *settings, "-q")
+    assert (ended.code, ended.err) == (0, "")
+    assert "merge.safetensors" in ended.out
+
+
+def test_pictures_together_make_one_project(unziplora, photos, settings, own_home):
+    pictures = (photos / "fox.png", photos / "rose.jpg")
+    ended = unziplora("train", *pictures, "--together", *WORDS, *settings, "--name=both", "--json")
+    assert [each["name"] for each in ended.envelope["result"]["projects"]] == ["both"]
+    manifest = ProjectStore(own_home).open("both").manifest
+    assert [each.file for each in manifest.source] == ["source.png", "source-2.jpg"]
+    assert unziplora("verify", "both").code == 0
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        ["--no-prompt-separation"],
+        ["--no-column-separation"],
+        ["--no-block-separation", "--no-avoid-overlap", "--finetune-mask"],
+        ["--no-prompt-separation", "--no-column-separation", "--no-block-separation"],
+    ],
+)
+def test_every_separation_can_be_switched_off(unziplora, photos, settings, own_home, switches):
+    assert unziplora("train", photos / "fox.png", *WORDS, *settings, *switches).code == 0
+    project = ProjectStore(own_home).open("fox")
+    trained = project.manifest.training
+    for switch in switches:
+        name = switch.removeprefix("--no-").removeprefix("--").replace("-", "_")
+        assert trained[name] is not switch.startswith("--no-")
+    if "--no-column-separation" in switches:
+        merge = read_merge(project.path("merge"))
+        assert all(bool((m == 1).all()) for m in (*merge.content.values(), *merge.style.values()))
+
+
+def test_validation_and_saved_models_lie_in_the_project(unziplora, photos, settings, own_home, monkeypatch):
+    monkeypatch.setattr(validation, "STEPS", 2)
+    every = (
+        "--validate-every=3",
+        "--validation-images=1",
+        "--save-every=3",
+        "--validation-prompt=on a beach",
+    )
+    ended = unziplora("train", photos / "fox.png", *WORDS, *settings, *every)
+    assert ended.code == 0
+    folder = own_home / "projects/fox"
+    for step in (3, 6):
+        saved = folder / f"saved/step-{step:06d}"
+        assert {file.stem for file in saved.glob("*.safetensors")} == {"content", "style", "merge"}
+    assert len(list((folder / "validation").rglob("*.png"))) >= 6
+    assert "validation pictures after step 3" in ended.err
+    assert "saved after step 6" in ended.err
+
+
+def test_an_existing_project_is_kept_without_force(unziplora, photos, settings, two_projects):
+    before = (two_projects / "projects/fox/manifest.json").read_bytes()
+    ended = unziplora("train", photos / "fox.png", *WORDS, *settings)
+    assert ended.code == 3
+    assert "--name" in ended.said
+    assert "--force" in ended.said
+    assert (two_projects / "projects/fox/manifest.json").read_bytes() == before
+    again = unziplora("train", photos / "fox.png", *WORDS, *settings, "--name=fox-2")
+    assert again.code == 0
+    forced = unziplora("train", photos / "fox.png", *WORDS, *settings, "--force", "--seed=5")
+    assert forced.code == 0
+    assert ProjectStore(two_projects).open("fox").manifest.seed == 5
+    assert ProjectStore(two_projects).names() == ["fox", "fox-2", "rose"]
+
+
+def test_on_a_terminal_it_asks_before_it_replaces(unziplora, photos, settings, two_projects, on_terminal):
+    on_terminal("n")
+    ended = unziplora("train", photos / "fox.png", *WORDS, *settings, "--seed=5")
+    assert ended.code == 3
+    assert "Replace it?" in ended.err
+    assert ProjectStore(two_projects).open("fox").manifest.seed == 0
+    on_terminal("y")
+    assert unziplora("train", photos / "fox.png", *WORDS, *settings, "--seed=5").code == 0
+    assert ProjectStore(two_projects).open("fox").manifest.seed == 5
+
+
+def test_a_project_that_appears_meanwhile_is_not_replaced(unziplora, photos, settings, own_home, monkeypatch):
+    find = training.check_pictures
+
+    def meanwhile(pictures: tuple[Path, ...]) -> None:
+        find(pictures)
+        (own_home / "projects/fox").mkdir(parents=True, exist_ok=True)
+
+    from unziplora_cli.cli import train
+
+    orders = train._orders
+    monkeypatch.setattr(
+        train, "_orders", lambda *args, **named: (meanwhile((photos / "fox.png",)), orders(*args, **named))[1]
+    )
+    ended = unziplora("train", photos / "fox.png", *WORDS, *settings)
+    assert ended.code == 3
+    assert "already" in ended.said
+
+
+def test_words_are_asked_for_with_the_file_name_as_a_hint(unziplora, photos, settings, own_home, on_terminal):
+    on_terminal("", "pop art")
+    ended = unziplora("train", photos / "rose.jpg", *settings)
+    assert ended.code == 0
+    assert "What does it show (rose.jpg) [rose]:" in ended.err
+    assert "How is it drawn (rose.jpg):" in ended.err
+    words = ProjectStore(own_home).open("rose").manifest.words
+    assert (words.subject, words.style) == ("rose", "pop art")
+
+
+def test_prompts_given_outright_are_used_and_a_comma_stays_a_comma(unziplora, photos, settings, own_home):
+    given = {
+        "full": "a fox, sketched, at home",
+        "content": "monadikos fox, alone",
+        "style": "the house, in sketch",
+    }
+    options = [f"--{name}-prompt={text}" for name, text in given.items()]
+    assert unziplora("train", photos / "fox.png", *WORDS, *settings, *options).code == 0
+    prompts = ProjectStore(own_home).open("fox").manifest.prompts
+    assert (prompts.full, prompts.content, prompts.style) == tuple(given.values())
+
+
+def test_ctrl_c_keeps_what_was_learned(unziplora, photos, settings, own_home, monkeypatch):
+    stop = at_step(4, lambda: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(progress.Display, "event", stop)
+    ended = unziplora("train", photos / "fox.png", *WORDS, *settings)
+    assert ended.code == 130
+    assert "Stopped after step" in ended.said
+    assert "Traceback" not in ended.err
+    manifest = ProjectStore(own_home).open("fox").manifest
+    assert manifest.state == "interrupted"
+    assert manifest.steps_done in (4, 5)
+    assert unziplora("verify", "fox").code == 0
+    assert unziplora("combine", "fox", "--steps=1").code == 0
+    assert f"{manifest.steps_done} of 6" in unziplora("list").out
+
+
+def test_ctrl_c_before_the_first_step_leaves_nothing(unziplora, photos, settings, leftovers, monkeypatch):
+    def event(self: progress.Display, event: events.Event) -> None:
+        if isinstance(event, events.Phase) and event.name == "load U-Net":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress.Display, "event", event)
+    ended = unziplora("train", photos / "fox.png", *WORDS, *settings)
+    assert (ended.code, leftovers()) == (130, [])
+    assert "Interrupted." in ended.said
+
+
+def test_a_signal_to_the_process_ends_it_with_130(photos, settings, own_home):
+    words = [sys.executable, "-m", "unziplora_cli", "train", str(photos / "fox.png"), *WORDS, *settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*words, "--steps=100000"],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        assert process.stderr is not None
+        told = []
+        for line in process.stderr:
+            told.append(line)
+            if "saved after" in line or "on cpu" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        told += process.stderr.readlines()
+    assert process.returncode == 130
+    assert "Traceback" not in "".join(told)
+    project = ProjectStore(own_home).open("fox")
+    assert project.manifest.state == "interrupted"
+    assert ProjectStore(own_home).verify("fox").problems == ()
+
+
+def test_a_failure_leaves_nothing_and_an_older_project_as_it_was(
+    unziplora, photos, settings, two_projects, leftovers, monkeypatch
+):
+    before = leftovers()
+    manifest = (two_projects / "projects/fox/manifest.json").read_bytes()
+
+    def fail() -> None:
+        raise RuntimeError("the roof came down")
+
+    monkeypatch.setattr(progress.Display, "event", at_step(3, fail))
+    ended = unziplora("train", photos / "fox.png", *WORDS, *settings, "--force")
+    assert ended.code == 1
+    assert "the roof came down" in ended.said
+    assert "Traceback" not in ended.err
+    new = unziplora("train", photos / "fox.png", *WORDS, *settings, "--name=new")
+    assert new.code == 1
+    assert leftovers() == before
+    assert (two_projects / "projects/fox/manifest.json").read_bytes() == manifest
