@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 PRESET = "mini"
 SHEET = "unziplora-demo.png"
 FIRST, SECOND = "fox", "cat"
-SCENES = (None, "on a beach", "in the snow", "in space")
-OTHER_SUBJECTS = ("house", "rocket", "teapot", "owl")
+SCENES = ("on a beach", "in the snow", "in space")
+OTHER_SUBJECTS = ("house", "rocket", "teapot", "mushroom")
+SOFTER = 0.6
+"""Style strength of the combined scenes: at full strength the picture's own background wins."""
 
 
 @dataclass(frozen=True)
@@ -107,26 +109,32 @@ def _order(name: str, base: BaseRef, device: str) -> TrainOrder:
 
 
 def _rows(first: Project, second: Project, base: BaseRef, config: GenerateConfig) -> tuple[_Row, ...]:
-    words, style = first.manifest.words, first.manifest.words.style
+    words, style, other = first.manifest.words, first.manifest.words.style, second.manifest.words
+    softer = replace(config, style_strength=SOFTER)
 
-    def order(**parts: Any) -> DrawOrder:
-        return DrawOrder(base, config, **parts)
+    def order(settings: GenerateConfig = config, **parts: Any) -> DrawOrder:
+        return DrawOrder(base, settings, **parts)
 
-    before = (
-        (f"“a {words.trigger} {words.subject}”", f"a {words.trigger} {words.subject}"),
-        (f"“a {words.subject} in {style} style”", f"a {words.subject} in {style} style"),
-        (f"“a house in {style} style”", f"a house in {style} style"),
-    )
+    def known(prompt: str) -> tuple[str, DrawOrder]:
+        return f"“{prompt}”", order(overrides={"full": prompt})
+
     return (
         _Row(
             "before",
-            "the base alone knows neither this fox nor this style",
-            tuple((label, order(overrides={"full": prompt})) for label, prompt in before),
+            f"the base alone knows neither this {words.subject} nor {style}",
+            (
+                known(first.manifest.prompts.content),
+                known(first.manifest.prompts.style),
+                known(f"a house in {style} style"),
+            ),
         ),
         _Row(
             "content",
             f"this {words.subject}, without {style}",
-            tuple((scene or "", order(content=first, prompt=scene)) for scene in SCENES),
+            (
+                (f"“{first.manifest.prompts.content}”", order(content=first)),
+                *((scene, order(content=first, prompt=scene)) for scene in SCENES),
+            ),
         ),
         _Row(
             "style",
@@ -135,17 +143,19 @@ def _rows(first: Project, second: Project, base: BaseRef, config: GenerateConfig
         ),
         _Row(
             "combined",
-            "both, with the learned merge weights",
-            tuple((scene or "", order(content=first, style=first, prompt=scene)) for scene in SCENES),
+            f"both, with the learned merge weights; in the scenes the style at {SOFTER:.0%}",
+            (
+                (f"“{first.manifest.prompts.full}”", order(content=first, style=first)),
+                *((scene, order(softer, content=first, style=first, prompt=scene)) for scene in SCENES),
+            ),
         ),
         _Row(
             "crossed",
             "with a second picture",
             (
-                ("its content", order(content=second)),
-                ("its style", order(style=second, subject="house")),
-                (f"this {words.subject}, its style", order(content=first, style=second)),
-                (f"its {second.manifest.words.subject}, {style}", order(content=second, style=first)),
+                (f"this {words.subject}, {other.style}", order(content=first, style=second)),
+                (f"the {other.subject}, {style}", order(content=second, style=first)),
+                (f"a house, {other.style}", order(style=second, subject="house")),
             ),
         ),
     )
@@ -167,8 +177,6 @@ def _draw(
     cells = [[Cell(next(drawn).image, caption) for caption, _ in row.cells] for row in rows]
     cells[0].insert(0, Cell(source(projects[0]), "the one picture it learns from"))
     cells[-1].insert(0, Cell(source(projects[1]), "the second picture"))
-    for row in cells[1:-1]:
-        row.insert(0, Cell(None))
     sheet = contact_sheet(
         cells,
         title="One picture, taken apart and put together again",
