@@ -70,7 +70,8 @@ def _global_options(
     session.home = home
     session.offline = offline or os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
     session.output.json = json
-    session.output.quiet = quiet or json
+    other_process = int(os.environ.get("RANK", "0")) > 0  # of one training over several
+    session.output.quiet = quiet or json or other_process
     session.output.verbose = verbose
     session.output.command = ctx.invoked_subcommand or ""
     # Nothing asks the hub for anything unless the user said `models pull`.
