@@ -67,3 +67,10 @@ def test_other_files_are_explained(tmp_path: Path) -> None:
     save_file({f"{Q}.content": torch.ones(2)}, tmp_path / "newer.safetensors", metadata=newer)
     with pytest.raises(AdapterError, match="version 2"):
         read_merge(tmp_path / "newer.safetensors")
+
+
+def test_a_new_file_follows_the_umask(tmp_path):
+    expected = tmp_path / "plain"
+    expected.touch()
+    write_merge(tmp_path / "merge.safetensors", {"x": torch.ones(2)}, {"x": torch.ones(2)})
+    assert (tmp_path / "merge.safetensors").stat().st_mode == expected.stat().st_mode

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from unziplora_cli.atomic import replacing
 from unziplora_cli.errors import ProjectError, UsageError
 from unziplora_cli.project import files, manifest
 from unziplora_cli.project.store import ProjectStore
@@ -214,7 +215,7 @@ def test_the_lock_of_a_killed_process_is_free(store, make_project):
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     file = tmp_path / "manifest.json"
     files.write_bytes(file, b"old")
-    with pytest.raises(RuntimeError), files.replacing(file) as temporary:
+    with pytest.raises(RuntimeError), replacing(file) as temporary:
         temporary.write_bytes(b"half")
         raise RuntimeError
     assert file.read_bytes() == b"old"

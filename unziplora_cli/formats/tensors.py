@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from unziplora_cli.atomic import replacing
 from unziplora_cli.errors import AdapterError
 
 
@@ -28,13 +28,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a file with string metadata; an older file of that name stays until the new one is whole."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(whole, temporary, metadata={"format": "pt", **metadata})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        # Not save_file: the file it makes can be read by its owner alone, whatever the umask.
+        temporary.write_bytes(save(whole, metadata={"format": "pt", **metadata}))
 
 
 def some(names: list[str], limit: int = 3) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from unziplora_cli import paths
+from unziplora_cli import atomic, paths
 from unziplora_cli.errors import ProjectError
 from unziplora_cli.project import files, manifest
 from unziplora_cli.project.files import Problem
@@ -200,7 +200,7 @@ class ProjectStore:
             except OSError:
                 old.rename(folder)
                 raise
-        files.sync(self.folder)
+        atomic.sync(self.folder)
         _delete(old)
 
     def _sweep(self, name: str) -> None:

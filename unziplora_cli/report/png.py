@@ -7,13 +7,13 @@ The text ``parameters`` is written as AUTOMATIC1111's web UI writes it, which ma
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from unziplora_cli.atomic import replacing
 from unziplora_cli.errors import UsageError
 
 KEY = "unziplora"
@@ -25,12 +25,8 @@ def save_png(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> N
     info = PngImagePlugin.PngInfo()
     info.add_itxt("parameters", parameters_text(parameters))
     info.add_itxt(KEY, json.dumps(parameters, ensure_ascii=False))
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
+    with replacing(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_parameters(path: Path) -> dict[str, Any]:
