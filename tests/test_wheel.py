@@ -82,7 +82,7 @@ def test_the_installed_program_starts(site):
 
 def test_the_wheel_carries_every_data_file_and_nothing_beside_the_package(wheel):
     names = {Path(name) for name in zipfile.ZipFile(wheel).namelist()}
-    assert {name.parts[0].split("-")[0] for name in names} == {"unziplora_cli"}
+    assert {name.parts[0].split("-")[0] for name in names} == {"unziplora", "unziplora_cli"}
     data = [
         path for path in resources.mini_base().parent.rglob("*") if path.is_file() and path.suffix != ".pyc"
     ]
@@ -90,3 +90,7 @@ def test_the_wheel_carries_every_data_file_and_nothing_beside_the_package(wheel)
     for path in (*data, CHECKOUT / "unziplora_cli" / "py.typed"):
         assert path.relative_to(CHECKOUT) in names
     assert any(name.match("*/licenses/LICENSE") for name in names)
+
+
+def test_the_wheel_stays_within_its_size(wheel):
+    assert wheel.stat().st_size <= 25_000_000
