@@ -1,7 +1,10 @@
 """Trainings on the tiny base, as a user starts them."""
 
+import contextlib
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +16,7 @@ import pytest
 
 from unziplora_cli import resources
 from unziplora_cli.cli import progress
+from unziplora_cli.cli.render import Output
 from unziplora_cli.formats import read_lora
 from unziplora_cli.formats.merge import read_merge
 from unziplora_cli.project.store import ProjectStore
@@ -286,3 +290,81 @@ def test_a_failure_leaves_nothing_and_an_older_project_as_it_was(
     assert new.code == 1
     assert leftovers() == before
     assert (two_projects / "projects/fox/manifest.json").read_bytes() == manifest
+
+
+ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+
+
+def on_screen(text: str) -> list[str]:
+    """The lines that were ever on a terminal, without control sequences and trailing blanks."""
+    return [line.rstrip() for line in re.split(r"[\r\n]+", ANSI.sub("", text))]
+
+
+class Screen(io.StringIO):
+    """A stderr that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("color", [True, False])
+def test_the_bar_fits_into_80_columns(monkeypatch, color):
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if not color:
+        monkeypatch.setenv("NO_COLOR", "1")
+    name = "a-project-with-quite-a-long-name-as-files-from-cameras-have-them"
+    with progress.Display(Output(), name) as display:
+        display.event(
+            events.Phase("encode prompts", "a monadikos fox in watercolor style on a beach in the snow")
+        )
+        for step in (1, 600):
+            told = events.StepDone(
+                step, 600, "separate", 0.123, 0.1, 0.2, 1.0, (1e-4,) * 3, 12.34, 23_456_000_000
+            )
+            display.event(told)
+            display.bar.refresh()
+        display.event(events.ColumnsChosen(600, 12345, 12345, 1234, 123456))
+        display.event(events.Notice("word " * 40))
+    lines = on_screen(screen.getvalue())
+    assert max(map(len, lines)) <= 80
+    shown = next(line for line in lines if "600/600" in line)
+    assert "loss 0.123" in shown
+    assert "12.34 s/step" in shown
+    assert "23.5 GB" in shown
+    assert ("\x1b[3" in screen.getvalue()) == color
+
+
+@pytest.mark.slow
+def test_a_training_on_a_real_terminal(photos, settings, own_home):
+    pty = pytest.importorskip("pty")
+    import fcntl
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
+    environment |= {"TERM": "xterm-256color", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "unziplora_cli", "train", str(photos / "rose.jpg"), *settings]
+    os.write(ours, b"\nsketch\n")
+    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        text = b""
+        with contextlib.suppress(OSError):
+            while part := os.read(ours, 4096):
+                text += part
+    os.close(ours)
+    lines = on_screen(text.decode())
+    assert process.returncode == 0, lines
+    assert any("What does it show (rose.jpg) [rose]:" in line for line in lines)
+    assert any("How is it drawn (rose.jpg):" in line for line in lines)
+    assert any("6/6" in line and "s/step" in line for line in lines)
+    assert "Traceback" not in text.decode()
+    bar = [line for line in lines if "s/step" in line or "\u2501" in line]
+    assert bar
+    assert max(map(len, bar)) <= 80
+    assert ProjectStore(own_home).open("rose").manifest.words.style == "sketch"

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 LOG_EVERY = 15.0
 """Seconds between the lines of a log."""
 
+LONGEST = 16
+"""Letters of a name beside the bar, so that the rest fits into 80 columns."""
+
 
 class Display:
     """A progress bar on a terminal; elsewhere lines, no more often than every few seconds."""
@@ -48,7 +51,8 @@ class Display:
             if name != self.shown:
                 for task in self.bar.task_ids:
                     self.bar.remove_task(task)
-                self.bar.add_task(name, total=total, detail=detail)
+                label = name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+                self.bar.add_task(label, total=total, detail=detail)
                 self.shown = name
             self.bar.update(self.bar.task_ids[0], completed=completed, detail=detail)
         elif time.monotonic() - self.logged >= LOG_EVERY or completed == total:

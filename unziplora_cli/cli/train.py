@@ -133,7 +133,7 @@ def _orders(
     from unziplora_cli.workflows.training import TrainOrder
 
     prompts = [make_prompts(each, None, given) for each in words]
-    scenes = [make_prompts(each, validation_prompt) if validation_prompt else None for each in words]
+    shown = [None if validation_prompt is None else make_prompts(each, validation_prompt) for each in words]
     check_given(TrainConfig, settings)
     if preset is not None:
         resolve(preset, settings)
@@ -149,7 +149,7 @@ def _orders(
             config=config,
             device=device,
             vae=vae,
-            validation=scenes[i],
+            validation=shown[i],
             force=replacing[i],
         )
         for i, group in enumerate(groups)

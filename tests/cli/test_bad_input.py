@@ -1,0 +1,353 @@
+"""Whatever is wrong with what a user gives: one clear message, the right exit code, nothing left behind."""
+
+import errno
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from unziplora_cli.project.store import ProjectStore
+
+WORDS = ("--subject=fox", "--style=watercolor")
+QUICK = ("--steps=2", "--device=cpu")
+
+Check = Callable[..., str]
+
+
+@pytest.fixture
+def refused(unziplora, leftovers) -> Check:
+    """Runs a command that must fail with ``code`` and leave the home as it was; returns what it said."""
+
+    def check(code: int, *arguments: object) -> str:
+        before = leftovers()
+        ended = unziplora(*arguments)
+        assert (ended.code, ended.out) == (code, "")
+        assert ended.err.count("Error: ") == 1
+        assert "Traceback" not in ended.err
+        assert leftovers() == before
+        return ended.said
+
+    return check
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds one byte of it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0"))
+        + chunk(b"IEND", b"")
+    )
+
+
+def bad_pictures(folder: Path) -> dict[str, Path]:
+    """One file of each kind that is no usable picture."""
+    paths = {name: folder / f"{name}.png" for name in ("missing", "text", "empty", "cut", "dot", "bomb")}
+    paths["folder"] = folder
+    paths["text"].write_text("I am not a picture")
+    paths["empty"].write_bytes(b"")
+    Image.effect_noise((200, 200), 90).save(paths["cut"])
+    paths["cut"].write_bytes(paths["cut"].read_bytes()[:4000])
+    Image.new("RGB", (1, 1)).save(paths["dot"])
+    paths["bomb"].write_bytes(png_header(50_000, 50_000))
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("missing", "There is no file"),
+        ("folder", "is a folder, not a picture"),
+        ("text", "is not a picture that can be read"),
+        ("empty", "is not a picture that can be read"),
+        ("cut", "is damaged or cut short"),
+        ("dot", "is 1 x 1 px: too small"),
+        ("bomb", "is far too large"),
+    ],
+)
+def test_a_bad_picture_is_refused_before_any_training(
+    refused, tmp_path, photos, settings, monkeypatch, kind, says
+):
+    """Also when a good one comes first: that one is not trained."""
+    from unziplora_cli.cli import train
+
+    monkeypatch.setattr(train, "find_base", lambda *_: pytest.fail("the base was looked for"))
+    said = refused(2, "train", photos / "fox.png", bad_pictures(tmp_path)[kind], *WORDS, *settings)
+    assert says in said
+    assert "->" in said
+
+
+def test_a_20000_px_wide_picture_is_trained_on_with_a_note(unziplora, tmp_path, settings):
+    path = tmp_path / "wide.png"
+    Image.linear_gradient("L").resize((20_000, 80)).save(path)
+    ended = unziplora("train", path, *WORDS, *settings)
+    assert ended.code == 0
+    assert "20000 x 80 px: only" in ended.said
+
+
+def test_the_first_frame_of_an_animation_is_used_and_that_is_said(unziplora, tmp_path, settings, own_home):
+    path = tmp_path / "dance.gif"
+    frames = [Image.new("RGB", (80, 80), color) for color in ("red", "green", "blue")]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    ended = unziplora("train", path, *WORDS, *settings)
+    assert ended.code == 0
+    assert "dance.gif has 3 frames; the first one is used" in ended.said
+    assert (own_home / "projects/dance/source.gif").read_bytes() == path.read_bytes()
+
+
+def test_a_long_prompt_is_cut_and_that_is_said(unziplora, photos, settings):
+    subject = "fox " * 28 + "on the beach"
+    ended = unziplora("train", photos / "fox.png", f"--subject={subject}", "--style=sketch", *settings)
+    assert ended.code == 0
+    assert "is longer than 32 tokens; the base does not read:" in ended.said
+    assert "sketch style" in ended.said
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "says"),
+    [
+        (2, ["--subject= "], "The subject is empty"),
+        (2, ["--trigger="], "The trigger is empty"),
+        (2, ["--full-prompt= "], "The prompt is empty"),
+        (2, ["--validation-prompt="], "The prompt is empty"),
+        (2, ["--validation-prompt={subjct}"], "Only {subject} and {style} may stand in braces"),
+        (2, ["--name=../fox"], "cannot be the name of a project"),
+        (2, ["--name=/etc/fox"], "cannot be the name of a project"),
+        (2, ["--name="], "cannot be the name of a project"),
+        (2, ["--preset=papr"], "Did you mean 'paper'?"),
+        (2, ["--preset=nowhere.toml"], "Cannot read the preset nowhere.toml"),
+        (2, ["--rank=0"], "rank is 0, but must be from 1 to 1024"),
+        (2, ["--rank=4.5"], "Invalid value for '--rank'"),
+        (2, ["--steps=-1"], "steps is -1, but must be"),
+        (2, ["--content-lr=0"], "content-lr is 0.0, but must be above 0"),
+        (2, ["--style-lr=7"], "style-lr is 7.0, but must be above 0, at most 1"),
+        (2, ["--merge-lr=nan"], "merge-lr is nan"),
+        (2, ["--resolution=100"], "a multiple of 8"),
+        (2, ["--steps=5", "--recalibrations=3"], "Use --steps"),
+        (2, ["--precision=fp8"], "must be one of auto, fp32, bf16, fp16"),
+        (2, ["--prior-content-prompt=a fox"], "no folder of class pictures"),
+        (2, ["--stpes=5"], "No such option"),
+        (2, ["--device=abacus"], "There is no device 'abacus'"),
+        (4, ["--base=no-such-folder"], "There is no base 'no-such-folder'"),
+        (4, ["--base=owner/model"], "unziplora models pull owner/model"),
+        (4, ["--vae=owner/vae"], "unziplora models pull owner/vae"),
+    ],
+)
+def test_a_bad_option_of_train(refused, photos, settings, code, options, says):
+    names = {option.split("=")[0] for option in options}
+    kept = [each for each in (*WORDS, *settings) if each.split("=")[0] not in names]
+    assert says in refused(code, "train", photos / "fox.png", *kept, *options)
+
+
+def test_a_preset_file_with_an_unknown_key_names_the_nearest(refused, photos, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[train]\nrnak = 4\n")
+    said = refused(2, "train", photos / "fox.png", *WORDS, f"--preset={path}", "--base=mini")
+    assert "Unknown key 'rnak'" in said
+    assert "Did you mean 'rank'?" in said
+
+
+def test_missing_words_without_a_terminal_name_the_flags(refused, photos, settings):
+    assert "--subject fox" in refused(2, "train", photos / "fox.png", *settings)
+    assert "--style watercolor" in refused(2, "train", photos / "fox.png", "--subject=fox", *settings)
+    twice = ("--subject=a", "--subject=b", "--style=c")
+    assert "2 times for 1 picture" in refused(2, "train", photos / "fox.png", *twice, *settings)
+
+
+def test_two_pictures_of_one_name_are_told_apart_first(refused, photos, tmp_path, settings):
+    other = shutil.copy(photos / "rose.jpg", tmp_path / "fox.jpg")
+    said = refused(2, "train", photos / "fox.png", other, *WORDS, *settings)
+    assert "would both become the project 'fox'" in said
+    names = refused(2, "train", photos / "fox.png", photos / "rose.jpg", "--name=x", *WORDS, *settings)
+    assert "--name names one project" in names
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder_2", "tokenizer", "scheduler", "unet/config.json"])
+def test_a_base_that_lacks_a_part(refused, photos, tiny_base, settings, tmp_path, part):
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    shutil.rmtree(base / part) if (base / part).is_dir() else (base / part).unlink()
+    said = refused(4, "train", photos / "fox.png", *WORDS, *settings, f"--base={base}")
+    assert f"lacks {part}" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"addition_embed_type": None}, "no pooled text"),
+        ({"in_channels": 9}, "inpainting"),
+        ({"_class_name": "SD3Transformer2DModel"}, "SD3Transformer2DModel"),
+        ({"up_block_types": ["UpBlock2D"] * 3}, "has no attention at"),
+    ],
+)
+def test_a_base_that_is_not_of_sdxls_shape(refused, photos, tiny_base, settings, tmp_path, change, says):
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    path = base / "unet/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    said = refused(4, "train", photos / "fox.png", *WORDS, *settings, f"--base={base}")
+    assert "is not of SDXL's shape" in said
+    assert says in said
+
+
+def test_a_base_with_broken_weights(refused, photos, tiny_base, settings, tmp_path):
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    (weights,) = (base / "unet").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    refused(4, "train", photos / "fox.png", *WORDS, *settings, f"--base={base}")
+
+
+def test_a_home_that_is_a_file(refused, photos, settings, tmp_path):
+    home = tmp_path / "home"
+    home.write_text("mine")
+    for command in (["train", photos / "fox.png", *WORDS, *settings], ["content", "fox"]):
+        said = refused(3, *command, f"--home={home}")
+        assert "--home" in said or "There is no project" in said
+    assert home.read_text() == "mine"
+
+
+def test_a_home_that_must_not_be_written_to(refused, photos, settings, monkeypatch):
+    mkdir = Path.mkdir
+
+    def read_only(self: Path, *args: object, **named: object) -> None:
+        if self.name == "projects":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+        mkdir(self, *args, **named)
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    said = refused(3, "train", photos / "fox.png", *WORDS, *settings)
+    assert "Read-only file system" in said
+    assert "--home FOLDER" in said
+
+
+def full_disk(*args: object, **named: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full_safetensors(*args: object, **named: object) -> None:
+    from safetensors import SafetensorError
+
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize(
+    ("target", "fail"),
+    [
+        ("unziplora_cli.workflows.training.shutil.copyfile", full_disk),
+        ("unziplora_cli.formats.tensors.save_file", full_safetensors),
+        ("unziplora_cli.project.manifest.files.write_bytes", full_disk),
+    ],
+)
+def test_a_disk_that_fills_up_while_training(
+    refused, photos, settings, two_projects, monkeypatch, target, fail
+):
+    monkeypatch.setattr(target, fail)
+    said = refused(3, "train", photos / "fox.png", *WORDS, *settings, "--force")
+    assert "No space left on device" in said
+    monkeypatch.undo()
+    assert ProjectStore(two_projects).verify("fox").problems == ()
+
+
+def test_a_disk_that_fills_up_while_drawing(refused, two_projects, monkeypatch):
+    monkeypatch.setenv("UNZIPLORA_HOME", str(two_projects))
+    monkeypatch.setattr(Image.Image, "save", full_disk)
+    said = refused(3, "content", "fox", *QUICK, "--out", two_projects / "projects/fox")
+    assert "No space left on device" in said
+    assert "--out" in said
+
+
+@pytest.mark.parametrize(
+    ("code", "line", "says"),
+    [
+        (3, ["content", "fx"], "There is no project 'fx'. Did you mean fox?"),
+        (3, ["combine", "fox", "nobody"], "There is no project 'nobody'"),
+        (3, ["cross", "fox", "--style=nobody"], "unziplora list"),
+        (2, ["content", "../fox"], "cannot be the name of a project"),
+        (2, ["cross"], "There is nothing to cross"),
+        (2, ["content", "fox", "--prompt="], "The prompt is empty"),
+        (2, ["cross", "fox", "--prompt= "], "The prompt is empty"),
+        (2, ["combine", "fox", "--style-prompt="], "The prompt is empty"),
+        (2, ["content", "fox", "--prompt=a {thing}"], "'{thing}'"),
+        (2, ["style", "fox", "--subject="], "The subject is empty"),
+        (2, ["content", "fox", "--steps=0"], "steps is 0, but must be"),
+        (2, ["content", "fox", "--width=100"], "a multiple of 8"),
+        (2, ["content", "fox", "--guidance=-1"], "guidance is -1.0"),
+        (2, ["content", "fox", "--scheduler=euller"], "Did you mean 'euler'?"),
+        (2, ["content", "fox", "--precision=fp8"], "must be one of auto, fp32, bf16, fp16"),
+        (2, ["content", "fox", "--precision=fp16", "--device=cpu"], "fp16 needs a GPU"),
+        (2, ["content", "fox", "--device=cuda:99"], "This machine has no device 'cuda:99'"),
+        (2, ["content", "fox", "--out=fox.jpg"], "--out fox.png"),
+        (4, ["content", "fox", "--base=no-such-folder"], "There is no base 'no-such-folder'"),
+    ],
+)
+def test_a_bad_command_to_draw(refused, two_projects, code, line, says):
+    assert says in refused(code, *line)
+
+
+@pytest.mark.parametrize("command", ["content", "cross"])
+def test_a_place_that_cannot_be_written_is_told_before_drawing(
+    refused, two_projects, tmp_path, monkeypatch, command
+):
+    from unziplora_cli.workflows import drawing
+
+    monkeypatch.setattr(drawing, "pictures", lambda *_: pytest.fail("it was drawn"))
+    (tmp_path / "file").write_text("mine")
+    said = refused(3, command, "fox", *QUICK, "--out", tmp_path / "file/below")
+    assert "file is not a folder" in said
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    assert "--out" in refused(3, command, "fox", *QUICK, "--out", tmp_path / "new")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_everything_cheap_is_checked_before_torch_is_imported(photos, two_projects, tmp_path):
+    bad = bad_pictures(tmp_path)
+    fox = str(photos / "fox.png")
+    train = ["train", fox, *WORDS]
+    lines = [
+        *(["train", str(path), *WORDS] for path in bad.values()),
+        ["train", fox],
+        ["train", fox, "--subject= ", "--style=x"],
+        [*train],
+        [*train, "--name=../x"],
+        [*train, "--name=x", "--full-prompt="],
+        [*train, "--name=x", "--rank=0"],
+        [*train, "--name=x", "--preset=papr"],
+        [*train, "--name=x", "--base=no-such-folder"],
+        ["content", "nobody"],
+        ["content", "fox", "--prompt="],
+        ["content", "fox", "--steps=0"],
+        ["content", "fox", "--out=fox.jpg"],
+        ["combine", "fox", "--full-prompt="],
+        ["cross", "fox", "rose", "--prompt="],
+        ["cross", "fox", "rose", f"--out={bad['text']}"],
+        ["demo", "--out=sheet.txt"],
+    ]
+    program = (
+        "import json, sys\n"
+        "from unziplora_cli.cli.app import run\n"
+        "codes = []\n"
+        "for line in json.loads(sys.argv[1]):\n"
+        "    codes.append(run(line))\n"
+        "    assert 'torch' not in sys.modules, line\n"
+        "print(json.dumps(codes))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(lines)],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert all(code in (2, 3, 4) for code in json.loads(ended.stdout))
+    assert "Traceback" not in ended.stderr
