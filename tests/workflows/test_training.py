@@ -1,0 +1,134 @@
+"""From an order to a project, without the training in between."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from unziplora_cli.config import TrainConfig, Words
+from unziplora_cli.diffusion.base import BaseRef
+from unziplora_cli.errors import Interrupted, ModelError, ProjectError
+from unziplora_cli.formats import read_lora
+from unziplora_cli.method.lora import LoRAWeights
+from unziplora_cli.project.store import ProjectStore
+from unziplora_cli.training import engine, events
+from unziplora_cli.training.export import write_adapters
+from unziplora_cli.training.request import TrainRequest
+from unziplora_cli.wording import make_prompts
+from unziplora_cli.workflows.training import Trained, TrainOrder, train
+
+LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+WORDS = Words("fox", "watercolor")
+Events = Iterator[events.Event]
+
+
+@pytest.fixture
+def store(own_home: Path) -> ProjectStore:
+    return ProjectStore(own_home)
+
+
+def make_order(picture: Path, **changes: object) -> TrainOrder:
+    base = BaseRef("./base", "folder", "/models/base", Path("/models/base"), None, None, "sha256:" + "0" * 64)
+    Image.new("RGB", (80, 64), "red").save(picture, format="PNG")
+    values = {"name": "fox", "pictures": (picture,), "words": WORDS, "prompts": make_prompts(WORDS)}
+    return TrainOrder(**{**values, "base": base, "config": TrainConfig(rank=2), **changes})
+
+
+def lora(value: float) -> dict[str, LoRAWeights]:
+    return {LAYER: LoRAWeights(torch.ones(2, 3), torch.full((4, 2), value))}
+
+
+def merge() -> dict[str, torch.Tensor]:
+    return {LAYER: torch.ones(4)}
+
+
+def finish(request: TrainRequest) -> Events:
+    losses = (*[1.0] * 10, *[0.5] * 10)
+    result = events.TrainResult(lora(1), lora(2), merge(), merge(), 600, losses, 9.0, 10, "cpu", "fp32")
+    yield events.StepDone(600, 600, "joint", 0.5, 0.5, None, 1.0, (1e-4,) * 3, 0.015, 10)
+    yield events.Finished(result)
+
+
+def stop(request: TrainRequest) -> Events:
+    folder = request.folder / "saved/step-000007"
+    write_adapters(folder, lora(7), lora(8), merge(), merge(), {})
+    yield events.Saved(7, folder)
+    raise Interrupted("Stopped.")
+
+
+def stop_at_once(request: TrainRequest) -> Events:
+    yield events.Phase("train")
+    raise Interrupted("Stopped.")
+
+
+def fail(request: TrainRequest) -> Events:
+    (request.folder / "saved").mkdir()
+    yield events.Phase("train")
+    raise ModelError("The base is gone.")
+
+
+def test_the_finished_project_is_told_last(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "train", finish)
+    told = list(train(make_order(tmp_path / "fox.png"), store))
+    assert isinstance(told[-1], Trained)
+    assert told[-1].seconds_per_step == 0.015
+    manifest = store.open("fox").manifest
+    assert (manifest.state, manifest.steps_done, manifest.seconds) == ("complete", 600, 9.0)
+    assert manifest.metrics == {"loss_first": 1.0, "loss_last": 0.5}
+    assert manifest.base.id == "/models/base"
+    assert store.verify("fox").problems == ()
+    loaded = read_lora(store.open("fox").path("style"))
+    assert torch.equal(loaded.lora[LAYER].up, lora(2)[LAYER].up)
+    assert loaded.metadata["unziplora.subject"] == "fox"
+
+
+def test_a_stopped_training_keeps_what_was_saved_last(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "train", stop)
+    with pytest.raises(Interrupted, match="Stopped after step 7 of 600") as caught:
+        list(train(make_order(tmp_path / "fox.png"), store))
+    assert "unziplora combine fox" in caught.value.hint
+    project = store.open("fox")
+    assert (project.manifest.state, project.manifest.steps_done) == ("interrupted", 7)
+    assert float(read_lora(project.path("content")).lora[LAYER].up[0, 0]) == 7
+    assert store.verify("fox").problems == ()
+
+
+@pytest.mark.parametrize(("run", "error"), [(stop_at_once, Interrupted), (fail, ModelError)])
+def test_nothing_stays_of_a_training_that_learned_nothing(store, tmp_path, monkeypatch, run, error):
+    monkeypatch.setattr(engine, "train", run)
+    with pytest.raises(error):
+        list(train(make_order(tmp_path / "fox.png"), store))
+    assert list(store.folder.iterdir()) == []
+
+
+def test_an_older_project_stays_unless_forced(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "train", finish)
+    order = make_order(tmp_path / "fox.png")
+    list(train(order, store))
+    with pytest.raises(ProjectError, match="already"):
+        list(train(order, store))
+    monkeypatch.setattr(engine, "train", fail)
+    with pytest.raises(ModelError):
+        list(train(make_order(tmp_path / "fox.png", force=True), store))
+    assert store.verify("fox").problems == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [("fox.PNG", "source.png"), ("fox", "source"), ("fox.a b", "source"), ("fox.日本", "source")],
+)
+def test_a_picture_keeps_its_ending_when_that_is_plain(store, tmp_path, monkeypatch, name, source):
+    monkeypatch.setattr(engine, "train", finish)
+    list(train(make_order(tmp_path / name), store))
+    (record,) = store.open("fox").manifest.source
+    assert (record.file, record.width, record.height, record.format) == (source, 80, 64, "PNG")
+
+
+def test_another_process_of_the_training_makes_no_project(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "train", finish)
+    monkeypatch.setenv("RANK", "1")
+    told = list(train(make_order(tmp_path / "fox.png"), store))
+    assert not any(isinstance(event, Trained) for event in told)
+    assert store.names() == []
