@@ -37,7 +37,6 @@ def test_the_demo_trains_draws_and_writes_one_sheet(unziplora, short, own_home, 
     assert "demo-fox: learned in" in ended.err
     assert "unziplora combine demo-fox demo-cat" in ended.out
     store = ProjectStore(own_home)
-    created = store.open("demo-fox").manifest.artifacts
 
     result = unziplora("demo", "--out", tmp_path, "--device=cpu", "--json").envelope["result"]
     assert [str(path) for path in tmp_path.iterdir()] == [result["sheet"]]
@@ -47,7 +46,6 @@ def test_the_demo_trains_draws_and_writes_one_sheet(unziplora, short, own_home, 
     assert store.names() == ["demo-cat", "demo-fox"]
     assert all(store.verify(name).problems == () for name in result["projects"])
     assert store.open("demo-fox").manifest.base.kind == "builtin"
-    assert store.open("demo-fox").manifest.artifacts == created  # the seed decides
 
 
 @pytest.mark.parametrize(("out", "code"), [("sheet.txt", 2), ("sheet", 2), ("file/sheet.png", 3)])

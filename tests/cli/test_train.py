@@ -292,6 +292,24 @@ def test_a_failure_leaves_nothing_and_an_older_project_as_it_was(
     assert (two_projects / "projects/fox/manifest.json").read_bytes() == manifest
 
 
+def test_a_project_that_is_done_stays_when_the_next_one_fails(
+    unziplora, photos, settings, own_home, monkeypatch
+):
+    show = progress.Display.event
+
+    def event(self: progress.Display, event: events.Event) -> None:
+        show(self, event)
+        if self.title == "rose":
+            raise MemoryError
+
+    monkeypatch.setattr(progress.Display, "event", event)
+    ended = unziplora("train", photos / "fox.png", photos / "rose.jpg", *WORDS, *settings)
+    assert ended.code == 5
+    assert f"fox: done, {own_home / 'projects/fox'}" in ended.err
+    assert ProjectStore(own_home).names() == ["fox"]
+    assert unziplora("verify", "fox").code == 0
+
+
 ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 

@@ -107,7 +107,11 @@ def train(
         settings=settings or {},
         replacing=replacing,
     )
-    finished = [_train(session, order, store) for order in orders]
+    finished = []
+    for order in orders:
+        finished.append(_train(session, order, store))
+        if len(orders) > 1:
+            session.output.message(f"{order.name}: done, {finished[-1].project.folder}")
     session.output.result(
         {"projects": [_summary(each) for each in finished]},
         text="\n".join(_closing(each) for each in finished),
