@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.tiny_base import tiny_base  # noqa: F401  (a fixture)
 from unziplora_cli.config import TrainConfig, Words
@@ -20,6 +21,9 @@ from unziplora_cli.wording import make_prompts
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 
 
 @pytest.fixture(autouse=True)

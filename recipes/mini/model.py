@@ -159,8 +159,8 @@ def new_components(tokenizer_folder: Path) -> Components:
 def load_components(folder: Path) -> Components:
     """Load a saved base in float32."""
     return Components(
-        UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32),
-        AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32),
+        UNet2DConditionModel.from_pretrained(folder / "unet").to(torch.float32),
+        AutoencoderKL.from_pretrained(folder / "vae").to(torch.float32),
         CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
         CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", dtype=torch.float32),
         load_tokenizer(folder / "tokenizer"),
@@ -222,11 +222,9 @@ def new_scheduler() -> EulerDiscreteScheduler:
 
 def load_pipeline(folder: Path, device: str = "cpu") -> StableDiffusionXLPipeline:
     """Load a saved base as the stock pipeline, in float32."""
-    pipeline = StableDiffusionXLPipeline.from_pretrained(
-        folder, dtype=torch.float32, add_watermarker=False, local_files_only=True
-    )
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    return pipeline.to(device, torch.float32)
 
 
 def _split(pieces: list[str], merges: dict[tuple[str, str], int]) -> list[str]:
