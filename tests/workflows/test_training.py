@@ -1,11 +1,14 @@
 """From an order to a project, without the training in between."""
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from unziplora_cli.config import TrainConfig, Words
 from unziplora_cli.diffusion.base import BaseRef
@@ -100,6 +103,25 @@ def test_nothing_stays_of_a_training_that_learned_nothing(store, tmp_path, monke
     monkeypatch.setattr(engine, "train", run)
     with pytest.raises(error):
         list(train(make_order(tmp_path / "fox.png"), store))
+    assert list(store.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        SafetensorError(f"I/O error: {os.strerror(errno.ENOSPC)} (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_an_error_of_the_project(store, tmp_path, monkeypatch, error):
+    def fill(request: TrainRequest) -> Events:
+        yield events.Phase("train")
+        raise error
+
+    monkeypatch.setattr(engine, "train", fill)
+    with pytest.raises(ProjectError, match="No space left") as caught:
+        list(train(make_order(tmp_path / "fox.png"), store))
+    assert "--home" in caught.value.hint
     assert list(store.folder.iterdir()) == []
 
 
