@@ -31,6 +31,7 @@ separation = partial(option, group="Separation")
 importance = partial(option, group="Column importance")
 pictures = partial(option, group="Pictures and class pictures")
 watching = partial(option, group="Watching")
+computing = partial(option, group="Computing")
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,23 @@ class GenerateConfig(Checked):
     )
     content_strength: float = option(1.0, "Strength of the content LoRA.", min=-4.0, max=4.0)
     style_strength: float = option(1.0, "Strength of the style LoRA.", min=-4.0, max=4.0)
+
+
+@dataclass(frozen=True)
+class Studio(Checked):
+    """Where and how pictures are computed."""
+
+    base: str | None = computing(
+        None, "sdxl, mini (built in), a Hugging Face id, a folder or a .safetensors file; else the project's."
+    )
+    vae: str | None = computing(
+        None, "Another autoencoder: a folder or an id, as madebyollin/sdxl-vae-fp16-fix."
+    )
+    device: str = computing("auto", "auto, cpu, cuda, cuda:N or mps.")
+    precision: str = computing(
+        "auto", "Number format of the base model.", choices=("auto", "fp32", "bf16", "fp16")
+    )
+    batch_size: int = computing(1, "Pictures drawn together; more is faster on a large GPU.", min=1, max=64)
 
 
 @dataclass(frozen=True)

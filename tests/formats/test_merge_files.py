@@ -74,3 +74,10 @@ def test_a_new_file_follows_the_umask(tmp_path):
     expected.touch()
     write_merge(tmp_path / "merge.safetensors", {"x": torch.ones(2)}, {"x": torch.ones(2)})
     assert (tmp_path / "merge.safetensors").stat().st_mode == expected.stat().st_mode
+
+
+def test_equal_weights_are_equal_bytes(tmp_path):
+    notes = {f"key {n}": "value" for n in range(12)}
+    for name in ("one", "two"):
+        write_merge(tmp_path / name, {"x": torch.ones(2)}, {"x": torch.ones(2)}, metadata=notes)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unziplora_cli.cli.choices import BASE, DEVICE, VAE, find_base, preset_for
+from unziplora_cli.cli.choices import find_base, preset_for
 from unziplora_cli.cli.options import config_options
 from unziplora_cli.cli.session import Session
-from unziplora_cli.config import GenerateConfig, resolve_generate
+from unziplora_cli.config import GenerateConfig, Studio, resolve_generate
 from unziplora_cli.errors import UsageError
 from unziplora_cli.fields import check_given
 
 if TYPE_CHECKING:
     from unziplora_cli.diffusion.base import BaseRef
     from unziplora_cli.project.store import Project
-    from unziplora_cli.workflows.drawing import Drawn, DrawOrder, Studio
+    from unziplora_cli.workflows.drawing import Drawn, DrawOrder
 
 PANEL = "Pictures"
 
@@ -33,8 +33,6 @@ OUT = typer.Option(
     help="Folder, or for one picture a .png file; left out: the project's images.",
     show_default=False,
 )
-PRECISION = typer.Option(help="auto, fp32, bf16 or fp16.")
-BATCH = typer.Option(help="Pictures drawn together; more is faster on a large GPU.", min=1, max=64)
 MERGE = typer.Option(
     "--merge/--no-merge", help="Apply the learned merge weights, or add both LoRAs as they are."
 )
@@ -46,7 +44,8 @@ STYLE = typer.Option(help="The whole style prompt.", show_default=False)
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
     for name, command in (("content", content), ("style", style), ("combine", combine), ("cross", cross)):
-        app.command(name, rich_help_panel=PANEL)(config_options(GenerateConfig)(command))
+        with_computing = config_options(Studio, into="computing")(command)
+        app.command(name, rich_help_panel=PANEL)(config_options(GenerateConfig)(with_computing))
 
 
 def content(
@@ -55,26 +54,20 @@ def content(
     prompt: Annotated[str | None, PROMPT] = None,
     content_prompt: Annotated[str | None, CONTENT] = None,
     out: Annotated[Path | None, OUT] = None,
-    base: Annotated[str | None, BASE] = None,
-    vae: Annotated[str | None, VAE] = None,
-    device: Annotated[str, DEVICE] = "auto",
-    precision: Annotated[str, PRECISION] = "auto",
-    batch_size: Annotated[int, BATCH] = 1,
+    computing: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
 ) -> None:
     """Draw the project's subject elsewhere, without its style: the content LoRA alone."""
     session: Session = ctx.obj
     found = session.store().open(project)
     overrides = {"content": content_prompt}
-    studio = _studio(device, precision, batch_size, vae)
     _draw(
         session,
         [found],
         lambda b, c: _order(b, c, content=found, prompt=prompt, overrides=overrides),
-        base=base,
         out=out,
-        studio=studio,
-        settings=settings,
+        studio=Studio(**(computing or {})),
+        settings=settings or {},
     )
 
 
@@ -88,26 +81,20 @@ def style(
     prompt: Annotated[str | None, PROMPT] = None,
     style_prompt: Annotated[str | None, STYLE] = None,
     out: Annotated[Path | None, OUT] = None,
-    base: Annotated[str | None, BASE] = None,
-    vae: Annotated[str | None, VAE] = None,
-    device: Annotated[str, DEVICE] = "auto",
-    precision: Annotated[str, PRECISION] = "auto",
-    batch_size: Annotated[int, BATCH] = 1,
+    computing: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
 ) -> None:
     """Draw something else in the project's style: the style LoRA alone."""
     session: Session = ctx.obj
     found = session.store().open(project)
     overrides = {"style": style_prompt}
-    studio = _studio(device, precision, batch_size, vae)
     _draw(
         session,
         [found],
         lambda b, c: _order(b, c, style=found, prompt=prompt, overrides=overrides, subject=subject),
-        base=base,
         out=out,
-        studio=studio,
-        settings=settings,
+        studio=Studio(**(computing or {})),
+        settings=settings or {},
     )
 
 
@@ -128,11 +115,7 @@ def combine(
     style_prompt: Annotated[str | None, STYLE] = None,
     merge: Annotated[bool, MERGE] = True,
     out: Annotated[Path | None, OUT] = None,
-    base: Annotated[str | None, BASE] = None,
-    vae: Annotated[str | None, VAE] = None,
-    device: Annotated[str, DEVICE] = "auto",
-    precision: Annotated[str, PRECISION] = "auto",
-    batch_size: Annotated[int, BATCH] = 1,
+    computing: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
 ) -> None:
     """Draw the content of one project in the style of another, or of the same one."""
@@ -141,17 +124,15 @@ def combine(
     first = store.open(content_project)
     second = store.open(style_project) if style_project is not None else first
     overrides = {"full": full_prompt, "content": content_prompt, "style": style_prompt}
-    studio = _studio(device, precision, batch_size, vae)
     _draw(
         session,
         [first, second],
         lambda b, c: _order(
             b, c, content=first, style=second, prompt=prompt, overrides=overrides, merge=merge
         ),
-        base=base,
         out=out,
-        studio=studio,
-        settings=settings,
+        studio=Studio(**(computing or {})),
+        settings=settings or {},
     )
 
 
@@ -175,11 +156,7 @@ def cross(
         Path | None,
         typer.Option("--out", "-o", help="Folder; left out: a new one in the first project's images."),
     ] = None,
-    base: Annotated[str | None, BASE] = None,
-    vae: Annotated[str | None, VAE] = None,
-    device: Annotated[str, DEVICE] = "auto",
-    precision: Annotated[str, PRECISION] = "auto",
-    batch_size: Annotated[int, BATCH] = 1,
+    computing: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
 ) -> None:
     """Draw every content in every style, as files and as one labelled sheet."""
@@ -195,7 +172,8 @@ def cross(
             "There is nothing to cross: a content and a style are needed.",
             hint="Name projects: unziplora cross fox rose   (unziplora list shows them)",
         )
-    found = _base(session, base, [*contents, *styles], settings or {})
+    studio = Studio(**(computing or {}))
+    found = _base(session, studio.base, [*contents, *styles], settings or {})
     order = drawing.CrossOrder(
         base=found,
         config=resolve_generate(preset_for(found), settings or {}),
@@ -208,7 +186,7 @@ def cross(
         made = drawing.cross(
             order,
             out or drawing.free_folder(contents[0].images, "cross"),
-            _studio(device, precision, batch_size, vae),
+            studio,
             display.progress,
         )
     _report(session, made)
@@ -220,29 +198,20 @@ def _order(base: Any, config: GenerateConfig, **parts: Any) -> "DrawOrder":
     return DrawOrder(base, config, **parts)
 
 
-def _studio(device: str, precision: str, batch_size: int, vae: str | None) -> "Studio":
-    from unziplora_cli.workflows.drawing import Studio
-
-    if precision not in ("auto", "fp32", "bf16", "fp16"):
-        raise UsageError(f"precision is {precision!r}, but must be one of auto, fp32, bf16, fp16.")
-    return Studio(device=device, precision=precision, batch_size=batch_size, vae=vae)
-
-
 def _draw(
     session: Session,
     projects: "list[Project]",
     make: "Callable[[Any, GenerateConfig], DrawOrder]",
     *,
-    base: str | None,
     out: Path | None,
-    studio: "Studio",
-    settings: dict[str, Any] | None,
+    studio: Studio,
+    settings: dict[str, Any],
 ) -> None:
     from unziplora_cli.cli.progress import Display
     from unziplora_cli.workflows import drawing
 
-    found = _base(session, base, projects, settings or {})
-    order = make(found, resolve_generate(preset_for(found), settings or {}))
+    found = _base(session, studio.base, projects, settings)
+    order = make(found, resolve_generate(preset_for(found), settings))
     prompts = order.prompts
     for label in ("full", "content", "style") if order.kind == "combine" else (order.kind,):
         session.output.message(f"{label:8} {getattr(prompts, label)}")

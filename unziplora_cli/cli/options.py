@@ -11,24 +11,26 @@ import typer
 from unziplora_cli.fields import describe_range, plain_type
 
 
-def config_options(config: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def config_options(
+    config: type, into: str = "settings"
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one option per field of `config`.
 
-    The command receives those that the user gave, as a dict in its parameter `settings`; the others keep the
-    value of the preset.
+    The command receives those that the user gave, as a dict in its parameter `into`; the others keep their
+    default or the value of the preset.
     """
     hints = get_type_hints(config)
     options = [_parameter(each, plain_type(hints[each.name])) for each in fields(config)]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
-        own = [each for each in signature.parameters.values() if each.name != "settings"]
+        own = [each for each in signature.parameters.values() if each.name != into]
 
         @wraps(command)
         def with_settings(**arguments: Any) -> None:
             given = {each.name: arguments.pop(each.name) for each in options}
-            settings = {name: value for name, value in given.items() if value is not None}
-            command(settings=settings, **arguments)
+            arguments[into] = {name: value for name, value in given.items() if value is not None}
+            command(**arguments)
 
         parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own + options]
         with_settings.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,9 +32,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with replacing(path) as temporary:
         # Not save_file: the file it makes can be read by its owner alone, whatever the umask.
-        temporary.write_bytes(save(whole, metadata={"format": "pt", **metadata}))
+        temporary.write_bytes(_sorted_metadata(save(whole, metadata={"format": "pt", **metadata})))
 
 
 def some(names: list[str], limit: int = 3) -> str:
     """The first few of ``names``, for an error message."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _sorted_metadata(file: bytes) -> bytes:
+    """The same safetensors file with its metadata in order, so that equal weights are equal bytes."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + file[end:]

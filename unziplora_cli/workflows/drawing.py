@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from unziplora_cli.config import GenerateConfig, Prompts, Words
+from unziplora_cli.config import GenerateConfig, Prompts, Studio, Words
 from unziplora_cli.errors import ProjectError, UsageError
 from unziplora_cli.project.names import slugify
 from unziplora_cli.project.store import Project
@@ -75,16 +75,6 @@ class Drawn:
     pictures: tuple[Path, ...]
     prompts: Prompts
     sheet: Path | None = None
-
-
-@dataclass(frozen=True)
-class Studio:
-    """Where and how pictures are computed."""
-
-    device: str = "auto"
-    precision: str = "auto"
-    batch_size: int = 1
-    vae: str | None = None
 
 
 def draw(order: DrawOrder, out: Path, studio: Studio, on_progress: OnProgress | None = None) -> Drawn:
