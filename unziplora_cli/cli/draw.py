@@ -1,6 +1,5 @@
 """content, style, combine and cross: from projects to pictures."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +15,7 @@ from unziplora_cli.fields import check_given
 if TYPE_CHECKING:
     from unziplora_cli.diffusion.base import BaseRef
     from unziplora_cli.project.store import Project
-    from unziplora_cli.workflows.drawing import Drawn, DrawOrder
+    from unziplora_cli.workflows.drawing import Drawn
 
 PANEL = "Pictures"
 
@@ -60,11 +59,10 @@ def content(
     """Draw the project's subject elsewhere, without its style: the content LoRA alone."""
     session: Session = ctx.obj
     found = session.store().open(project)
-    overrides = {"content": content_prompt}
     _draw(
         session,
         [found],
-        lambda b, c: _order(b, c, content=found, prompt=prompt, overrides=overrides),
+        {"content": found, "prompt": prompt, "overrides": {"content": content_prompt}},
         out=out,
         studio=Studio(**(computing or {})),
         settings=settings or {},
@@ -87,11 +85,10 @@ def style(
     """Draw something else in the project's style: the style LoRA alone."""
     session: Session = ctx.obj
     found = session.store().open(project)
-    overrides = {"style": style_prompt}
     _draw(
         session,
         [found],
-        lambda b, c: _order(b, c, style=found, prompt=prompt, overrides=overrides, subject=subject),
+        {"style": found, "prompt": prompt, "overrides": {"style": style_prompt}, "subject": subject},
         out=out,
         studio=Studio(**(computing or {})),
         settings=settings or {},
@@ -127,9 +124,7 @@ def combine(
     _draw(
         session,
         [first, second],
-        lambda b, c: _order(
-            b, c, content=first, style=second, prompt=prompt, overrides=overrides, merge=merge
-        ),
+        {"content": first, "style": second, "prompt": prompt, "overrides": overrides, "merge": merge},
         out=out,
         studio=Studio(**(computing or {})),
         settings=settings or {},
@@ -192,16 +187,10 @@ def cross(
     _report(session, made)
 
 
-def _order(base: Any, config: GenerateConfig, **parts: Any) -> "DrawOrder":
-    from unziplora_cli.workflows.drawing import DrawOrder
-
-    return DrawOrder(base, config, **parts)
-
-
 def _draw(
     session: Session,
     projects: "list[Project]",
-    make: "Callable[[Any, GenerateConfig], DrawOrder]",
+    parts: dict[str, Any],
     *,
     out: Path | None,
     studio: Studio,
@@ -211,7 +200,7 @@ def _draw(
     from unziplora_cli.workflows import drawing
 
     found = _base(session, studio.base, projects, settings)
-    order = make(found, resolve_generate(preset_for(found), settings))
+    order = drawing.DrawOrder(found, resolve_generate(preset_for(found), settings), **parts)
     prompts = order.prompts
     for label in ("full", "content", "style") if order.kind == "combine" else (order.kind,):
         session.output.message(f"{label:8} {getattr(prompts, label)}")

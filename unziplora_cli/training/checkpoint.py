@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from unziplora_cli.atomic import replacing
 from unziplora_cli.errors import ProjectError
 from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.method.separation import Layers
@@ -53,10 +54,9 @@ class TrainingState:
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
-        part = path.with_suffix(".part")
         copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-        save_file(copies, part, metadata={"format": FORMAT, "state": json.dumps(rest)})
-        part.replace(path)
+        with replacing(path) as part:
+            save_file(copies, part, metadata={"format": FORMAT, "state": json.dumps(rest)})
 
     def load(self, path: Path) -> int:
         """Take over the state in ``path`` and return its step; raises ProjectError when it does not fit."""
