@@ -31,6 +31,11 @@ def mini_base() -> Path:
     return _PACKAGE / "mini" / "base"
 
 
+def judge() -> Path:
+    """The folder of the network that names what a picture of the built-in base shows."""
+    return _PACKAGE / "mini" / "judge"
+
+
 @dataclass(frozen=True)
 class Sample:
     """A shipped picture, what it shows and how it is drawn."""

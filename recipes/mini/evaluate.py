@@ -10,7 +10,6 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image, ImageDraw
 
-from recipes.mini.judge_model import Judge
 from recipes.mini.model import load_pipeline
 from recipes.mini.pictures import NAMES, TEST, Store, label
 from recipes.mini.scene import (
@@ -23,6 +22,7 @@ from recipes.mini.scene import (
     Individual,
     Scene,
 )
+from unziplora_cli.evaluation.judge import Judge
 
 GUIDANCE = 5.0
 STEPS = 25

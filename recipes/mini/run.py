@@ -21,12 +21,12 @@ import torch
 
 from recipes.mini import evaluate as report_card
 from recipes.mini.judge import train_judge
-from recipes.mini.judge_model import Judge
 from recipes.mini.model import load_components, new_components, save_components
 from recipes.mini.optimize import CaptureError
 from recipes.mini.pictures import BASE, Plan, Store, start_drawing
 from recipes.mini.train_unet import PEAK, measure, tokenize, train_unet
 from recipes.mini.train_vae import encode_all, reconstruct, train_vae
+from unziplora_cli.evaluation.judge import Judge
 
 PART = 15 * 2**20
 STAGES = ("draw", "vae", "latents", "judge", "speed", "unet", "evaluate")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.mini.judge_model import Judge
 from recipes.mini.model import (
     TOKENS,
     Components,
@@ -21,6 +20,7 @@ from recipes.mini.model import (
 from recipes.mini.optimize import FlatAdam
 from recipes.mini.pictures import BASE, GROUPED, HELD_OUT, NAMES, Plan
 from recipes.mini.scene import HELD_OUT_STYLES, VOCABULARY
+from unziplora_cli.evaluation.judge import Judge
 
 
 @pytest.fixture(scope="module")
