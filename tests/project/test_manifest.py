@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 from unziplora_cli import resources
 from unziplora_cli.errors import ProjectError
 from unziplora_cli.project import manifest
-from unziplora_cli.project.manifest import Manifest, parse
+from unziplora_cli.project.manifest import BlockColumns, Evaluation, Manifest, ScoreRecord, parse
+
+EVALUATION = Evaluation(
+    created="2025-01-02T04:00:00Z",
+    verdict="Content and style came apart.",
+    advice=("Nothing to mend.",),
+    scores=(
+        ScoreRecord("content kept", 0.9, 0.25, True, "Share of pictures that show the subject.", "share"),
+        ScoreRecord("overlap", 0.1, None, False, "Cosine of the merge weights.", "likeness"),
+    ),
+    columns=(BlockColumns("down_blocks.1", 10, 12, 2, 64),),
+)
 
 
 @pytest.fixture
@@ -42,6 +53,31 @@ def test_the_shipped_json_schema_accepts_what_we_write(valid, schema):
     jsonschema.validate(valid, schema)
 
 
+def test_an_evaluation_is_read_back_and_fits_the_schema(make_project, schema):
+    project = make_project(evaluation=EVALUATION)
+    assert manifest.read(project.folder).evaluation == EVALUATION
+    jsonschema.validate(json.loads((project.folder / "manifest.json").read_text()), schema)
+
+
+def test_a_manifest_from_before_evaluations_is_read(valid, tmp_path):
+    del valid["evaluation"]
+    assert parse(json.dumps(valid).encode(), tmp_path).evaluation is None
+
+
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [
+        ((5, 5, 6, 64), "add up"),
+        ((65, 5, 1, 64), "add up"),
+        ((5, -1, -1, 64), "add up"),
+    ],
+)
+def test_columns_that_do_not_add_up_are_refused(make_project, tmp_path, counts, says):
+    data = json.loads(json.dumps(make_project(evaluation=EVALUATION).manifest.to_json()))
+    data["evaluation"]["columns"][0].update(zip(("content", "style", "shared", "total"), counts, strict=True))
+    assert says in bad(data, tmp_path)
+
+
 def test_the_shipped_json_schema_and_the_reader_agree_on_every_missing_key(valid, schema, tmp_path):
     for key in list(valid):
         without = {k: v for k, v in valid.items() if k != key}
@@ -70,6 +106,7 @@ def test_the_shipped_json_schema_and_the_reader_agree_on_every_missing_key(valid
         ("training", {"rank": [1]}, "manifest.training.rank must be"),
         ("words", {"subject": "", "style": "ink"}, "subject is empty"),
         ("colour", "red", "manifest has an unknown key 'colour'"),
+        ("evaluation", {"verdict": "good"}, "manifest.evaluation lacks the key 'created'"),
         ("schema", "1", "no schema number"),
     ],
 )
@@ -147,4 +184,4 @@ def any_manifest(tmp_path_factory, sample_manifest) -> dict:
     folder = tmp_path_factory.mktemp("sample")
     for file in ("source.png", "content.safetensors", "style.safetensors", "merge.safetensors"):
         (folder / file).write_bytes(b"")
-    return sample_manifest(folder).to_json()
+    return replace(sample_manifest(folder), evaluation=EVALUATION).to_json()

@@ -16,7 +16,7 @@ from unziplora_cli.project.decode import decode
 SCHEMA = 1
 FILE_NAME = "manifest.json"
 
-Role = Literal["content", "style", "merge"]
+Role = Literal["content", "style", "merge", "history"]
 Scalar = str | int | float | bool | None
 
 
@@ -65,6 +65,61 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class ScoreRecord:
+    """One measured number of a project, beside the same number of the base alone where there is one.
+
+    `unit`: `share` of pictures that are right, `likeness` of two things (1: the same), `loss`, `difference`
+    relative to what it is measured against. `about` is a sentence for people.
+    """
+
+    name: str
+    value: float
+    base: float | None
+    higher_is_better: bool
+    about: str
+    unit: Literal["share", "likeness", "loss", "difference"]
+
+
+@dataclass(frozen=True)
+class BlockColumns:
+    """How many output columns of one block of the U-Net each branch uses, and how many both do."""
+
+    block: str
+    content: int
+    style: int
+    shared: int
+    total: int
+
+    def __post_init__(self) -> None:
+        counts = (self.content, self.style, self.shared)
+        if min(counts) < 0 or max(counts) > self.total or self.shared > min(counts[:2]):
+            raise ValueError("a block's columns do not add up")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well content and style came apart: what `unziplora eval` measured. `created` is ISO 8601 in UTC.
+
+    `judge` says who looked at the drawn pictures, and is empty when none were drawn; `notes` are sentences on
+    how the numbers are to be read.
+    """
+
+    created: str
+    verdict: str
+    advice: tuple[str, ...]
+    scores: tuple[ScoreRecord, ...]
+    columns: tuple[BlockColumns, ...] = ()
+    judge: str = ""
+    notes: tuple[str, ...] = ()
+    seed: int = 0
+    pictures: int = 0
+
+    def __post_init__(self) -> None:
+        _check_utc(self.created)
+        _check_not_negative(seed=self.seed, pictures=self.pictures)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Schema 1. `created` is ISO 8601 in UTC; `training` is the resolved TrainConfig."""
 
@@ -85,13 +140,13 @@ class Manifest:
     artifacts: tuple[Artifact, ...]
     peak_memory_bytes: int | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
             raise ValueError(f"schema must be {SCHEMA}")
-        if datetime.fromisoformat(self.created).utcoffset() != timedelta(0):
-            raise ValueError("created must be a time in UTC")
+        _check_utc(self.created)
         _check_not_negative(seconds=self.seconds, steps_done=self.steps_done, seed=self.seed)
         _check_not_negative(peak_memory_bytes=self.peak_memory_bytes or 0)
         roles = [artifact.role for artifact in self.artifacts]
@@ -171,6 +226,11 @@ def _check_path(path: str) -> None:
 def _check_sha256(text: str) -> None:
     if not re.fullmatch(r"[0-9a-f]{64}", text):
         raise ValueError("sha256 must be 64 hexadecimal digits")
+
+
+def _check_utc(created: str) -> None:
+    if datetime.fromisoformat(created).utcoffset() != timedelta(0):
+        raise ValueError("created must be a time in UTC")
 
 
 def _check_not_negative(**numbers: float) -> None:
