@@ -62,7 +62,7 @@ def test_one_command_makes_a_project_of_each_picture(shelf, photos):
     made = shelf.ended.envelope["result"]["projects"]
     assert [each["name"] for each in made] == ["fox", "rose"]
     assert all(Path(file).is_file() for each in made for file in each["files"].values())
-    assert set(made[0]["files"]) == {"content", "style", "merge"}
+    assert set(made[0]["files"]) == {"content", "style", "merge", "history"}
     store = ProjectStore(shelf.home)
     words = [store.open(name).manifest.words for name in ("fox", "rose")]
     assert [(each.subject, each.style) for each in words] == [("fox", "watercolor"), ("rose", "sketch")]

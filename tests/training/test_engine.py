@@ -13,7 +13,7 @@ from PIL import Image
 from unziplora_cli.errors import Interrupted, OutOfMemory, UsageError
 from unziplora_cli.formats import read_lora
 from unziplora_cli.formats.merge import read_merge
-from unziplora_cli.training import batches, engine, validation
+from unziplora_cli.training import batches, engine, history, validation
 from unziplora_cli.training.engine import Diverged, train
 from unziplora_cli.training.events import (
     ColumnsChosen,
@@ -101,6 +101,18 @@ def test_result_holds_the_chosen_columns_alone(run: list[Event]) -> None:
     assert merges.max() <= 1
     assert merges.min() < 0.99  # they learn wherever both branches hold a column
     assert last.shared > 0
+
+
+def test_the_history_has_every_step(run: list[Event], folder: Path) -> None:
+    rows = history.read(folder / "history.csv")
+    steps = only(StepDone, run)
+    assert [row.step for row in rows] == list(range(1, 9))
+    for row, step in zip(rows, steps, strict=True):
+        assert (row.loss, row.overlap, row.grad_norm) == (step.loss, step.overlap, step.grad_norm)
+    result = finished(run)
+    merge = torch.cat([*result.content_merge.values()]).mean().item()
+    assert rows[-1].merge_content == pytest.approx(merge)
+    assert rows[0].merge_content == 1.0
 
 
 def test_saved_models_are_the_training_so_far(run: list[Event], folder: Path) -> None:

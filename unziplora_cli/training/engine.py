@@ -21,6 +21,7 @@ from unziplora_cli.errors import Interrupted, UnziploraError
 from unziplora_cli.method.inject import extract, extract_merge, inject
 from unziplora_cli.method.schedule import Action, Schedule
 from unziplora_cli.method.separation import Layers, Separation, separate, shared_columns
+from unziplora_cli.training import history
 from unziplora_cli.training.batches import BatchSource
 from unziplora_cli.training.checkpoint import TrainingState
 from unziplora_cli.training.events import (
@@ -175,6 +176,7 @@ class _Run:
                     rows = self._read() if reads else []
                     self._seconds += time.monotonic() - began
                     if reads:
+                        self._write_history(rows)
                         yield self._told(step, rows, separated=outcome.overlap is not None)
                     yield from self._after(step)
                     if self._agreed(stop.received) and self.done < config.steps:
@@ -214,6 +216,30 @@ class _Run:
         self._unread.clear()
         self.losses += [row[0] for row in rows]
         return rows
+
+    def _write_history(self, rows: list[list[float]]) -> None:
+        """Add the last steps; the merge weights are known for the very last alone."""
+        if not self.accelerator.is_main_process:
+            return
+        content, style = (
+            torch.cat([layer.branches()[i].merge.detach() for layer in self.layers.values()]).mean().item()
+            for i in range(2)
+        )
+        told = []
+        for step, (loss, reconstruction, overlap, grad_norm) in enumerate(rows, start=self.done - len(rows)):
+            told.append(
+                history.Row(
+                    step=step + 1,
+                    loss=loss,
+                    reconstruction=reconstruction,
+                    overlap=overlap if self.schedule.separated(step) else None,
+                    grad_norm=grad_norm,
+                    merge_content=content if step + 1 == self.done else None,
+                    merge_style=style if step + 1 == self.done else None,
+                    seconds=round(self._seconds / len(rows), 6),
+                )
+            )
+        history.append(self.request.folder / history.FILE_NAME, told)
 
     def _told(self, step: int, rows: list[list[float]], *, separated: bool) -> StepDone:
         loss, reconstruction, overlap, grad_norm = rows[-1]

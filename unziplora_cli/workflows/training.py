@@ -19,7 +19,7 @@ import unziplora_cli
 from unziplora_cli.config import Prompts, TrainConfig, Words
 from unziplora_cli.errors import Interrupted, ProjectError
 from unziplora_cli.project import files, manifest
-from unziplora_cli.project.manifest import Artifact, BaseRecord, Manifest, SourcePicture
+from unziplora_cli.project.manifest import Artifact, BaseRecord, Manifest, Role, SourcePicture
 from unziplora_cli.project.store import Project, ProjectStore
 
 if TYPE_CHECKING:
@@ -199,7 +199,8 @@ def _copy_pictures(pictures: tuple[Path, ...], folder: Path) -> tuple[SourcePict
 
 
 def _write_weights(order: TrainOrder, outcome: _Outcome, folder: Path) -> tuple[Artifact, ...]:
-    """Write, or take from the last saved state, the three files of weights; returns their record."""
+    """Write, or take from the last saved state, the three files of weights; returns the record of all files."""
+    from unziplora_cli.training import history
     from unziplora_cli.training.export import write_adapters
 
     if outcome.result is not None:
@@ -216,17 +217,18 @@ def _write_weights(order: TrainOrder, outcome: _Outcome, folder: Path) -> tuple[
         for file in outcome.saved.glob("*.safetensors"):
             if file.stem in ("content", "style", "merge"):
                 shutil.copyfile(file, folder / file.name)
-    return tuple(
-        Artifact(
-            role=role,
-            path=f"{role}.safetensors",
-            sha256=files.sha256(folder / f"{role}.safetensors"),
-            bytes=(folder / f"{role}.safetensors").stat().st_size,
-            format=MERGE_FORMAT if role == "merge" else LORA_FORMAT,
-            rank=None if role == "merge" else order.config.rank,
-        )
-        for role in ("content", "style", "merge")
+    rank = order.config.rank
+    return (
+        _artifact(folder, "content", "content.safetensors", LORA_FORMAT, rank),
+        _artifact(folder, "style", "style.safetensors", LORA_FORMAT, rank),
+        _artifact(folder, "merge", "merge.safetensors", MERGE_FORMAT),
+        _artifact(folder, "history", history.FILE_NAME, "csv"),
     )
+
+
+def _artifact(folder: Path, role: Role, path: str, format: str, rank: int | None = None) -> Artifact:
+    file = folder / path
+    return Artifact(role, path, files.sha256(file), file.stat().st_size, format, rank)
 
 
 def _manifest(
