@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from unziplora_cli.cli.completion import model_names
 from unziplora_cli.cli.session import Session
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 BASE = typer.Option(
     help="Base model: sdxl, mini (built in), a Hugging Face id, a folder, or a .safetensors file.",
     show_default=False,
+    autocompletion=model_names,
 )
 VAE = typer.Option(
     help="Another autoencoder: a folder or an id, as madebyollin/sdxl-vae-fp16-fix.", show_default=False

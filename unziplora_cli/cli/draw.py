@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unziplora_cli.cli.choices import find_base, preset_for
+from unziplora_cli.cli.completion import project_names
 from unziplora_cli.cli.options import config_options
+from unziplora_cli.cli.projects import NAME as PROJECT
 from unziplora_cli.cli.session import Session
 from unziplora_cli.config import GenerateConfig, Studio, resolve_generate
 from unziplora_cli.errors import UsageError
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 
 PANEL = "Pictures"
 
-PROJECT = typer.Argument(metavar="PROJECT", help="Name of a project.", show_default=False)
 PROMPT = typer.Option(
     "--prompt",
     "-p",
@@ -98,12 +99,21 @@ def style(
 def combine(
     ctx: typer.Context,
     content_project: Annotated[
-        str, typer.Argument(metavar="CONTENT", help="Project whose content is drawn.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="CONTENT",
+            help="Project whose content is drawn.",
+            show_default=False,
+            autocompletion=project_names,
+        ),
     ],
     style_project: Annotated[
         str | None,
         typer.Argument(
-            metavar="[STYLE]", help="Project whose style is used; left out: the same.", show_default=False
+            metavar="[STYLE]",
+            help="Project whose style is used; left out: the same.",
+            show_default=False,
+            autocompletion=project_names,
         ),
     ] = None,
     prompt: Annotated[str | None, PROMPT] = None,
@@ -136,14 +146,27 @@ def cross(
     projects: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PROJECT...", help="Projects; every content meets every style.", show_default=False
+            metavar="PROJECT...",
+            help="Projects; every content meets every style.",
+            show_default=False,
+            autocompletion=project_names,
         ),
     ] = None,
     content: Annotated[
-        list[str] | None, typer.Option(help="A project for its content alone; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="PROJECT",
+            help="A project for its content alone; may be repeated.",
+            autocompletion=project_names,
+        ),
     ] = None,
     style: Annotated[
-        list[str] | None, typer.Option(help="A project for its style alone; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="PROJECT",
+            help="A project for its style alone; may be repeated.",
+            autocompletion=project_names,
+        ),
     ] = None,
     prompt: Annotated[str | None, PROMPT] = None,
     merge: Annotated[bool, MERGE] = True,

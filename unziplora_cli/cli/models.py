@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from unziplora_cli.cli.completion import model_names
 from unziplora_cli.cli.render import Table, size
 from unziplora_cli.cli.session import Session
 from unziplora_cli.errors import ModelError
@@ -14,9 +15,17 @@ from unziplora_cli.errors import ModelError
 if TYPE_CHECKING:
     from unziplora_cli.cache import Model
 
-MODEL = typer.Argument(metavar="MODEL", help="sdxl, or owner/name[@revision] of the hub.", show_default=False)
+MODEL = typer.Argument(
+    metavar="MODEL",
+    help="sdxl, or owner/name[@revision] of the hub.",
+    show_default=False,
+    autocompletion=model_names,
+)
 ANY_MODEL = typer.Argument(
-    metavar="MODEL", help="mini, sdxl, owner/name[@revision] or a folder.", show_default=False
+    metavar="MODEL",
+    help="mini, sdxl, owner/name[@revision] or a folder.",
+    show_default=False,
+    autocompletion=model_names,
 )
 
 

@@ -1,13 +1,14 @@
 """Typer options made of a configuration's documented fields, so that each is described once."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from functools import wraps
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from unziplora_cli.cli.completion import model_names
 from unziplora_cli.fields import describe_range, plain_type
 
 
@@ -49,6 +50,7 @@ def _parameter(each: "Field[Any]", kind: type) -> inspect.Parameter:
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
         help=f"{limits['help']} ({known})" if known else limits["help"],
         metavar="|".join(limits["choices"]) if "choices" in limits else None,
+        autocompletion=model_names if each.name == "base" else _among(limits.get("choices", ())),
         show_default=False,
         rich_help_panel=limits["group"],
     )
@@ -58,6 +60,10 @@ def _parameter(each: "Field[Any]", kind: type) -> inspect.Parameter:
         default=None,
         annotation=Annotated[kind | None, option],
     )
+
+
+def _among(choices: Sequence[str]) -> Callable[[str], list[str]]:
+    return lambda incomplete: [each for each in choices if each.startswith(incomplete)]
 
 
 def _shown(default: object) -> str:

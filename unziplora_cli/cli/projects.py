@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unziplora_cli.cli.completion import project_names
 from unziplora_cli.cli.render import Table, duration, size
 from unziplora_cli.cli.session import Session
 from unziplora_cli.errors import ProjectError
@@ -12,7 +13,9 @@ if TYPE_CHECKING:
     from unziplora_cli.project.store import Project
 
 PANEL = "Projects"
-NAME = typer.Argument(metavar="PROJECT", help="Name of a project.", show_default=False)
+NAME = typer.Argument(
+    metavar="PROJECT", help="Name of a project.", show_default=False, autocompletion=project_names
+)
 
 
 def register(app: typer.Typer) -> None:

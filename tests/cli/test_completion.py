@@ -1,0 +1,108 @@
+"""What the shell offers, asked through the variables by which a shell asks."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import typer
+
+from tests.diffusion.cached import put_in_cache
+from unziplora_cli.cli import app
+
+HEAVY = ("torch", "diffusers", "transformers", "numpy", "PIL", "huggingface_hub", "rich")
+
+
+def commands(node: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command of the program, with the words that name it."""
+    below = getattr(node, "commands", None)
+    if below is None:
+        yield path, node
+        return
+    for name, command in below.items():
+        yield from commands(command, *path, name)
+
+
+def places() -> Iterator[Any]:
+    """Every place of every command where a project is to be named, as the words before it."""
+    for path, command in commands(typer.main.get_command(app.app)):
+        before: list[str] = []
+        for parameter in command.params:
+            takes_a_project = "PROJECT" in (parameter.metavar or "") or "project" in parameter.name
+            if parameter.param_type_name == "option":
+                if takes_a_project:
+                    yield pytest.param([*path, parameter.opts[0]], id=" ".join([*path, parameter.opts[0]]))
+                continue
+            if takes_a_project:
+                yield pytest.param([*path, *before], id=" ".join([*path, *before, parameter.name]))
+            before.append("fox")
+
+
+@pytest.fixture
+def offered(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """What is offered for the last word of a line."""
+
+    def complete(*words: str) -> list[str]:
+        monkeypatch.setenv("_UNZIPLORA_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", " ".join(["unziplora", *words]))
+        monkeypatch.setenv("COMP_CWORD", str(len(words)))
+        with pytest.raises(SystemExit):
+            app.run([])
+        return capsys.readouterr().out.split()
+
+    return complete
+
+
+@pytest.mark.parametrize("before", list(places()))
+def test_every_place_of_a_project_offers_the_projects(before, offered, make_project):
+    for name in ("fox", "forest", "rose"):
+        make_project(name)
+    assert offered(*before, "fo") == ["forest", "fox"]
+    assert offered(*before, "") == ["forest", "fox", "rose"]
+    assert offered(*before, "x") == []
+
+
+def test_unfinished_and_hidden_folders_are_not_offered(offered, make_project):
+    folder = make_project("fox").folder
+    (folder.parent / ".fox.0a1b2c3d.partial").mkdir()
+    (folder.parent / "notes.txt").touch()
+    assert offered("show", "") == ["fox"]
+
+
+def test_the_home_of_the_line_counts(offered, tmp_path, make_project):
+    make_project("fox")
+    (tmp_path / "projects" / "rose").mkdir(parents=True)
+    assert offered("--home", str(tmp_path), "show", "") == ["rose"]
+    assert offered("--home", str(tmp_path / "nowhere"), "show", "") == []
+
+
+def test_models_are_offered(offered, tiny_base):
+    put_in_cache(tiny_base, "owner/name", "ab" * 20)
+    (put_in_cache(tiny_base, "owner/llm", "cd" * 20) / "model_index.json").unlink()
+    assert offered("models", "remove", "") == ["mini", "sdxl", "owner/name"]
+    assert offered("train", "fox.png", "--base", "ow") == ["owner/name"]
+    assert offered("content", "fox", "--base", "m") == ["mini"]
+
+
+def test_choices_are_offered(offered):
+    assert offered("content", "fox", "--scheduler", "d") == ["ddim", "ddpm", "dpm++"]
+
+
+def test_completing_imports_nothing_heavy(make_project):
+    make_project("fox")
+    program = (
+        "import sys\n"
+        "from unziplora_cli.cli.app import run\n"
+        "try:\n"
+        "    run([])\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    line = {"_UNZIPLORA_COMPLETE": "complete_bash", "COMP_WORDS": "unziplora show ", "COMP_CWORD": "2"}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | line, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.split("\n")[:2] == ["fox", "[]"]
