@@ -126,7 +126,7 @@ def test_files_of_diffusers_own_making_are_read(
     torch.testing.assert_close(delta(loaded.lora[Q]), layer.get_delta_weight("default"))
 
 
-@pytest.mark.parametrize(("prefix", "scheme"), [("unet.", "older"), ("unet.unet.", "paper")])
+@pytest.mark.parametrize(("prefix", "scheme"), [("unet.", "diffusers"), ("unet.unet.", "paper")])
 def test_older_diffusers_names_are_read(tmp_path: Path, prefix: str, scheme: str) -> None:
     tensors = {}
     for name, weights in small_lora().items():

@@ -1,4 +1,14 @@
-"""LoRA files: read in whichever known format, written in the one that every program loads."""
+"""LoRA files: read in whichever known format, written in the one that is asked for.
+
+=============  ====================================================================  =============
+``kohya``      ``lora_unet_down_blocks_1_attentions_0_….lora_down.weight``, alpha     read, written
+``ldm``        ``lora_unet_input_blocks_4_1_….lora_down.weight``, alpha               read, written
+``diffusers``  ``unet.down_blocks.1.attentions.0.….lora.down.weight``                 read, written
+``peft``       ``unet.down_blocks.1.attentions.0.….lora_A.weight``                    read, written
+``comfyui``    ``diffusion_model.input_blocks.4.1.….lora_A.weight``                   read
+``paper``      ``unet.unet.down_blocks.1.attentions.0.….lora.down.weight``            read
+=============  ====================================================================  =============
+"""
 
 from __future__ import annotations
 
@@ -8,22 +18,24 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from unziplora_cli.errors import AdapterError
-from unziplora_cli.formats import diffusers, kohya
-from unziplora_cli.formats.tensors import read_tensors, some
+from unziplora_cli.formats import comfyui, diffusers, kohya
+from unziplora_cli.formats.foreign import refuse_foreign
+from unziplora_cli.formats.tensors import read_tensors, some, write_tensors
 from unziplora_cli.method.lora import LoRA, LoRAWeights
 
-Scheme = Literal["kohya", "peft"]
+Scheme = Literal["kohya", "ldm", "diffusers", "peft"]
 """The formats that can be written."""
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+"""The number formats of a file, by their short names."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedLoRA:
-    """A LoRA in float32 on the CPU, its file's metadata, and the format it was in.
-
-    ``scheme`` is ``kohya``, ``peft``, ``older`` or ``paper``.
-    """
+    """A LoRA in float32 on the CPU, its file's metadata, and the format it was in."""
 
     lora: dict[str, LoRAWeights]
     metadata: Mapping[str, str]
@@ -38,10 +50,15 @@ class LoadedLoRA:
 def read_lora(path: Path) -> LoadedLoRA:
     """Read a LoRA in any known format; raises AdapterError."""
     tensors, metadata = read_tensors(path)
-    if kohya.recognises(tensors) or (not tensors and "ss_network_module" in metadata):
-        return LoadedLoRA(kohya.parse(tensors), metadata, "kohya")
+    refuse_foreign(path.name, tensors)
+    if kohya.recognises(tensors):
+        return LoadedLoRA(kohya.parse(tensors), metadata, kohya.scheme(tensors))
+    if comfyui.recognises(tensors):
+        return LoadedLoRA(comfyui.parse(tensors), metadata, "comfyui")
     if diffusers.recognises(tensors):
         return LoadedLoRA(diffusers.parse(tensors, metadata), metadata, diffusers.scheme(tensors))
+    if not tensors and ("ss_network_module" in metadata or "modelspec.architecture" in metadata):
+        return LoadedLoRA({}, metadata, "kohya")  # a LoRA that changes nothing
     raise AdapterError(
         f"{path.name} is not a LoRA in a known format; it holds {some(list(tensors)) or 'nothing'}.",
         hint="Known: kohya's (lora_unet_down_blocks_...) and diffusers' (unet.down_blocks....).",
@@ -56,6 +73,20 @@ def write_lora(
     scheme: Scheme = "kohya",
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write a LoRA whole or not at all; layers that change nothing are left out."""
-    writer = kohya.write if scheme == "kohya" else diffusers.write
-    writer(path, lora, metadata or {}, dtype)
+    """Write a LoRA whole or not at all; layers that change nothing are left out.
+
+    The file's own hashes join the metadata.
+    """
+    tensors, own = encode(lora, scheme, dtype)
+    write_tensors(path, tensors, {**own, **(metadata or {})}, hashed=True)
+
+
+def encode(lora: LoRA, scheme: Scheme, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file, and the metadata that its format asks for."""
+    match scheme:
+        case "kohya" | "ldm":
+            return kohya.encode(lora, dtype, ldm=scheme == "ldm")
+        case "diffusers":
+            return diffusers.encode(lora, dtype)
+        case "peft":
+            return diffusers.encode_peft(lora, dtype)

@@ -1,30 +1,25 @@
-"""The format of kohya's sd-scripts with diffusers' block names: what every program loads.
+"""The format of kohya's sd-scripts: what every program loads.
 
 For each layer ``lora_unet_<layer, dots as underscores>`` with ``.lora_down.weight``, ``.lora_up.weight`` and
-``.alpha``, which equals the rank. The update is
-``alpha / rank * up @ down``. No other key may stand in the file.
+``.alpha``, which equals the rank. The update is ``alpha / rank * up @ down``. No other key may stand in the
+file. The scheme ``kohya`` takes the layer's name from diffusers, the scheme ``ldm`` from the original code, as
+sd-scripts does when it trains SDXL.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from unziplora_cli.errors import AdapterError
-from unziplora_cli.formats.pairs import join, nonzero
-from unziplora_cli.formats.tensors import some, write_tensors
+from unziplora_cli.formats.names import diffusers_layer, ldm_layer, to_ldm
+from unziplora_cli.formats.pairs import Halves, Part, nonzero
 from unziplora_cli.method.lora import LoRA, LoRAWeights
 
 PREFIX = "lora_unet_"
 
-_LAYER = re.compile(
-    PREFIX + r"(?:(down|up)_blocks_(\d+)|(mid)_block)_attentions_(\d+)_transformer_blocks_(\d+)"
-    r"_(attn[12])_(to_[qkv]|to_out_0)"
-)
+_PARTS: Mapping[str, Part] = {"lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha"}
 
 
 def module_name(layer: str) -> str:
@@ -37,14 +32,11 @@ def module_name(layer: str) -> str:
 
 
 def layer_name(module: str) -> str | None:
-    """The inverse of :func:`module_name`; None for anything but an attention projection of the U-Net."""
-    found = _LAYER.fullmatch(module)
-    if found is None:
+    """The layer of a module by either naming; None for anything but an attention projection of the U-Net."""
+    if not module.startswith(PREFIX):
         return None
-    side, number, mid, attention, block, kind, projection = found.groups()
-    place = "mid_block" if mid else f"{side}_blocks.{number}"
-    projection = projection.replace("_0", ".0")
-    return f"{place}.attentions.{attention}.transformer_blocks.{block}.{kind}.{projection}"
+    name = module.removeprefix(PREFIX)
+    return diffusers_layer(name) or ldm_layer(name)
 
 
 def recognises(keys: Iterable[str]) -> bool:
@@ -52,8 +44,14 @@ def recognises(keys: Iterable[str]) -> bool:
     return any(key.startswith(PREFIX) for key in keys)
 
 
-def write(path: Path, lora: LoRA, metadata: Mapping[str, str], dtype: torch.dtype) -> None:
-    """Write the layers of ``lora`` that change anything.
+def scheme(keys: Iterable[str]) -> str:
+    """``ldm`` when the original code's names are used, else ``kohya``."""
+    blocks = tuple(PREFIX + block for block in ("input_blocks", "middle_block", "output_blocks"))
+    return "ldm" if any(key.startswith(blocks) for key in keys) else "kohya"
+
+
+def encode(lora: LoRA, dtype: torch.dtype, *, ldm: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a file with the layers of ``lora`` that change anything.
 
     All have the alpha of the largest rank, since diffusers misapplies files whose alphas differ; a layer of
     smaller rank gets an ``up`` that makes good for it.
@@ -62,39 +60,24 @@ def write(path: Path, lora: LoRA, metadata: Mapping[str, str], dtype: torch.dtyp
     layers = nonzero(lora)
     alpha = max((weights.rank for weights in layers.values()), default=0)
     for layer, weights in layers.items():
-        name = module_name(layer)
+        name = module_name(to_ldm(layer) if ldm else layer)
         tensors[f"{name}.lora_down.weight"] = weights.down.to(dtype)
         tensors[f"{name}.lora_up.weight"] = (weights.up * (weights.rank / alpha)).to(dtype)
         tensors[f"{name}.alpha"] = torch.tensor(float(alpha), dtype=dtype)
-    network = {
+    return tensors, {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(alpha),
         "ss_network_alpha": str(alpha),
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models"
+        if ldm
+        else "diffusers",
     }
-    write_tensors(path, tensors, {**network, **metadata})
 
 
 def parse(tensors: Mapping[str, Tensor]) -> dict[str, LoRAWeights]:
-    """The LoRA that these tensors hold; raises AdapterError."""
-    downs: dict[str, Tensor] = {}
-    ups: dict[str, Tensor] = {}
-    alphas: dict[str, float] = {}
-    unknown = []
+    """The LoRA that these tensors hold, by whichever naming; raises AdapterError."""
+    halves = Halves()
     for key, tensor in tensors.items():
         module, _, part = key.partition(".")
-        layer = layer_name(module)
-        match part:
-            case "lora_down.weight" if layer:
-                downs[layer] = tensor
-            case "lora_up.weight" if layer:
-                ups[layer] = tensor
-            case "alpha" if layer:
-                alphas[layer] = float(tensor)
-            case _:
-                unknown.append(key)
-    if unknown:
-        raise AdapterError(
-            f"The file adapts more than the attention of SDXL's U-Net: {some(unknown)}.",
-            hint="Only LoRAs of SDXL's attention projections can be used.",
-        )
-    return join(downs, ups, alphas)
+        halves.put(key, layer_name(module), _PARTS.get(part), tensor)
+    return halves.join()
