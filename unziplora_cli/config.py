@@ -13,7 +13,7 @@ from typing import Any
 
 from unziplora_cli import resources
 from unziplora_cli.errors import UsageError
-from unziplora_cli.fields import Checked, field_names, nearest, option, refuse_unknown
+from unziplora_cli.fields import Checked, check_text, field_names, nearest, option, refuse_unknown
 
 SEED_MAX = 2**63 - 1
 SCHEDULERS = (
@@ -30,6 +30,7 @@ optimization = partial(option, group="Optimizer")
 separation = partial(option, group="Separation")
 importance = partial(option, group="Column importance")
 pictures = partial(option, group="Pictures and class pictures")
+echo = partial(option, group="Echoes")
 watching = partial(option, group="Watching")
 computing = partial(option, group="Computing")
 
@@ -68,6 +69,17 @@ class TrainConfig(Checked):
     lr_warmup_steps: int = optimization(0, "Warm-up steps of the schedule.", min=0, max=1_000_000)
     snr_gamma: float | None = optimization(
         None, "Weight the loss by min(SNR, this value); 5 is usual.", above=0.0, max=1000.0
+    )
+    timestep_bias: float = optimization(
+        0.0,
+        "Draw timesteps with a density of t to this power: 0 = all alike, 1 = more noise, where shapes form.",
+        min=0.0,
+        max=10.0,
+    )
+    start: str = optimization(
+        "noise",
+        "How the LoRAs start: noise = both matrices random, as the authors do; zero = without any effect.",
+        choices=("noise", "zero"),
     )
 
     recalibrations: int = separation(
@@ -124,6 +136,21 @@ class TrainConfig(Checked):
         100, "Class pictures per folder; missing ones are drawn with the base.", min=1, max=100_000
     )
 
+    echoes: int = echo(
+        0,
+        "Pictures of the subject in the base's own look, which the base makes from the training picture and "
+        "the content LoRA learns beside it; 0 = none.",
+        min=0,
+        max=1000,
+    )
+    echo_strength: float = echo(
+        0.65,
+        "How far an echo may leave the training picture: 0 = not at all, 1 = freely.",
+        above=0.0,
+        max=1.0,
+    )
+    echo_prompt: str = echo("a photo of {content}", "What an echo shows; {content} is the content prompt.")
+
     validate_every: int = watching(
         0, "Draw validation pictures every N steps; 0 = never.", min=0, max=1_000_000
     )
@@ -144,6 +171,11 @@ class TrainConfig(Checked):
                 f"but a window needs more than {self.importance_steps + 1} (importance-steps + 1): "
                 "the columns would be chosen and never trained.",
                 hint=f"Use --steps {needed} or more, or lower --recalibrations.",
+            )
+        if self.echoes and self.prior_content:
+            raise UsageError(
+                "echoes and prior-content are both given, but the content branch takes one set of pictures.",
+                hint="Leave out --prior-content, or add --echoes 0.",
             )
         if self.lr_warmup_steps > self.steps:
             raise UsageError(f"lr-warmup-steps is {self.lr_warmup_steps}, more than the {self.steps} steps.")
@@ -212,7 +244,7 @@ class Words:
             text = " ".join(getattr(self, name).split())
             if not text:
                 raise UsageError(f"The {name} is empty.", hint=f"Name it in a word or two: --{name} WORD.")
-            object.__setattr__(self, name, text)
+            object.__setattr__(self, name, check_text(name, text))
 
 
 @dataclass(frozen=True)
@@ -251,7 +283,7 @@ def load_preset(spec: str | Path) -> Preset:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"Cannot read the preset {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, bytes that are no text, huge numbers
         raise UsageError(f"The preset {path} is not valid TOML: {error}.") from error
 
     refuse_unknown(data, ("description", "train", "generate"), f"the preset {path.name}")
@@ -261,7 +293,10 @@ def load_preset(spec: str | Path) -> Preset:
         if not isinstance(tables[table], dict):
             raise UsageError(f"[{table}] in the preset {path.name} must be a table.")
         refuse_unknown(tables[table], field_names(config), f"[{table}] of the preset {path.name}")
-    return Preset(path.stem, str(data.get("description", "")), tables["train"], tables["generate"])
+    description = data.get("description", "")
+    if not isinstance(description, str):
+        raise UsageError(f"The description in the preset {path.name} must be text.")
+    return Preset(path.stem, description, tables["train"], tables["generate"])
 
 
 def resolve(preset: str | Path | Preset, overrides: Mapping[str, Any]) -> TrainConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from unziplora_cli.method.layer import DualLoRALinear
+from unziplora_cli.method.layer import DualLoRALinear, Start
 from unziplora_cli.method.lora import LoRA, LoRAWeights, MergeWeights
 from unziplora_cli.method.separation import Layers
 
@@ -24,7 +24,9 @@ def adapted_projections(network: nn.Module) -> dict[str, nn.Linear]:
     }
 
 
-def inject(network: nn.Module, rank: int, *, seed: int = 0) -> dict[str, DualLoRALinear]:
+def inject(
+    network: nn.Module, rank: int, *, seed: int = 0, start: Start = "noise"
+) -> dict[str, DualLoRALinear]:
     """Replace every adapted projection by a dual one and freeze the rest; returns the new layers by name.
 
     The start values depend on ``seed`` alone, whatever the device and precision of ``network``. Raises
@@ -37,7 +39,7 @@ def inject(network: nn.Module, rank: int, *, seed: int = 0) -> dict[str, DualLoR
     generator = torch.Generator().manual_seed(seed)
     layers = {}
     for name, linear in projections.items():
-        layer = DualLoRALinear(linear, rank, generator)
+        layer = DualLoRALinear(linear, rank, generator, start)
         for branch in layer.branches():
             branch.to(linear.weight.device)
         network.set_submodule(name, layer)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Mode = Literal["both", "content", "style"]
+Start = Literal["noise", "zero"]
 
 BRANCHES = ("content", "style")
 
@@ -17,8 +18,8 @@ class Branch(nn.Module):
     """The low-rank update of one branch, with its merge weight and its columns.
 
     ``down`` [rank, in] and ``up`` [out, rank] start as Normal(0, 1/rank), both of them, so the update is not
-    zero at the first step. ``merge`` [out] starts at one. A *column* is one output feature, that is a row of
-    ``up``.
+    zero at the first step; with start ``zero``, ``up`` starts at zero. ``merge`` [out] starts at one. A
+    *column* is one output feature, that is a row of ``up``.
 
     ``mask`` [out] holds the columns chosen so far; ``gate`` [out] is what the forward multiplies by: the mask
     while the branches are separated, ones while every column is open.
@@ -32,12 +33,19 @@ class Branch(nn.Module):
     score: Tensor
 
     def __init__(
-        self, in_features: int, out_features: int, rank: int, generator: torch.Generator | None = None
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        generator: torch.Generator | None = None,
+        start: Start = "noise",
     ):
         super().__init__()
         std = 1.0 / rank
         self.down = nn.Parameter(torch.empty(rank, in_features).normal_(std=std, generator=generator))
         self.up = nn.Parameter(torch.empty(out_features, rank).normal_(std=std, generator=generator))
+        if start == "zero":
+            nn.init.zeros_(self.up)
         self.merge = nn.Parameter(torch.ones(out_features), requires_grad=False)
         self.register_buffer("mask", torch.zeros(out_features, dtype=torch.bool))
         self.register_buffer("gate", torch.ones(out_features))
@@ -63,11 +71,17 @@ class DualLoRALinear(nn.Module):
     ``B A`` is never formed: the column factors scale the rows of ``B``.
     """
 
-    def __init__(self, base: nn.Linear, rank: int, generator: torch.Generator | None = None):
+    def __init__(
+        self,
+        base: nn.Linear,
+        rank: int,
+        generator: torch.Generator | None = None,
+        start: Start = "noise",
+    ):
         super().__init__()
         self.base = base.requires_grad_(False)
-        self.content = Branch(base.in_features, base.out_features, rank, generator)
-        self.style = Branch(base.in_features, base.out_features, rank, generator)
+        self.content = Branch(base.in_features, base.out_features, rank, generator, start)
+        self.style = Branch(base.in_features, base.out_features, rank, generator, start)
         self.mode: Mode = "both"
 
     @property

@@ -98,6 +98,7 @@ class BatchSource:
             latents.crops,
             stream=stream,
             timesteps=self.alphas_cumprod.shape[0],
+            bias=self.config.timestep_bias,
         )
         times = drawn.timesteps if timesteps is None else timesteps
         noisy = add_noise(

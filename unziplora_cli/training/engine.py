@@ -19,11 +19,13 @@ from unziplora_cli.diffusion.device import memory_guard, pick_device, pick_dtype
 from unziplora_cli.diffusion.load import alphas_cumprod, load_unet
 from unziplora_cli.errors import Interrupted, UnziploraError
 from unziplora_cli.method.inject import extract, extract_merge, inject
+from unziplora_cli.method.layer import Start
 from unziplora_cli.method.schedule import Action, Schedule
 from unziplora_cli.method.separation import Layers, Separation, separate, shared_columns
 from unziplora_cli.training import history
 from unziplora_cli.training.batches import BatchSource
 from unziplora_cli.training.checkpoint import TrainingState
+from unziplora_cli.training.echoes import with_echoes
 from unziplora_cli.training.events import (
     ColumnsChosen,
     Event,
@@ -115,10 +117,12 @@ class _Run:
         config = request.config
         unet = load_unet(request.base, device=accelerator.device, dtype=dtype)
         settle_threads(unet)
+        materials = with_echoes(materials, unet, request.base, config, accelerator.device)
         separate_prompts(unet)
         if config.gradient_checkpointing:
             _checkpoint_gradients(unet)
-        layers = inject(unet, config.rank, seed=config.seed)
+        start: Start = "zero" if config.start == "zero" else "noise"
+        layers = inject(unet, config.rank, seed=config.seed, start=start)
         optimizer = build_optimizer(
             config,
             parameter_groups(

@@ -37,7 +37,8 @@ class Materials:
 
     ``latents`` has one entry per picture; ``priors`` one per branch that has class pictures. ``validation``
     says what the full, content and style validation pictures are told; ``empty`` what guidance moves away
-    from, None for zeros.
+    from, None for zeros; ``echo`` what an echo shows and what the content branch is told of it, None without
+    echoes.
     """
 
     conditioning: Conditioning
@@ -45,6 +46,7 @@ class Materials:
     priors: Mapping[str, Prior]
     validation: Mapping[str, Conditioning]
     empty: TextEmbeddings | None
+    echo: tuple[Conditioning, Conditioning] | None = None
 
 
 def gather(
@@ -73,7 +75,9 @@ def gather(
     accelerator.wait_for_everyone()
 
     yield Phase("encode prompts", request.prompts.full)
-    texts, notices = _encode_texts(request, prompts.values(), device, dtype)
+    echo = config.echo_prompt.replace("{content}", request.prompts.content) if config.echoes else None
+    extra = [*prompts.values(), *([echo] if echo else [])]
+    texts, notices = _encode_texts(request, extra, device, dtype)
     yield from notices
 
     yield Phase("encode pictures", names)
@@ -94,17 +98,18 @@ def gather(
             "style": _one(texts[shown.style], ids),
         },
         empty=texts.get(_NO_TEXT),
+        echo=(_one(texts[echo], ids), _one(texts[request.prompts.content], ids)) if echo else None,
     )
 
 
 def _encode_texts(
-    request: TrainRequest, class_texts: Collection[str], device: torch.device, dtype: torch.dtype
+    request: TrainRequest, more: Collection[str], device: torch.device, dtype: torch.dtype
 ) -> tuple[dict[str, TextEmbeddings], list[Notice]]:
     """Every text's embeddings, on the CPU; the encoders are gone afterwards."""
     encoders = load_text_encoders(request.base, device=device, dtype=dtype)
     shown = request.validation or request.prompts
     texts = [t for p in (request.prompts, shown) for t in (p.full, p.content, p.style)]
-    unique = list(dict.fromkeys([*texts, *class_texts]))
+    unique = list(dict.fromkeys([*texts, *more]))
     encoded = encode(encoders, unique).to(device=torch.device("cpu"))
     notices = [Notice(note) for note in (cut_note(encoders, text) for text in unique) if note]
     empty = no_text(encoders)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PICTURE, CONTENT_PRIOR, STYLE_PRIOR = 0, 1, 2
-"""Streams: the picture itself, and the class pictures of either branch."""
+PICTURE, CONTENT_PRIOR, STYLE_PRIOR, ECHO = 0, 1, 2, 3
+"""Streams: the picture itself, the class pictures of either branch, and the making of echoes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +45,28 @@ def draw(
     *,
     stream: int = PICTURE,
     timesteps: int = 1000,
+    bias: float = 0.0,
 ) -> StepNoise:
     """The numbers of part ``part`` of step ``step``, drawn on the CPU.
 
     ``part`` counts the batches whose gradients add up, over accumulation and processes; ``shape`` is
-    (channels, h, w); ``crop`` is below ``crops``, timesteps below ``timesteps``, both uniform.
+    (channels, h, w); ``crop`` is below ``crops``, timesteps below ``timesteps``, both uniform; a ``bias``
+    gives timestep t a density of t to its power instead.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, step, part, stream))
     return StepNoise(
         noise=torch.randn(batch, *shape, generator=generator),
         posterior=torch.randn(batch, *shape, generator=generator),
-        timesteps=torch.randint(timesteps, (batch,), generator=generator),
+        timesteps=_draw_timesteps(timesteps, batch, bias, generator),
         crop=torch.randint(crops, (batch,), generator=generator),
     )
+
+
+def _draw_timesteps(timesteps: int, batch: int, bias: float, generator: torch.Generator) -> Tensor:
+    if bias == 0.0:
+        return torch.randint(timesteps, (batch,), generator=generator)
+    share = torch.rand(batch, generator=generator, dtype=torch.float64) ** (1.0 / (1.0 + bias))
+    return (share * timesteps).long().clamp(max=timesteps - 1)
 
 
 def derive_seed(*numbers: int) -> int:
