@@ -8,6 +8,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from unziplora_cli.errors import UsageError
 
+_LARGEST = 2**64
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -48,10 +49,14 @@ def check_value(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> 
     kind = plain_type(hint)
     if value is None and kind is not hint:
         return None
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise UsageError(f"{label} is far too large.")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UsageError(f"{label} must be {_KINDS[kind]}, not {value!r}.")
+        raise UsageError(f"{label} must be {_KINDS[kind]}, not {_shown(value)}.")
+    if kind is str:
+        check_text(label, value)
     if "choices" in limits and value not in limits["choices"]:
         listed = ", ".join(limits["choices"])
         raise UsageError(
@@ -60,6 +65,15 @@ def check_value(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> 
     if kind in (int, float) and not _within(value, limits):
         raise UsageError(f"{label} is {value}, but must be {describe_range(limits)}.")
     return value
+
+
+def check_text(label: str, text: str) -> str:
+    """The text itself; raises UsageError for one that no file can hold, as from bytes that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"The {label} holds bytes that are no text.", hint="Type it anew.") from error
+    return text
 
 
 def plain_type(hint: Any) -> Any:
@@ -92,6 +106,11 @@ def nearest(word: str, known: Sequence[str]) -> str:
     """` Did you mean 'rank'?` when one of the known words is close, else nothing."""
     near = get_close_matches(word, known, n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _shown(value: object) -> str:
+    """A wrong value in a message; only its kind where a list or table could hold anything."""
+    return repr(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
 
 
 def _within(value: float, limits: Mapping[str, Any]) -> bool:

@@ -18,6 +18,7 @@ from dataclasses import replace
 from unziplora_cli import resources
 from unziplora_cli.config import Prompts, Words
 from unziplora_cli.errors import UsageError
+from unziplora_cli.fields import check_text
 
 _SUBJECT = re.compile(r"(?:\b(?:a|an|the)\s+)?\{subject\}", re.IGNORECASE)
 _STYLE = re.compile(r"(?:\bin\s+)?(?:\b(?:a|an|the)\s+)?\{style\}(?:\s+style\b)?", re.IGNORECASE)
@@ -37,6 +38,7 @@ def make_prompts(
     for text in (*given.values(), *(() if prompt is None else (prompt,))):
         if not text.strip():
             raise UsageError("The prompt is empty.", hint="Write what to draw, or leave the option out.")
+        check_text("prompt", text)
     if prompt is not None and any(name in prompt.lower() for name in _NAMES):
         prompts = _from_sentence(words, prompt, templates["phrases"])
     else:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
 from unziplora_cli.atomic import replacing
 from unziplora_cli.errors import UsageError
@@ -35,11 +35,11 @@ def read_parameters(path: Path) -> dict[str, Any]:
         with Image.open(path) as image:
             image.load()
             text = image.info.get(KEY, "{}")
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+    except Exception as error:  # damaged bytes make Pillow raise nearly anything
         raise UsageError(f"{path} is not a picture that can be read.") from error
     try:
         parameters = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return parameters if isinstance(parameters, dict) else {}
 

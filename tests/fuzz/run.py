@@ -1,0 +1,88 @@
+"""Coverage-guided fuzzing of one reader, or of all in turn, with atheris.
+
+    pip install atheris
+    python -m tests.fuzz.run --seconds 300 FOLDER              # every target, 300 s each
+    python -m tests.fuzz.run --seconds 3600 FOLDER manifest
+
+FOLDER keeps each target's corpus, so that a later run goes on, and under ``findings`` the shortest input
+found for each distinct failure. A finding that is mended belongs into ``tests/fuzz/findings``.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+PACKAGE = "unziplora_cli"
+
+
+def main() -> None:
+    """Fuzz the targets that the command line names, each in a process of its own."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz.run", description=__doc__.split("\n")[0])
+    parser.add_argument("--seconds", type=int, default=300)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("targets", nargs="*")
+    given = parser.parse_args()
+    if len(given.targets) == 1:
+        fuzz(given.targets[0], given.folder.absolute(), given.seconds)
+        return
+    from tests.fuzz.targets import TARGETS
+
+    for target in given.targets or TARGETS:
+        command = [sys.executable, "-m", "tests.fuzz.run", f"--seconds={given.seconds}", given.folder, target]
+        subprocess.run(command, check=False)
+
+
+def fuzz(target: str, folder: Path, seconds: int) -> None:
+    """Fuzz one target for so many seconds; failures are kept and do not end the run."""
+    import atheris
+
+    with atheris.instrument_imports(include=[PACKAGE, "tomllib"]):
+        from tests.fuzz import targets
+
+    corpus, findings = folder / target, folder / "findings"
+    for each in (corpus, findings):
+        each.mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(targets.seeds(target)):
+        (corpus / f"seed-{number}").write_bytes(seed)
+    work = Path(tempfile.mkdtemp(prefix="unziplora-fuzz-"))
+    os.environ["HF_HUB_CACHE"] = str(work / "hub")
+    began, count = time.monotonic(), 0
+
+    def one_input(data: bytes) -> None:
+        nonlocal count
+        count += 1
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                targets.attempt(target, data, work)
+        except Exception as error:
+            _keep(findings, target, data, error)
+        if time.monotonic() - began > seconds:
+            print(f"{target}: {count} inputs in {time.monotonic() - began:.0f} s", flush=True)
+            os._exit(0)
+
+    atheris.Setup([sys.argv[0], "-verbosity=0", "-max_len=8192", "-rss_limit_mb=0", str(corpus)], one_input)
+    atheris.Fuzz()
+
+
+def _keep(findings: Path, target: str, data: bytes, error: Exception) -> None:
+    """Keep the shortest input of each failure, told apart by its type and its place in the package."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{frame.filename}:{frame.lineno}" for frame in frames if PACKAGE in frame.filename]
+    where = places[-1] if places else f"{frames[-1].filename}:{frames[-1].lineno}"
+    key = hashlib.sha256(f"{type(error).__name__} {where}".encode()).hexdigest()[:8]
+    path = findings / f"{target}-{key}"
+    if not path.exists() or len(data) < path.stat().st_size:
+        path.write_bytes(data)
+        path.with_suffix(".txt").write_text(f"{type(error).__name__}: {error!s:.300}\n{where}\n")
+
+
+if __name__ == "__main__":
+    main()

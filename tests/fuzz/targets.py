@@ -1,0 +1,302 @@
+"""Every reader of bytes that a stranger may have written, as one function each.
+
+A target may refuse its input with an UnziploraError that says something; every other exception, and every
+write outside the given folder, is a finding. Hypothesis and atheris both drive these functions.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from unziplora_cli import config, resources, wording
+from unziplora_cli.cli import app
+from unziplora_cli.config import GenerateConfig, Prompts, TrainConfig, Words
+from unziplora_cli.diffusion import base
+from unziplora_cli.errors import UnziploraError
+from unziplora_cli.formats import read_lora
+from unziplora_cli.formats.merge import read_merge, read_reference_merge
+from unziplora_cli.project import lock, manifest, names
+from unziplora_cli.project.store import ProjectStore, inside
+from unziplora_cli.report import png
+from unziplora_cli.training import pictures
+
+Target = Callable[[bytes, Path], None]
+
+
+def _manifest(data: bytes, folder: Path) -> None:
+    found = manifest.parse(data, folder / manifest.FILE_NAME)
+    for path in (*(each.file for each in found.source), *(each.path for each in found.artifacts)):
+        assert inside(folder, path).resolve().is_relative_to(folder.resolve())
+    again = json.dumps(found.to_json(), allow_nan=False).encode()
+    assert manifest.parse(again, folder) == found
+
+
+def _preset(data: bytes, folder: Path) -> None:
+    path = folder / "mine.toml"
+    path.write_bytes(data)
+    preset = config.load_preset(path)
+    config.resolve_generate(preset, {})
+    config.resolve(preset, {})
+
+
+def _config(data: bytes, folder: Path) -> None:
+    values = _json(data)
+    if isinstance(values, dict):
+        for kind in (TrainConfig, GenerateConfig):
+            known = {key: value for key, value in values.items() if key in config.field_names(kind)}
+            assert kind(**asdict(kind(**known))) == kind(**known)
+        config.resolve("paper", values)
+
+
+def _lora(data: bytes, folder: Path) -> None:
+    path = folder / "lora.safetensors"
+    path.write_bytes(data)
+    assert read_lora(path).rank >= 0
+
+
+def _merge(data: bytes, folder: Path) -> None:
+    path = folder / "merge.safetensors"
+    path.write_bytes(data)
+    read_merge(path)
+
+
+def _pickled_merge(data: bytes, folder: Path) -> None:
+    path = folder / "merger.pth"
+    path.write_bytes(data)
+    read_reference_merge(path)
+
+
+def _base_file(data: bytes, folder: Path) -> None:
+    path = folder / "base.safetensors"
+    path.write_bytes(data)
+    base.resolve_base(str(path), offline=True)
+
+
+def _base_json(data: bytes, folder: Path) -> None:
+    for name in ("model_index.json", "unet/config.json"):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+    base.check(folder)
+
+
+def _png(data: bytes, folder: Path) -> None:
+    path = folder / "drawn.png"
+    path.write_bytes(data)
+    assert isinstance(png.read_parameters(path), dict)
+
+
+def _picture(data: bytes, folder: Path) -> None:
+    path = folder / "picture.png"
+    path.write_bytes(data)
+    assert pictures.load_picture(path).image.mode == "RGB"
+
+
+def _prompt(data: bytes, folder: Path) -> None:
+    subject, style, trigger, prompt, *_ = [*_text(data).split("\n", 3), "", "", "", ""]
+    words = Words(subject or "fox", style or "ink", trigger or "monadikos")
+    made = wording.make_prompts(words, prompt, {"style": trigger or None})
+    assert all(text.strip() and text.encode() for text in asdict(made).values())
+    assert isinstance(made, Prompts)
+
+
+def _name(data: bytes, folder: Path) -> None:
+    text = _text(data)
+    assert names.check_name(names.slugify(text))
+    store = ProjectStore(folder)
+    names.check_name(text)
+    assert (store.folder / text).parent == store.folder
+    assert not store.exists(text)
+
+
+def _lock_note(data: bytes, folder: Path) -> None:
+    note = folder / "fox.json"
+    note.write_bytes(data)
+    assert lock._holder(note).startswith(" by ")
+
+
+def _command_line(data: bytes, folder: Path) -> None:
+    """A line of arguments, one per line of text, to commands that read only."""
+    command, *arguments = _text(data).split("\n")
+    known = ("list", "show", "verify", "rename", "remove", "models", "content", "style", "combine", "cross")
+    if command in known:
+        code = app.run([command, *arguments, f"--home={folder / 'home'}", "--offline", "--json"])
+        if code == 1:
+            raise AssertionError(f"{command} {arguments} ended as unexpected")
+
+
+TARGETS: dict[str, Target] = {
+    "manifest": _manifest,
+    "preset": _preset,
+    "config": _config,
+    "lora": _lora,
+    "merge": _merge,
+    "pickled-merge": _pickled_merge,
+    "base-file": _base_file,
+    "base-json": _base_json,
+    "png": _png,
+    "picture": _picture,
+    "prompt": _prompt,
+    "name": _name,
+    "lock-note": _lock_note,
+    "command-line": _command_line,
+}
+
+
+def attempt(target: str, data: bytes, folder: Path) -> None:
+    """Give one input to a target; raises whatever is a finding."""
+    with confined(folder):
+        try:
+            TARGETS[target](data, folder)
+        except UnziploraError as refusal:
+            assert refusal.message.strip()
+            assert refusal.exit_code in range(2, 7)
+
+
+_roots: list[Path] = []
+_hooked = False
+
+
+@contextmanager
+def confined(folder: Path) -> Iterator[None]:
+    """Raise AssertionError for every file that is opened for writing, made, moved or deleted elsewhere."""
+    global _hooked
+    if not _hooked:
+        sys.addaudithook(_audit)
+        _hooked = True
+    _roots.append(folder.resolve())
+    try:
+        yield
+    finally:
+        _roots.pop()
+
+
+_CHANGES = {"os.mkdir": 1, "os.remove": 1, "os.rmdir": 1, "os.rename": 2, "os.link": 2, "os.symlink": 2}
+_WRITING = 0x1 | 0x2 | 0x40  # O_WRONLY, O_RDWR, O_CREAT
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _roots:
+        return
+    if event == "open":
+        path, mode, flags = arguments
+        writes = bool(set(mode) & set("wax+")) if mode else bool(flags & _WRITING)
+        paths = (path,) if writes else ()
+    else:
+        paths = arguments[: _CHANGES.get(event, 0)]
+    for path in paths:
+        if isinstance(path, str | bytes | Path) and not _allowed(Path(str(path))):
+            raise AssertionError(f"{event} outside the folder: {path!r}")
+
+
+def _allowed(path: Path) -> bool:
+    harmless = "__pycache__" in path.parts or path == Path("/dev/null")
+    return harmless or Path(path.parent.resolve(), path.name).is_relative_to(_roots[-1])
+
+
+def _text(data: bytes) -> str:
+    """The bytes as a program's arguments hold them: what is no UTF-8 becomes lone surrogates."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def seeds(target: str) -> list[bytes]:
+    """Inputs that are read, or nearly so, to start from."""
+    match target:
+        case "manifest":
+            return [_sample_manifest()]
+        case "preset":
+            return [path.read_bytes() for path in sorted(resources.template("presets").glob("*.toml"))]
+        case "config":
+            return [json.dumps(asdict(TrainConfig())).encode(), json.dumps(asdict(GenerateConfig())).encode()]
+        case "lora" | "merge" | "base-file":
+            return list(_tensor_files())
+        case "pickled-merge":
+            golden = Path(__file__).parents[1] / "golden/golden_a/saved"
+            return [path.read_bytes() for path in sorted(golden.glob("*.pth"))]
+        case "base-json":
+            mini = resources.mini_base()
+            return [(mini / "model_index.json").read_bytes(), (mini / "unet/config.json").read_bytes()]
+        case "png" | "picture":
+            return [_sample_png()]
+        case "prompt":
+            return [
+                b"fox\nink\nmonadikos\n{subject} on a beach, {style}, at noon",
+                b"fox\nink\n\nin the snow",
+            ]
+        case "command-line":
+            return [
+                b"show\nfox",
+                b"content\nfox\n--prompt\non a beach",
+                b"rename\na\nb",
+                b"models\nverify\nmini",
+            ]
+        case _:
+            return [b"My Fox (1)", b'{"pid": 1, "host": "a", "command": "b"}']
+
+
+def _tensor_files() -> Iterator[bytes]:
+    import torch
+    from safetensors.torch import save
+
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    kohya = "lora_unet_" + layer.replace(".", "_")
+    down, up = torch.ones(2, 4), torch.ones(3, 2)
+    yield save(
+        {
+            f"{kohya}.lora_down.weight": down,
+            f"{kohya}.lora_up.weight": up,
+            f"{kohya}.alpha": torch.tensor(2.0),
+        }
+    )
+    adapter = json.dumps({"unet.lora_alpha": 2, "unet.alpha_pattern": {}})
+    peft = {f"unet.{layer}.lora_A.weight": down, f"unet.{layer}.lora_B.weight": up}
+    yield save(peft, metadata={"lora_adapter_metadata": adapter})
+    branches = {f"{layer}.{branch}": torch.ones(3) for branch in ("content", "style")}
+    yield save(branches, metadata={"unziplora_format": "unziplora-merge", "unziplora_version": "1"})
+    yield save({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(1, 4, 1, 1)})
+
+
+def _sample_png() -> bytes:
+    import io
+
+    from PIL import Image, PngImagePlugin
+
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(png.KEY, '{"schema": 1, "prompts": {"full": "a fox"}}')
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
+
+
+def _sample_manifest() -> bytes:
+    words = Words("fox", "ink")
+    record = manifest.Manifest(
+        name="fox",
+        created="2025-01-02T03:04:05Z",
+        tool_version="0.1.0",
+        base=manifest.BaseRecord(spec="mini", kind="builtin", id="mini", hash="0" * 64),
+        source=(manifest.SourcePicture("source.png", "0" * 64, 64, 64, "PNG"),),
+        words=words,
+        prompts=wording.make_prompts(words),
+        training=asdict(TrainConfig()),
+        seed=0,
+        device="cpu",
+        versions={"torch": "2.13.0"},
+        seconds=1.5,
+        steps_done=600,
+        state="complete",
+        artifacts=(manifest.Artifact("content", "content.safetensors", "0" * 64, 1, "kohya", 4),),
+        metrics={"loss_last": 0.1},
+    )
+    return json.dumps(record.to_json()).encode()
