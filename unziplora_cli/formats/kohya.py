@@ -2,8 +2,8 @@
 
 For each layer ``lora_unet_<layer, dots as underscores>`` with ``.lora_down.weight``, ``.lora_up.weight`` and
 ``.alpha``, which equals the rank. The update is ``alpha / rank * up @ down``. No other key may stand in the
-file. The scheme ``kohya`` takes the layer's name from diffusers, the scheme ``ldm`` from the original code, as
-sd-scripts does when it trains SDXL.
+file. The scheme ``kohya`` takes the layer's name from diffusers, the scheme ``ldm`` from the original code,
+as sd-scripts does when it trains SDXL.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from unziplora_cli.formats.pairs import Halves, Part, nonzero
 from unziplora_cli.method.lora import LoRA, LoRAWeights
 
 PREFIX = "lora_unet_"
+ORIGINAL_CODE = "https://github.com/Stability-AI/generative-models"
 
 _PARTS: Mapping[str, Part] = {"lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha"}
 
@@ -68,9 +69,7 @@ def encode(lora: LoRA, dtype: torch.dtype, *, ldm: bool = False) -> tuple[dict[s
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(alpha),
         "ss_network_alpha": str(alpha),
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models"
-        if ldm
-        else "diffusers",
+        "modelspec.implementation": ORIGINAL_CODE if ldm else "diffusers",
     }
 
 

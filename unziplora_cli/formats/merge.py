@@ -57,7 +57,7 @@ def read_merge(path: Path) -> LoadedMerge:
     for key, tensor in tensors.items():
         layer, _, branch = key.rpartition(".")
         if branch in branches and tensor.ndim == 1:
-            branches[branch][layer] = tensor.float()
+            branches[branch][layer] = _checked(path, tensor)
         else:
             unknown.append(key)
     if unknown:
@@ -84,8 +84,16 @@ def read_reference_merge(path: Path) -> tuple[str, dict[str, Tensor]]:
     for key, tensor in stored.items() if isinstance(stored, dict) else ():
         layer, _, branch = str(key).rpartition(".lora.merge_")
         if branch in merge and isinstance(tensor, Tensor) and tensor.ndim == 1:
-            merge[branch][layer.removeprefix("unet.")] = tensor.detach().float()
+            merge[branch][layer.removeprefix("unet.")] = _checked(path, tensor.detach())
     found = [branch for branch in BRANCHES if merge[branch]]
     if len(found) != 1:
         raise AdapterError(f"{path} does not hold the merge weights of one branch.")
     return found[0], merge[found[0]]
+
+
+def _checked(path: Path, merge: Tensor) -> Tensor:
+    if not merge.is_floating_point() or not torch.isfinite(merge).all():
+        raise AdapterError(
+            f"{path.name} holds merge weights that are no finite numbers.", hint="The file is damaged."
+        )
+    return merge.float()

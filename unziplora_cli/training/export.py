@@ -12,6 +12,9 @@ from unziplora_cli.method.inject import extract, extract_merge
 from unziplora_cli.method.lora import LoRA, MergeWeights
 from unziplora_cli.method.separation import Layers
 
+Metadata = Mapping[str, Mapping[str, str]]
+"""What each file says about itself: ``content``, ``style`` and ``merge``."""
+
 
 @contextmanager
 def closed(layers: Layers) -> Iterator[None]:
@@ -33,16 +36,16 @@ def write_adapters(
     style: LoRA,
     content_merge: MergeWeights,
     style_merge: MergeWeights,
-    metadata: Mapping[str, str],
+    metadata: Metadata,
 ) -> None:
     """Write content.safetensors, style.safetensors and merge.safetensors into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_lora(folder / "content.safetensors", content, metadata=metadata)
-    write_lora(folder / "style.safetensors", style, metadata=metadata)
-    write_merge(folder / "merge.safetensors", content_merge, style_merge, metadata=metadata)
+    write_lora(folder / "content.safetensors", content, metadata.get("content"))
+    write_lora(folder / "style.safetensors", style, metadata.get("style"))
+    write_merge(folder / "merge.safetensors", content_merge, style_merge, metadata.get("merge"))
 
 
-def write_layers(folder: Path, layers: Layers, metadata: Mapping[str, str], *, chosen: bool) -> None:
+def write_layers(folder: Path, layers: Layers, metadata: Metadata, *, chosen: bool) -> None:
     """Write the live layers as a finished training would: with chosen columns alone once there are any."""
     if chosen:
         with closed(layers):

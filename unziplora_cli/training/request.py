@@ -17,7 +17,7 @@ class TrainRequest:
     ``pictures`` is one file or a few that show the same subject in the same style, taken in turn. ``folder``
     receives ``saved/``, ``validation/`` and ``logs/``. ``validation`` are the prompts of the validation
     pictures, by default those of training. ``vae`` names another autoencoder than the base's own.
-    ``metadata`` goes into every file of weights. ``keep_state`` also writes the training's whole state
+    ``metadata`` goes into the files of weights, by part. ``keep_state`` also writes the training's whole state
     beside every saved model; ``resume`` is such a file to go on from.
     """
 
@@ -29,6 +29,6 @@ class TrainRequest:
     device: str = "auto"
     validation: Prompts | None = None
     vae: str | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     keep_state: bool = False
     resume: Path | None = None

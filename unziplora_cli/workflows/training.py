@@ -19,8 +19,9 @@ import unziplora_cli
 from unziplora_cli.config import Prompts, TrainConfig, Words
 from unziplora_cli.errors import Interrupted, ProjectError
 from unziplora_cli.project import files, manifest
-from unziplora_cli.project.manifest import Artifact, BaseRecord, Manifest, Role, SourcePicture
+from unziplora_cli.project.manifest import Artifact, Manifest, Role, SourcePicture
 from unziplora_cli.project.store import Project, ProjectStore
+from unziplora_cli.workflows.provenance import base_record, origin
 
 if TYPE_CHECKING:
     from unziplora_cli.diffusion.base import BaseRef
@@ -113,17 +114,20 @@ def train(order: TrainOrder, store: ProjectStore) -> Iterator[Event | Trained]:
     yield Trained(project, outcome.seconds, typical)
 
 
-def metadata(order: TrainOrder) -> dict[str, str]:
-    """What every file of weights says about itself."""
-    return {
-        "unziplora.version": unziplora_cli.__version__,
-        "unziplora.project": order.name,
-        "unziplora.base": order.base.id,
-        "unziplora.subject": order.words.subject,
-        "unziplora.style": order.words.style,
-        "modelspec.trigger_phrase": order.prompts.content,
-        "ss_base_model_version": "sdxl_base_v1-0",
-    }
+def _metadata(order: TrainOrder) -> Mapping[str, Mapping[str, str]]:
+    """What each file of weights says about itself."""
+    from unziplora_cli.formats.metadata import describe_all
+
+    return describe_all(
+        origin(
+            order.name,
+            base_record(order.base),
+            order.words,
+            order.prompts,
+            resolution=order.config.resolution,
+            picture=order.pictures[0],
+        )
+    )
 
 
 def _learn(order: TrainOrder, folder: Path, outcome: _Outcome) -> Iterator[Event]:
@@ -140,7 +144,7 @@ def _learn(order: TrainOrder, folder: Path, outcome: _Outcome) -> Iterator[Event
         device=order.device,
         validation=order.validation,
         vae=order.vae,
-        metadata=metadata(order),
+        metadata=_metadata(order),
     )
     for event in run(request):
         match event:
@@ -211,7 +215,7 @@ def _write_weights(order: TrainOrder, outcome: _Outcome, folder: Path) -> tuple[
             learned.style,
             learned.content_merge,
             learned.style_merge,
-            metadata(order),
+            _metadata(order),
         )
     elif outcome.saved is not None:
         for file in outcome.saved.glob("*.safetensors"):
@@ -243,13 +247,7 @@ def _manifest(
         name=order.name,
         created=manifest.now(),
         tool_version=unziplora_cli.__version__,
-        base=BaseRecord(
-            spec=order.base.spec,
-            kind=order.base.kind,
-            id=order.base.id,
-            revision=order.base.revision,
-            hash=order.base.fingerprint,
-        ),
+        base=base_record(order.base),
         source=sources,
         words=order.words,
         prompts=order.prompts,
