@@ -74,11 +74,12 @@ def test_force_replaces_the_whole_project(store, make_project, sample_manifest):
 
 def test_what_a_killed_process_left_is_swept_with_the_next_creation(store, make_project):
     store.folder.mkdir(parents=True)
-    (store.folder / ".fox.0a1b.partial").mkdir()
-    (store.folder / ".fox.red.0a1b.partial").mkdir()  # belongs to the project `fox.red`
+    for name in ("fox", "fox.red", "rose"):
+        (store.folder / f".{name}.0123abcd.partial").mkdir()
     assert store.names() == []
-    make_project("fox")
-    assert everything(store) == [".fox.red.0a1b.partial", "fox"]
+    with store.lock("rose"):  # somebody is about to begin it
+        make_project("fox")
+    assert everything(store) == [".rose.0123abcd.partial", "fox"]
 
 
 @pytest.mark.parametrize("name", ["../fox", "/etc", "a/b", ""])

@@ -5,15 +5,20 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 from unziplora_cli.errors import ProjectError
 
 
+class InUse(ProjectError):
+    """Another process works on the project."""
+
+
 @contextmanager
 def locked(folder: Path, name: str) -> Iterator[None]:
-    """Hold the lock of the project `name` during the block; raises ProjectError when another process has it.
+    """Hold the lock of the project `name` during the block; raises InUse when another process has it.
 
     `folder` is where the locks lie. Beside the lock itself, a note says who holds it.
     """
@@ -25,12 +30,13 @@ def locked(folder: Path, name: str) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise ProjectError(
+        raise InUse(
             f"The project {name!r} is in use{_holder(note)}.",
             hint="Wait until that command ends, or stop it.",
         ) from error
     try:
-        note.write_text(json.dumps(_this_process()), encoding="utf-8")
+        with suppress(OSError):  # on a full disk a project can still be removed
+            note.write_text(json.dumps(_this_process()), encoding="utf-8")
         yield
     finally:
         note.unlink(missing_ok=True)
@@ -39,12 +45,14 @@ def locked(folder: Path, name: str) -> Iterator[None]:
 
 def _this_process() -> dict[str, str | int]:
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    return {"pid": os.getpid(), "host": platform.node(), "command": command}
+    since = datetime.now().astimezone().isoformat(" ", "seconds")
+    return {"pid": os.getpid(), "host": platform.node(), "command": command, "since": since}
 
 
 def _holder(note: Path) -> str:
     try:
         holder = json.loads(note.read_text(encoding="utf-8"))
-        return f" by process {holder['pid']} on {holder['host']}: {holder['command']}"
+        who = f"process {holder['pid']} on {holder['host']}"
+        return f" by {who} since {holder['since']}: {holder['command']}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return " by another process"

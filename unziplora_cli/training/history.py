@@ -86,4 +86,6 @@ def _row(cells: list[str]) -> Row:
 
 
 def _cells(row: Row) -> list[str]:
-    return ["" if value is None or not math.isfinite(value) else repr(value) for value in asdict(row).values()]
+    return [
+        "" if value is None or not math.isfinite(value) else repr(value) for value in asdict(row).values()
+    ]
