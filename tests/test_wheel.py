@@ -73,6 +73,17 @@ def test_presets_and_prompts_work_from_an_installed_wheel(site):
     assert "a fox in ink style" in run(site, program)
 
 
+def test_the_tested_versions_are_read_from_an_installed_wheel(site):
+    program = (
+        "from unziplora_cli.doctor.versions import read_pins\n"
+        "from unziplora_cli.resources import constraints\n"
+        "print(constraints('tested.txt'), read_pins(constraints('lowest.txt'))['torch'])"
+    )
+    printed = run(site, program)
+    assert printed.startswith(str(site / "unziplora_cli"))
+    assert printed.split()[-1].startswith("2.")
+
+
 def test_the_installed_program_starts(site):
     program = (
         "from unziplora_cli.cli.app import run; raise SystemExit(run(['--home', 'h', 'list', '--json']))"

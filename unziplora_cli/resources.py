@@ -21,6 +21,12 @@ def template(name: str) -> Path:
     return templates_dir() / name
 
 
+def constraints(name: str) -> Path:
+    """A list of library versions: `lowest.txt` or `tested.txt`."""
+    installed = _PACKAGE / "constraints"
+    return (installed if installed.is_dir() else _PACKAGE.parent / "constraints") / name
+
+
 def preset_names() -> list[str]:
     """The names of the shipped presets, sorted."""
     return sorted(path.stem for path in template("presets").glob("*.toml"))

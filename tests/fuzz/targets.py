@@ -153,8 +153,8 @@ def attempt(target: str, data: bytes, folder: Path) -> None:
         try:
             TARGETS[target](data, folder)
         except UnziploraError as refusal:
-            assert refusal.message.strip()
-            assert refusal.exit_code in range(2, 7)
+            if not refusal.message.strip() or refusal.exit_code not in range(2, 7):
+                raise AssertionError(f"a poor refusal: {refusal!r}") from refusal
 
 
 _roots: list[Path] = []

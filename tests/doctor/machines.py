@@ -1,0 +1,44 @@
+"""Machines to examine: a sound one without a GPU, and what differs in others."""
+
+from dataclasses import replace
+from typing import Any
+
+from unziplora_cli.doctor.check import Check
+from unziplora_cli.doctor.checks import examine
+from unziplora_cli.doctor.environment import Base, Environment, Gpu, Library, Place, Torch
+
+GB = 10**9
+H200 = Gpu("nvidia", "NVIDIA H200", 140 * GB, 139 * GB, "9.0")
+CUDA_TORCH = Torch("2.13.0+cu130", cuda="13.0", gpus=("NVIDIA H200",), kernels=("sm_80", "sm_90"), bf16=True)
+
+SOUND = Environment(
+    tool_version="1.0",
+    python="3.12.3",
+    executable="/opt/env/bin/python",
+    installer="pip",
+    system="Linux",
+    machine="x86_64",
+    emulated=False,
+    gpus=(),
+    nvidia_driver=None,
+    driver_cuda=None,
+    visible_gpus=None,
+    torch=Torch("2.13.0+cpu"),
+    libraries=(
+        Library("torch", "2.13.0+cpu", "2.11.0", "2.13.0"),
+        Library("diffusers", "0.42.1", "0.37.0", "0.42.1"),
+        Library("peft", "0.21.2", "0.18.0", "0.21.2"),
+    ),
+    memory_total=16 * GB,
+    memory_free=8 * GB,
+    home=Place("/home/ann/unziplora", 90 * GB, True),
+    cache=Place("/home/ann/hub", 90 * GB, True),
+    bases=(Base("mini"), Base("sdxl")),
+)
+
+WITH_GPU = replace(SOUND, gpus=(H200,), nvidia_driver="580.82.07", driver_cuda="13.0", torch=CUDA_TORCH)
+
+
+def answer(name: str, machine: Environment = SOUND, **changes: Any) -> Check:
+    """The check of this name on a machine with some changes."""
+    return next(check for check in examine(replace(machine, **changes)) if check.name == name)
