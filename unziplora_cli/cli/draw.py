@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unziplora_cli.cli.choices import find_base, preset_for
+from unziplora_cli.cli.choices import preset_for, project_base
 from unziplora_cli.cli.completion import project_names
 from unziplora_cli.cli.options import config_options
 from unziplora_cli.cli.projects import NAME as PROJECT
@@ -15,7 +15,6 @@ from unziplora_cli.errors import UsageError
 from unziplora_cli.fields import check_given
 
 if TYPE_CHECKING:
-    from unziplora_cli.diffusion.base import BaseRef
     from unziplora_cli.project.store import Project
     from unziplora_cli.workflows.drawing import Drawn
 
@@ -191,7 +190,8 @@ def cross(
             hint="Name projects: unziplora cross fox rose   (unziplora list shows them)",
         )
     studio = Studio(**(computing or {}))
-    found = _base(session, studio.base, [*contents, *styles], settings or {})
+    check_given(GenerateConfig, settings or {})
+    found = project_base(session, studio.base, [*contents, *styles])
     order = drawing.CrossOrder(
         base=found,
         config=resolve_generate(preset_for(found), settings or {}),
@@ -222,7 +222,8 @@ def _draw(
     from unziplora_cli.cli.progress import Display
     from unziplora_cli.workflows import drawing
 
-    found = _base(session, studio.base, projects, settings)
+    check_given(GenerateConfig, settings)
+    found = project_base(session, studio.base, projects)
     order = drawing.DrawOrder(found, resolve_generate(preset_for(found), settings), **parts)
     prompts = order.prompts
     for label in ("full", "content", "style") if order.kind == "combine" else (order.kind,):
@@ -230,20 +231,6 @@ def _draw(
     with Display(session.output, order.kind) as display:
         made = drawing.draw(order, out or projects[0].images, studio, display.progress)
     _report(session, made)
-
-
-def _base(
-    session: Session, spec: str | None, projects: "list[Project]", settings: dict[str, Any]
-) -> "BaseRef":
-    """The base to draw with, looked for when the settings are known to be in range."""
-    from unziplora_cli.workflows.drawing import shared_base
-
-    check_given(GenerateConfig, settings)
-    found = find_base(session, spec or shared_base(projects))
-    trained = projects[0].manifest.base.hash
-    if spec is None and trained and found.fingerprint != trained:
-        session.output.warning(f"The base {found.spec} is no longer what {projects[0].name} was trained on.")
-    return found
 
 
 def _report(session: Session, made: "Drawn") -> None:
