@@ -95,8 +95,8 @@ def train(order: TrainOrder, store: ProjectStore) -> Iterator[Event | Trained]:
             yield from _learn(order, Path(scratch), _Outcome())
         return
     outcome = _Outcome()
-    with _disk_errors(store.home), store.create(order.name, force=order.force) as folder:
-        sources = _copy_pictures(order.pictures, folder)
+    with disk_errors(store.home), store.create(order.name, force=order.force) as folder:
+        sources = copy_pictures(order.pictures, folder)
         try:
             yield from _learn(order, folder, outcome)
         except Interrupted:
@@ -162,7 +162,7 @@ def _learn(order: TrainOrder, folder: Path, outcome: _Outcome) -> Iterator[Event
 
 
 @contextmanager
-def _disk_errors(home: Path) -> Iterator[None]:
+def disk_errors(home: Path) -> Iterator[None]:
     """A disk that is full, failing or read-only as ProjectError; safetensors tells it in words alone."""
     from safetensors import SafetensorError
 
@@ -179,7 +179,7 @@ def _disk_errors(home: Path) -> Iterator[None]:
         ) from error
 
 
-def _copy_pictures(pictures: tuple[Path, ...], folder: Path) -> tuple[SourcePicture, ...]:
+def copy_pictures(pictures: tuple[Path, ...], folder: Path) -> tuple[SourcePicture, ...]:
     """Keep the very files that were trained on, so that the project stands alone."""
     from PIL import Image
 
