@@ -1,7 +1,6 @@
 import hashlib
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +8,7 @@ from unziplora_cli import cache, paths
 from unziplora_cli.cli.app import run
 from unziplora_cli.diffusion import base
 from unziplora_cli.errors import ModelError
+from unziplora_cli.hub import choose_files
 
 REVISION = "a" * 40
 WEIGHTS = {
@@ -49,50 +49,12 @@ def put_in_cache(id: str, revision: str, files: dict[str, bytes]) -> Path:
     return snapshot
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """A hub of one repository that holds several variants of everything."""
-    files = {
-        **sdxl_files(),
-        **sdxl_files(".safetensors"),
-        **sdxl_files(".bin"),
-        "README.md": b"",
-        "vae_1_0/diffusion_pytorch_model.fp16.safetensors": b"x",
-        "sd_xl_base_1.0.safetensors": b"x",
-        "unet/model.onnx": b"x",
-    }
-    fetched = []
-
-    def model_info(self, id, revision=None, files_metadata=False):
-        siblings = [SimpleNamespace(rfilename=name, size=len(data)) for name, data in files.items()]
-        return SimpleNamespace(sha=revision or REVISION, siblings=siblings)
-
-    def snapshot_download(id, revision, allow_patterns, cache_dir):
-        assert Path(cache_dir) == paths.hub_cache()
-        assert os.environ["HF_HUB_OFFLINE"] == "0"
-        fetched.extend(allow_patterns)
-        return str(put_in_cache(id, revision, {name: files[name] for name in allow_patterns}))
-
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    return SimpleNamespace(files=files, fetched=fetched)
-
-
-def test_pull_fetches_one_variant_of_the_weights_and_nothing_else(hub, capsys):
-    assert run(["models", "pull", "sdxl"]) == 0
-    assert sorted(hub.fetched) == sorted(sdxl_files())
-    found = {model.spec: model for model in cache.list_models()}
-    assert (found["sdxl"].revision, found["sdxl"].problem) == (base.SDXL_REVISION, "")
-    assert cache.VAE_FIX in capsys.readouterr().err
-
-
 def test_without_fp16_the_plain_weights_are_taken_shards_and_index_too():
     index = "unet/diffusion_pytorch_model.safetensors.index.json"
     shards = [f"unet/diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     names = [*sdxl_files(".safetensors"), index, *shards]
     names.remove("unet/diffusion_pytorch_model.safetensors")
-    assert set(names) == set(cache.choose_files(names))
+    assert set(names) == set(choose_files(names))
 
 
 def test_a_vae_of_its_own_is_one_configuration_and_one_file():
@@ -102,47 +64,14 @@ def test_a_vae_of_its_own_is_one_configuration_and_one_file():
         "diffusion_pytorch_model.bin",
         "sdxl_vae.safetensors",
     ]
-    assert cache.choose_files(names) == names[:2]
-
-
-def test_nothing_is_pulled_offline(hub, monkeypatch, capsys):
-    assert run(["--offline", "models", "pull", "sdxl"]) == 4
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert run(["models", "pull", "sdxl"]) == 4
-    assert hub.fetched == []
-    assert "needs the network" in capsys.readouterr().err
-
-
-def test_a_full_disk_is_told_before_the_download(hub, monkeypatch, capsys):
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
-    assert run(["models", "pull", "sdxl"]) == 4
-    assert hub.fetched == []
-    assert "GB free" in capsys.readouterr().err
+    assert choose_files(names) == names[:2]
 
 
 @pytest.mark.parametrize("spec", ["mini", "fox", "../x/y", "a/b/c", "/etc/passwd", ""])
-def test_what_is_no_model_of_the_hub_is_refused(hub, spec, capsys):
+def test_what_is_no_model_of_the_hub_is_refused(spec, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     assert run(["models", "pull", spec]) == 4
     assert run(["models", "remove", spec, "--yes"]) == 4
-
-
-def test_a_repository_without_safetensors_is_refused(hub, capsys):
-    for name in [name for name in hub.files if name.endswith(".safetensors")]:
-        del hub.files[name]
-    assert run(["models", "pull", "owner/pickled"]) == 4
-    assert "no safetensors" in capsys.readouterr().err
-
-
-def test_every_error_of_the_hub_is_a_model_error(monkeypatch, capsys):
-    def fail(self, *args, **kwargs):
-        raise ConnectionError("Name or service not known")
-
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", fail)
-    assert run(["models", "pull", "owner/name"]) == 4
-    err = capsys.readouterr().err
-    assert "Cannot fetch owner/name" in err
-    assert "Traceback" not in err
 
 
 def test_models_of_other_programs_are_left_alone(capsys):
@@ -198,19 +127,58 @@ def test_list_always_shows_the_built_in_base_and_how_to_get_sdxl(capsys):
     assert "unziplora models pull sdxl" in out
 
 
-def test_a_base_pulled_in_part_counts_as_present(monkeypatch):
-    """The hub's library calls a snapshot incomplete when some of the repository was left out on purpose."""
-    snapshot = put_in_cache(base.SDXL_ID, base.SDXL_REVISION, {"model_index.json": b"{}"})
-
-    def incomplete(*arguments, **keywords):
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
-        error = LocalEntryNotFoundError("README.md is missing")
-        error.snapshot_path = str(snapshot)
-        raise error
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", incomplete)
+def test_a_base_pulled_in_part_says_how_to_go_on():
+    put_in_cache(base.SDXL_ID, base.SDXL_REVISION, {"model_index.json": b"{}"})
     with pytest.raises(ModelError) as caught:
         base.resolve_base("sdxl", offline=True)
     assert not isinstance(caught.value, base.BaseNotCached)
-    assert "is not a base" in caught.value.message
+    assert caught.value.hint == "unziplora models pull sdxl"
+    assert base.resolve_base(None, offline=True)[0].spec == "mini"
+
+
+def test_a_damaged_commit_is_removed_and_the_others_stay():
+    """The hub's library knows no repository of which a file is gone."""
+    old = put_in_cache("owner/name", "b" * 40, {**sdxl_files(), "unet/config.json": b"older"})
+    new = put_in_cache("owner/name", REVISION, sdxl_files())
+    (old / "unet/config.json").resolve().unlink()
+    found = cache.find(f"owner/name@{'b' * 40}")
+    removal = cache.removal(found)
+    assert removal.bytes == 0  # all that is left is the other commit's, too
+    removal.run()
+    assert not old.exists()
+    assert cache.verify("owner/name").problems == ()
+    (new / "vae/config.json").resolve().unlink()
+    cache.removal(cache.find("owner/name")).run()
+    assert not new.parent.parent.exists()
+
+
+def test_equal_commits_of_two_models_are_told_apart():
+    put_in_cache("owner/name", REVISION, sdxl_files())
+    copy = put_in_cache("other/name", REVISION, sdxl_files())
+    assert run(["models", "remove", "owner/name", "--yes"]) == 0
+    assert copy.is_dir()
+
+
+def test_blobs_that_several_models_share_are_checked_by_the_name_of_the_link():
+    """Newer libraries keep one copy of equal files of all models; a blob is then a link to it."""
+    snapshot = put_in_cache("owner/name", REVISION, sdxl_files())
+    weights = snapshot / "unet/diffusion_pytorch_model.fp16.safetensors"
+    blob = weights.resolve()
+    shared = paths.hub_cache() / "blobs/ab" / ("ab" * 32)
+    shared.parent.mkdir(parents=True)
+    blob.rename(shared)
+    blob.symlink_to(os.path.relpath(shared, blob.parent))
+    assert cache.verify("owner/name").problems == ()
+
+
+def test_copies_without_links_are_told_to_be_unchecked(capsys):
+    snapshot = put_in_cache("owner/name", REVISION, sdxl_files())
+    for file in list(snapshot.rglob("*")):
+        if file.is_symlink():
+            data = file.read_bytes()
+            file.unlink()
+            file.write_bytes(data)
+    found = cache.verify("owner/name")
+    assert (found.checked, found.unchecked, found.problems) == (0, len(sdxl_files()), ())
+    assert run(["models", "verify", "owner/name"]) == 0
+    assert "no hash of the hub" in capsys.readouterr().out

@@ -16,6 +16,7 @@ LAYERS = (
     ("formats", "project", "report"),
     ("diffusion",),
     ("training", "evaluation", "cache"),
+    ("hub",),
     ("doctor",),
     ("workflows",),
     ("cli",),

@@ -1,218 +1,121 @@
-"""Base models on this disk: the built-in one and those in Hugging Face's own cache, which is never copied.
-
-Only `pull` talks to the hub.
-"""
+"""Base models on this disk: the built-in one and those in Hugging Face's own cache, which is never copied."""
 
 import hashlib
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from unziplora_cli import paths, resources
+from unziplora_cli.diffusion.snapshots import Snapshot, blob, snapshots
 from unziplora_cli.errors import ModelError
 from unziplora_cli.project.files import Problem, folder_size, sha256
+
+if TYPE_CHECKING:
+    from huggingface_hub import DeleteCacheStrategy
 
 VAE_FIX = "madebyollin/sdxl-vae-fp16-fix"
 """SDXL's VAE, mended so that it works in fp16."""
 
-# What an SDXL-class model in diffusers' layout consists of, beside its weights; and a VAE of its own.
-_TEXTS = (
-    "model_index.json",
-    "config.json",
-    "*/config.json",
-    "*/*.index*.json",
-    "scheduler/scheduler_config.json",
-    "tokenizer*/*.json",
-    "tokenizer*/*.txt",
-)
-_WEIGHTS = ("", "unet/", "vae/", "text_encoder/", "text_encoder_2/")
-_NAMES = ("model", "diffusion_pytorch_model")
-
 
 @dataclass(frozen=True)
 class Model:
-    """One model on this disk. `spec` is what --base takes; `problem` is empty when it is complete."""
+    """One model on this disk. `spec` is what --base takes; `problem` is empty when it is complete.
+
+    `last_used` is when a program last read it, ISO 8601 in UTC; None outside Hugging Face's cache.
+    """
 
     spec: str
+    id: str
     revision: str | None
     path: Path
     bytes: int
+    last_used: str | None
     problem: str
 
 
 @dataclass(frozen=True)
-class Cached:
-    """One commit of a model in Hugging Face's cache, with the branches and tags that point to it."""
+class Verification:
+    """What checking a model found: `checked` files had a hash of the hub to compare with."""
 
-    id: str
-    revision: str
-    path: Path
-    refs: tuple[str, ...]
-
-    def bytes(self) -> int:
-        """Bytes of its files on this disk."""
-        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+    model: Model
+    checked: int
+    unchecked: int
+    problems: tuple[Problem, ...]
 
 
 @dataclass(frozen=True)
-class Download:
-    """What `pull` would fetch: the files of one commit, and their bytes together."""
+class Removal:
+    """Deleting one commit of a model, and what that would free: not what other commits share with it."""
 
-    id: str
-    revision: str
-    files: tuple[str, ...]
+    snapshot: Snapshot
     bytes: int
+
+    def run(self) -> None:
+        """Delete it."""
+        strategy = _strategy(self.snapshot)
+        if strategy is not None:
+            strategy.execute()
+            return
+        for file in _own_blobs(self.snapshot):
+            file.unlink()
+        for ref in self.snapshot.refs:
+            (self.snapshot.repository / "refs" / ref).unlink()
+        shutil.rmtree(self.snapshot.repository if self.snapshot.alone else self.snapshot.path)
 
 
 def list_models() -> tuple[Model, ...]:
     """The built-in base, then every cached model that is of SDXL's class or a VAE, by name."""
-    from unziplora_cli.diffusion import base
-
-    mini = resources.mini_base()
-    models = [Model("mini", None, mini, folder_size(mini), _lack(mini))]
-    for each in _cached():
-        spec = "sdxl" if (each.id, each.revision) == (base.SDXL_ID, base.SDXL_REVISION) else each.id
-        models.append(_model(spec, each))
-    return tuple(models)
+    return (_folder("mini", resources.mini_base()), *(_model(each) for each in snapshots() if each.ours))
 
 
-def plan(spec: str) -> Download:
-    """Ask the hub what `sdxl`, `owner/name` or `owner/name@revision` consists of; raises ModelError."""
-    from huggingface_hub import HfApi
+def verify(spec: str) -> Verification:
+    """Check a model's parts, and in Hugging Face's cache each file against the hub's hash.
 
-    id, revision = _hub_id(spec)
-    with_sizes: Any = _from_hub(id, lambda: HfApi().model_info(id, revision=revision, files_metadata=True))
-    sizes = {file.rfilename: file.size or 0 for file in with_sizes.siblings or ()}
-    files = choose_files(sizes)
-    if not any(file.endswith(".safetensors") for file in files):
-        raise ModelError(
-            f"{id} has no safetensors in diffusers' layout.",
-            hint="If it is a single checkpoint, download the .safetensors yourself and give --base FILE.",
-        )
-    return Download(id, with_sizes.sha, tuple(files), sum(sizes[file] for file in files))
-
-
-def choose_files(names: Iterable[str]) -> list[str]:
-    """The files that a base needs: of each part's weights one variant, fp16 where there is one."""
-    names = sorted(names)
-    chosen = [name for name in names if any(_matches(name, pattern) for pattern in _TEXTS)]
-    for part in _WEIGHTS:
-        for ending in (".fp16*.safetensors", ".safetensors", "-?????-of-?????.safetensors"):
-            found = [
-                name for name in names if any(_matches(name, f"{part}{stem}{ending}") for stem in _NAMES)
-            ]
-            if found:
-                chosen += found
-                break
-    return chosen
-
-
-def pull(download: Download) -> Model:
-    """Fetch what is missing of a download into Hugging Face's cache; raises ModelError."""
-    from huggingface_hub import snapshot_download
-
-    cache = paths.hub_cache()
-    missing = download.bytes - sum(
-        (file.stat().st_size for file in _present(cache, download) if file.is_file()), start=0
-    )
-    free = shutil.disk_usage(_existing_parent(cache)).free
-    if missing > free:
-        raise ModelError(
-            f"{download.id} needs {missing / 1e9:.1f} GB more, but {cache} has {free / 1e9:.1f} GB free.",
-            hint="Make room, or point HF_HOME at another disk.",
-        )
-    folder = _from_hub(
-        download.id,
-        lambda: snapshot_download(
-            download.id,
-            revision=download.revision,
-            allow_patterns=list(download.files),
-            cache_dir=cache,
-        ),
-    )
-    return Model(download.id, download.revision, Path(folder), download.bytes, _lack(Path(folder)))
-
-
-def verify(spec: str) -> tuple[Model, tuple[Problem, ...]]:
-    """Check a model's parts and, in the hub's cache, each file against the hash that names its blob."""
-    if spec == "mini" or Path(spec).expanduser().is_dir():
-        folder = resources.mini_base() if spec == "mini" else Path(spec).expanduser()
-        model = Model(spec, None, folder, folder_size(folder), _lack(folder))
-        return model, ()
-    cached = find(spec)
-    problems = []
-    for file in sorted(path for path in cached.path.rglob("*") if path.is_symlink() or path.is_file()):
-        reason = _damage(file)
+    The cache names its blobs as the hub does: by SHA-256, or by git's SHA-1 when they are small. Copies, on a
+    file system without links, stay unchecked.
+    """
+    if _is_folder(spec):
+        return Verification(_folder(spec, locate(spec)), 0, 0, ())
+    found = find(spec)
+    problems, hashes = [], []
+    for file in found.files():
+        hashes.append(_hub_hash(file))
+        reason = _damage(file, hashes[-1])
         if reason:
-            problems.append(Problem(file.relative_to(cached.path).as_posix(), reason))
-    return _model(spec, cached), tuple(problems)
+            problems.append(Problem(file.relative_to(found.path).as_posix(), reason))
+    checked = len([each for each in hashes if each])
+    return Verification(_model(found), checked, len(hashes) - checked, tuple(problems))
 
 
-def find(spec: str) -> Cached:
-    """The cached commit that `spec` means, the newest when it names none; raises ModelError."""
-    id, wanted = _hub_id(spec)
-    found = [
-        each
-        for each in _cached()
-        if each.id == id and (wanted is None or wanted == each.revision or wanted in each.refs)
-    ]
-    if not found:
-        raise ModelError(f"{spec} is not on this disk.", hint="See what is: unziplora models list")
-    return max(found, key=lambda each: ("main" in each.refs, each.path.stat().st_mtime))
+def locate(spec: str) -> Path:
+    """The folder of a model; raises ModelError when it is not on this disk."""
+    if spec == "mini":
+        return resources.mini_base()
+    return Path(spec).expanduser().resolve() if _is_folder(spec) else find(spec).path
 
 
-def remove(cached: Cached) -> int:
-    """Delete one commit from Hugging Face's cache; returns the bytes that became free."""
-    from huggingface_hub import scan_cache_dir
-
-    scan = scan_cache_dir(paths.hub_cache())
-    if cached.revision in {
-        revision.commit_hash for repository in scan.repos for revision in repository.revisions
-    }:
-        strategy = scan.delete_revisions(cached.revision)
-        strategy.execute()
-        return strategy.expected_freed_size
-    repository = cached.path.parent.parent  # damaged, and useless to every other program too
-    freed = folder_size(repository)
-    shutil.rmtree(repository)
-    return freed
+def find(spec: str) -> Snapshot:
+    """The cached commit that `spec` means; raises ModelError."""
+    id, revision = hub_id(spec)
+    for each in snapshots(id):
+        if each.ours and revision in (None, each.revision, *each.refs):
+            return each
+    raise ModelError(f"{spec} is not on this disk.", hint="See what is: unziplora models list")
 
 
-def _cached() -> list[Cached]:
-    """Every commit of every model of ours in the cache; damaged ones, which the hub library omits, too."""
-    found = []
-    for repository in paths.hub_cache().glob("models--*--*"):
-        refs = {
-            ref.relative_to(repository / "refs").as_posix(): ref.read_text(encoding="utf-8").strip()
-            for ref in (repository / "refs").rglob("*")
-            if ref.is_file()
-        }
-        id = repository.name.removeprefix("models--").replace("--", "/", 1)
-        for snapshot in (repository / "snapshots").glob("*"):
-            if _is_ours(snapshot):
-                names = tuple(name for name, revision in refs.items() if revision == snapshot.name)
-                found.append(Cached(id, snapshot.name, snapshot, names))
-    return sorted(found, key=lambda each: (each.id, each.revision))
+def removal(snapshot: Snapshot) -> Removal:
+    """What deleting a commit would do."""
+    strategy = _strategy(snapshot)
+    if strategy is not None:
+        return Removal(snapshot, strategy.expected_freed_size + snapshot.cut_off())
+    blobs = sum(file.lstat().st_size for file in _own_blobs(snapshot))
+    return Removal(snapshot, blobs + snapshot.cut_off())
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether a snapshot is an SDXL pipeline or an autoencoder; other programs share the cache."""
-    from unziplora_cli.diffusion.base import read_json
-
-    for name, kind in (("model_index.json", "StableDiffusionXL"), ("config.json", "AutoencoderKL")):
-        if (folder / name).is_file():
-            try:
-                return str(read_json(folder / name).get("_class_name", "")).startswith(kind)
-            except ModelError:
-                return False
-    return False
-
-
-def _model(spec: str, cached: Cached) -> Model:
-    return Model(spec, cached.revision, cached.path, cached.bytes(), _lack(cached.path))
+def describe(folder: Path) -> Model:
+    """The model in a folder of Hugging Face's cache."""
+    return next(_model(each) for each in snapshots() if each.path == folder)
 
 
 def _lack(folder: Path) -> str:
@@ -229,68 +132,82 @@ def _lack(folder: Path) -> str:
     return ""
 
 
-def _hub_id(spec: str) -> tuple[str, str | None]:
-    from unziplora_cli.diffusion.base import SDXL_ID, SDXL_REVISION
+def hub_id(spec: str) -> tuple[str, str | None]:
+    """Id and revision of `sdxl`, `owner/name` or `owner/name@revision`; raises ModelError."""
+    from unziplora_cli.diffusion.base import HUB_ID, SDXL_ID, SDXL_REVISION
 
     if spec == "sdxl":
         return SDXL_ID, SDXL_REVISION
     if spec == "mini":
         raise ModelError("mini is built in: it is always here and cannot be pulled or removed.")
-    id, _, revision = spec.partition("@")
-    if id.count("/") != 1 or id.startswith((".", "/", "~")):
+    if not HUB_ID.fullmatch(spec) or spec.startswith("."):
         raise ModelError(f"{spec!r} is not a model of the hub.", hint="Give sdxl or owner/name.")
+    id, _, revision = spec.partition("@")
     return id, revision or None
 
 
-def _from_hub(id: str, ask: Any) -> Any:
-    """Call the hub; each of its many errors becomes a ModelError."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        return ask()
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{id} asks you to accept its terms first.",
-            hint=f"Open https://huggingface.co/{id}, accept, then: hf auth login",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelError(f"{id} has no such revision.") from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"There is no model {id} on the hub, or it is private.", hint="For a private one: hf auth login"
-        ) from error
-    except Exception as error:  # the HTTP library beneath, and so its errors, differ between hub versions
-        raise ModelError(
-            f"Cannot fetch {id}: {type(error).__name__}: {error}".splitlines()[0],
-            hint="Check the connection and run the command again; what was fetched already is kept.",
-        ) from error
+def _is_folder(spec: str) -> bool:
+    return spec == "mini" or (spec != "" and Path(spec).expanduser().is_dir())
 
 
-def _damage(file: Path) -> str:
-    """What is wrong with one file of a snapshot: a link to a blob that is named by its hash."""
-    try:
-        blob = file.resolve(strict=True)
-    except OSError:
+def _folder(spec: str, folder: Path) -> Model:
+    return Model(spec, spec, None, folder, folder_size(folder), None, _lack(folder))
+
+
+def _model(snapshot: Snapshot) -> Model:
+    return Model(
+        spec=_spec(snapshot),
+        id=snapshot.id,
+        revision=snapshot.revision,
+        path=snapshot.path,
+        bytes=snapshot.bytes(),
+        last_used=snapshot.last_used(),
+        problem=_lack(snapshot.path),
+    )
+
+
+def _spec(snapshot: Snapshot) -> str:
+    """The shortest name that means this very commit."""
+    from unziplora_cli.diffusion.base import SDXL_ID, SDXL_REVISION
+
+    if (snapshot.id, snapshot.revision) == (SDXL_ID, SDXL_REVISION):
+        return "sdxl"
+    first = find(snapshot.id).revision
+    return snapshot.id if first == snapshot.revision else f"{snapshot.id}@{snapshot.revision}"
+
+
+def _strategy(snapshot: Snapshot) -> "DeleteCacheStrategy | None":
+    """The hub library's plan to delete a commit; None for repositories that it calls damaged."""
+    from huggingface_hub import scan_cache_dir
+
+    scan = scan_cache_dir(paths.hub_cache())
+    for each in scan.repos:
+        if each.repo_path.name == snapshot.repository.name:
+            return replace(scan, repos=frozenset({each})).delete_revisions(snapshot.revision)
+    return None
+
+
+def _own_blobs(snapshot: Snapshot) -> set[Path]:
+    """The blobs that no other commit of the repository uses."""
+    mine = {blob(file) for file in snapshot.files()}
+    others = (each for each in snapshots(snapshot.id) if each != snapshot)
+    kept = {blob(file) for other in others for file in other.files()}
+    return {file for file in mine - kept if file is not None and file.exists()}
+
+
+def _hub_hash(file: Path) -> str:
+    """The hash that names a file's blob; empty for a copy."""
+    name = getattr(blob(file), "name", "")
+    return name if len(name) in (40, 64) else ""
+
+
+def _damage(file: Path, expected: str) -> str:
+    """What is wrong with one file."""
+    if not file.exists():
         return "is missing"
-    if len(blob.name) == 64:
-        actual = sha256(blob)
-    elif len(blob.name) == 40:
-        data = blob.read_bytes()
+    if len(expected) == 40:
+        data = file.read_bytes()
         actual = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
     else:
-        return ""  # a copy, on a file system without links, says nothing about its hash
-    return "" if actual == blob.name else "is damaged: its hash differs"
-
-
-def _present(cache: Path, download: Download) -> list[Path]:
-    snapshot = cache / f"models--{download.id.replace('/', '--')}" / "snapshots" / download.revision
-    return [snapshot / file for file in download.files]
-
-
-def _existing_parent(folder: Path) -> Path:
-    return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """Glob match in which `*` stays within one folder."""
-    return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
+        actual = sha256(file) if expected else ""
+    return "" if actual == expected else "is damaged: its hash is not the hub's"

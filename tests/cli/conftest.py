@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.cli import envelopes
 from unziplora_cli.cli.app import run
 
 
@@ -25,8 +26,10 @@ class Ended:
 
     @property
     def envelope(self) -> dict[str, Any]:
-        """What --json printed; fails when stdout carries anything else."""
-        return json.loads(self.out)
+        """What --json printed; fails when stdout carries anything else, or what the schema does not allow."""
+        envelope: dict[str, Any] = json.loads(self.out)
+        envelopes.check(envelope)
+        return envelope
 
     @property
     def said(self) -> str:

@@ -1,8 +1,6 @@
-"""models list, pull, verify and remove: base models on this disk."""
+"""models list, pull, verify, remove and path: base models on this disk."""
 
-import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,7 +8,7 @@ import typer
 from unziplora_cli.cli.completion import model_names
 from unziplora_cli.cli.render import Table, size
 from unziplora_cli.cli.session import Session
-from unziplora_cli.errors import ModelError
+from unziplora_cli.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from unziplora_cli.cache import Model
@@ -21,6 +19,7 @@ MODEL = typer.Argument(
     show_default=False,
     autocompletion=model_names,
 )
+PULL = "unziplora models pull"
 ANY_MODEL = typer.Argument(
     metavar="MODEL",
     help="mini, sdxl, owner/name[@revision] or a folder.",
@@ -37,6 +36,7 @@ def register(app: typer.Typer) -> None:
     group.command("pull")(pull)
     group.command("verify")(verify)
     group.command("remove")(remove)
+    group.command("path")(path)
     app.add_typer(group, name="models", rich_help_panel="Models")
 
 
@@ -47,7 +47,7 @@ def _name_the_command(ctx: typer.Context) -> None:
 
 def list_models(ctx: typer.Context) -> None:
     """List the bases that are on this disk."""
-    from unziplora_cli import cache
+    from unziplora_cli import cache, paths
 
     session: Session = ctx.obj
     models = cache.list_models()
@@ -56,53 +56,80 @@ def list_models(ctx: typer.Context) -> None:
             f"{model.spec} (built in)" if model.spec == "mini" else model.spec,
             (model.revision or "")[:12],
             size(model.bytes),
-            "incomplete: unziplora models verify " + model.spec if model.problem else "complete",
+            (model.last_used or "")[:10],
+            "incomplete" if model.problem else "complete",
         ]
         for model in models
     ]
+    notes = [f"{each.spec} is incomplete: {PULL} {each.spec}" for each in models if each.problem]
     if not any(model.spec == "sdxl" for model in models):
-        rows.append(["sdxl", "", "", "not on this disk: unziplora models pull sdxl"])
+        notes.append(f"sdxl is not on this disk: {PULL} sdxl")
     session.output.result(
-        {"models": [_summary(model) for model in models]},
-        table=Table(("model", "revision", "size", "state"), rows),
+        {"cache": str(paths.hub_cache()), "models": [_summary(model) for model in models]},
+        table=Table(("model", "revision", "size", "last used", "state"), rows),
+        text="\n".join(notes),
     )
 
 
-def pull(ctx: typer.Context, model: Annotated[str, MODEL]) -> None:
-    """Download a base into Hugging Face's cache; the only command that uses the network."""
+def pull(
+    ctx: typer.Context,
+    model: Annotated[str, MODEL],
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tokenizers",
+            help="Fetch nothing but the tokenizers, which a single-file base needs: a few MB.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Download a base into Hugging Face's cache, or go on with a download that was cut off."""
     session: Session = ctx.obj
-    if session.offline:
-        raise ModelError(
-            "Pulling a model needs the network.", hint="Leave out --offline and unset HF_HUB_OFFLINE."
-        )
-    os.environ["HF_HUB_OFFLINE"] = "0"
-    if session.output.quiet:
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    from unziplora_cli import cache
+    session.use_network("Pulling a model")
+    if only not in (None, "tokenizers"):
+        raise UsageError(f"--only cannot be {only!r}.", hint="Give --only tokenizers, or leave it out.")
+    from unziplora_cli import cache, hub, paths
 
-    download = cache.plan(model)
-    session.output.message(f"Fetching {download.id}: {len(download.files)} files, {size(download.bytes)}.")
-    pulled = cache.pull(download)
-    if pulled.problem:
-        raise ModelError(pulled.problem)
-    session.output.result(_summary(pulled), text=f"{model} is at {pulled.path}.")
-    if model == "sdxl":
+    download = hub.plan(model, only)
+    missing = download.missing()
+    rest = "" if missing == download.bytes else f", {size(missing)} of them still to come"
+    session.output.message(
+        f"{download.id}: {len(download.files)} files, {size(download.bytes)}{rest}; "
+        f"{size(hub.free_space())} are free at {paths.hub_cache()}."
+    )
+    folder = hub.pull(download)
+    pulled = cache.describe(folder)
+    if pulled.problem and not only:
+        raise ModelError(pulled.problem, hint=f"See what is there: unziplora models verify {model}")
+    what = f"The {only} of {model} are" if only else f"{model} is"
+    session.output.result(_summary(pulled), text=f"{what} at {folder}.")
+    if model == "sdxl" and not only:
         session.output.message(f"For fp16 on SDXL, also: unziplora models pull {cache.VAE_FIX}")
 
 
 def verify(ctx: typer.Context, model: Annotated[str, ANY_MODEL]) -> None:
-    """Check that a base is complete and its files are undamaged."""
+    """Check that a base is complete and that its files have the hub's hashes."""
     from unziplora_cli import cache
 
     session: Session = ctx.obj
-    found, problems = cache.verify(model)
-    if found.problem or problems:
-        damage = [f"{each.path} {each.reason}" for each in problems] or [found.problem.rstrip(".")]
-        hint = (
-            f"unziplora models remove {model}, then: unziplora models pull {model}" if found.revision else ""
-        )
-        raise ModelError(f"{model}: {'; '.join(damage)}.", hint=hint)
-    session.output.result(_summary(found), text=f"{model} is complete and undamaged.")
+    found = cache.verify(model)
+    if found.model.problem or found.problems:
+        damage = [f"{each.path} {each.reason}" for each in found.problems] or [
+            found.model.problem.rstrip(".")
+        ]
+        again = f"{PULL} {model}"
+        hint = f"unziplora models remove {model}, then: {again}" if found.problems else again
+        raise ModelError(f"{model}: {'; '.join(damage)}.", hint=hint if found.model.revision else "")
+    if found.checked:
+        how = f"{found.checked} files have the hub's hashes"
+    else:
+        how = "its files have no hash of the hub to compare with"
+    if found.checked and found.unchecked:
+        how += f"; {found.unchecked} have none to compare with"
+    session.output.result(
+        {**_summary(found.model), "checked": found.checked, "unchecked": found.unchecked},
+        text=f"{model} is complete: {how}.",
+    )
 
 
 def remove(
@@ -114,17 +141,40 @@ def remove(
     from unziplora_cli import cache
 
     session: Session = ctx.obj
-    cached = cache.find(model)
-    question = f"Delete {cached.id} ({size(cached.bytes())}) for every program that uses it?"
+    removal = cache.removal(cache.find(model))
+    found = removal.snapshot
+    shared = found.bytes() - removal.bytes
+    kept = f"; {size(shared)} stay, which other commits use" if shared > 0 else ""
+    question = f"Delete {found.id} for every program that uses it, and free {size(removal.bytes)}{kept}?"
     if not yes and not session.output.confirm(question, instead="--yes"):
         session.output.result({"removed": None}, text="Nothing was removed.")
         return
-    freed = cache.remove(cached)
+    removal.run()
     session.output.result(
-        {"removed": cached.id, "revision": cached.revision, "bytes": freed},
-        text=f"Removed {cached.id}; {size(freed)} are free again.",
+        {"removed": found.id, "revision": found.revision, "bytes": removal.bytes},
+        text=f"Removed {found.id}; {size(removal.bytes)} are free again.",
     )
 
 
+def path(
+    ctx: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="mini, sdxl or owner/name[@revision]; left out: the cache of all models.",
+            show_default=False,
+            autocompletion=model_names,
+        ),
+    ] = None,
+) -> None:
+    """Print the folder of a model, or of the whole cache."""
+    from unziplora_cli import cache, paths
+
+    session: Session = ctx.obj
+    folder = paths.hub_cache() if model is None else cache.locate(model)
+    session.output.result({"path": str(folder)}, text=str(folder))
+
+
 def _summary(model: "Model") -> dict[str, object]:
-    return {**asdict(model), "path": str(Path(model.path)), "complete": not model.problem}
+    return {**asdict(model), "path": str(model.path), "complete": not model.problem}

@@ -1,8 +1,10 @@
 """The one sink of everything that a command says, and the only module that knows Rich.
 
-Results go to stdout, progress and messages to stderr. With --json, stdout carries one envelope only.
+Results go to stdout, progress and messages to stderr. With --json, stdout carries one envelope only, which
+templates/envelope.schema.json describes.
 """
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ class Output:
         self.quiet = False
         self.verbose = False
         self.command = ""
+        self._warnings: list[str] = []
 
     def result(
         self,
@@ -45,7 +48,10 @@ class Output:
             self.console().print(text, markup=False, highlight=False, soft_wrap=True)
 
     def warning(self, text: str) -> None:
-        """Tell what the user should know; not silenced."""
+        """Tell what the user should know; not silenced, and part of the envelope with --json."""
+        if self.json:
+            self._warnings.append(text)
+            return
         from rich.text import Text
 
         self.console().print(Text.assemble(("Note: ", "yellow"), text), soft_wrap=True)
@@ -109,8 +115,19 @@ class Output:
     def _envelope(self, content: Mapping[str, Any]) -> None:
         import json
 
-        envelope = {"schema": ENVELOPE_SCHEMA, "command": self.command, **content}
-        print(json.dumps(envelope, ensure_ascii=False, indent=2, default=str))
+        about = {"schema": ENVELOPE_SCHEMA, "command": self.command, "warnings": self._warnings}
+        print(json.dumps(_plain({**about, **content}), ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: paths and the like as text, numbers that are not finite as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 class Table:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from unziplora_cli import paths, resources
+from unziplora_cli import resources
+from unziplora_cli.diffusion.snapshots import find as find_snapshot
 from unziplora_cli.errors import ModelError
 from unziplora_cli.method.blocks import SELECTIVE
 
@@ -35,7 +36,9 @@ SCHEDULERS = {
 }
 """Short names of samplers, and diffusers' class of each."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
+"""`owner/name`, or `owner/name@revision`."""
+
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
@@ -77,7 +80,8 @@ def resolve_base(
     """
     if spec is not None:
         return _find(spec), None
-    if _snapshot(SDXL_ID, SDXL_REVISION) is not None:
+    cached = find_snapshot(SDXL_ID, SDXL_REVISION)
+    if cached is not None and any(weight_files(cached.path / "unet")):
         return _find("sdxl"), None
     if not offline and (_gpu_present() if has_gpu is None else has_gpu):
         return _find("sdxl"), None
@@ -88,8 +92,11 @@ def resolve_base(
     )
 
 
-def check(folder: Path) -> None:
-    """Raise ModelError unless ``folder`` holds all parts of an SDXL-class pipeline, as safetensors."""
+def check(folder: Path, *, mend: str = "Fetch or export the base again, with all its parts.") -> None:
+    """Raise ModelError unless ``folder`` holds all parts of an SDXL-class pipeline, as safetensors.
+
+    ``mend`` is the hint for parts that are missing.
+    """
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
     kind = index.get("_class_name", "StableDiffusionXLPipeline")
     if not str(kind).startswith("StableDiffusionXL"):
@@ -97,16 +104,16 @@ def check(folder: Path) -> None:
     if not any((folder / part).is_dir() for part in WEIGHTS):
         raise ModelError(
             f"The folder {folder} is not a base: it has no {', '.join(WEIGHTS)} folders.",
-            hint="Give the folder of a whole pipeline in diffusers' layout.",
+            hint=mend,
         )
     missing = [part for part in _required_files(folder) if not (folder / part).is_file()]
     missing += [f"{part}/*.safetensors" for part in WEIGHTS if not weight_files(folder / part)]
     if missing:
-        pickled = any((folder / part).glob("*.bin") for part in WEIGHTS)
+        pickled = any(any((folder / part).glob("*.bin")) for part in WEIGHTS)
         hint = (
             "Weights in .bin files can run code when they are opened: convert the base to safetensors."
             if pickled and not any(weight_files(folder / part) for part in WEIGHTS)
-            else "Fetch or export the base again, with all its parts."
+            else mend
         )
         raise ModelError(f"The base {folder} lacks {', '.join(missing)}.", hint=hint)
     check_unet(folder, read_json(folder / "unet/config.json"))
@@ -145,7 +152,8 @@ def tokenizer_folder(base: BaseRef) -> Path:
     """
     if base.kind != "file":
         return base.path
-    snapshot = _snapshot(SDXL_ID, SDXL_REVISION) or _snapshot(SDXL_ID, None)
+    cached = find_snapshot(SDXL_ID)
+    snapshot = cached.path if cached else None
     if snapshot is None or not all((snapshot / name / "vocab.json").is_file() for name in TOKENIZERS):
         raise ModelError(
             f"The checkpoint {base.path.name} carries no tokenizers, and SDXL's are not on this disk.",
@@ -159,10 +167,10 @@ def find_vae(spec: str) -> Path:
     folder = Path(spec).expanduser()
     if not folder.is_dir():
         id, _, revision = spec.partition("@")
-        snapshot = _snapshot(id, revision or None) if _HUB_ID.fullmatch(spec) else None
+        snapshot = find_snapshot(id, revision or None) if HUB_ID.fullmatch(spec) else None
         if snapshot is None:
             raise ModelError(f"The VAE {spec} is not on this disk.", hint=f"unziplora models pull {spec}")
-        folder = snapshot
+        folder = snapshot.path
     if (folder / "vae/config.json").is_file():
         folder /= "vae"
     if not (folder / "config.json").is_file() or not weight_files(folder):
@@ -220,7 +228,7 @@ def _find(spec: str) -> BaseRef:
         path = path.resolve()
         _check_file(path)
         return BaseRef(spec, "file", str(path), path, None, None, _fingerprint(path))
-    if _HUB_ID.fullmatch(spec) and not spec.startswith("."):
+    if HUB_ID.fullmatch(spec) and not spec.startswith("."):
         id, _, revision = spec.partition("@")
         return _find_hub(spec, id, revision or None, None)
     raise ModelError(
@@ -230,29 +238,11 @@ def _find(spec: str) -> BaseRef:
 
 
 def _find_hub(spec: str, id: str, revision: str | None, variant: str | None) -> BaseRef:
-    folder = _snapshot(id, revision)
-    if folder is None:
+    snapshot = find_snapshot(id, revision)
+    if snapshot is None:
         raise BaseNotCached(spec, id, revision)
-    check(folder)
-    return BaseRef(spec, "hub", id, folder, folder.name, variant, folder.name)
-
-
-def _snapshot(id: str, revision: str | None) -> Path | None:
-    """The folder of a hub repository in Hugging Face's cache; no network.
-
-    Only some of a repository's files are ever pulled, which the hub's library may report as incomplete;
-    whether all parts are there is for :func:`check` to say.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = snapshot_download(id, revision=revision, cache_dir=paths.hub_cache(), local_files_only=True)
-    except HFValidationError:
-        return None
-    except LocalEntryNotFoundError as error:
-        folder = getattr(error, "snapshot_path", None)
-    return Path(folder) if folder else None
+    check(snapshot.path, mend=f"unziplora models pull {spec}")
+    return BaseRef(spec, "hub", id, snapshot.path, snapshot.revision, variant, snapshot.revision)
 
 
 def _gpu_present() -> bool:

@@ -1,0 +1,313 @@
+"""Downloads from a hub on this machine, by the program as a user starts it."""
+
+import json
+import logging
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli import envelopes
+from tests.hub_server import TOKEN, Hub, Repository, serving, sha256
+from tests.test_cache import sdxl_files
+from unziplora_cli import hub as hubs
+from unziplora_cli import paths
+from unziplora_cli.cli.app import run
+from unziplora_cli.diffusion import base
+
+UNET = "unet/diffusion_pytorch_model.fp16.safetensors"
+LARGE = bytes(range(256)) * 100_000  # more than two of the pieces in which the library reads
+PIECE = 10 * 2**20
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def result(self) -> dict[str, Any]:
+        envelope: dict[str, Any] = json.loads(self.out)
+        envelopes.check(envelope)
+        assert envelope["ok"], envelope
+        return envelope["result"]
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A hub with owner/name, which holds several variants of everything, and one large file."""
+    with serving() as served:
+        files = {**sdxl_files(), **sdxl_files(".safetensors"), **sdxl_files(".bin"), "README.md": b"Hello"}
+        served.repositories["owner/name"] = Repository(files)
+        yield served
+
+
+@pytest.fixture
+def program(hub: Hub) -> Callable[..., Ended]:
+    """Runs a command line in a process of its own, which finds this machine's hub through HF_ENDPOINT."""
+
+    def invoke(*arguments: str, **variables: str) -> Ended:
+        mine = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "PYTHONWARNINGS": "error", **variables}
+        ended = subprocess.run(
+            [sys.executable, "-m", "unziplora_cli", *arguments],
+            env=os.environ | mine,
+            capture_output=True,
+            text=True,
+        )
+        return checked(Ended(ended.returncode, ended.stdout, ended.stderr))
+
+    return invoke
+
+
+@pytest.fixture
+def unziplora(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ended]:
+    """Runs a command line in this process, where the hub's library was imported with other variables."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
+    # Its handler writes to the stderr that was there when it was made.
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "handlers", [])
+
+    def invoke(*arguments: str, **variables: str) -> Ended:
+        url = variables.get("HF_ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        template = url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        capsys.readouterr()
+        with monkeypatch.context() as environment:
+            for name, value in {"HF_HUB_OFFLINE": "0", **variables}.items():
+                environment.setenv(name, value)
+            code = run(list(arguments))
+        return checked(Ended(code, *capsys.readouterr()))
+
+    return invoke
+
+
+def checked(ended: Ended) -> Ended:
+    """What holds of every command."""
+    assert "Traceback" not in ended.err
+    assert TOKEN not in ended.out + ended.err
+    return Ended(ended.code, ended.out, " ".join(ended.err.split()))
+
+
+def cached() -> set[str]:
+    """The files of owner/name on this disk."""
+    folder = paths.hub_cache() / "models--owner--name/snapshots" / ("c" * 40)
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def blob(data: bytes) -> Path:
+    return paths.hub_cache() / "models--owner--name/blobs" / sha256(data)
+
+
+def test_pull_fetches_what_a_base_needs_and_the_base_is_found(hub, unziplora):
+    ended = unziplora("models", "pull", "owner/name")
+    assert ended.code == 0
+    assert "14 files" in ended.err
+    assert "are free at" in ended.err
+    assert cached() == set(sdxl_files())
+    assert all(each.token is None for each in hub.requests)
+    found, _ = base.resolve_base("owner/name", offline=True)
+    assert found.revision == "c" * 40
+    (paths.hub_cache() / "models--owner--name/refs/main").unlink()
+    assert base.resolve_base("owner/name", offline=True)[0] == found
+
+    hub.requests.clear()
+    again = unziplora("models", "pull", "owner/name", "--json").result
+    assert again["complete"]
+    assert not [each for each in hub.requests if "resolve" in each.path]
+
+
+def test_list_verify_path_and_remove_agree_on_it(hub, unziplora):
+    unziplora("models", "pull", "owner/name")
+    (mini, listed) = unziplora("models", "list", "--json").result["models"]
+    assert mini["spec"] == "mini"
+    assert (listed["spec"], listed["revision"], listed["complete"]) == ("owner/name", "c" * 40, True)
+    assert listed["last_used"].startswith("20")
+    files = set(sdxl_files().values())
+    assert listed["bytes"] == sum(map(len, files))
+    verified = unziplora("models", "verify", "owner/name", "--json").result
+    assert (verified["checked"], verified["unchecked"]) == (14, 0)
+    assert unziplora("models", "path", "owner/name").out.strip() == listed["path"]
+    assert unziplora("models", "path").out.strip() == str(paths.hub_cache())
+    removed = unziplora("models", "remove", "owner/name", "--yes", "--json").result
+    assert removed["bytes"] == listed["bytes"]
+    assert not Path(listed["path"]).exists()
+
+
+def test_a_dropped_connection_is_resumed_within_the_command(hub, unziplora):
+    hub.repositories["owner/name"].files[UNET] = LARGE
+    hub.cut[sha256(LARGE)] = [PIECE + 5_000_000]
+    assert unziplora("models", "pull", "owner/name").code == 0
+    first, second = hub.sent(sha256(LARGE))
+    assert (first.range, second.range) == (None, f"bytes={PIECE}-")
+    assert blob(LARGE).read_bytes() == LARGE
+
+
+def test_a_download_that_was_cut_off_goes_on_in_the_next_command(hub, unziplora):
+    """As after Ctrl-C or a power failure: the beginning of the file lies in the cache."""
+    hub.repositories["owner/name"].files[UNET] = LARGE
+    blob(LARGE).parent.mkdir(parents=True)
+    blob(LARGE).with_name(f"{sha256(LARGE)}.incomplete").write_bytes(LARGE[:1_234_567])
+    ended = unziplora("models", "pull", "owner/name")
+    assert ended.code == 0
+    assert "still to come" in ended.err
+    assert [each.range for each in hub.sent(sha256(LARGE))] == ["bytes=1234567-"]
+    assert blob(LARGE).read_bytes() == LARGE
+
+
+def test_what_was_cut_off_is_listed_counted_and_removed(hub, unziplora):
+    """The disk refuses to grow a file beyond 12 MB in the middle of the download."""
+    hub.repositories["owner/name"].files[UNET] = LARGE
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000_000, before[1]))
+    try:
+        ended = unziplora("models", "pull", "owner/name")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert ended.code == 4
+    assert "is full" in ended.err
+    assert "is kept" in ended.err
+    partial = blob(LARGE).with_name(f"{sha256(LARGE)}.incomplete").stat().st_size
+    assert partial >= PIECE
+    (_, listed) = unziplora("models", "list", "--json").result["models"]
+    assert not listed["complete"]
+    assert listed["bytes"] > partial
+    ended = unziplora("content", "fox", "--base", "owner/name")
+    assert ended.code == 3
+    with pytest.raises(base.ModelError) as error:
+        base.resolve_base("owner/name", offline=True)
+    assert error.value.hint == "unziplora models pull owner/name"
+    removed = unziplora("models", "remove", "owner/name", "--yes", "--json").result
+    assert removed["bytes"] == listed["bytes"]
+    assert not blob(LARGE).parent.parent.exists()
+
+
+def test_other_bytes_than_promised_are_refused_and_not_kept(hub, unziplora):
+    hub.repositories["owner/name"].files[UNET] = b"good bytes"
+    hub.broken.add(sha256(b"good bytes"))
+    ended = unziplora("models", "pull", "owner/name")
+    assert ended.code == 4
+    assert f"{UNET} of owner/name arrived damaged" in ended.err
+    assert not list(blob(b"").parent.glob(f"{sha256(b'good bytes')}*"))
+    hub.broken.clear()
+    assert unziplora("models", "pull", "owner/name").code == 0
+
+
+def test_a_connection_that_keeps_dropping_ends_in_one_message(hub, unziplora):
+    hub.repositories["owner/name"].files[UNET] = LARGE
+    hub.cut[sha256(LARGE)] = [1000] * 100
+    ended = unziplora("models", "pull", "owner/name")
+    assert ended.code == 4
+    assert "Cannot fetch owner/name" in ended.err
+    assert len(hub.sent(sha256(LARGE))) > 1
+
+
+def test_a_private_model_needs_the_token_which_goes_to_the_hub_alone(hub, unziplora):
+    hub.repositories["owner/name"].private = True
+    ended = unziplora("models", "pull", "owner/name")
+    assert ended.code == 4
+    assert "or it is private" in ended.err
+    assert "HF_TOKEN" in ended.err
+    assert unziplora("models", "pull", "owner/name", HF_TOKEN=TOKEN).code == 0
+    assert {each.token for each in hub.requests if each.host == "localhost"} == {None}
+    assert all(
+        TOKEN.encode() not in path.read_bytes() for path in paths.hub_cache().rglob("*") if path.is_file()
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "spec", "variables", "says"),
+    [
+        ({}, "owner/nothing", {}, "no model owner/nothing"),
+        ({}, "owner/nothing", {"HF_TOKEN": TOKEN}, "no model owner/nothing"),
+        ({}, "owner/name", {"HF_TOKEN": "hf_wrong"}, "no token, or not the right one"),
+        ({}, "owner/name@v9", {}, "no such revision"),
+        ({"gated": True}, "owner/name", {}, "accept its terms"),
+        ({}, "owner/name", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "Cannot fetch owner/name"),
+        ({}, "owner/name", {"HF_HUB_OFFLINE": "1"}, "needs the network"),
+    ],
+)
+def test_every_refusal_is_one_message_and_leaves_no_model(hub, unziplora, change, spec, variables, says):
+    for name, value in change.items():
+        setattr(hub.repositories["owner/name"], name, value)
+    ended = unziplora("models", "pull", spec, **variables)
+    assert (ended.code, ended.out) == (4, "")
+    assert says in ended.err
+    assert "->" in ended.err
+    assert "hf_wrong" not in ended.err
+    assert "Signature" not in ended.err
+    assert cached() == set()
+    if "HF_HUB_OFFLINE" in variables:
+        assert hub.requests == []
+
+
+def test_offline_acts_before_the_library_is_imported(hub):
+    """The hub's library reads the variable when it is imported."""
+    program = (
+        "from unziplora_cli.cli.app import run\n"
+        "import sys\n"
+        "assert 'huggingface_hub' not in sys.modules\n"
+        "run(['--offline', 'models', 'list'])\n"
+        "from huggingface_hub import constants\n"
+        "print(constants.HF_HUB_OFFLINE)"
+    )
+    variables = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout.splitlines()[-1] == "True"
+    assert hub.requests == []
+
+
+def test_the_places_that_the_variables_name_are_used(hub, program, tmp_path):
+    home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_CACHE": ""}
+    assert program("models", "pull", "owner/name", **home).code == 0
+    assert (tmp_path / "home/hub/models--owner--name").is_dir()
+    assert program("models", "pull", "owner/name", HF_HUB_CACHE=str(tmp_path / "cache")).code == 0
+    assert (tmp_path / "cache/models--owner--name").is_dir()
+    assert cached() == set()
+
+
+def test_tokenizers_alone_are_a_few_files(hub, unziplora):
+    ended = unziplora("models", "pull", "owner/name", "--only", "tokenizers")
+    assert ended.code == 0
+    tokenizers = {f"{name}/{file}" for name in base.TOKENIZERS for file in ("vocab.json", "merges.txt")}
+    assert cached() == {"model_index.json", *tokenizers}
+    assert unziplora("models", "pull", "owner/name", "--only", "vae").code == 2
+
+
+def test_two_commits_share_their_equal_files(hub, unziplora):
+    unziplora("models", "pull", "owner/name")
+    hub.repositories["owner/name"] = Repository({**sdxl_files(), UNET: b"newer"}, commit="d" * 40)
+    unziplora("models", "pull", "owner/name")
+    specs = {each["spec"] for each in unziplora("models", "list", "--json").result["models"]}
+    old = f"owner/name@{'c' * 40}"
+    assert specs == {"mini", "owner/name", old}
+    ended = unziplora("models", "remove", old)
+    assert f"free {len(sdxl_files()[UNET])} B" in ended.err
+    assert "other commits use" in ended.err
+    freed = unziplora("models", "remove", old, "--yes", "--json").result["bytes"]
+    assert freed == len(sdxl_files()[UNET])
+    assert unziplora("models", "verify", "owner/name").code == 0
+
+
+def test_what_a_download_would_fetch_is_known_without_fetching(hub, unziplora):
+    assert unziplora("models", "pull", "owner/name@main").code == 0
+    plan = hubs.plan("owner/name")
+    assert (plan.revision, plan.missing()) == ("c" * 40, 0)
+    assert plan.bytes == sum(map(len, sdxl_files().values()))

@@ -1,0 +1,230 @@
+"""The Hugging Face hub: what a model consists of there, and its files, fetched into the hub's own cache.
+
+Only this module and `push` use the network, and only when the user asks. The hub's library reads HF_ENDPOINT,
+HF_TOKEN, HF_HOME and HF_HUB_CACHE by itself.
+"""
+
+import errno
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+from unziplora_cli import paths
+from unziplora_cli.cache import hub_id
+from unziplora_cli.diffusion.snapshots import repository
+from unziplora_cli.errors import ModelError
+from unziplora_cli.project.files import sha256
+
+Part = Literal["tokenizers"]
+
+# What an SDXL-class model in diffusers' layout consists of, beside its weights; and a VAE of its own.
+_TEXTS = (
+    "model_index.json",
+    "config.json",
+    "*/config.json",
+    "*/*.index*.json",
+    "scheduler/scheduler_config.json",
+)
+_TOKENIZERS = ("model_index.json", "tokenizer*/*.json", "tokenizer*/*.txt")
+_WEIGHTS = ("", "unet/", "vae/", "text_encoder/", "text_encoder_2/")
+_NAMES = ("model", "diffusion_pytorch_model")
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file on the hub; large ones have a `sha256`, and the hash `blob` names it in the cache."""
+
+    name: str
+    bytes: int
+    blob: str
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Download:
+    """What `pull` would fetch: the files of one commit. `ref` is the branch or tag that was asked for."""
+
+    id: str
+    ref: str | None
+    revision: str
+    files: tuple[RemoteFile, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.bytes for file in self.files)
+
+    def missing(self) -> int:
+        """Bytes that are not in the cache yet."""
+        blobs = repository(self.id) / "blobs"
+        return sum(_missing(blobs, file) for file in self.files)
+
+
+def plan(spec: str, only: Part | None = None) -> Download:
+    """Ask the hub what `sdxl`, `owner/name` or `owner/name@revision` consists of; raises ModelError."""
+    id, revision = hub_id(spec)
+    with hub_errors(id):
+        from huggingface_hub import HfApi
+
+        info: Any = HfApi().model_info(id, revision=revision, files_metadata=True)
+    found = {file.rfilename: file for file in info.siblings or ()}
+    names = choose_files(found, only)
+    if only is None and not any(name.endswith(".safetensors") for name in names):
+        raise ModelError(
+            f"{id} has no safetensors in diffusers' layout.",
+            hint="If it is a single checkpoint, download the .safetensors yourself and give --base FILE.",
+        )
+    if not names:
+        raise ModelError(f"{id} has no {only} in diffusers' layout.", hint="unziplora models pull sdxl")
+    return Download(id, revision, info.sha, tuple(_remote(found[name]) for name in names))
+
+
+def choose_files(names: Iterable[str], only: Part | None = None) -> list[str]:
+    """The files that a base needs: of each part's weights one variant, fp16 where there is one."""
+    names = sorted(names)
+    texts = _TOKENIZERS if only == "tokenizers" else (*_TEXTS, *_TOKENIZERS)
+    chosen = [name for name in names if any(_matches(name, pattern) for pattern in texts)]
+    for part in () if only else _WEIGHTS:
+        for ending in (".fp16*.safetensors", ".safetensors", "-?????-of-?????.safetensors"):
+            found = [
+                name for name in names if any(_matches(name, f"{part}{stem}{ending}") for stem in _NAMES)
+            ]
+            if found:
+                chosen += found
+                break
+    return chosen
+
+
+def free_space() -> int:
+    """Bytes that are free where the cache is."""
+    cache = paths.hub_cache().absolute()
+    return shutil.disk_usage(next(each for each in (cache, *cache.parents) if each.exists())).free
+
+
+def pull(download: Download) -> Path:
+    """Fetch what is missing of a download into Hugging Face's cache; returns its folder. Raises ModelError.
+
+    The small files come first, so that a download that is cut off is known for what it is. Large files are
+    resumed where they were cut off, and compared with the hub's SHA-256.
+    """
+    cache, missing, free = paths.hub_cache(), download.missing(), free_space()
+    if missing > free:
+        raise ModelError(
+            f"{download.id} needs {missing / 1e9:.1f} GB more, but {cache} has {free / 1e9:.1f} GB free.",
+            hint="Make room, or point HF_HOME at another disk.",
+        )
+    with hub_errors(download.id):
+        from huggingface_hub import hf_hub_download, snapshot_download
+
+        folder = snapshot_download(
+            download.id,
+            revision=download.ref,
+            allow_patterns=[file.name for file in download.files if not file.sha256],
+            cache_dir=cache,
+        )
+        for file in (file for file in download.files if file.sha256):
+            _fetch(download, file)
+            hf_hub_download(download.id, file.name, revision=Path(folder).name, cache_dir=cache)
+    return Path(folder)
+
+
+@contextmanager
+def hub_errors(id: str, doing: str = "fetch") -> Iterator[None]:
+    """Turn each of the hub's many errors into a ModelError."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        yield
+    except ModelError:
+        raise
+    except GatedRepoError as error:
+        raise ModelError(
+            f"{id} asks you to accept its terms first.",
+            hint=f"Open {constants.ENDPOINT}/{id}, accept, then: hf auth login",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ModelError(f"{id} has no such revision.", hint=f"See {constants.ENDPOINT}/{id}") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"There is no model {id} on the hub, or it is private.",
+            hint="For a private one: hf auth login, or set HF_TOKEN.",
+        ) from error
+    except Exception as error:  # the HTTP library beneath, and so its errors, differ between hub versions
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403):
+            raise ModelError(
+                f"The hub does not let you {doing} {id} ({status}): no token, or not the right one.",
+                hint="hf auth login, or set HF_TOKEN to a token that may.",
+            ) from error
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            raise ModelError(
+                f"The disk of {paths.hub_cache()} is full ({error.strerror}).",
+                hint="Make room and run the command again: what was fetched already is kept.",
+            ) from error
+        reason = re.sub(r"\?[^\s'\"]*", "", f"{type(error).__name__}: {error}".splitlines()[0])
+        raise ModelError(
+            f"Cannot {doing} {id} ({constants.ENDPOINT}): {reason}",
+            hint="Check the connection and run the command again: what was fetched already is kept."
+            if doing == "fetch"
+            else "Check the connection and run the command again.",
+        ) from error
+
+
+def _fetch(download: Download, file: RemoteFile) -> None:
+    """Fetch one large file, going on where it was cut off; the hub's library would start anew."""
+    from filelock import FileLock
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    folder = repository(download.id)
+    blob = folder / "blobs" / file.blob
+    lock = folder.parent / ".locks" / folder.name / f"{file.blob}.lock"  # the library's own
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        if blob.exists():
+            return
+        partial = blob.with_name(f"{file.blob}.incomplete")
+        with partial.open("ab") as stream:
+            if stream.tell() > file.bytes:
+                stream.truncate(0)
+            http_get(
+                hf_hub_url(download.id, file.name, revision=download.revision),
+                stream,
+                resume_size=stream.tell(),
+                headers=build_hf_headers(),
+                expected_size=file.bytes,
+                displayed_filename=file.name,
+            )
+        if sha256(partial) != file.sha256:
+            partial.unlink()
+            raise ModelError(
+                f"{file.name} of {download.id} arrived damaged: its SHA-256 is not the hub's.",
+                hint="Run the command again.",
+            )
+        partial.replace(blob)
+
+
+def _remote(sibling: Any) -> RemoteFile:
+    large = sibling.lfs["sha256"] if sibling.lfs else None
+    return RemoteFile(sibling.rfilename, sibling.size or 0, large or sibling.blob_id or "", large)
+
+
+def _missing(blobs: Path, file: RemoteFile) -> int:
+    if file.blob and (blobs / file.blob).exists():
+        return 0
+    partial = blobs / f"{file.blob}.incomplete"
+    return file.bytes - (partial.stat().st_size if partial.is_file() else 0)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Glob match in which `*` stays within one folder."""
+    return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
