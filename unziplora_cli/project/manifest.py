@@ -121,7 +121,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Schema 1. `created` is ISO 8601 in UTC; `training` is the resolved TrainConfig."""
+    """Schema 1. `created` is ISO 8601 in UTC; `training` is the resolved TrainConfig.
+
+    `vae` is the autoencoder that was trained with instead of the base's own.
+    """
 
     name: str
     created: str
@@ -138,6 +141,7 @@ class Manifest:
     steps_done: int
     state: Literal["complete", "interrupted"]
     artifacts: tuple[Artifact, ...]
+    vae: str | None = None
     peak_memory_bytes: int | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     evaluation: Evaluation | None = None
