@@ -259,6 +259,7 @@ def _manifest(
         steps_done=outcome.steps,
         state="interrupted" if result is None else "complete",
         artifacts=artifacts,
+        vae=order.vae,
         peak_memory_bytes=outcome.memory,
         metrics=metrics,
     )
