@@ -39,7 +39,8 @@ class TrainOrder:
     """One project to be made.
 
     ``pictures`` is one file, or a few that show the same subject in the same style; ``validation`` are the
-    prompts of the pictures drawn on the way, by default those of training.
+    prompts of the pictures drawn on the way, by default those of training. ``created`` is the time that the
+    files and the manifest tell, by default now: equal trainings of equal times make equal files.
     """
 
     name: str
@@ -52,6 +53,7 @@ class TrainOrder:
     vae: str | None = None
     validation: Prompts | None = None
     force: bool = False
+    created: str | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ def _metadata(order: TrainOrder) -> Mapping[str, Mapping[str, str]]:
             order.prompts,
             resolution=order.config.resolution,
             picture=order.pictures[0],
+            created=order.created,
         )
     )
 
@@ -245,7 +248,7 @@ def _manifest(
     metrics = _losses(result) if result is not None else {}
     return Manifest(
         name=order.name,
-        created=manifest.now(),
+        created=order.created or manifest.now(),
         tool_version=unziplora_cli.__version__,
         base=base_record(order.base),
         source=sources,
