@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +23,7 @@ from torch import Tensor
 from unziplora_cli.errors import AdapterError
 from unziplora_cli.formats import comfyui, diffusers, kohya
 from unziplora_cli.formats.foreign import refuse_foreign
+from unziplora_cli.formats.pairs import nonzero
 from unziplora_cli.formats.tensors import read_tensors, some, write_tensors
 from unziplora_cli.method.lora import LoRA, LoRAWeights
 
@@ -35,11 +36,16 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 @dataclass(frozen=True, slots=True)
 class LoadedLoRA:
-    """A LoRA in float32 on the CPU, its file's metadata, and the format it was in."""
+    """A LoRA in float32 on the CPU, and the file it was in.
+
+    ``scheme`` is the file's format, ``keys`` its tensors, ``dtype`` the coarsest number format of any.
+    """
 
     lora: dict[str, LoRAWeights]
     metadata: Mapping[str, str]
     scheme: str
+    keys: tuple[str, ...]
+    dtype: str
 
     @property
     def rank(self) -> int:
@@ -51,18 +57,20 @@ def read_lora(path: Path) -> LoadedLoRA:
     """Read a LoRA in any known format; raises AdapterError."""
     tensors, metadata = read_tensors(path)
     refuse_foreign(path.name, tensors)
+    lora: dict[str, LoRAWeights] = {}
+    scheme = "kohya"
     if kohya.recognises(tensors):
-        return LoadedLoRA(kohya.parse(tensors), metadata, kohya.scheme(tensors))
-    if comfyui.recognises(tensors):
-        return LoadedLoRA(comfyui.parse(tensors), metadata, "comfyui")
-    if diffusers.recognises(tensors):
-        return LoadedLoRA(diffusers.parse(tensors, metadata), metadata, diffusers.scheme(tensors))
-    if not tensors and ("ss_network_module" in metadata or "modelspec.architecture" in metadata):
-        return LoadedLoRA({}, metadata, "kohya")  # a LoRA that changes nothing
-    raise AdapterError(
-        f"{path.name} is not a LoRA in a known format; it holds {some(list(tensors)) or 'nothing'}.",
-        hint="Known: kohya's (lora_unet_down_blocks_...) and diffusers' (unet.down_blocks....).",
-    )
+        lora, scheme = kohya.parse(tensors), kohya.scheme(tensors)
+    elif comfyui.recognises(tensors):
+        lora, scheme = comfyui.parse(tensors), "comfyui"
+    elif diffusers.recognises(tensors):
+        lora, scheme = diffusers.parse(tensors, metadata), diffusers.scheme(tensors)
+    elif tensors or not {"ss_network_module", "modelspec.architecture"} & metadata.keys():
+        raise AdapterError(
+            f"{path.name} is not a LoRA in a known format; it holds {some(list(tensors)) or 'nothing'}.",
+            hint="Known: kohya's (lora_unet_down_blocks_...) and diffusers' (unet.down_blocks....).",
+        )
+    return LoadedLoRA(lora, metadata, scheme, tuple(tensors), _coarsest(tensors.values()))
 
 
 def write_lora(
@@ -90,3 +98,23 @@ def encode(lora: LoRA, scheme: Scheme, dtype: torch.dtype) -> tuple[dict[str, Te
             return diffusers.encode(lora, dtype)
         case "peft":
             return diffusers.encode_peft(lora, dtype)
+
+
+def exact_dtype(lora: LoRA) -> torch.dtype:
+    """The smallest number format in which a file of the scheme ``kohya`` holds a LoRA without rounding."""
+    layers = nonzero(lora)
+    for dtype in (torch.float16, torch.bfloat16):
+        again = kohya.parse(kohya.encode(lora, dtype)[0])
+        if all(
+            torch.equal(again[layer].down, weights.down) and torch.equal(again[layer].up, weights.up)
+            for layer, weights in layers.items()
+        ):
+            return dtype
+    return torch.float32
+
+
+def _coarsest(tensors: Iterable[Tensor]) -> str:
+    kinds = {tensor.dtype for tensor in tensors if tensor.is_floating_point() and tensor.ndim > 1}
+    if torch.bfloat16 in kinds:
+        return "bf16"
+    return "fp16" if torch.float16 in kinds else "fp32"
