@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unziplora_cli.cli.completion import project_names
+from unziplora_cli.cli.evaluate import evaluation_rows
 from unziplora_cli.cli.render import Table, duration, size
 from unziplora_cli.cli.session import Session
 from unziplora_cli.errors import ProjectError
@@ -80,6 +81,7 @@ def show(ctx: typer.Context, project: Annotated[str, NAME]) -> None:
         ["seed", str(manifest.seed)],
         *([each.role, f"{each.path}, {size(each.bytes)}"] for each in manifest.artifacts),
         *([name, f"{value:.4g}"] for name, value in manifest.metrics.items()),
+        *evaluation_rows(manifest.evaluation),
     ]
     data = {"folder": str(found.folder), "bytes": found.size(), "manifest": manifest.to_json()}
     session.output.result(data, table=Table((found.name, ""), rows))

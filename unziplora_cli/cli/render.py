@@ -31,14 +31,14 @@ class Output:
         data: Mapping[str, Any],
         *,
         text: str = "",
-        table: "Table | None" = None,
+        table: "Table | Sequence[Table] | None" = None,
     ) -> None:
-        """The result of a command: `data` with --json, else the table and the text."""
+        """The result of a command: `data` with --json, else the table or tables and the text."""
         if self.json:
             self._envelope({"ok": True, "result": data})
             return
-        if table is not None:
-            _print_table(self._console(), table)
+        for each in [table] if isinstance(table, Table) else table or ():
+            _print_table(self._console(), each)
         if text:
             self._console().print(text, markup=False, highlight=False, soft_wrap=True)
 

@@ -18,6 +18,7 @@ FILE_NAME = "manifest.json"
 
 Role = Literal["content", "style", "merge", "history"]
 Scalar = str | int | float | bool | None
+Unit = Literal["share", "likeness", "loss", "difference"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Artifact:
 class ScoreRecord:
     """One measured number of a project, beside the same number of the base alone where there is one.
 
-    `unit`: `share` of pictures that are right, `likeness` of two things (1: the same), `loss`, `difference`
+    `unit`: `share` of pictures or columns, `likeness` of two things (1: the same), `loss`, `difference`
     relative to what it is measured against. `about` is a sentence for people.
     """
 
@@ -77,7 +78,7 @@ class ScoreRecord:
     base: float | None
     higher_is_better: bool
     about: str
-    unit: Literal["share", "likeness", "loss", "difference"]
+    unit: Unit
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,226 @@
+"""Scores into words: what went wrong, and which option mends it.
+
+All thresholds stand here. Shares are of drawn pictures and are taken against the base's own where a score has
+one, so that a base that misses a context or a subject by itself is not blamed on the LoRAs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unziplora_cli.config import Words
+from unziplora_cli.evaluation import scores as names
+from unziplora_cli.project.manifest import ScoreRecord
+
+KEPT = 0.7
+"""Share of pictures that must show what a branch is there for."""
+LEAKED = 0.25
+"""Share of pictures, above the base's, from which a leak is one."""
+WORSE = 0.25
+"""Share of pictures by which a LoRA may fall behind the base in what was asked for."""
+IDENTITY = 0.4
+"""How far of the way from the base's likeness to the perfect one the content LoRA must come.
+
+With the built-in judge two pictures of one individual lie at 0.67 of it, and two of a kind at 0."""
+LEARNED = 0.1
+"""Share by which the denoising loss under the full prompt must fall below the base's."""
+SEPARATIONS = ("prompt_separation", "column_separation", "block_separation", "avoid_overlap")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be, and what mends it; ``minor`` leaves content and style apart."""
+
+    text: str
+    advice: str
+    minor: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the verdict is about: the scores by name, and what the project was trained with."""
+
+    scores: Mapping[str, ScoreRecord]
+    training: Mapping[str, Any]
+    words: Words
+    project: str
+
+    def above_base(self, name: str) -> float:
+        """How far a score lies above the base's."""
+        score = self.scores[name]
+        return score.value - (score.base or 0.0)
+
+    def low(self, name: str) -> bool:
+        """Whether too few pictures show what they should."""
+        return name in self.scores and self.scores[name].value < KEPT
+
+    def leaked(self, name: str) -> bool:
+        """Whether more pictures than the base's show what they should not."""
+        return name in self.scores and self.above_base(name) >= LEAKED
+
+    def worse(self, name: str) -> bool:
+        """Whether fewer pictures than the base's show what was asked for."""
+        return name in self.scores and self.above_base(name) <= -WORSE
+
+    def steps(self, factor: float) -> str:
+        """Other training steps as an option, in round numbers."""
+        steps = int(self.training.get("steps", 600)) * factor
+        return f"--steps {max(50, round(steps / 50) * 50)}"
+
+    def option(self, name: str, factor: float, most: float = 1.0) -> str:
+        """Another value of a training setting as an option."""
+        value = min(most, float(self.training.get(name, 0.0) or 0.0) * factor)
+        return f"--{name.replace('_', '-')} {value:.2g}"
+
+
+def judge(
+    scores: Sequence[ScoreRecord], training: Mapping[str, Any], words: Words, project: str
+) -> tuple[str, tuple[str, ...]]:
+    """The verdict in a sentence or two, and one piece of advice for each finding."""
+    case = Case({score.name: score for score in scores}, training, words, project)
+    findings = [finding for rule in RULES if (finding := rule(case)) is not None]
+    advice = tuple(f"{each.text[0].upper()}{each.text[1:]}: {each.advice}" for each in findings)
+    listed = "; ".join(each.text for each in findings)
+    if names.CONTENT_KEPT not in case.scores:
+        return _unseen(case, listed), advice
+    if not findings:
+        return "Content and style came apart.", ()
+    if all(each.minor for each in findings):
+        return f"Content and style came apart, but {listed}.", advice
+    return f"Content and style did not come apart: {listed}.", advice
+
+
+def _unseen(case: Case, listed: str) -> str:
+    """The verdict when nobody looked at pictures."""
+    if listed:
+        return f"Not well: {listed}."
+    loss = case.scores[names.LOSSES["full"]]
+    gain = 1.0 - loss.value / loss.base if loss.base else 0.0
+    return f"The picture was learned (loss {gain:.0%} below the base's). Nobody looked at drawn pictures."
+
+
+def _not_learned(case: Case) -> Finding | None:
+    loss = case.scores[names.LOSSES["full"]]
+    if not loss.base or loss.value < loss.base * (1.0 - LEARNED):
+        return None
+    return Finding(
+        "the picture was hardly learned",
+        f"train longer or faster: {case.steps(2.0)}, or "
+        f"{case.option('content_lr', 2.0)} {case.option('style_lr', 2.0)}.",
+    )
+
+
+def _style_leaks(case: Case) -> Finding | None:
+    if not case.leaked(names.STYLE_LEAKED):
+        return None
+    return Finding(
+        "style leaks into content",
+        f"{_separate(case)}try {case.steps(2 / 3)} or {case.option('content_lr', 0.5)}; "
+        f"or draw with: unziplora content {case.project} --content-strength 0.7",
+    )
+
+
+def _subject_leaks(case: Case) -> Finding | None:
+    if not case.leaked(names.SUBJECT_LEAKED):
+        return None
+    return Finding(
+        f"the {case.words.subject} leaks into style",
+        f"{_separate(case)}try {case.steps(2 / 3)} or {case.option('style_lr', 0.5)}; "
+        f"or draw with: unziplora style {case.project} --style-strength 0.7",
+    )
+
+
+def _content_lost(case: Case) -> Finding | None:
+    if not case.low(names.CONTENT_KEPT):
+        return None
+    text = f"the content LoRA loses the {case.words.subject}"
+    if case.worse(names.CONTENT_KEPT):  # the base alone draws it: the LoRA spoils that
+        return Finding(text, f"try {case.option('content_lr', 0.5)} or {case.steps(2 / 3)}.")
+    return Finding(text, f"try {case.steps(1.5)} or {case.option('content_lr', 2.0)}.")
+
+
+def _style_lost(case: Case) -> Finding | None:
+    if not case.low(names.STYLE_KEPT):
+        return None
+    return Finding(
+        f"the style LoRA has not learned {case.words.style}",
+        f"try {case.steps(1.5)} or {case.option('style_lr', 2.0)}.",
+    )
+
+
+def _others_lost(case: Case) -> Finding | None:
+    if not case.worse(names.OTHERS_DRAWN) or case.leaked(names.SUBJECT_LEAKED):
+        return None
+    return Finding(
+        "the style LoRA spoils other subjects",
+        f"try {case.option('style_lr', 0.5)} or {case.steps(2 / 3)}; "
+        f"or draw with: unziplora style {case.project} --style-strength 0.7",
+    )
+
+
+def _not_combined(case: Case) -> Finding | None:
+    if not case.low(names.BOTH) or case.low(names.CONTENT_KEPT) or case.low(names.STYLE_KEPT):
+        return None  # what a branch alone lacks is said of that branch
+    return Finding(
+        "the two together lose subject or style",
+        f"try {case.option('overlap_weight', 0.5, 1000.0)}; "
+        f"or draw with: unziplora combine {case.project} --no-merge",
+    )
+
+
+def _context_lost(case: Case) -> Finding | None:
+    if not case.worse(names.CONTEXT_OBEYED):
+        return None
+    return Finding(
+        "the content LoRA ignores where it is asked to be",
+        f"try {case.steps(2 / 3)}; or draw with: unziplora content {case.project} --content-strength 0.7",
+        minor=True,
+    )
+
+
+def _no_photo(case: Case) -> Finding | None:
+    if not case.worse(names.PLAIN) or case.leaked(names.STYLE_LEAKED):
+        return None
+    return Finding(
+        "the content LoRA's pictures are no plain photos any more",
+        f"try {case.steps(2 / 3)} or {case.option('content_lr', 0.5)}; "
+        f"or draw with: unziplora content {case.project} --content-strength 0.7",
+        minor=True,
+    )
+
+
+def _stranger(case: Case) -> Finding | None:
+    score = case.scores.get(names.IDENTITY)
+    if score is None or score.base is None:
+        return None
+    if any((case.low(names.CONTENT_KEPT), case.leaked(names.STYLE_LEAKED), case.worse(names.PLAIN))):
+        return None  # what mends that comes first, and is the contrary
+    if case.above_base(names.IDENTITY) >= IDENTITY * (1.0 - score.base):
+        return None
+    return Finding(
+        f"this very {case.words.subject} is hardly recognised",
+        f"give content more room: {case.option('column_ratio', 2.0)}, or {case.option('content_lr', 2.0)}.",
+        minor=True,
+    )
+
+
+def _separate(case: Case) -> str:
+    """Advice to switch on again what was switched off."""
+    off = [f"--no-{name.replace('_', '-')}" for name in SEPARATIONS if case.training.get(name) is False]
+    return f"train without {' '.join(off)}; or " if off else ""
+
+
+RULES: tuple[Callable[[Case], Finding | None], ...] = (
+    _not_learned,
+    _style_leaks,
+    _subject_leaks,
+    _content_lost,
+    _style_lost,
+    _others_lost,
+    _not_combined,
+    _no_photo,
+    _context_lost,
+    _stranger,
+)

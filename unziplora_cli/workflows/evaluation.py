@@ -1,0 +1,283 @@
+"""From a project to its separation report: measure, draw, look, judge, and write it into the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unziplora_cli import atomic, resources
+from unziplora_cli.config import SEED_MAX, GenerateConfig, Prompts, Studio
+from unziplora_cli.errors import ProjectError
+from unziplora_cli.fields import Checked, option
+from unziplora_cli.project import manifest
+from unziplora_cli.project.manifest import Evaluation, ScoreRecord
+from unziplora_cli.project.store import Project, ProjectStore, inside
+from unziplora_cli.workflows.drawing import DrawOrder, Shelf, pictures
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from unziplora_cli.diffusion.base import BaseRef
+    from unziplora_cli.diffusion.fuse import Branches
+    from unziplora_cli.diffusion.generate import Progress, Request
+    from unziplora_cli.evaluation.denoising import Denoised
+    from unziplora_cli.evaluation.scenes import Shot
+    from unziplora_cli.evaluation.viewer import View, Viewer
+
+SHEET = "evaluation.png"
+
+
+@dataclass(frozen=True)
+class EvalConfig(Checked):
+    """How thoroughly a project is looked at."""
+
+    count: int = option(
+        4,
+        "Pictures per purpose: content, content elsewhere, style, both; the base draws as many.",
+        min=1,
+        max=100,
+    )
+    draws: int = option(24, "Noise draws of the training picture.", min=1, max=1000)
+    seed: int = option(0, "Seed of every draw and picture.", min=0, max=SEED_MAX - 1000)
+
+
+@dataclass(frozen=True)
+class EvalOrder:
+    """One project to look at; ``drawing`` says how its pictures are drawn."""
+
+    project: str
+    base: BaseRef
+    config: EvalConfig
+    drawing: GenerateConfig
+    studio: Studio
+
+
+@dataclass(frozen=True)
+class Doing:
+    """How far an evaluation is."""
+
+    what: str
+    done: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The project with its evaluation in the manifest, and the sheet of what was drawn, if anything was."""
+
+    project: Project
+    evaluation: Evaluation
+    sheet: Path | None
+
+
+OnDoing = Callable[[Doing], None]
+
+
+def evaluate(order: EvalOrder, store: ProjectStore, on_doing: OnDoing = lambda doing: None) -> Evaluated:
+    """Measure how well the project's content and style came apart, and write that into its manifest.
+
+    The project stays locked meanwhile, so that what is written is true of its files. Raises ProjectError when
+    it is in use or lacks its picture or weights, ModelError, AdapterError, OutOfMemory.
+    """
+    with store.lock(order.project):
+        project = store.open(order.project)
+        order = replace(order, studio=_studio(order.studio, project))
+        if not project.manifest.source:
+            raise ProjectError(
+                f"The project {project.name!r} has no training picture, so nothing can be compared with it.",
+                hint="Only projects made by `unziplora train` can be evaluated.",
+            )
+        from unziplora_cli.evaluation.columns import by_block, read_columns
+        from unziplora_cli.evaluation.scenes import plan
+        from unziplora_cli.evaluation.scores import denoising_scores, picture_scores, weight_scores
+        from unziplora_cli.evaluation.verdict import judge
+
+        learned = Shelf().branches(DrawOrder(order.base, order.drawing, project, project))
+        training = _training_pictures(project)
+        scores = denoising_scores(_denoise(order, project, learned, training, on_doing))
+        viewer, missing = _viewer(order, project, training)
+        notes, sheet, count = (missing,) if missing else (), None, 0
+        if viewer is not None:
+            shots = plan(
+                project.manifest.words,
+                (viewer.subject, project.manifest.words.subject.lower()),
+                order.config.count,
+                order.config.seed,
+            )
+            ours, theirs = _draw(order, learned, shots, on_doing)
+            views, base_views = (
+                viewer.look(images, [shot.text for shot in shots]) for images in (ours, theirs)
+            )
+            scores = (*picture_scores(shots, views, base_views, viewer), *scores)
+            notes, count = viewer.notes, len(ours) + len(theirs)
+            sheet = project.folder / SHEET
+            _write_sheet(sheet, project, training[0], shots, (ours, views), (theirs, base_views))
+        layers = read_columns(learned)
+        scores = (*scores, *weight_scores(layers))
+        recipe, words = project.manifest.training, project.manifest.words
+        verdict, advice = judge(scores, recipe, words, project.name)
+        evaluation = Evaluation(
+            created=manifest.now(),
+            verdict=verdict,
+            advice=advice,
+            scores=tuple(map(_rounded, scores)),
+            columns=by_block(layers),
+            judge=viewer.name if viewer is not None else "",
+            notes=notes,
+            seed=order.config.seed,
+            pictures=count,
+        )
+        updated = store.update(project, replace(project.manifest, evaluation=evaluation))
+        return Evaluated(updated, evaluation, sheet)
+
+
+def _studio(studio: Studio, project: Project) -> Studio:
+    """The studio with the autoencoder that the project was trained with, unless the user names another."""
+    return replace(studio, vae=studio.vae or project.manifest.vae)
+
+
+def _training_pictures(project: Project) -> list[Image.Image]:
+    """The middle square of each training picture."""
+    from unziplora_cli.training.data import crop_boxes
+    from unziplora_cli.training.pictures import load_picture
+
+    found = []
+    for each in project.manifest.source:
+        image = load_picture(inside(project.folder, each.file)).image
+        left, top, right, bottom = crop_boxes(image.size, 1)[0]
+        found.append(image.crop((int(left), int(top), int(right), int(bottom))))
+    return found
+
+
+def _denoise(
+    order: EvalOrder,
+    project: Project,
+    learned: Branches,
+    training: Sequence[Image.Image],
+    on_doing: OnDoing,
+) -> dict[str, Denoised]:
+    """The training picture under every prompt, with the branches and with the base alone."""
+    import torch
+
+    from unziplora_cli.diffusion.base import native_resolution
+    from unziplora_cli.diffusion.device import memory_guard, pick_device, pick_dtype
+    from unziplora_cli.diffusion.fuse import Branches
+    from unziplora_cli.diffusion.generate import Request, free
+    from unziplora_cli.diffusion.load import load_vae
+    from unziplora_cli.evaluation.denoising import denoise
+    from unziplora_cli.training.data import encode_latents, prepare
+
+    side = int(project.manifest.training.get("resolution") or native_resolution(order.base))
+    device = pick_device(order.studio.device)
+    on_doing(Doing("encoding", 0, 1))
+    with memory_guard("Use another device (--device)."):
+        vae = load_vae(order.base, device=device, vae=order.studio.vae)
+        latents = torch.cat([encode_latents(vae, prepare(each, side, 1)).mean for each in training])
+        del vae
+        free(device)
+    settings = GenerateConfig(width=side, height=side)
+    prompts, alone = project.manifest.prompts, Branches()
+    one_prompt = {name: Prompts(text, text, text) for name, text in asdict(prompts).items()}
+    ways = {
+        **{f"{name} base": Request(each, alone, settings) for name, each in one_prompt.items()},
+        "content": Request(prompts, Branches(content=learned.content), settings),
+        "style": Request(prompts, Branches(style=learned.style), settings),
+        "full": Request(prompts, learned, settings),
+        "one file": Request(one_prompt["full"], learned, settings),
+    }
+    return denoise(
+        order.base,
+        ways,
+        latents,
+        count=order.config.draws,
+        seed=order.config.seed,
+        device=device,
+        dtype=pick_dtype(order.studio.precision, device),
+        batch_size=order.studio.batch_size,
+        rebuild=("full", "full base"),
+        on_way=lambda done: on_doing(Doing("measuring", done, len(ways))),
+    )
+
+
+def _viewer(order: EvalOrder, project: Project, training: Sequence[Image.Image]) -> tuple[Viewer | None, str]:
+    """Who looks at the pictures; without anybody, what to type to have somebody."""
+    from unziplora_cli.evaluation.viewer import JudgeViewer
+
+    if order.base.kind == "builtin":
+        return JudgeViewer(resources.judge(), training, project.manifest.words), ""
+    return None, "later"
+
+
+def _draw(
+    order: EvalOrder, learned: Branches, shots: Sequence[Shot], on_doing: OnDoing
+) -> tuple[list[Image.Image], list[Image.Image]]:
+    """Every shot drawn with its branches, and drawn by the base alone from the same words and noise."""
+    requests = [*_requests(order, shots, None), *_requests(order, shots, learned)]
+
+    def on_progress(progress: Progress) -> None:
+        if progress.phase == "draw":
+            on_doing(Doing("drawing", progress.picture + progress.step / progress.steps, progress.pictures))
+
+    drawn = [picture.image for picture in pictures(requests, order.base, order.studio, on_progress)]
+    return drawn[len(shots) :], drawn[: len(shots)]
+
+
+def _requests(order: EvalOrder, shots: Sequence[Shot], learned: Branches | None) -> Iterator[Request]:
+    """One request for neighbours that differ in their seed alone; without branches the base is asked."""
+    from unziplora_cli.diffusion.fuse import Branches
+    from unziplora_cli.diffusion.generate import Request
+    from unziplora_cli.evaluation.scenes import BRANCHES
+
+    def kind(shot: Shot) -> tuple[Any, ...]:
+        return shot.purpose, shot.prompts
+
+    for (purpose, prompts), group in groupby(shots, kind):
+        same = list(group)
+        settings = replace(order.drawing, count=len(same), seed=same[0].seed)
+        if learned is None:
+            text = same[0].text
+            yield Request(Prompts(text, text, text), Branches(), settings)
+        elif len(BRANCHES[purpose]) == 2:
+            yield Request(prompts, learned, settings)
+        else:
+            branch = BRANCHES[purpose][0]
+            yield Request(prompts, Branches(**{branch: getattr(learned, branch)}), settings)
+
+
+def _write_sheet(
+    path: Path,
+    project: Project,
+    training: Image.Image,
+    shots: Sequence[Shot],
+    *drawn: tuple[Sequence[Image.Image], Sequence[View]],
+) -> None:
+    """One row of what the branches drew and one of what the base did, for each purpose."""
+    from unziplora_cli.evaluation.scenes import PURPOSES
+    from unziplora_cli.report.sheet import Cell, Heading, contact_sheet
+
+    rows, headings = [], []
+    for purpose in PURPOSES:
+        for who, (images, views) in zip((purpose, "base alone"), drawn, strict=True):
+            rows.append(
+                [
+                    Cell(image, f"{shot.text}: {view.subject}, {view.style} {view.context}".strip())
+                    for shot, image, view in zip(shots, images, views, strict=True)
+                    if shot.purpose == purpose
+                ]
+            )
+            headings.append(Heading(who, group=purpose))
+    rows[0].insert(0, Cell(training, "the training picture"))
+    sheet = contact_sheet(
+        rows, title=f"{project.name}: what was drawn, and what was seen", row_headings=headings
+    )
+    with atomic.replacing(path) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+def _rounded(score: ScoreRecord) -> ScoreRecord:
+    """Five significant digits."""
+    base = None if score.base is None else float(f"{score.base:.5g}")
+    return replace(score, value=float(f"{score.value:.5g}"), base=base)
