@@ -112,3 +112,19 @@ def leftovers(own_home: Path) -> Callable[[], list[str]]:
         return sorted(str(path) for path in files if path.parts[0] != "locks" and path != Path("projects"))
 
     return look
+
+
+@pytest.fixture
+def refused(unziplora, leftovers) -> Callable[..., str]:
+    """Runs a command that must fail with ``code`` and leave the home as it was; returns what it said."""
+
+    def check(code: int, *arguments: object) -> str:
+        before = leftovers()
+        ended = unziplora(*arguments)
+        assert (ended.code, ended.out) == (code, "")
+        assert ended.err.count("Error: ") == 1
+        assert "Traceback" not in ended.err
+        assert leftovers() == before
+        return ended.said
+
+    return check

@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,24 +17,6 @@ from unziplora_cli.project.store import ProjectStore
 
 WORDS = ("--subject=fox", "--style=watercolor")
 QUICK = ("--steps=2", "--device=cpu")
-
-Check = Callable[..., str]
-
-
-@pytest.fixture
-def refused(unziplora, leftovers) -> Check:
-    """Runs a command that must fail with ``code`` and leave the home as it was; returns what it said."""
-
-    def check(code: int, *arguments: object) -> str:
-        before = leftovers()
-        ended = unziplora(*arguments)
-        assert (ended.code, ended.out) == (code, "")
-        assert ended.err.count("Error: ") == 1
-        assert "Traceback" not in ended.err
-        assert leftovers() == before
-        return ended.said
-
-    return check
 
 
 def png_header(width: int, height: int) -> bytes:
