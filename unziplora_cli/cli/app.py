@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from unziplora_cli import __version__
-from unziplora_cli.cli import demo, doctor, draw, evaluate, models, projects, train
+from unziplora_cli.cli import demo, doctor, draw, evaluate, models, projects, replay, train
 from unziplora_cli.cli.failures import describe
 from unziplora_cli.cli.overview import Program
 from unziplora_cli.cli.session import Session
@@ -33,6 +33,7 @@ projects.register(app)
 evaluate.register(app)
 models.register(app)
 doctor.register(app)
+replay.register(app)
 
 # Global options that a person may also write behind the command; True: an option that takes a value.
 _GLOBAL = {
