@@ -214,12 +214,3 @@ def test_files_that_are_no_checkpoint_are_explained(tmp_path: Path) -> None:
     save_file({"lora_unet_mid_block.lora_down.weight": torch.zeros(1)}, lora)
     with pytest.raises(ModelError, match="is a LoRA"):
         resolve_base(str(lora), offline=True)
-
-
-def test_a_checkpoint_file_borrows_the_tokenizers_of_sdxl(tmp_path: Path, tiny_base: Path) -> None:
-    base, _ = resolve_base(str(checkpoint(tmp_path / "x.safetensors", *SDXL_KEYS)), offline=True)
-    with pytest.raises(ModelError, match="tokenizers") as error:
-        bases.tokenizer_folder(base)
-    assert error.value.hint == "unziplora models pull sdxl"
-    folder = put_in_cache(tiny_base, bases.SDXL_ID, "ef" * 20)
-    assert bases.tokenizer_folder(base) == folder

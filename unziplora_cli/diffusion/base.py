@@ -8,7 +8,6 @@ this disk are looked at.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,9 +15,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unziplora_cli import resources
+from unziplora_cli.diffusion.shape import (
+    PREDICTIONS,
+    check_scheduler,
+    check_unet,
+    check_vae,
+    few_steps,
+    not_sdxl,
+    read_json,
+)
+from unziplora_cli.diffusion.single_file import TOKENIZERS, check_file, find_tokenizers, scheduler_config
 from unziplora_cli.diffusion.snapshots import find as find_snapshot
 from unziplora_cli.errors import ModelError
-from unziplora_cli.method.blocks import SELECTIVE
 
 SDXL_ID = "stabilityai/stable-diffusion-xl-base-1.0"
 SDXL_REVISION = "462165984030d82259a11f4367a4eed129e94a7b"
@@ -26,7 +34,6 @@ SDXL_CONFIG = Path(__file__).with_name("sdxl")
 """Component configurations of SDXL, for single checkpoint files, which carry none."""
 
 WEIGHTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-TOKENIZERS = ("tokenizer", "tokenizer_2")
 
 SCHEDULERS = {
     "euler": "EulerDiscreteScheduler",
@@ -39,6 +46,7 @@ SCHEDULERS = {
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 """`owner/name`, or `owner/name@revision`."""
 
+_FEW_STEPS = re.compile(r"(?i)turbo|lightning|lcm|hyper-?sd|dmd2")
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
@@ -79,7 +87,8 @@ def resolve_base(
     when it would have to be downloaded.
     """
     if spec is not None:
-        return _find(spec), None
+        found = _find(spec)
+        return found, _few_steps_note(found)
     cached = find_snapshot(SDXL_ID, SDXL_REVISION)
     if cached is not None and any(weight_files(cached.path / "unet")):
         return _find("sdxl"), None
@@ -100,7 +109,7 @@ def check(folder: Path, *, mend: str = "Fetch or export the base again, with all
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
     kind = index.get("_class_name", "StableDiffusionXLPipeline")
     if not str(kind).startswith("StableDiffusionXL"):
-        raise _not_sdxl(folder, f"its model_index.json says {kind}")
+        raise not_sdxl(folder, f"its model_index.json says {kind}")
     if not any((folder / part).is_dir() for part in WEIGHTS):
         raise ModelError(
             f"The folder {folder} is not a base: it has no {', '.join(WEIGHTS)} folders.",
@@ -116,7 +125,22 @@ def check(folder: Path, *, mend: str = "Fetch or export the base again, with all
             else mend
         )
         raise ModelError(f"The base {folder} lacks {', '.join(missing)}.", hint=hint)
-    check_unet(folder, read_json(folder / "unet/config.json"))
+    unet = read_json(folder / "unet/config.json")
+    check_unet(folder, unet)
+    check_scheduler(folder, read_json(folder / "scheduler/scheduler_config.json"))
+    check_vae(folder / "vae", read_json(folder / "vae/config.json"), unet["in_channels"])
+
+
+def check_trainable(base: BaseRef) -> None:
+    """Raise ModelError for a base that was distilled to draw in a few steps: training would undo that."""
+    reason = few_steps(config(base, "unet"), config(base, "scheduler"))
+    if reason:
+        raise ModelError(
+            f"The base {base.spec} cannot be trained on: {reason}, and training would make it forget to draw "
+            "in a few steps.",
+            hint="Train on the model that it was made from, as --base sdxl; "
+            f"then draw with --base {base.spec} --steps 4 --guidance 1.",
+        )
 
 
 def weight_files(part: Path) -> list[Path]:
@@ -137,7 +161,8 @@ def part_variant(part: Path, preferred: str | None) -> str | None:
 def config(base: BaseRef, part: str) -> Mapping[str, Any]:
     """The configuration of one part: ``unet``, ``vae``, ``scheduler``, ``text_encoder``, ..."""
     name = "scheduler_config.json" if part == "scheduler" else "config.json"
-    return read_json(config_folder(base) / part / name)
+    values = read_json(config_folder(base) / part / name)
+    return scheduler_config(base.path, values) if (base.kind, part) == ("file", "scheduler") else values
 
 
 def config_folder(base: BaseRef) -> Path:
@@ -146,20 +171,13 @@ def config_folder(base: BaseRef) -> Path:
 
 
 def tokenizer_folder(base: BaseRef) -> Path:
-    """The folder that holds ``tokenizer`` and ``tokenizer_2``; a single file borrows SDXL's from the cache.
+    """The folder that holds ``tokenizer`` and ``tokenizer_2``; a single file borrows SDXL's.
 
     Raises ModelError when they are not there.
     """
     if base.kind != "file":
         return base.path
-    cached = find_snapshot(SDXL_ID)
-    snapshot = cached.path if cached else None
-    if snapshot is None or not all((snapshot / name / "vocab.json").is_file() for name in TOKENIZERS):
-        raise ModelError(
-            f"The checkpoint {base.path.name} carries no tokenizers, and SDXL's are not on this disk.",
-            hint="unziplora models pull sdxl",
-        )
-    return snapshot
+    return find_tokenizers(base.path, config(base, "text_encoder")["vocab_size"])
 
 
 def find_vae(spec: str) -> Path:
@@ -181,6 +199,11 @@ def find_vae(spec: str) -> Path:
     return folder
 
 
+def predicts_velocity(base: BaseRef) -> bool:
+    """Whether the U-Net predicts the velocity, sqrt(a) noise - sqrt(1 - a) picture, and not the noise."""
+    return bool(config(base, "scheduler").get("prediction_type", PREDICTIONS[0]) == "v_prediction")
+
+
 def latent_factor(base: BaseRef) -> int:
     """Pixels per latent pixel along one side; 8 for SDXL."""
     return int(2 ** (len(config(base, "vae")["block_out_channels"]) - 1))
@@ -197,19 +220,17 @@ def scheduler_name(base: BaseRef, chosen: str | None = None) -> str:
     return chosen or next((name for name, known in SCHEDULERS.items() if known == kind), kind)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises ModelError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"Cannot read {path}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not valid JSON.", hint="The base is damaged; fetch it again.") from error
-    if not isinstance(value, dict):
-        raise ModelError(
-            f"{path} does not hold a configuration.", hint="The base is damaged; fetch it again."
-        )
-    return value
+def _few_steps_note(base: BaseRef) -> str | None:
+    """What to tell about a base that draws in a few steps, by its configuration or its name."""
+    why = few_steps(config(base, "unet"), config(base, "scheduler"))
+    if named := _FEW_STEPS.search(Path(base.id).name):
+        why = why or f"its name says {named[0]}"
+    if not why:
+        return None
+    return (
+        f"{base.spec} seems to be made for drawing in a few steps ({why}): draw with --steps 4 --guidance 1, "
+        "and train on the model that it was made from."
+    )
 
 
 def _find(spec: str) -> BaseRef:
@@ -226,7 +247,7 @@ def _find(spec: str) -> BaseRef:
         return BaseRef(spec, "folder", str(path), path, None, None, _fingerprint_folder(path))
     if path.is_file():
         path = path.resolve()
-        _check_file(path)
+        check_file(path)
         return BaseRef(spec, "file", str(path), path, None, None, _fingerprint(path))
     if HUB_ID.fullmatch(spec) and not spec.startswith("."):
         id, _, revision = spec.partition("@")
@@ -258,70 +279,6 @@ def _required_files(folder: Path) -> Iterator[str]:
         if not (folder / part / "tokenizer.json").is_file():
             yield f"{part}/vocab.json"
             yield f"{part}/merges.txt"
-
-
-def check_unet(folder: Path, unet: Mapping[str, Any]) -> None:
-    """Raise ModelError unless a U-Net of this configuration can take the method's layers."""
-    if unet.get("_class_name") != "UNet2DConditionModel":
-        raise _not_sdxl(folder, f"its denoiser is a {unet.get('_class_name')}, not a UNet2DConditionModel")
-    if unet.get("addition_embed_type") != "text_time":
-        raise _not_sdxl(folder, "its U-Net takes no pooled text and picture size")
-    if unet.get("in_channels") != unet.get("out_channels"):
-        raise _not_sdxl(
-            folder, "its U-Net takes a mask or picture beside the noise (an inpainting or edit model)"
-        )
-    attentions = list(_attentions(unet))
-    lacking = [block for block in SELECTIVE if not any(name.startswith(block) for name in attentions)]
-    if lacking:
-        raise _not_sdxl(folder, f"its U-Net has no attention at {', '.join(lacking)}")
-
-
-def _attentions(unet: Mapping[str, Any]) -> Iterator[str]:
-    """The names of the attention groups of a U-Net, from its configuration."""
-    layers = unet.get("layers_per_block", 2)
-    for side, extra in (("down", 0), ("up", 1)):
-        for i, block in enumerate(unet.get(f"{side}_block_types", ())):
-            if "CrossAttn" in block:
-                count = (layers if isinstance(layers, int) else layers[i]) + extra
-                yield from (f"{side}_blocks.{i}.attentions.{j}." for j in range(count))
-
-
-def _check_file(path: Path) -> None:
-    """Raise ModelError unless the file is an SDXL checkpoint in the original layout."""
-    from safetensors import SafetensorError, safe_open
-
-    if path.suffix != ".safetensors":
-        raise ModelError(
-            f"{path.name} is not a .safetensors file; other checkpoints can run code when they are opened.",
-            hint="Convert it to safetensors, or give a folder or a Hugging Face id.",
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            keys = set(file.keys())
-            first = "model.diffusion_model.input_blocks.0.0.weight"
-            channels = file.get_slice(first).get_shape()[1] if first in keys else None
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is damaged or cut short: {error}.", hint="Fetch the file again.") from error
-    if any("lora" in key for key in keys):
-        raise ModelError(f"{path.name} is a LoRA, not a base.", hint="unziplora import takes LoRAs.")
-    parts = {
-        "the U-Net": "model.diffusion_model.label_emb.0.0.weight",
-        "the first text encoder": "conditioner.embedders.0.transformer.",
-        "the second text encoder": "conditioner.embedders.1.model.",
-        "the VAE": "first_stage_model.decoder.",
-    }
-    missing = [part for part, prefix in parts.items() if not any(key.startswith(prefix) for key in keys)]
-    if missing:
-        raise _not_sdxl(path, f"it lacks {', '.join(missing)} of SDXL")
-    if channels != 4:
-        raise _not_sdxl(path, f"its U-Net takes {channels} channels (an inpainting or edit model)")
-
-
-def _not_sdxl(path: Path, why: str) -> ModelError:
-    return ModelError(
-        f"The base {path} is not of SDXL's shape: {why}.",
-        hint="Use SDXL or a model made from it: --base sdxl, or --base mini to try things out.",
-    )
 
 
 def _fingerprint_folder(folder: Path) -> str:

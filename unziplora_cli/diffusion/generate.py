@@ -18,6 +18,7 @@ from unziplora_cli.diffusion.base import BaseRef, latent_factor, native_resoluti
 from unziplora_cli.diffusion.conditioning import Conditioning
 from unziplora_cli.diffusion.device import memory_guard, settle_threads
 from unziplora_cli.diffusion.fuse import Branches, cache_text, check_fit, forget_text, fuse, restore
+from unziplora_cli.diffusion.latents import latent_scale
 from unziplora_cli.diffusion.load import load_scheduler, load_text_encoders, load_unet, load_vae
 from unziplora_cli.diffusion.prompts import TextEmbeddings, cut_note, encode, no_text
 from unziplora_cli.diffusion.sampling import sample, stack, unconditional
@@ -228,9 +229,10 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> list[Image.Image]:
     """Latents [n, channels, height, width] to RGB pictures, one at a time."""
     if max(latents.shape[-2:]) * 2 ** (len(vae.config.block_out_channels) - 1) > 2 * vae.config.sample_size:
         vae.enable_tiling()
+    shift, factor = (each.to(latents.device) for each in latent_scale(vae))
     pictures = []
     for latent in latents.split(1):
-        pixels = vae.decode(latent.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+        pixels = vae.decode((latent / factor + shift).to(vae.dtype), return_dict=False)[0]
         levels = (
             pixels.float().add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8)
         )  # [1, 3, height, width]

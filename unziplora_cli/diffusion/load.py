@@ -22,6 +22,7 @@ from unziplora_cli.diffusion.base import (
     TOKENIZERS,
     BaseNotCached,
     BaseRef,
+    check_vae,
     config,
     config_folder,
     find_vae,
@@ -83,6 +84,7 @@ def load_vae(
     with _loading(base, "VAE"):
         if vae is not None:
             folder = find_vae(vae)
+            check_vae(folder, read_json(folder / "config.json"), config(base, "unet")["in_channels"])
             variant = part_variant(folder, None)
             model = AutoencoderKL.from_pretrained(
                 folder, variant=variant, torch_dtype=dtype, use_safetensors=True, local_files_only=True

@@ -29,6 +29,12 @@ def min_snr_weight(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float) -> T
     return snr.clamp(max=gamma) / snr
 
 
+def min_snr_velocity_weight(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float) -> Tensor:
+    """min(SNR, gamma) / (SNR + 1) for velocity prediction (the same paper), [batch]; SNR may be 0."""
+    signal = alphas_cumprod[timesteps]
+    return torch.minimum(signal, gamma * (1.0 - signal))
+
+
 def overlap_penalty(layers: Iterable[DualLoRALinear]) -> Tensor:
     """How much content and style share columns: the mean over layers of mean(merge_c * merge_s) on open
     columns.

@@ -10,10 +10,10 @@ from torch import Tensor
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.diffusion.conditioning import Conditioning
 from unziplora_cli.method.layer import Mode
-from unziplora_cli.method.losses import min_snr_weight
+from unziplora_cli.method.losses import min_snr_velocity_weight, min_snr_weight
 from unziplora_cli.training.data import LatentDistribution
 from unziplora_cli.training.materials import Materials
-from unziplora_cli.training.noise import add_noise, draw
+from unziplora_cli.training.noise import add_noise, draw, velocity
 from unziplora_cli.training.priors import STREAMS
 from unziplora_cli.training.step import Batch
 
@@ -101,15 +101,18 @@ class BatchSource:
             bias=self.config.timestep_bias,
         )
         times = drawn.timesteps if timesteps is None else timesteps
-        noisy = add_noise(
-            latents.sample(drawn.crop, drawn.posterior), drawn.noise, self.alphas_cumprod, times
-        )
+        clean = latents.sample(drawn.crop, drawn.posterior)
+        noisy = add_noise(clean, drawn.noise, self.alphas_cumprod, times)
+        target = drawn.noise
+        if self.materials.velocity:
+            target = velocity(clean, drawn.noise, self.alphas_cumprod, times)
         weight = None
         if self.config.snr_gamma is not None:
-            weight = min_snr_weight(self.alphas_cumprod, times, self.config.snr_gamma).to(self.device)
+            weigh = min_snr_velocity_weight if self.materials.velocity else min_snr_weight
+            weight = weigh(self.alphas_cumprod, times, self.config.snr_gamma).to(self.device)
         return Batch(
             noisy=noisy.to(self.device, self.dtype),
-            target=drawn.noise.to(self.device),
+            target=target.to(self.device),
             timesteps=times.to(self.device),
             conditioning=conditioning,
             weight=weight,

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unziplora_cli.diffusion.latents import latent_scale
+
 
 @dataclass(frozen=True, slots=True)
 class LatentDistribution:
@@ -72,9 +74,9 @@ def crop_note(size: tuple[int, int], resolution: int, crops: int) -> str:
 def encode_latents(vae: Any, pixels: Tensor) -> LatentDistribution:
     """The VAE's posterior of ``pixels`` [crops, 3, H, W], one crop at a time, in the VAE's precision.
 
-    Mean and spread carry the VAE's scaling factor already; both are float32 on the CPU.
+    Mean and spread are scaled as the U-Net reads them; both are float32 on the CPU.
     """
     parts = [vae.encode(crop.to(vae.device, vae.dtype)).latent_dist for crop in pixels.split(1)]
     mean, std = (torch.cat([getattr(p, name) for p in parts]).float().cpu() for name in ("mean", "std"))
-    factor = float(vae.config.scaling_factor)
-    return LatentDistribution(mean * factor, std * factor)
+    shift, factor = latent_scale(vae)
+    return LatentDistribution((mean - shift) * factor, std * factor)

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from unziplora_cli.config import Prompts, TrainConfig
+from unziplora_cli.diffusion.base import predicts_velocity
 from unziplora_cli.diffusion.conditioning import Conditioning
 from unziplora_cli.diffusion.generate import free, time_ids
 from unziplora_cli.diffusion.load import load_text_encoders, load_vae
@@ -38,7 +39,7 @@ class Materials:
     ``latents`` has one entry per picture; ``priors`` one per branch that has class pictures. ``validation``
     says what the full, content and style validation pictures are told; ``empty`` what guidance moves away
     from, None for zeros; ``echo`` what an echo shows and what the content branch is told of it, None without
-    echoes.
+    echoes. ``velocity`` says that the base predicts the velocity and not the noise.
     """
 
     conditioning: Conditioning
@@ -47,6 +48,7 @@ class Materials:
     validation: Mapping[str, Conditioning]
     empty: TextEmbeddings | None
     echo: tuple[Conditioning, Conditioning] | None = None
+    velocity: bool = False
 
 
 def gather(
@@ -98,6 +100,7 @@ def gather(
             "style": _one(texts[shown.style], ids),
         },
         empty=texts.get(_NO_TEXT),
+        velocity=predicts_velocity(request.base),
         echo=(_one(texts[echo], ids), _one(texts[request.prompts.content], ids)) if echo else None,
     )
 

@@ -75,6 +75,12 @@ def derive_seed(*numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
+def velocity(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
+    """sqrt(a) * noise - sqrt(1 - a) * latents (Salimans and Ho, arXiv 2202.00512)."""
+    kept = alphas_cumprod[timesteps].view(-1, 1, 1, 1).to(latents.dtype)  # [batch, 1, 1, 1]
+    return kept.sqrt() * noise - (1.0 - kept).sqrt() * latents
+
+
 def add_noise(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
     """sqrt(a) * latents + sqrt(1 - a) * noise, with a = ``alphas_cumprod`` at each picture's timestep."""
     kept = alphas_cumprod[timesteps].view(-1, 1, 1, 1).to(latents.dtype)  # [batch, 1, 1, 1]

@@ -92,6 +92,9 @@ def train(order: TrainOrder, store: ProjectStore) -> Iterator[Event | Trained]:
     other failure nothing is left behind. Raises every error of training, and ProjectError when the name is
     taken or the disk refuses.
     """
+    from unziplora_cli.diffusion.base import check_trainable
+
+    check_trainable(order.base)
     if int(os.environ.get("RANK", "0")) > 0:
         with tempfile.TemporaryDirectory() as scratch:
             yield from _learn(order, Path(scratch), _Outcome())
