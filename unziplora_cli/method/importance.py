@@ -25,14 +25,15 @@ def column_scores(
       Its fp16 gradients still carry the factor of loss scaling at that moment; ``loss_scale`` states it;
     - ``magnitude``: the mean of ``|W * dW|[i, j]`` over the rows, free of threshold and scale.
 
-    Returns [out]. The two [in, out] matrices live only inside this call.
+    What is no finite number counts nothing. Returns [out]. The two [in, out] matrices live only inside this
+    call.
     """
     down, up = branch.down, branch.up
     if down.grad is None or up.grad is None:
         raise RuntimeError("column_scores needs the gradients of a backward pass")
     weight = down.T @ up.T  # [in, out]
     change = (down.grad.T @ up.T + down.T @ up.grad.T) * branch.merge
-    saliency = (weight * change).abs_()
+    saliency = (weight * change).abs_().nan_to_num_(nan=0.0, posinf=0.0)
     if score == "magnitude":
         return saliency.mean(dim=0)
     return (saliency > threshold / loss_scale).sum(dim=0) / down.shape[1]

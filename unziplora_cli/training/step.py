@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from unziplora_cli.diffusion.conditioning import Conditioning, predict_noise
 from unziplora_cli.method.layer import Mode
 from unziplora_cli.method.losses import denoising_loss, overlap_penalty
-from unziplora_cli.method.schedule import Schedule
+from unziplora_cli.method.schedule import Action, Schedule
 from unziplora_cli.method.separation import (
     Layers,
     Separation,
@@ -23,6 +23,9 @@ from unziplora_cli.method.separation import (
     merge_parameters,
     set_mode,
 )
+
+MOST_HALVINGS = 24
+"""Of fp16's loss scale, which starts at 2 to the 16, to find one at which no gradient overflows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,34 @@ class TrainingStep:
 
     def __call__(self, step: int, accumulated: Sequence[Sequence[Batch]]) -> StepResult:
         """Train on ``accumulated``: the parts whose gradients add up, each one batch plus its prior
-        batches."""
+        batches.
+
+        A step whose gradients score columns is made again when they overflowed in fp16: the loss scaler
+        leaves the first attempt out and halves its scale.
+        """
+        action = self.schedule.action(step)
+        loss, reconstruction, overlap = self._backward(step, accumulated)
+        if action in (Action.SCORE, Action.CHOOSE) and self.accelerator.scaler is not None:
+            for _ in range(MOST_HALVINGS):
+                if self._finite():
+                    break
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                loss, reconstruction, overlap = self._backward(step, accumulated)
+        self.separation.apply(action, self.layers)
+        grad_norm = nn.utils.clip_grad_norm_(self._parameters(), self.max_grad_norm)
+        self.optimizer.step()
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.lr_scheduler.step()
+        self.optimizer.zero_grad()
+        clamp_merge_weights(self.layers)
+        return StepResult(loss, reconstruction, overlap, grad_norm)
+
+    def _backward(
+        self, step: int, accumulated: Sequence[Sequence[Batch]]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Loss, reconstruction and overlap; their gradients, of all processes and unscaled, are in the
+        parameters."""
         zero = torch.zeros((), device=accumulated[0][0].noisy.device)
         loss, reconstruction, overlap = zero, zero, None
         share = 1.0 / len(accumulated)
@@ -89,21 +119,18 @@ class TrainingStep:
             self.accelerator.backward(part)
             loss = loss + part.detach()
         set_mode(self.layers, "both")
-
-        self.accelerator.unscale_gradients(self.optimizer)
         self._average_gradients()
-        self.separation.apply(self.schedule.action(step), self.layers)
-        grad_norm = nn.utils.clip_grad_norm_(self._parameters(), self.max_grad_norm)
-        self.optimizer.step()
-        self.lr_scheduler.step()
-        self.optimizer.zero_grad()
-        clamp_merge_weights(self.layers)
-        return StepResult(loss, reconstruction, None if overlap is None else overlap.detach(), grad_norm)
+        self.accelerator.unscale_gradients(self.optimizer)
+        return loss, reconstruction, None if overlap is None else overlap.detach()
 
     def _denoise(self, batch: Batch) -> Tensor:
         with self.accelerator.autocast():
             prediction = predict_noise(self.unet, batch.noisy, batch.timesteps, batch.conditioning)
         return denoising_loss(prediction, batch.target, batch.weight)
+
+    def _finite(self) -> bool:
+        gradients = [p.grad for p in self._parameters() if p.grad is not None]
+        return bool(nn.utils.get_total_norm(gradients).isfinite())
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
