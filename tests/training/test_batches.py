@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from tests.training.conftest import Parts
 from unziplora_cli.diffusion.conditioning import Conditioning
-from unziplora_cli.method.losses import min_snr_weight
+from unziplora_cli.method.losses import min_snr_velocity_weight, min_snr_weight
 from unziplora_cli.training.batches import BatchSource
 from unziplora_cli.training.data import LatentDistribution
 from unziplora_cli.training.materials import Materials, Prior
+from unziplora_cli.training.noise import draw
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.training.step import Batch
 
@@ -136,3 +138,28 @@ def test_snr_weights_follow_the_timesteps(source: Callable[..., BatchSource]) ->
     (batch,) = source(batch_size=3, snr_gamma=5.0)(1)[0]
     assert batch.weight is not None
     assert torch.equal(batch.weight, min_snr_weight(ALPHAS, batch.timesteps, 5.0))
+
+
+@pytest.mark.parametrize("velocity", [False, True])
+def test_the_target_is_what_diffusers_says_that_the_base_predicts(
+    source: Callable[..., BatchSource], velocity: bool
+) -> None:
+    noising = DDPMScheduler(trained_betas=(1 - ALPHAS / torch.cat([torch.ones(1), ALPHAS[:-1]])).tolist())
+    batches = source(batch_size=2)
+    batches.materials = replace(batches.materials, velocity=velocity)
+    (batch,) = batches(4)[0]
+    drawn = draw(batches.config.seed, 4, 0, 2, (4, 8, 8), 3)
+    clean = batches.materials.latents[0].sample(drawn.crop, drawn.posterior)
+    noisy = noising.add_noise(clean, drawn.noise, batch.timesteps)
+    torch.testing.assert_close(batch.noisy, noisy, rtol=1e-3, atol=1e-3)
+    expected = noising.get_velocity(clean, drawn.noise, batch.timesteps) if velocity else drawn.noise
+    torch.testing.assert_close(batch.target, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_weight_of_a_velocity_is_that_of_the_same_error_in_the_noise() -> None:
+    """An error e in the velocity is an error sqrt(a) e in the noise."""
+    times = torch.tensor([0, 300, 999])
+    noise, velocity = min_snr_weight(ALPHAS, times, 5.0), min_snr_velocity_weight(ALPHAS, times, 5.0)
+    torch.testing.assert_close(velocity, noise * ALPHAS[times])
+    pure = torch.tensor([0.0])  # the last timestep of a schedule that ends in pure noise
+    assert min_snr_velocity_weight(pure, torch.tensor([0]), 5.0).tolist() == [0.0]

@@ -1,0 +1,55 @@
+"""A checkpoint file as base, from training to a picture, offline."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.cli.conftest import SETTINGS
+from tests.diffusion.checkpoint import write_checkpoint
+from unziplora_cli.diffusion import base as bases
+from unziplora_cli.report.png import read_parameters
+
+
+@pytest.fixture
+def file(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny base as one file, its sizes in the place of SDXL's."""
+    only = shutil.ignore_patterns("*.safetensors", "tokenizer*")
+    monkeypatch.setattr(bases, "SDXL_CONFIG", shutil.copytree(tiny_base, tmp_path / "sizes", ignore=only))
+    return write_checkpoint(tiny_base, tmp_path / "photo.safetensors")
+
+
+@pytest.mark.parametrize("mark", ["", "v_pred"])
+def test_a_single_file_is_trained_on_and_drawn_with(
+    unziplora, file, photos, tiny_base, monkeypatch, tmp_path, mark
+):
+    if mark:
+        weights = load_file(file)
+        save_file(weights | {mark: weights["model.diffusion_model.out.2.bias"][:0]}, file)
+    settings = [f"--{name}={value}" for name, value in {"base": file, **SETTINGS}.items()]
+    train = ["train", photos / "fox.png", "--subject=fox", "--style=ink", *settings]
+
+    ended = unziplora("--offline", *train)
+    assert ended.code == 4
+    assert "unziplora models pull sdxl --only tokenizers" in ended.said
+
+    monkeypatch.setenv("UNZIPLORA_TOKENIZERS", str(tiny_base))
+    assert unziplora("--offline", *train).code == 0
+    ended = unziplora("content", "fox", "--steps=2", "--device=cpu", "--out", tmp_path / "fox.png")
+    assert ended.code == 0
+    told = read_parameters(tmp_path / "fox.png")["base"]
+    assert (told["kind"], told["id"]) == ("file", str(file))
+
+
+def test_a_few_step_base_is_refused_for_training_before_anything_is_made(
+    unziplora, photos, tiny_base, tmp_path, leftovers
+):
+    turbo = shutil.copytree(tiny_base, tmp_path / "turbo")
+    scheduler = turbo / "scheduler/scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace('"leading"', '"trailing"'))
+    settings = [f"--{name}={value}" for name, value in {"base": turbo, **SETTINGS}.items()]
+    ended = unziplora("train", photos / "fox.png", "--subject=fox", "--style=ink", *settings)
+    assert ended.code == 4
+    assert "cannot be trained on" in ended.said
+    assert leftovers() == []
