@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from unziplora_cli import __version__
-from unziplora_cli.cli import demo, doctor, draw, evaluate, models, projects, replay, train
+from unziplora_cli.cli import demo, doctor, draw, evaluate, models, projects, replay, report, train
 from unziplora_cli.cli.failures import describe
 from unziplora_cli.cli.overview import Program
 from unziplora_cli.cli.session import Session
@@ -30,6 +30,7 @@ train.register(app)
 draw.register(app)
 demo.register(app)
 projects.register(app)
+report.register(app)
 evaluate.register(app)
 models.register(app)
 doctor.register(app)

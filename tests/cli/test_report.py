@@ -1,0 +1,61 @@
+"""report from the command line."""
+
+import webbrowser
+from pathlib import Path
+
+import pytest
+
+from tests.full_project import fill
+
+
+def test_a_trained_project_gets_its_page(unziplora, two_projects):
+    ended = unziplora("report", "fox", "--json")
+    made = ended.envelope["result"]
+    page = Path(made["report"])
+    assert ended.code == 0
+    assert page == two_projects / "projects" / "fox" / "report.html"
+    assert made == {
+        "report": str(page),
+        "bytes": page.stat().st_size,
+        "pictures": 1,
+        "notes": [],
+        "opened": False,
+    }
+    text = page.read_text(encoding="utf-8")
+    assert "a monadikos fox in watercolor style" in text
+    assert "How far off it still was" in text
+    assert "belongs to content" in text
+    assert unziplora("verify", "fox").code == 0
+
+
+def test_what_had_to_be_left_out_is_said(unziplora, make_project, tmp_path):
+    project = fill(make_project("fox"))
+    project.path("merge").unlink()
+    ended = unziplora("report", "fox", "--out", tmp_path)
+    assert ended.code == 0
+    assert f"{tmp_path / 'fox.html'}: 11 pictures" in ended.out
+    assert "There is no map of the columns." in ended.said
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_the_browser_is_asked_only_with_open(unziplora, make_project, monkeypatch, works):
+    asked = []
+    monkeypatch.setattr(webbrowser, "open", lambda address: asked.append(address) or works)
+    project = fill(make_project("fox"))
+    assert unziplora("report", "fox").code == 0
+    assert asked == []
+    ended = unziplora("report", "fox", "--open")
+    assert ended.code == 0
+    assert asked == [(project.folder / "report.html").as_uri()]
+    assert ("open the file yourself" in ended.said) is not works
+
+
+@pytest.mark.parametrize(("out", "code"), [("page.png", 2), ("page", 2), ("file.txt/page.html", 3)])
+def test_a_place_that_cannot_be_is_refused(unziplora, make_project, tmp_path, out, code):
+    fill(make_project("fox"))
+    (tmp_path / "file.txt").write_text("mine")
+    ended = unziplora("report", "fox", "--out", tmp_path / out)
+    assert ended.code == code
+    assert "->" in ended.err
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
+    assert unziplora("report", "nobody").code == 3

@@ -1,0 +1,123 @@
+"""A small project with everything in it that a report shows, and words that attack it."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from unziplora_cli.config import Prompts, Words
+from unziplora_cli.formats import write_lora
+from unziplora_cli.formats.merge import write_merge
+from unziplora_cli.method.lora import LoRAWeights
+from unziplora_cli.project import manifest
+from unziplora_cli.project.files import sha256
+from unziplora_cli.project.manifest import Artifact, Evaluation, Manifest, ScoreRecord
+from unziplora_cli.project.store import Project
+from unziplora_cli.report.png import save_png
+from unziplora_cli.training import history
+
+HOSTILE = Words(
+    subject="<script>alert('subject')</script>",
+    style='"><img src="http://style.example/x.png" onerror="alert(1)">',
+    trigger="</title><style>body{display:none}</style>",
+)
+PROMPTS = Prompts(
+    full="</pre><iframe src=//full.example></iframe>",
+    content="{{ 7 * 7 }} {% raw %} & é “quotes”",
+    style="</style><link rel=stylesheet href=http://style.example/x.css>",
+)
+SECRET = "a secret in the metadata"
+ORANGE, BLUE, GREEN = (230, 120, 20), (20, 90, 200), (30, 160, 60)
+
+OPEN = {
+    # Of 8 output columns: those of content, and those of style.
+    "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q": ((0, 1, 2), (2, 3)),
+    "down_blocks.1.attentions.0.transformer_blocks.10.attn1.to_q": ((0,), ()),
+    "down_blocks.1.attentions.0.transformer_blocks.2.attn1.to_q": ((), (7,)),
+    "up_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k": (tuple(range(8)), (4, 5)),
+}
+COLUMNS = 8
+MERGE = {"content": 0.25, "style": 0.75}
+
+
+def fill(project: Project) -> Project:
+    """Give a project of the tests real files: weights, history, pictures, scores and hostile words."""
+    folder = project.folder
+    Image.new("RGB", (96, 80), ORANGE).save(folder / "source.png")
+    _write_weights(folder)
+    history.append(folder / "history.csv", (_row(step) for step in range(1, 41)))
+    _draw(folder)
+    record = project.manifest
+    artifacts = [
+        *(_measured(folder, each) for each in record.artifacts),
+        _measured(folder, Artifact("history", "history.csv", "0" * 64, 0, "csv")),
+    ]
+    return rewrite(
+        project,
+        words=HOSTILE,
+        prompts=PROMPTS,
+        source=(replace(record.source[0], sha256=sha256(folder / "source.png")),),
+        artifacts=tuple(artifacts),
+        training={**record.training, "validate_every": 20, "from_the_future": "<b>"},
+        evaluation=Evaluation(
+            created="2025-01-03T00:00:00Z",
+            verdict="The style leaks into <content>.",
+            advice=("Train longer: <i>--steps 400</i>",),
+            scores=(
+                ScoreRecord("content kept", 0.75, 0.5, True, "Pictures with a <fox>.", "share"),
+                ScoreRecord("loss", 0.0123, None, False, "Error in finding the picture.", "loss"),
+            ),
+        ),
+    )
+
+
+def rewrite(project: Project, **changes: object) -> Project:
+    """The project with another manifest."""
+    new: Manifest = replace(project.manifest, **changes)
+    manifest.write(project.folder, new)
+    return replace(project, manifest=new)
+
+
+def _write_weights(folder: Path) -> None:
+    for branch, number in (("content", 0), ("style", 1)):
+        lora = {}
+        for layer, columns in OPEN.items():
+            up = torch.zeros(COLUMNS, 2)
+            up[list(columns[number])] = 1.0
+            lora[layer] = LoRAWeights(down=torch.ones(2, COLUMNS), up=up)
+        write_lora(folder / f"{branch}.safetensors", lora)
+    merges = ({layer: torch.full((COLUMNS,), value) for layer in OPEN} for value in MERGE.values())
+    write_merge(folder / "merge.safetensors", *merges)
+
+
+def _row(step: int) -> history.Row:
+    overlap = None if step % 20 < 3 else 1 / step
+    return history.Row(step, 1 / step, 1 / step, overlap, 0.1, 1 - step / 80, 1 - step / 60, 0.1)
+
+
+def _draw(folder: Path) -> None:
+    images, crossed = folder / "images", folder / "images" / "cross-001"
+    crossed.mkdir(parents=True)
+    prompts = {"full": PROMPTS.full, "content": PROMPTS.content, "style": PROMPTS.style}
+    for name, command in (
+        ("content-001", "content"),
+        ("style-001", "style"),
+        ("it's \"a\" <b>file & 'more'", None),
+    ):
+        parameters = {"command": command, "prompts": prompts, "seed": 7, "secret": SECRET}
+        save_png(Image.new("RGB", (64, 64), BLUE), images / f"{name}.png", parameters if command else {})
+    os.utime(images / "content-001.png", (1_000_000_000, 1_000_000_000))
+    Image.new("RGB", (400, 300), GREEN).save(crossed / "sheet.png")
+    Image.new("RGB", (64, 64), GREEN).save(crossed / "fox.png")
+    for step in (20, 40):
+        moment = folder / "validation" / f"step-{step:06d}"
+        moment.mkdir(parents=True)
+        for prompt in ("full", "content", "style"):
+            Image.new("RGB", (64, 64), BLUE).save(moment / f"{prompt}-0.png")
+
+
+def _measured(folder: Path, artifact: Artifact) -> Artifact:
+    path = folder / artifact.path
+    return replace(artifact, sha256=sha256(path), bytes=path.stat().st_size)

@@ -1,0 +1,178 @@
+"""Curves and bars as numbers for an SVG drawing: where each line runs and where the labels stand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+WIDTH, HEIGHT = 360.0, 220.0
+LEFT, RIGHT, TOP, BOTTOM = 42.0, 348.0, 12.0, 190.0
+"""The drawing in its own units, and the frame of its curves."""
+
+BUCKETS = 300
+"""A line has at most so many points."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A label at a place along an axis."""
+
+    place: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One curve as an SVG path, with its values at both ends; ``raw`` is it before smoothing, or empty."""
+
+    name: str
+    path: str
+    first: float
+    last: float
+    raw: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LineChart:
+    """Curves over the steps of a training."""
+
+    lines: tuple[Line, ...]
+    x: tuple[Tick, ...]
+    y: tuple[Tick, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """An upright bar that stands for ``count`` things."""
+
+    name: str
+    x: float
+    y: float
+    width: float
+    height: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Bars side by side, over a value from 0 to 1."""
+
+    bars: tuple[Bar, ...]
+    x: tuple[Tick, ...]
+    y: tuple[Tick, ...]
+
+
+Points = Sequence[tuple[int, float | None]]
+"""Steps and what was measured there; None where nothing was."""
+
+
+def line_chart(curves: Mapping[str, Points], *, smooth: bool, top: float | None = None) -> LineChart | None:
+    """Curves over their steps from zero up to ``top``, or as high as they need; None when there is no point.
+
+    With ``smooth`` each curve is a running mean over a twelfth of its length, and its raw values are kept.
+    """
+    thin = {name: _buckets(points) for name, points in curves.items()}
+    thin = {name: points for name, points in thin.items() if _values(points)}
+    values = [value for points in thin.values() for value in _values(points)]
+    if not values:
+        return None
+    last = max(1.0, *(step for points in thin.values() for step, _ in points))
+    if top is None:
+        top = sorted(values)[min(len(values) - 1, int(0.98 * len(values)))] * 1.1
+    top = top if top > 0 else 1.0
+
+    def path(points: Sequence[tuple[float, float | None]]) -> str:
+        return "".join(
+            f"{'L' if joined else 'M'}{_along(step / last):.1f} {_up(max(0.0, min(value / top, 1.0))):.1f}"
+            for joined, step, value in _joined(points)
+        )
+
+    lines = []
+    for name, raw in thin.items():
+        points = _smoothed(raw) if smooth else raw
+        known = _values(points)
+        lines.append(Line(name, path(points), known[0], known[-1], path(raw) if smooth else ""))
+    return LineChart(
+        tuple(lines),
+        tuple(Tick(_along(step / last), f"{step:,.0f}") for step in _round_steps(last, 4, whole=True)),
+        tuple(Tick(_up(value / top), f"{value:g}") for value in _round_steps(top, 4)),
+    )
+
+
+def histogram(groups: Mapping[str, Sequence[float]], bins: int = 20) -> Histogram | None:
+    """How often each value in [0, 1] occurs, the groups side by side; None when there is no value."""
+    counts = {name: _count(values, bins) for name, values in groups.items()}
+    highest = max((max(each) for each in counts.values()), default=0)
+    if highest == 0:
+        return None
+    slot = (RIGHT - LEFT) / bins
+    width = slot * 0.86 / len(counts)
+    bars = []
+    for place, (name, numbers) in enumerate(counts.items()):
+        for position, number in enumerate(numbers):
+            x = LEFT + slot * (position + 0.07) + place * width
+            y = _up(number / highest)
+            bars.append(Bar(name, round(x, 1), round(y, 1), round(width, 1), round(BOTTOM - y, 1), number))
+    return Histogram(
+        tuple(bars),
+        tuple(Tick(_along(value / 4), f"{value / 4:g}") for value in range(5)),
+        tuple(Tick(_up(count / highest), f"{count:,.0f}") for count in _round_steps(highest, 4, whole=True)),
+    )
+
+
+def _count(values: Sequence[float], bins: int) -> list[int]:
+    numbers = [0] * bins
+    for value in values:
+        numbers[min(bins - 1, max(0, int(value * bins)))] += 1
+    return numbers
+
+
+def _along(part: float) -> float:
+    return LEFT + part * (RIGHT - LEFT)
+
+
+def _up(part: float) -> float:
+    return BOTTOM - part * (BOTTOM - TOP)
+
+
+def _buckets(points: Points) -> list[tuple[float, float | None]]:
+    """At most BUCKETS points, each the mean of as many neighbours; what is unknown or infinite is a gap."""
+    size = max(1, math.ceil(len(points) / BUCKETS))
+    thin: list[tuple[float, float | None]] = []
+    for first in range(0, len(points), size):
+        part = points[first : first + size]
+        known = [value for _, value in part if value is not None and math.isfinite(value)]
+        thin.append((fmean(step for step, _ in part), fmean(known) if known else None))
+    return thin
+
+
+def _smoothed(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float | None]]:
+    reach = len(points) // 24
+    smooth: list[tuple[float, float | None]] = []
+    for index, (step, value) in enumerate(points):
+        near = [v for _, v in points[max(0, index - reach) : index + reach + 1] if v is not None]
+        smooth.append((step, None if value is None else fmean(near)))
+    return smooth
+
+
+def _joined(points: Sequence[tuple[float, float | None]]) -> Iterator[tuple[bool, float, float]]:
+    """The known points, each with whether the one before it is known too."""
+    before = None
+    for step, value in points:
+        if value is not None:
+            yield before is not None, step, value
+        before = value
+
+
+def _values(points: Sequence[tuple[float, float | None]]) -> list[float]:
+    return [value for _, value in points if value is not None]
+
+
+def _round_steps(end: float, about: int, *, whole: bool = False) -> list[float]:
+    """Round numbers from 0 to ``end``, at most ``about`` beside 0; with ``whole`` no fractions."""
+    power = 10.0 ** math.floor(math.log10(end / about))
+    step = next(factor * power for factor in (1, 2, 5, 10) if end / (factor * power) <= about)
+    step = max(1.0, step) if whole else step
+    return [number * step for number in range(math.floor(end / step * (1 + 1e-9)) + 1)]
