@@ -1,5 +1,6 @@
 """Documented, range-checked fields for the frozen dataclasses of a configuration."""
 
+import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields
@@ -9,6 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from unziplora_cli.errors import UsageError
 
 _LARGEST = 2**64
+_NO_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -68,12 +70,20 @@ def check_value(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> 
 
 
 def check_text(label: str, text: str) -> str:
-    """The text itself; raises UsageError for one that no file can hold, as from bytes that are no UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"The {label} holds bytes that are no text.", hint="Type it anew.") from error
+    """The text itself; raises UsageError when :func:`no_text` finds something in it."""
+    if found := no_text(text):
+        raise UsageError(f"The {label} holds {found!a}, which is no text.", hint="Type it anew.")
     return text
+
+
+def no_text(text: str) -> str | None:
+    """The first control character or lone surrogate of a text; tabs and ends of lines are fine.
+
+    Escape sequences could act on the terminal that shows the text, and surrogates, which stand for bytes that
+    are no UTF-8, cannot be written to a file.
+    """
+    found = _NO_TEXT.search(text)
+    return found.group() if found else None
 
 
 def plain_type(hint: Any) -> Any:

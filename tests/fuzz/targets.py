@@ -14,7 +14,7 @@ from typing import Any
 
 from unziplora_cli import config, resources, wording
 from unziplora_cli.cli import app
-from unziplora_cli.config import GenerateConfig, Prompts, TrainConfig, Words
+from unziplora_cli.config import GenerateConfig, TrainConfig, Words
 from unziplora_cli.diffusion import base
 from unziplora_cli.errors import UnziploraError
 from unziplora_cli.formats import read_lora
@@ -100,8 +100,8 @@ def _prompt(data: bytes, folder: Path) -> None:
     subject, style, trigger, prompt, *_ = [*_text(data).split("\n", 3), "", "", "", ""]
     words = Words(subject or "fox", style or "ink", trigger or "monadikos")
     made = wording.make_prompts(words, prompt, {"style": trigger or None})
-    assert all(text.strip() and text.encode() for text in asdict(made).values())
-    assert isinstance(made, Prompts)
+    assert made.full.strip()
+    assert all(text.encode().decode() == text for text in asdict(made).values())
 
 
 def _name(data: bytes, folder: Path) -> None:

@@ -100,6 +100,9 @@ def test_the_shipped_json_schema_and_the_reader_agree_on_every_missing_key(valid
         ("seed", True, "manifest.seed must be a whole number"),
         ("created", "yesterday", "yesterday"),
         ("created", "2025-01-02T03:04:05", "UTC"),
+        ("device", "\x1b[2J", "manifest.device holds '\\x1b', which is no text"),
+        ("device", "a\udcffb", "manifest.device holds '\\udcff'"),
+        ("source", [{"file": "a\0b"}], "manifest.source[0].file holds '\\x00'"),
         ("state", "half", "manifest.state must be one of complete, interrupted"),
         ("source", {}, "manifest.source must be a list"),
         ("artifacts", [{"role": "content"}], "manifest.artifacts[0] lacks the key 'path'"),
@@ -114,7 +117,7 @@ def test_a_wrong_value_is_named(valid, schema, tmp_path, key, value, says):
     assert says in bad({**valid, key: value}, tmp_path)
 
 
-@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "", ".", "C:\\x", "a\\b", "a\x00b"])
+@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "", ".", "C:\\x", "a\\b"])
 def test_a_path_that_leads_out_is_refused(valid, tmp_path, path):
     valid["artifacts"][0]["path"] = path
     assert "leads out of the project" in bad(valid, tmp_path)

@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from unziplora_cli.cli.render import Output, duration, size
+from unziplora_cli.cli.sanitize import shown
 
 if TYPE_CHECKING:
     from unziplora_cli.diffusion.generate import Progress
@@ -41,7 +42,7 @@ class Display:
     def say(self, text: str) -> None:
         """One line that stays."""
         if self.bar is not None:
-            self.bar.console.print(text, markup=False, highlight=False)
+            self.bar.console.print(shown(text), markup=False, highlight=False)
         else:
             self.output.message(text)
 

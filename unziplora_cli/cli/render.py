@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from unziplora_cli.cli.sanitize import shown, without_tokens
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -40,12 +42,12 @@ class Output:
         for each in [table] if isinstance(table, Table) else table or ():
             _print_table(self._console(), each)
         if text:
-            self._console().print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console().print(shown(text), markup=False, highlight=False, soft_wrap=True)
 
     def message(self, text: str) -> None:
         """Tell what is going on; silent with --quiet."""
         if not self.quiet:
-            self.console().print(text, markup=False, highlight=False, soft_wrap=True)
+            self.console().print(shown(text), markup=False, highlight=False, soft_wrap=True)
 
     def warning(self, text: str) -> None:
         """Tell what the user should know; not silenced, and part of the envelope with --json."""
@@ -54,14 +56,14 @@ class Output:
             return
         from rich.text import Text
 
-        self.console().print(Text.assemble(("Note: ", "yellow"), text), soft_wrap=True)
+        self.console().print(Text.assemble(("Note: ", "yellow"), shown(text)), soft_wrap=True)
 
     def error(self, error: BaseException, message: str, hint: str, exit_code: int) -> None:
         """Say what failed and what to do next; the traceback only with --verbose."""
         if self.verbose:
             import traceback
 
-            traceback.print_exception(error, file=sys.stderr)
+            print(without_tokens("".join(traceback.format_exception(error))), end="", file=sys.stderr)
         if self.json:
             failure = {"type": type(error).__name__, "message": message, "hint": hint, "exit_code": exit_code}
             self._envelope({"ok": False, "error": failure})
@@ -69,9 +71,9 @@ class Output:
         from rich.text import Text
 
         console = self.console()
-        console.print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=True)
+        console.print(Text.assemble(("Error: ", "bold red"), shown(message)), soft_wrap=True)
         if hint:
-            console.print(Text.assemble(("  -> ", "dim"), hint), soft_wrap=True)
+            console.print(Text.assemble(("  -> ", "dim"), shown(hint)), soft_wrap=True)
 
     def confirm(self, question: str, *, instead: str) -> bool:
         """Ask on the terminal; without one, raise UsageError that names the option to give `instead`."""
@@ -116,7 +118,8 @@ class Output:
         import json
 
         about = {"schema": ENVELOPE_SCHEMA, "command": self.command, "warnings": self._warnings}
-        print(json.dumps(_plain({**about, **content}), ensure_ascii=False, indent=2, allow_nan=False))
+        text = json.dumps(_plain({**about, **content}), ensure_ascii=False, indent=2, allow_nan=False)
+        print(without_tokens(text))
 
 
 def _plain(value: Any) -> Any:
@@ -147,7 +150,7 @@ def _print_table(console: "Console", table: Table) -> None:
     for index, column in enumerate(table.columns):
         drawn.add_column(column, no_wrap=index == 0, overflow="fold")
     for row in table.rows:
-        drawn.add_row(*(Text(cell) for cell in row))
+        drawn.add_row(*(Text(shown(cell)) for cell in row))
     console.print(drawn)
 
 

@@ -6,6 +6,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from math import isfinite
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from unziplora_cli.fields import no_text
+
 T = TypeVar("T")
 
 _KINDS: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -70,6 +72,6 @@ def _decode_scalar(kind: Any, value: Any, where: str) -> Any:
         value = float(value)
     if type(value) is not kind or (kind is float and not isfinite(value)):
         raise ValueError(f"{where} must be {_KINDS[kind]}")
-    if kind is str:
-        value.encode()  # a lone surrogate is no text; UnicodeEncodeError is a ValueError
+    if kind is str and (found := no_text(value)):
+        raise ValueError(f"{where} holds {found!a}, which is no text")
     return value
