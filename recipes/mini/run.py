@@ -172,6 +172,7 @@ def run(args: argparse.Namespace, stages: list[str]) -> None:
             max_steps=max_steps,
         )
         judge.save(work / "judge")
+        (args.out / "judge.tar").write_bytes(_tar(work / "judge"))
         report["judge"] = found
         say(f"judge done: {json.dumps(found)}")
         stages.remove("judge")
@@ -213,8 +214,6 @@ def run(args: argparse.Namespace, stages: list[str]) -> None:
             base, judge, device, steps=sampling
         )
         say(f"evaluated: {json.dumps(report['generated']['overall'])}")
-    if (work / "judge").exists():
-        (args.out / "judge.tar").write_bytes(_tar(work / "judge"))
     (args.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     say("all written")
 

@@ -1,0 +1,241 @@
+"""How well content and style come apart on the built-in base: methods side by side, named by the judge.
+
+    python benchmarks/quality.py --quick            # four pictures, three methods, a CPU, minutes
+    python benchmarks/quality.py --out results      # the table of benchmarks/README.md, one GPU, ten minutes
+    python benchmarks/quality.py --tune --out tuned # learning rates and steps, on pictures of their own
+
+Every method trains on the same pictures, with the same noise; all trainings of one shape run as one batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.separation import rows, verdict  # noqa: E402
+from benchmarks.separation.drawing import drawn, rebuilding_errors  # noqa: E402
+from benchmarks.separation.echoes import all_echoes  # noqa: E402
+from benchmarks.separation.methods import Drawing, Method, Trained, drawings  # noqa: E402
+from benchmarks.separation.scenes import Sample, gallery, real_photos, samples  # noqa: E402
+from benchmarks.separation.stack import Job, Stack  # noqa: E402
+from benchmarks.separation.tables import markdown, sheet  # noqa: E402
+from unziplora_cli import resources  # noqa: E402
+from unziplora_cli.diffusion.base import BaseRef, resolve_base  # noqa: E402
+from unziplora_cli.diffusion.generate import time_ids  # noqa: E402
+from unziplora_cli.diffusion.load import alphas_cumprod, load_text_encoders, load_unet, load_vae  # noqa: E402
+from unziplora_cli.diffusion.prompts import encode  # noqa: E402
+from unziplora_cli.evaluation.judge import Judge  # noqa: E402
+from unziplora_cli.threads import tame_openmp  # noqa: E402
+from unziplora_cli.training.data import encode_latents, prepare  # noqa: E402
+
+
+@dataclass
+class Bench:
+    """What all methods share: the pictures, the base, the judge."""
+
+    pictures: tuple[Sample, ...]
+    base: BaseRef
+    device: torch.device
+    dtype: torch.dtype
+    steps: int
+    guidance: float
+    chunk: int
+    each: int
+    begun: float
+
+    def __post_init__(self) -> None:
+        self.judge = Judge.load(resources.mini_base().parent / "judge").to(self.device)
+        self.vae = load_vae(self.base, device=self.device)
+        self._encoders = load_text_encoders(self.base, device=self.device, dtype=torch.float32)
+        self._texts: dict[str, tuple[Tensor, Tensor]] = {}
+        self.alphas = alphas_cumprod(self.base)
+        images = [Image.fromarray(each.picture()) for each in self.pictures]
+        found = [encode_latents(self.vae, prepare(image, 128, 1)) for image in images]
+        self.latents = torch.stack([torch.stack([each.mean[0], each.std[0]]) for each in found]).to(self.device)
+        self.galleries = [gallery(each, self.judge) for each in self.pictures]
+        self.say(f"{len(self.pictures)} pictures")
+
+    def say(self, text: str) -> None:
+        print(f"[{time.monotonic() - self.begun:5.0f}s] {text}", file=sys.stderr, flush=True)
+
+    def text(self, prompt: str) -> tuple[Tensor, Tensor]:
+        """The embeddings of a prompt, encoded once."""
+        if prompt not in self._texts:
+            found = encode(self._encoders, [prompt])
+            self._texts[prompt] = (found.tokens, found.pooled)
+        return self._texts[prompt]
+
+    def stack(self, jobs: Sequence[Job]) -> Stack:
+        """A fresh stack of trainings."""
+        unet = load_unet(self.base, device=self.device, dtype=self.dtype)
+        ids, config = time_ids(128, 128).to(self.device), jobs[0].config
+        echoes = None
+        if config.echoes:
+            contents = [job.prompts.content for job in jobs]
+            prompts = {job.sample: text for job, text in zip(jobs, contents, strict=True)}
+            args = (self.latents[:, 0], prompts, self.text, ids, self.dtype)
+            echoes = all_echoes(unet, self.base, config, *args)
+        return Stack(unet, jobs, self.latents, self.text, ids, self.alphas, self.dtype, echoes)
+
+
+def ceiling(bench: Bench) -> dict[str, np.ndarray]:
+    """What the judge says of drawn photos of the very individuals."""
+    seen = []
+    for number, each in enumerate(bench.pictures):
+        photos = torch.from_numpy(real_photos(each, 3)).to(bench.device)
+        wanted = Drawing("content", number, None, None, False, None, 0, each.subject, "photo")  # type: ignore[arg-type]
+        seen += verdict.look(bench.judge, [wanted] * 3, photos, bench.galleries)
+    return verdict.scores(seen, bench.pictures)
+
+
+@dataclass
+class Result:
+    """One method's columns by sample, and its pictures by purpose."""
+
+    method: Method
+    columns: dict[str, np.ndarray]
+    pictures: dict[tuple[str, int], list[np.ndarray]]
+
+
+def measure(bench: Bench, methods: Sequence[Method], *, limit: int, keep: set[str]) -> Iterator[Result]:
+    """Train and judge all ``methods``, at most ``limit`` trainings at once."""
+    for group in _groups(methods, bench, limit):
+        began = time.monotonic()
+        jobs: list[Job] = []
+        trained: dict[str, dict[int, Trained]] = {}
+        for method in group:
+            for each in bench.pictures:
+                own = method.jobs(each)
+                places = tuple(range(len(jobs), len(jobs) + len(own)))
+                trained.setdefault(method.name, {})[each.number] = Trained(method, each, places)
+                jobs += own
+        # The base alone needs some training to stand in: its drawings use no branch.
+        stack = bench.stack(jobs or [Job(0, group[0].config(0), group[0].prompts(bench.pictures[0]))])
+        if jobs:
+            for done, _losses in stack.train():
+                if done in (1, 20) or done % 100 == 0:
+                    bench.say(f"{len(jobs)} trainings of {len(group)} methods: step {done}")
+        ready = time.monotonic()
+        orders = [order for method in group for order in drawings(trained[method.name], each=bench.each)]
+        owners = [m.name for m in group for _ in drawings(trained[m.name], each=bench.each)]
+        rebuilt = rebuilding_errors(stack, [order for order in orders if order.purpose == "combine"], chunk=bench.chunk)
+        seen: dict[str, list[verdict.Seen]] = {method.name: [] for method in group}
+        pictures: dict[str, dict[tuple[str, int], list[np.ndarray]]] = {name: {} for name in seen}
+        position = 0
+        for some, images in drawn(
+            stack, bench.base, bench.vae, orders, steps=bench.steps, guidance=bench.guidance, chunk=bench.chunk
+        ):
+            for verdict_, image in zip(verdict.look(bench.judge, some, images, bench.galleries), images, strict=True):
+                name = owners[position]
+                seen[name].append(verdict_)
+                if name in keep:
+                    key = (verdict_.drawing.purpose, verdict_.drawing.sample)
+                    pictures[name].setdefault(key, []).append(image.cpu().numpy())
+                position += 1
+        bench.say(
+            f"{len(jobs)} trainings in {ready - began:.0f} s, {len(orders)} pictures in {time.monotonic() - ready:.0f} s"
+        )
+        errors = iter(rebuilt.tolist())
+        by_method: dict[str, list[tuple[int, float]]] = {}
+        for owner, order in zip(owners, orders, strict=True):
+            if order.purpose == "combine":
+                by_method.setdefault(owner, []).append((order.sample, next(errors)))
+        for method in group:
+            columns = verdict.scores(seen[method.name], bench.pictures)
+            for sample, error in by_method[method.name]:
+                columns["rebuilt"][sample] = error
+            yield Result(method, columns, pictures[method.name])
+        del stack
+        if bench.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _groups(methods: Sequence[Method], bench: Bench, limit: int) -> Iterator[list[Method]]:
+    """Methods whose trainings have the same shape and length, packed into stacks."""
+    kinds: dict[tuple[object, ...], list[Method]] = {}
+    for method in methods:
+        c = method.config(0)
+        key = ("none",) if method.kind == "none" else (c.rank, c.steps, c.echoes, c.echo_strength, c.echo_prompt)
+        kinds.setdefault(key, []).append(method)
+    for alike in kinds.values():
+        group: list[Method] = []
+        size = 0
+        for method in alike:
+            own = sum(len(method.jobs(each)) for each in bench.pictures)
+            if group and size + own > limit:
+                yield group
+                group, size = [], 0
+            group.append(method)
+            size += own
+        yield group
+
+
+def main() -> None:
+    """Run the benchmark and write its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="four pictures and few methods, for a CPU")
+    parser.add_argument("--tune", action="store_true", help="the tuning pictures and the grid of every method")
+    parser.add_argument("--only", help="methods whose names contain this")
+    parser.add_argument("--pictures", type=int, help="how many pictures")
+    parser.add_argument("--out", type=Path, help="folder for the table, the numbers and the sheets")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16"))
+    parser.add_argument("--limit", type=int, default=800, help="trainings at once")
+    parser.add_argument("--chunk", type=int, default=512, help="pictures drawn at once")
+    parser.add_argument("--each", type=int, help="pictures of every purpose")
+    parser.add_argument("--deadline", type=float, default=9.0, help="minutes after which no further stack begins")
+    args = parser.parse_args()
+    begun = time.monotonic()
+    device = torch.device(args.device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    precision = args.precision or ("bf16" if device.type == "cuda" else "fp32")
+    name = "quick" if args.quick else "tune" if args.tune else "test"
+    count = args.pictures or {"quick": 4, "tune": 16, "test": 32}[name]
+    methods = {"quick": rows.quick, "tune": rows.tuning, "test": rows.table}[name]()
+    methods = [method for method in methods if not args.only or args.only in method.name]
+    bench = Bench(
+        samples(name, count),
+        resolve_base("mini", offline=True)[0],
+        device,
+        torch.bfloat16 if precision == "bf16" else torch.float32,
+        steps=12 if args.quick else 20,
+        guidance=2.5,
+        chunk=args.chunk if device.type == "cuda" else 16,
+        each=args.each or (1 if args.quick else 2),
+        begun=begun,
+    )
+    results: dict[str, dict[str, np.ndarray]] = {"drawn photos (ceiling)": ceiling(bench)}
+    keep = set(rows.SHOWN) if args.out else set()
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+    for result in measure(bench, methods, limit=args.limit if device.type == "cuda" else 8, keep=keep):
+        results[result.method.name] = result.columns
+        bench.say(f"{result.method.name}: " + "  ".join(f"{c} {np.nanmean(v):.2f}" for c, v in result.columns.items()))
+        if args.out:
+            numbers = {n: {c: v.tolist() for c, v in columns.items()} for n, columns in results.items()}
+            (args.out / "scores.json").write_text(json.dumps(numbers))
+            if result.pictures:
+                sheet(bench.pictures, result.pictures).save(args.out / f"{result.method.name.replace(' ', '-')}.png")
+        if time.monotonic() - begun > 60 * args.deadline:
+            bench.say("out of time")
+            break
+    text = markdown(results)
+    print(text)
+    if args.out:
+        (args.out / "table.md").write_text(text)
+
+if __name__ == "__main__":
+    tame_openmp()
+    main()

@@ -1,0 +1,1 @@
+"""The separation benchmark: does content come apart from style, and for which method?"""

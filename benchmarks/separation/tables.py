@@ -1,0 +1,49 @@
+"""The table as Markdown, and sheets of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.separation.scenes import SIZE, Sample, real_photos
+from benchmarks.separation.verdict import COLUMNS, interval
+
+TILES = (("content", 0), ("content", 1), ("context", 0), ("context", 1), ("style", 0), ("style", 1)) + (
+    ("combine", 0),
+    ("combine", 1),
+    ("scene", 0),
+    ("cross", 0),
+    ("cross", 1),
+)
+"""Columns of a sheet after the training picture and a drawn photo of the individual."""
+
+
+def markdown(results: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    """One row per method: the mean of every column with its 95 % interval below."""
+    lines = ["| method | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for name, columns in results.items():
+        cells = []
+        for column in COLUMNS:
+            mean, low, high = interval(columns[column])
+            cells.append("" if np.isnan(mean) else f"{_short(mean)} ({_short(low)}–{_short(high)})")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def sheet(samples: Sequence[Sample], pictures: Mapping[tuple[str, int], Sequence[np.ndarray]]) -> Image.Image:
+    """One row per sample: the training picture, the real individual as a photo, then ``TILES``."""
+    page = Image.new("RGB", ((len(TILES) + 2) * SIZE, len(samples) * SIZE), "white")
+    for row, each in enumerate(samples):
+        tiles = [each.picture(), real_photos(each, 1)[0]]
+        for purpose, number in TILES:
+            drawn = pictures.get((purpose, each.number), ())
+            tiles.append(drawn[number] if number < len(drawn) else np.full((SIZE, SIZE, 3), 255, np.uint8))
+        for column, tile in enumerate(tiles):
+            page.paste(Image.fromarray(tile), (column * SIZE, row * SIZE))
+    return page
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}".removeprefix("0") if value < 1 else f"{value:.2f}"
