@@ -77,8 +77,7 @@ def show(ctx: typer.Context, project: Annotated[str, NAME]) -> None:
         ["full prompt", manifest.prompts.full],
         ["content prompt", manifest.prompts.content],
         ["style prompt", manifest.prompts.style],
-        ["training", f"{_steps(found)} steps on {manifest.device} in {duration(manifest.seconds)}"],
-        ["seed", str(manifest.seed)],
+        *_training(found),
         *([each.role, f"{each.path}, {size(each.bytes)}"] for each in manifest.artifacts),
         *([name, f"{value:.4g}"] for name, value in manifest.metrics.items()),
         *evaluation_rows(manifest.evaluation),
@@ -148,7 +147,17 @@ def _summary(project: "Project") -> dict[str, Any]:
     }
 
 
+def _training(project: "Project") -> list[list[str]]:
+    manifest = project.manifest
+    if not manifest.training:
+        return [["training", "elsewhere: imported"]]
+    told = f"{_steps(project)} steps on {manifest.device} in {duration(manifest.seconds)}"
+    return [["training", told], ["seed", str(manifest.seed)]]
+
+
 def _steps(project: "Project") -> str:
+    if not project.manifest.training:
+        return "imported"
     done = str(project.manifest.steps_done)
     if project.manifest.state == "complete":
         return done

@@ -229,7 +229,9 @@ class Shelf:
 
 
 def source(project: Project) -> Any:
-    """The training picture of a project, upright and in RGB."""
+    """The training picture of a project, upright and in RGB; None of an imported one that came without."""
+    if not project.manifest.source:
+        return None
     from unziplora_cli.training.pictures import load_picture
 
     return load_picture(project.folder / project.manifest.source[0].file).image
