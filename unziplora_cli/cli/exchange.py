@@ -115,9 +115,11 @@ def export(
         picture=picture,
     )
     written = exchange.export(planned, check=check)
+    if planned[0][0].project.manifest.base.kind == "builtin":
+        session.output.warning("These LoRAs are for the built-in base mini; other programs do not have it.")
     rows = [
         [
-            str(each.path),
+            each.path.name,
             each.part,
             each.scheme,
             str(each.rank or ""),
@@ -128,7 +130,11 @@ def export(
         for each in written
     ]
     columns = ("file", "part", "format", "rank", "layers", "size", "rank error")
-    session.output.result({"files": [_exported(each) for each in written]}, table=Table(columns, rows))
+    session.output.result(
+        {"files": [_exported(each) for each in written]},
+        table=Table(columns, rows),
+        text=f"Written to {written[0].path.parent.absolute()}",
+    )
     for each in written:
         if each.checked is not None:
             session.output.message(_proof(each.checked))

@@ -162,7 +162,7 @@ def check_file(path: Path, base: BaseRecord | None = None, wanted: LoRA | None =
         if each.program.name in readers and (problem := _problem(each, wanted)) is not None
     ]
     if not readers:
-        problems.append(f"no program takes the format {loaded.scheme!r}")
+        problems.append("no program takes the names of the authors' releases; import it, then export it")
     config = unet_config(base)
     error: float | None = None
     if "diffusers" in readers:

@@ -25,7 +25,8 @@ def known_base(spec: str) -> BaseRecord:
 
 def unet_config(base: BaseRecord) -> Mapping[str, Any]:
     """The configuration of a base's U-Net; raises ModelError when it is not known and not on this disk."""
-    from unziplora_cli.diffusion.base import SDXL_CONFIG, SDXL_ID, config, read_json, resolve_base
+    from unziplora_cli.diffusion.base import SDXL_CONFIG, SDXL_ID, config, resolve_base
+    from unziplora_cli.diffusion.shape import read_json
 
     if base.id == SDXL_ID:
         return read_json(SDXL_CONFIG / "unet/config.json")
