@@ -7,7 +7,7 @@ HF_TOKEN, HF_HOME and HF_HUB_CACHE by itself.
 import errno
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -69,11 +69,7 @@ class Download:
 def plan(spec: str, only: Part | None = None) -> Download:
     """Ask the hub what `sdxl`, `owner/name` or `owner/name@revision` consists of; raises ModelError."""
     id, revision = hub_id(spec)
-    with hub_errors(id):
-        from huggingface_hub import HfApi
-
-        info: Any = HfApi().model_info(id, revision=revision, files_metadata=True)
-    found = {file.rfilename: file for file in info.siblings or ()}
+    commit, found = _ask(id, revision)
     names = choose_files(found, only)
     if only is None and not any(name.endswith(".safetensors") for name in names):
         raise ModelError(
@@ -82,7 +78,16 @@ def plan(spec: str, only: Part | None = None) -> Download:
         )
     if not names:
         raise ModelError(f"{id} has no {only} in diffusers' layout.", hint="unziplora models pull sdxl")
-    return Download(id, revision, info.sha, tuple(_remote(found[name]) for name in names))
+    return Download(id, revision, commit, tuple(_remote(found[name]) for name in names))
+
+
+def plan_files(id: str, names: Sequence[str]) -> Download:
+    """Ask the hub for some files of any model; raises ModelError when it lacks one."""
+    commit, found = _ask(id, None)
+    lacking = [name for name in names if name not in found]
+    if lacking:
+        raise ModelError(f"{id} has no {', '.join(lacking)} on the hub.")
+    return Download(id, None, commit, tuple(_remote(found[name]) for name in names))
 
 
 def choose_files(names: Iterable[str], only: Part | None = None) -> list[str]:
@@ -211,6 +216,15 @@ def _fetch(download: Download, file: RemoteFile) -> None:
                 hint="Run the command again.",
             )
         partial.replace(blob)
+
+
+def _ask(id: str, revision: str | None) -> tuple[str, dict[str, Any]]:
+    """The commit that a revision means, and what the hub says of each of its files."""
+    with hub_errors(id):
+        from huggingface_hub import HfApi
+
+        info: Any = HfApi().model_info(id, revision=revision, files_metadata=True)
+    return info.sha, {file.rfilename: file for file in info.siblings or ()}
 
 
 def _remote(sibling: Any) -> RemoteFile:
