@@ -26,6 +26,7 @@ from unziplora_cli.project.manifest import Manifest, Role
 from unziplora_cli.project.names import check_name
 from unziplora_cli.project.unfinished import CHECKPOINTS, PLAN, Plan, Unfinished, read_plan, write_plan
 
+_LEADS_OUT = "is a link that leads out of the project"
 _SEE_ALL = "See them all: unziplora list"
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial")
 
@@ -130,9 +131,10 @@ class ProjectStore:
         return tuple(projects), tuple(damaged)
 
     def open(self, name: str) -> Project:
-        """The project of this name; raises ProjectError when it is unknown or damaged."""
-        folder = self.folder_of(name)
-        return Project(folder, replace(manifest.read(folder), name=name))
+        """The project of this name; raises ProjectError for an unknown, damaged or linked-out one."""
+        project = self._read(name)
+        _refuse_links(project.folder)
+        return project
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
@@ -208,6 +210,7 @@ class ProjectStore:
             return folder
         with suppress(FileNotFoundError):
             if (self.folder / name / PLAN).is_file():
+                _refuse_links(self.folder / name)
                 (self.folder / name).rename(folder)
         if not (folder / PLAN).is_file():
             raise self._nothing_to_resume(name)
@@ -253,7 +256,7 @@ class ProjectStore:
 
     def verify(self, name: str) -> Verification:
         """Compare every file that the manifest names with its recorded size and hash."""
-        project = self.open(name)
+        project = self._read(name)
         expected: list[tuple[str, str, int | None]] = [
             *((each.file, each.sha256, None) for each in project.manifest.source),
             *((each.path, each.sha256, each.bytes) for each in project.manifest.artifacts),
@@ -263,6 +266,10 @@ class ProjectStore:
             reason = _difference(project.folder, path, digest, size)
             if reason:
                 problems.append(Problem(path, reason))
+        known = {path for path, _, _ in expected}
+        problems += [
+            Problem(link, _LEADS_OUT) for link in files.links_out(project.folder) if link not in known
+        ]
         return Verification(name, len(expected), tuple(problems))
 
     def folder_of(self, name: str) -> Path:
@@ -281,6 +288,11 @@ class ProjectStore:
         near = get_close_matches(name, self.names(), n=3)
         guess = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ProjectError(f"There is no project {name!r}.{guess}", hint=_SEE_ALL)
+
+    def _read(self, name: str) -> Project:
+        folder = self.folder_of(name)
+        inside(folder, manifest.FILE_NAME)
+        return Project(folder, replace(manifest.read(folder), name=name))
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[None]:
@@ -406,9 +418,18 @@ def _taken_by_training(name: str) -> ProjectError:
 def inside(folder: Path, path: str) -> Path:
     """A file of a project; raises ProjectError when a link leads it out of the project's folder."""
     file = folder / path
-    if not file.resolve().is_relative_to(folder.resolve()):
+    if files.leads_out(file, folder):
         raise ProjectError(f"{file} leads out of its project.")
     return file
+
+
+def _refuse_links(folder: Path) -> None:
+    """Raise ProjectError when a link in a project leads out of it: strangers' projects might have one."""
+    for link in files.links_out(folder):
+        raise ProjectError(
+            f"{link} in the project {folder.name!r} {_LEADS_OUT}.",
+            hint="Put the file or folder itself in the place of the link.",
+        )
 
 
 def _is_project_folder(entry: Path) -> bool:
@@ -433,6 +454,6 @@ def _difference(folder: Path, path: str, digest: str, size: int | None) -> str:
     except FileNotFoundError:
         return "is missing"
     except ProjectError:
-        return "is a link that leads out of the project"
+        return _LEADS_OUT
     except OSError as error:
         return f"cannot be read: {error.strerror}"
