@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.hub_server import hub  # noqa: F401  (a fixture)
 from tests.tiny_base import tiny_base  # noqa: F401  (a fixture)
 from unziplora_cli.config import TrainConfig, Words
 from unziplora_cli.project import files, manifest
@@ -31,18 +32,18 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     """An empty home that is gone after the test; returned for tests that look into it."""
     root = tmp_path_factory.mktemp("machine")
     home = root / "home"
-    hub = root / "huggingface"
+    models = root / "huggingface"
     monkeypatch.setenv("UNZIPLORA_HOME", str(home))
-    monkeypatch.setenv("HF_HOME", str(hub))
-    monkeypatch.setenv("HF_HUB_CACHE", str(hub / "hub"))
+    monkeypatch.setenv("HF_HOME", str(models))
+    monkeypatch.setenv("HF_HUB_CACHE", str(models / "hub"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     if "huggingface_hub.constants" in sys.modules:
         constants = sys.modules["huggingface_hub.constants"]
-        monkeypatch.setattr(constants, "HF_HOME", str(hub))
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub / "hub"))
+        monkeypatch.setattr(constants, "HF_HOME", str(models))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(models / "hub"))
     return home
 
 

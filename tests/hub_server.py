@@ -7,6 +7,7 @@ to its storage, and are named by their SHA-256.
 import base64
 import hashlib
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 TOKEN = "hf_aTokenThatMustNeverBeSeenAnywhere"
 
@@ -87,6 +90,33 @@ def serving() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub without models, for commands in this process, whose library read other variables long ago."""
+    from huggingface_hub import constants
+
+    with serving() as served:
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", "no such file")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
+        # Its handler writes to the stderr that was there when it was made.
+        monkeypatch.setattr(logging.getLogger("huggingface_hub"), "handlers", [])
+        use_endpoint(served.url, monkeypatch)
+        yield served
+
+
+def use_endpoint(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What HF_ENDPOINT would do in a process of its own."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 class _Server(ThreadingHTTPServer):

@@ -1,12 +1,11 @@
 """Downloads from a hub on this machine, by the program as a user starts it."""
 
 import json
-import logging
 import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.cli import envelopes
-from tests.hub_server import TOKEN, Hub, Repository, serving, sha256
+from tests.hub_server import TOKEN, Hub, Repository, sha256, use_endpoint
 from tests.test_cache import sdxl_files
 from unziplora_cli import hub as hubs
 from unziplora_cli import paths
@@ -41,12 +40,11 @@ class Ended:
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    """A hub with owner/name, which holds several variants of everything, and one large file."""
-    with serving() as served:
-        files = {**sdxl_files(), **sdxl_files(".safetensors"), **sdxl_files(".bin"), "README.md": b"Hello"}
-        served.repositories["owner/name"] = Repository(files)
-        yield served
+def hub(hub: Hub) -> Hub:
+    """A hub with owner/name, which holds several variants of everything."""
+    files = {**sdxl_files(), **sdxl_files(".safetensors"), **sdxl_files(".bin"), "README.md": b"Hello"}
+    hub.repositories["owner/name"] = Repository(files)
+    return hub
 
 
 @pytest.fixture
@@ -70,19 +68,10 @@ def program(hub: Hub) -> Callable[..., Ended]:
 def unziplora(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Ended]:
-    """Runs a command line in this process, where the hub's library was imported with other variables."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
-    # Its handler writes to the stderr that was there when it was made.
-    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "handlers", [])
+    """Runs a command line in this process."""
 
     def invoke(*arguments: str, **variables: str) -> Ended:
-        url = variables.get("HF_ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        template = url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        use_endpoint(variables.get("HF_ENDPOINT", hub.url), monkeypatch)
         capsys.readouterr()
         with monkeypatch.context() as environment:
             for name, value in {"HF_HUB_OFFLINE": "0", **variables}.items():

@@ -33,7 +33,7 @@ _TEXTS = (
 _TOKENIZERS = ("model_index.json", "tokenizer*/*.json", "tokenizer*/*.txt")
 _WEIGHTS = ("", "unet/", "vae/", "text_encoder/", "text_encoder_2/")
 _NAMES = ("model", "diffusion_pytorch_model")
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG")}
 
 
 @dataclass(frozen=True)
@@ -162,24 +162,32 @@ def hub_errors(id: str, doing: str = "fetch") -> Iterator[None]:
             hint="For a private one: hf auth login, or set HF_TOKEN.",
         ) from error
     except Exception as error:  # the HTTP library beneath, and so its errors, differ between hub versions
-        status = getattr(getattr(error, "response", None), "status_code", None)
+        root = _root(error)
+        status = getattr(getattr(root, "response", None), "status_code", None)
         if status in (401, 403):
             raise ModelError(
                 f"The hub does not let you {doing} {id} ({status}): no token, or not the right one.",
                 hint="hf auth login, or set HF_TOKEN to a token that may.",
             ) from error
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        if isinstance(root, OSError) and root.errno in _DISK_FULL:
             raise ModelError(
-                f"The disk of {paths.hub_cache()} is full ({error.strerror}).",
+                f"The disk of {paths.hub_cache()} is full ({root.strerror}).",
                 hint="Make room and run the command again: what was fetched already is kept.",
             ) from error
-        reason = re.sub(r"\?[^\s'\"]*", "", f"{type(error).__name__}: {error}".splitlines()[0])
+        reason = re.sub(r"\?[^\s'\"]*", "", f"{type(root).__name__}: {root}".splitlines()[0])
         raise ModelError(
             f"Cannot {doing} {id} ({constants.ENDPOINT}): {reason}",
             hint="Check the connection and run the command again: what was fetched already is kept."
             if doing == "fetch"
             else "Check the connection and run the command again.",
         ) from error
+
+
+def _root(error: BaseException) -> BaseException:
+    """The library's own error beneath those that it was wrapped in; the HTTP library's tell less."""
+    while error.__cause__ is not None and not hasattr(error, "response"):
+        error = error.__cause__
+    return error
 
 
 def _fetch(download: Download, file: RemoteFile) -> None:
