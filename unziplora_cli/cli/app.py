@@ -12,7 +12,19 @@ from typing import Annotated
 import typer
 
 from unziplora_cli import __version__
-from unziplora_cli.cli import demo, doctor, draw, evaluate, models, projects, replay, report, train
+from unziplora_cli.cli import (
+    demo,
+    doctor,
+    draw,
+    evaluate,
+    exchange,
+    models,
+    projects,
+    push,
+    replay,
+    report,
+    train,
+)
 from unziplora_cli.cli.failures import describe
 from unziplora_cli.cli.overview import Program
 from unziplora_cli.cli.session import Session
@@ -31,10 +43,12 @@ draw.register(app)
 demo.register(app)
 projects.register(app)
 report.register(app)
+exchange.register(app)
 evaluate.register(app)
 models.register(app)
 doctor.register(app)
 replay.register(app)
+push.register(app)
 
 # Global options that a person may also write behind the command; True: an option that takes a value.
 _GLOBAL = {
@@ -78,7 +92,7 @@ def _global_options(
     session.output.quiet = quiet or json or other_process
     session.output.verbose = verbose
     session.output.command = ctx.invoked_subcommand or ""
-    # Nothing asks the hub for anything unless the user said `models pull`.
+    # Nothing asks the hub for anything unless the user said so.
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
