@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,6 @@ from unziplora_cli.formats import read_lora
 from unziplora_cli.method.lora import LoRAWeights
 from unziplora_cli.project.store import ProjectStore
 from unziplora_cli.training import engine, events, history
-from unziplora_cli.training.export import write_adapters
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.wording import make_prompts
 from unziplora_cli.workflows.training import Trained, TrainOrder, train
@@ -30,6 +30,11 @@ Events = Iterator[events.Event]
 @pytest.fixture
 def store(own_home: Path) -> ProjectStore:
     return ProjectStore(own_home)
+
+
+@pytest.fixture(autouse=True)
+def any_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unziplora_cli.diffusion.base.check_trainable", lambda base: None)
 
 
 def make_order(picture: Path, **changes: object) -> TrainOrder:
@@ -62,9 +67,8 @@ def finish(request: TrainRequest) -> Events:
 
 def stop(request: TrainRequest) -> Events:
     one_row(request)
-    folder = request.folder / "saved/step-000007"
-    write_adapters(folder, lora(7), lora(8), merge(), merge(), {})
-    yield events.Saved(7, folder)
+    result = events.TrainResult(lora(7), lora(8), merge(), merge(), 7, (1.0,) * 7, 9.0, 10, "cpu", "fp32")
+    yield events.Stopped(result)
     raise Interrupted("Stopped.")
 
 
@@ -74,7 +78,6 @@ def stop_at_once(request: TrainRequest) -> Events:
 
 
 def fail(request: TrainRequest) -> Events:
-    (request.folder / "saved").mkdir()
     yield events.Phase("train")
     raise ModelError("The base is gone.")
 
@@ -111,6 +114,62 @@ def test_nothing_stays_of_a_training_that_learned_nothing(store, tmp_path, monke
     with pytest.raises(error):
         list(train(make_order(tmp_path / "fox.png"), store))
     assert list(store.folder.iterdir()) == []
+
+
+def fail_later(request: TrainRequest) -> Events:
+    (request.folder / "checkpoints").mkdir()
+    (request.folder / "checkpoints/step-000005.safetensors").write_bytes(b"a state")
+    yield events.Phase("train")
+    raise ModelError("The base is gone.")
+
+
+def test_a_training_that_fails_after_a_checkpoint_can_go_on(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "train", fail_later)
+    order = make_order(tmp_path / "fox.png", device="cpu", config=TrainConfig(rank=2, seed=3))
+    with pytest.raises(ModelError):
+        list(train(order, store))
+    assert store.names() == []
+    ((unfinished,), ()) = store.all_unfinished()
+    assert (unfinished.name, unfinished.step, unfinished.steps) == ("fox", 5, 600)
+    with pytest.raises(ProjectError, match="not finished") as caught:
+        store.open("fox")
+    assert caught.value.hint == "Go on with it: unziplora train --resume fox"
+
+    asked: list[TrainRequest] = []
+
+    def go_on(request: TrainRequest) -> Events:
+        asked.append(request)
+        yield from finish(request)
+
+    monkeypatch.setattr(engine, "train", go_on)
+    list(train(replace(order, resume=True, pictures=()), store))
+    (request,) = asked
+    assert request.resume
+    assert request.pictures == (unfinished.folder / "source.png",)
+    assert request.identity["seed"] == 3
+    assert store.verify("fox").problems == ()
+    assert sorted(p.name for p in store.open("fox").folder.iterdir()) == [
+        *("content.safetensors", "history.csv", "manifest.json"),
+        *("merge.safetensors", "source.png", "style.safetensors"),
+    ]
+    assert [p.name for p in store.folder.iterdir()] == ["fox"]
+
+
+def test_a_forced_training_that_is_stopped_leaves_the_older_project(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "train", finish)
+    order = make_order(tmp_path / "fox.png", force=True)
+    list(train(order, store))
+    monkeypatch.setattr(engine, "train", stop)
+    (store.folder / "fox/checkpoints").mkdir()
+    with pytest.raises(Interrupted, match="older project 'fox' stays") as caught:
+        list(train(order, store))
+    assert "unziplora train --resume fox" in caught.value.hint
+    assert "unziplora remove fox --unfinished" in caught.value.hint
+    assert store.open("fox").manifest.state == "complete"
+    assert store.verify("fox").problems == ()
+    monkeypatch.setattr(engine, "train", finish)
+    list(train(replace(order, resume=True), store))
+    assert store.all_unfinished() == ((), ())
 
 
 @pytest.mark.parametrize(
