@@ -26,16 +26,16 @@ def test_what_is_no_training_state_is_refused(state: TrainingState, tmp_path: Pa
     save_file({"x": torch.zeros(1)}, other)
     for path in (damaged, other, tmp_path / "missing.safetensors"):
         with pytest.raises(ProjectError, match=path.name):
-            state.load(path)
+            state.load(path, {})
 
 
 def test_a_state_of_another_network_is_refused(state: TrainingState, tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
-    state.save(path, 3)
+    state.save(path, 3, {})
     fewer = dict(list(state.layers.items())[1:])
     smaller = TrainingState(fewer, state.optimizer, state.lr_scheduler)
     with pytest.raises(ProjectError, match="another base or rank"):
-        smaller.load(path)
+        smaller.load(path, {})
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -51,13 +51,13 @@ def test_every_learning_rate_schedule_goes_on_where_it_was(
     first = scheduled(state)
     for step in range(10):
         if step == 4:
-            first.save(path, step)
+            first.save(path, step, {})
         first.optimizer.step()
         first.lr_scheduler.step()
 
     parts = make_parts()
     second = scheduled(TrainingState(parts.layers, parts.step.optimizer, parts.step.lr_scheduler))
-    assert second.load(path) == 4
+    assert second.load(path, {}) == 4
     for _ in range(6):
         second.optimizer.step()
         second.lr_scheduler.step()

@@ -14,6 +14,7 @@ from unziplora_cli.errors import Interrupted, OutOfMemory, UsageError
 from unziplora_cli.formats import read_lora
 from unziplora_cli.formats.merge import read_merge
 from unziplora_cli.training import batches, engine, history, validation
+from unziplora_cli.training.checkpoint import OtherTraining, TrainingState
 from unziplora_cli.training.engine import Diverged, train
 from unziplora_cli.training.events import (
     ColumnsChosen,
@@ -23,6 +24,7 @@ from unziplora_cli.training.events import (
     Phase,
     Saved,
     StepDone,
+    Stopped,
     TrainResult,
     Validated,
 )
@@ -173,36 +175,108 @@ def interrupted(events: Iterator[Event], after: int) -> tuple[list[Event], Inter
     return seen, caught.value
 
 
-@pytest.mark.parametrize("after", [3, 5])
-def test_ctrl_c_saves_and_the_training_can_go_on_as_if_nothing_had_been(
+def assert_same(result: TrainResult, expected: TrainResult) -> None:
+    """Two results are equal to the last bit."""
+    assert result.losses == expected.losses
+    for branch in ("content", "style"):
+        for name, weights in getattr(expected, branch).items():
+            assert torch.equal(weights.up, getattr(result, branch)[name].up)
+            assert torch.equal(weights.down, getattr(result, branch)[name].down)
+        for name, merge in getattr(expected, f"{branch}_merge").items():
+            assert torch.equal(merge, getattr(result, f"{branch}_merge")[name])
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.stem for path in (folder / "checkpoints").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("after", [1, 3, 5])
+def test_after_ctrl_c_a_training_goes_on_as_if_nothing_had_been(
     after: int, run: list[Event], make_request: Make, tmp_path: Path
 ) -> None:
     handler = signal.getsignal(signal.SIGINT)
-    events, error = interrupted(train(make_request(tmp_path, request={"keep_state": True})), after)
+    events, error = interrupted(train(make_request(tmp_path)), after)
     assert error.exit_code == 130
     assert signal.getsignal(signal.SIGINT) is handler
-    saved = events[-1]
-    assert saved == Saved(after, tmp_path / f"saved/step-{after:06d}")
-    assert {p.name for p in saved.folder.iterdir()} == {
-        "content.safetensors",
-        "style.safetensors",
-        "merge.safetensors",
-        "state.safetensors",
-    }
-    chosen = only(ColumnsChosen, events)[0].content
-    lora = read_lora(saved.folder / "content.safetensors").lora
-    assert sum(int((w.up != 0).any(dim=1).sum()) for w in lora.values()) <= chosen
+    stopped = events[-1]
+    assert isinstance(stopped, Stopped)
+    assert stopped.result.steps == after
+    assert stopped.result.losses == finished(run).losses[:after]
+    assert checkpoints(tmp_path) == [f"step-{after:06d}"]
+    for chosen in only(ColumnsChosen, events):
+        columns = sum(int((w.up != 0).any(dim=1).sum()) for w in stopped.result.content.values())
+        assert columns <= chosen.content
 
-    state = saved.folder / "state.safetensors"
-    rest = finished(list(train(make_request(tmp_path / "rest", request={"resume": state}))))
-    whole = finished(run)
-    assert rest.losses == whole.losses[after:]
-    for branch in ("content", "style"):
-        for name, weights in getattr(whole, branch).items():
-            assert torch.equal(weights.up, getattr(rest, branch)[name].up)
-            assert torch.equal(weights.down, getattr(rest, branch)[name].down)
-        for name, merge in getattr(whole, f"{branch}_merge").items():
-            assert torch.equal(merge, getattr(rest, f"{branch}_merge")[name])
+    again = list(train(make_request(tmp_path, request={"resume": True})))
+    assert Notice(f"Going on after step {after}.") in again
+    assert only(StepDone, again)[0].step == after + 1
+    assert_same(finished(again), finished(run))
+    assert [row.step for row in history.read(tmp_path / "history.csv")] == list(range(1, 9))
+
+
+def test_a_training_goes_on_from_every_checkpoint(
+    run: list[Event], make_request: Make, tmp_path: Path
+) -> None:
+    events = train(make_request(tmp_path, checkpoint_every=2))
+    for event in events:
+        if isinstance(event, StepDone) and event.step == 7:
+            break  # the process was killed here
+    events.close()
+    assert checkpoints(tmp_path) == ["step-000004", "step-000006"]
+    last = tmp_path / "checkpoints/step-000006.safetensors"
+    damaged = bytearray(last.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    last.write_bytes(damaged)
+    again = list(train(make_request(tmp_path, request={"resume": True})))
+    (note,) = (n.text for n in only(Notice, again) if "damaged" in n.text)
+    assert "step-000006.safetensors is damaged and left out: its SHA-256 differs" in note
+    assert Notice("Going on after step 4.") in again
+    assert_same(finished(again), finished(run))
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_training(
+    run: list[Event], make_request: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: TrainingState, path: Path, step: int, identity: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(TrainingState, "save", full)
+    events = list(train(make_request(tmp_path, checkpoint_every=4)))
+    (note,) = (n.text for n in only(Notice, events) if "checkpoint" in n.text)
+    assert "after step 4 cannot be written: [Errno 28] No space left" in note
+    assert_same(finished(events), finished(run))
+
+
+@pytest.mark.parametrize(("settings", "told"), [({"rank": 8}, "rank"), ({}, "version")])
+def test_a_checkpoint_of_another_training_is_refused(
+    make_request: Make, tmp_path: Path, settings: dict[str, int], told: str
+) -> None:
+    identity = {"rank": 4, "version": "0.1"}
+    events = train(make_request(tmp_path, request={"identity": identity}, checkpoint_every=2))
+    for event in events:
+        if isinstance(event, StepDone) and event.step == 3:
+            break
+    events.close()
+    other = {**identity, told: "0.2"}
+    request = make_request(tmp_path, request={"resume": True, "identity": other}, **settings)
+    with pytest.raises(OtherTraining, match=f"{told} is 0.2, was {identity[told]}"):
+        list(train(request))
+
+
+def test_a_training_goes_on_with_lower_learning_rates(make_request: Make, tmp_path: Path) -> None:
+    settings = {"lr_scheduler": "linear", "checkpoint_every": 4}
+    events = train(make_request(tmp_path, **settings))
+    before = {}
+    for event in events:
+        if isinstance(event, StepDone):
+            before[event.step] = event.learning_rates
+            if event.step == 6:
+                break
+    events.close()
+    request = make_request(tmp_path, request={"resume": True}, **settings, content_lr=1e-4)
+    after = {step.step: step.learning_rates for step in only(StepDone, list(train(request)))}
+    assert after[5] == pytest.approx((before[5][0] / 10, *before[5][1:]))
+    assert after[6] == pytest.approx((before[6][0] / 10, *before[6][1:]))
 
 
 def test_a_loss_that_is_no_number_stops_the_training(
@@ -213,11 +287,18 @@ def test_a_loss_that_is_no_number_stops_the_training(
     monkeypatch.setattr(
         batches, "add_noise", lambda *a: add_noise(*a) * (math.nan if next(calls) == 4 else 1.0)
     )
-    with pytest.raises(Diverged, match="at step 5") as caught:
-        list(train(make_request(tmp_path, save_every=4)))
-    assert "--content-lr" in caught.value.hint
+    with pytest.raises(Diverged, match="no longer a number at step 5") as caught:
+        list(train(make_request(tmp_path, save_every=4, checkpoint_every=3, request={"name": "fox"})))
+    advice = "Go on after step 3 with lower learning rates: unziplora train --resume fox --content-lr 0.0003"
+    assert caught.value.hint.startswith(advice)
     assert str(tmp_path / "saved/step-000004") in caught.value.hint
     assert (tmp_path / "saved/step-000004/content.safetensors").exists()
+    rows = history.read(tmp_path / "history.csv")
+    assert [row.step for row in rows] == [1, 2, 3, 4]
+
+    monkeypatch.setattr(batches, "add_noise", add_noise)
+    request = make_request(tmp_path, content_lr=3e-4, style_lr=7e-4, request={"resume": True})
+    assert finished(list(train(request))).steps == 8
 
 
 def test_gradient_checkpointing_changes_no_number(

@@ -11,12 +11,22 @@ from unziplora_cli import paths
 
 def project_names(ctx: typer.Context, incomplete: str) -> list[str]:
     """The projects of the home that the line names, else of the usual one."""
+    return sorted(name for name in _folders(ctx) if name.startswith(incomplete) and not name.startswith("."))
+
+
+def unfinished_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The trainings that were cut off."""
+    hidden = [name for name in _folders(ctx) if name.startswith(".") and name.endswith(".unfinished")]
+    names = sorted(name[1:].removesuffix(".unfinished") for name in hidden)
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _folders(ctx: typer.Context) -> list[str]:
     home = ctx.find_root().params.get("home")
     try:
-        names = [entry.name for entry in paths.projects_dir(paths.home(home)).iterdir() if entry.is_dir()]
+        return [entry.name for entry in paths.projects_dir(paths.home(home)).iterdir() if entry.is_dir()]
     except OSError:
         return []
-    return sorted(name for name in names if name.startswith(incomplete) and not name.startswith("."))
 
 
 def model_names(ctx: typer.Context, incomplete: str) -> list[str]:

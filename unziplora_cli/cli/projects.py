@@ -12,6 +12,7 @@ from unziplora_cli.errors import ProjectError
 
 if TYPE_CHECKING:
     from unziplora_cli.project.store import Project
+    from unziplora_cli.project.unfinished import Unfinished
 
 PANEL = "Projects"
 NAME = typer.Argument(
@@ -31,12 +32,16 @@ def register(app: typer.Typer) -> None:
 def list_projects(ctx: typer.Context) -> None:
     """List all projects."""
     session: Session = ctx.obj
-    projects, damaged = session.store().list()
+    store = session.store()
+    projects, damaged = store.list()
+    unfinished, lost = store.all_unfinished()
+    damaged += lost
     data = {
         "projects": [_summary(project) for project in projects],
+        "unfinished": [_progress(each) for each in unfinished],
         "damaged": [{"name": each.name, "reason": each.reason} for each in damaged],
     }
-    if not projects and not damaged:
+    if not projects and not unfinished and not damaged:
         session.output.result(data, text="No projects yet. Make one: unziplora train PICTURE")
         return
     rows = [
@@ -50,6 +55,18 @@ def list_projects(ctx: typer.Context) -> None:
             size(project.size()),
         ]
         for project in projects
+    ]
+    rows += [
+        [
+            each.name,
+            each.plan.words.subject,
+            each.plan.words.style,
+            each.plan.base.spec,
+            f"unfinished, {each.step} of {each.steps}",
+            each.plan.created[:10],
+            size(each.size()),
+        ]
+        for each in unfinished
     ]
     rows += [[each.name, "damaged", "", "", "", "", ""] for each in damaged]
     columns = ("name", "subject", "style", "base", "steps", "created", "size")
@@ -120,15 +137,18 @@ def remove(
     ctx: typer.Context,
     project: Annotated[str, NAME],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Only the training of that name that was cut off.")
+    ] = False,
 ) -> None:
     """Delete a project with all its files and pictures."""
     session: Session = ctx.obj
     store = session.store()
-    folder = store.folder_of(project)
-    if not yes and not session.output.confirm(f"Delete {folder} and everything in it?", instead="--yes"):
+    folders = " and ".join(map(str, store.to_remove(project, unfinished=unfinished)))
+    if not yes and not session.output.confirm(f"Delete {folders} and everything in it?", instead="--yes"):
         session.output.result({"removed": None}, text="Nothing was removed.")
         return
-    store.remove(project)
+    store.remove(project, unfinished=unfinished)
     session.output.result({"removed": project}, text=f"Removed {project}.")
 
 
@@ -153,6 +173,20 @@ def _training(project: "Project") -> list[list[str]]:
         return [["training", "elsewhere: imported"]]
     told = f"{_steps(project)} steps on {manifest.device} in {duration(manifest.seconds)}"
     return [["training", told], ["seed", str(manifest.seed)]]
+
+
+def _progress(training: "Unfinished") -> dict[str, Any]:
+    return {
+        "name": training.name,
+        "folder": str(training.folder),
+        "subject": training.plan.words.subject,
+        "style": training.plan.words.style,
+        "base": training.plan.base.spec,
+        "steps_kept": training.step,
+        "steps": training.steps,
+        "created": training.plan.created,
+        "bytes": training.size(),
+    }
 
 
 def _steps(project: "Project") -> str:

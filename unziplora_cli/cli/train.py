@@ -1,5 +1,6 @@
-"""train: from pictures to projects."""
+"""train: from pictures to projects, and on with one that was cut off."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unziplora_cli.cli.choices import BASE, DEVICE, VAE, find_base, preset_for
+from unziplora_cli.cli.completion import unfinished_names
 from unziplora_cli.cli.options import config_options
 from unziplora_cli.cli.render import duration, size
 from unziplora_cli.cli.session import Session
@@ -29,8 +31,9 @@ def register(app: typer.Typer) -> None:
 def train(
     ctx: typer.Context,
     pictures: Annotated[
-        list[Path], typer.Argument(metavar="PICTURE...", help="One project is made of each picture.")
-    ],
+        list[Path] | None,
+        typer.Argument(metavar="PICTURE...", help="One project is made of each picture.", show_default=False),
+    ] = None,
     subject: Annotated[
         list[str] | None,
         typer.Option(help="What the picture shows, in a word or two; once, or once per picture."),
@@ -48,6 +51,16 @@ def train(
         typer.Option("--together", help="All pictures show one subject in one style: make one project."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a project of the same name.")] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROJECT",
+            help="Go on with a training that was cut off; takes no pictures, and of the settings only "
+            "learning rates and how often to save.",
+            show_default=False,
+            autocompletion=unfinished_names,
+        ),
+    ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
@@ -74,14 +87,26 @@ def train(
     settings: dict[str, Any] | None = None,
 ) -> None:
     """Learn a content LoRA and a style LoRA from one picture, both at once, with their merge weights."""
+    from unziplora_cli.workflows.resume import order_to_resume
     from unziplora_cli.workflows.training import check_pictures
 
     session: Session = ctx.obj
-    groups = [tuple(pictures)] if together else [(picture,) for picture in pictures]
+    store = session.store()
+    if resume is not None:
+        decided = {"--name": name, "--preset": preset, "--base": base, "--vae": vae, "--subject": subject}
+        prompts = {"--full-prompt": full_prompt, "--content-prompt": content_prompt, "--style": style}
+        _refuse(pictures, {**decided, **prompts, "--style-prompt": style_prompt, "--force": force or None})
+        order = order_to_resume(store, resume, settings or {}, None if device == "auto" else device)
+        _finish(session, [order], store)
+        return
+    if not pictures:
+        raise UsageError(
+            "Which picture?", hint="unziplora train PICTURE, or go on: unziplora train --resume NAME"
+        )
+    groups: list[tuple[Path, ...]] = [tuple(pictures)] if together else [(picture,) for picture in pictures]
     if name is not None and len(groups) > 1:
         raise UsageError("--name names one project, but there are several pictures.", hint="Leave it out.")
     check_pictures(pictures)
-    store = session.store()
     names = _names(groups, name)
     replacing = [_may_replace(session, store, each, force=force) for each in names]
     words = [
@@ -107,6 +132,55 @@ def train(
         settings=settings or {},
         replacing=replacing,
     )
+    _finish(session, [_offer(session, store, order) for order in orders], store)
+
+
+def _refuse(pictures: list[Path] | None, given: dict[str, Any]) -> None:
+    """Raise UsageError for what an unfinished training has decided already."""
+    flags = [flag for flag, value in given.items() if value is not None]
+    if pictures or flags:
+        what = "a picture" if pictures else flags[0]
+        raise UsageError(f"--resume goes on as the training began, so it takes no {what.removeprefix('a ')}.")
+
+
+def _offer(session: Session, store: "ProjectStore", order: "TrainOrder") -> "TrainOrder":
+    """The order, or that which goes on where the same training was cut off; raises ProjectError."""
+    from dataclasses import replace
+
+    from unziplora_cli.workflows.resume import order_to_resume, same_training
+
+    unfinished = store.unfinished(order.name)
+    if unfinished is None:
+        return order
+    where = f"after step {unfinished.step} of {unfinished.steps}"
+    on_terminal = sys.stdin.isatty() and not session.output.json
+    different = same_training(order, unfinished)
+    if not different:
+        if on_terminal:
+            if session.output.confirm(
+                f"The training of {order.name!r} was cut off {where}. Go on?", instead="--resume"
+            ):
+                return order_to_resume(store, order.name, {}, order.device)
+        elif order.force:
+            session.output.message(f"{order.name}: the same training was cut off {where}; going on.")
+            return order_to_resume(store, order.name, {}, order.device)
+    elif on_terminal:
+        session.output.message(f"{order.name}: that training differs: {'; '.join(different)}.")
+    if not order.force and not (
+        on_terminal
+        and session.output.confirm(
+            f"Give up the training of {order.name!r} {where} and begin anew?", instead="--force"
+        )
+    ):
+        raise ProjectError(
+            f"The training of {order.name!r} was cut off {where}"
+            + (f" and differs: {'; '.join(different)}." if different else "."),
+            hint=f"Go on: unziplora train --resume {order.name}   Begin anew: --force",
+        )
+    return replace(order, force=order.force or unfinished.folder.name == order.name)
+
+
+def _finish(session: Session, orders: "list[TrainOrder]", store: "ProjectStore") -> None:
     finished = []
     for order in orders:
         finished.append(_train(session, order, store))
@@ -199,7 +273,9 @@ def _names(groups: list[tuple[Path, ...]], name: str | None) -> list[str]:
 
 def _may_replace(session: Session, store: "ProjectStore", name: str, *, force: bool) -> bool:
     """Whether an older project of this name may go; raises ProjectError when there is one that may not."""
-    if force or not store.exists(name):
+    if int(os.environ.get("RANK", "0")) == 0:
+        store.check_unused(name)
+    if force or not store.exists(name) or store.unfinished(name) is not None:
         return force
     if session.output.json or not sys.stdin.isatty():
         raise ProjectError(

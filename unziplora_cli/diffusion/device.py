@@ -14,6 +14,8 @@ from unziplora_cli.errors import OutOfMemory, UsageError
 SMALL_NETWORK = 50_000_000
 """Parameters below which a second thread slows a step down."""
 
+_THREADS = torch.get_num_threads()
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -55,6 +57,15 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "fp16" and device.type == "cpu":
         raise UsageError("fp16 needs a GPU.", hint="Use --precision fp32 or bf16 on a CPU.")
     return PRECISIONS[precision]
+
+
+def start_threads() -> None:
+    """Compute with as many threads as the program began with.
+
+    Sums depend on their number in the last bit: a work that is to give the same bits in every process begins
+    with this, whatever the process did before.
+    """
+    torch.set_num_threads(_THREADS)
 
 
 def settle_threads(network: nn.Module) -> None:

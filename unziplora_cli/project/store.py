@@ -213,8 +213,24 @@ class ProjectStore:
                 _refuse_links(self.folder / name)
                 (self.folder / name).rename(folder)
         if not (folder / PLAN).is_file():
-            raise self._nothing_to_resume(name)
+            raise self.nothing_to_resume(name)
         return folder
+
+    def nothing_to_resume(self, name: str) -> ProjectError:
+        """Why there is no unfinished training of this name."""
+        if not os.path.lexists(self.folder / name):
+            near = [each.name for each in self.all_unfinished()[0]]
+            known = f" Unfinished are: {', '.join(near)}." if near else ""
+            return ProjectError(f"There is no unfinished training {name!r}.{known}", hint=_SEE_ALL)
+        return ProjectError(
+            f"The project {name!r} is finished: there is nothing to go on with.",
+            hint=f"Look at it: unziplora show {name}",
+        )
+
+    def check_unused(self, name: str) -> None:
+        """Raise InUse when another process works on the project."""
+        with self.lock(name):
+            pass
 
     def update(self, project: Project, new: Manifest) -> Project:
         """Write a project's manifest anew; the caller holds its lock."""
@@ -238,21 +254,26 @@ class ProjectStore:
             folder.rename(self.folder / new)
             return self.update(Project(self.folder / new, content), replace(content, name=new))
 
+    def to_remove(self, name: str, *, unfinished: bool = False) -> tuple[Path, ...]:
+        """The folders that :meth:`remove` deletes; raises ProjectError when there are none."""
+        training = self._place(check_name(name), "unfinished")
+        if unfinished and not training.is_dir():
+            raise ProjectError(f"There is no unfinished training {name!r}.", hint=_SEE_ALL)
+        if unfinished:
+            return (training,)
+        if not training.is_dir():
+            return (self.folder_of(name),)
+        return tuple(each for each in (self.folder / name, training) if os.path.lexists(each))
+
     def remove(self, name: str, *, unfinished: bool = False) -> None:
         """Delete a project with all its files, a damaged one too, and its unfinished training.
 
         With `unfinished` only the latter. Raises ProjectError when there is nothing to delete.
         """
-        training = self._place(check_name(name), "unfinished")
-        if not training.is_dir():
-            if unfinished:
-                raise ProjectError(f"There is no unfinished training {name!r}.", hint=_SEE_ALL)
-            self.folder_of(name)
+        self.to_remove(name, unfinished=unfinished)
         with self._home_errors(), self._writing(name):
-            folders = [training] if unfinished else [training, self.folder / name]
-            for folder in folders:
-                if os.path.lexists(folder):
-                    _delete(folder.rename(self._partial(name)))
+            for folder in self.to_remove(name, unfinished=unfinished):
+                _delete(folder.rename(self._partial(name)))
 
     def verify(self, name: str) -> Verification:
         """Compare every file that the manifest names with its recorded size and hash."""
@@ -374,16 +395,6 @@ class ProjectStore:
                 if match["name"] != name:
                     stack.enter_context(self.lock(match["name"]))
                 _delete(leftover)
-
-    def _nothing_to_resume(self, name: str) -> ProjectError:
-        if not os.path.lexists(self.folder / name):
-            near = [each.name for each in self.all_unfinished()[0]]
-            known = f" Unfinished are: {', '.join(near)}." if near else ""
-            return ProjectError(f"There is no unfinished training {name!r}.{known}", hint=_SEE_ALL)
-        return ProjectError(
-            f"The project {name!r} is finished: there is nothing to go on with.",
-            hint=f"Look at it: unziplora show {name}",
-        )
 
     def _hidden(self, place: str) -> tuple[str, ...]:
         """The names of all projects that have a folder in a hidden place."""

@@ -84,6 +84,10 @@ class Unfinished:
         steps = self.plan.training.get("steps")
         return steps if isinstance(steps, int) else 0
 
+    def size(self) -> int:
+        """Bytes of everything in the folder."""
+        return files.folder_size(self.folder)
+
 
 def differences(asked: dict[str, Scalar], recorded: dict[str, Scalar]) -> tuple[str, ...]:
     """Where two identities differ, in words."""

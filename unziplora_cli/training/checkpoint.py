@@ -8,6 +8,7 @@ pickled.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,16 @@ from unziplora_cli.atomic import replacing
 from unziplora_cli.errors import ProjectError
 from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.method.separation import Layers
+from unziplora_cli.project.manifest import Scalar
+from unziplora_cli.project.unfinished import differences
 
-FORMAT = "unziplora-training-state-1"
+FORMAT = "unziplora-training-state-2"
+
+Identity = Mapping[str, Scalar]
+
+
+class OtherTraining(ProjectError):
+    """A state that does not belong to the training that asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +45,11 @@ class TrainingState:
     lr_scheduler: LRScheduler
     scaler: torch.amp.GradScaler | None = None
 
-    def save(self, path: Path, step: int) -> None:
-        """Write the state after ``step`` steps; the file appears whole or not at all."""
+    def save(self, path: Path, step: int, identity: Identity) -> None:
+        """Write the state after ``step`` steps; the file appears whole or not at all.
+
+        ``identity`` names all that has to be the same for the training to go on.
+        """
         optimizer = self.optimizer.state_dict()
         tensors, scalars = _layer_tensors(self.layers), {}
         for index, state in optimizer["state"].items():
@@ -48,26 +60,40 @@ class TrainingState:
                     scalars[f"{index}.{key}"] = value
         rest = {
             "step": step,
+            "identity": dict(identity),
             "learning_merge": [n for n, layer in self.layers.items() if layer.content.merge.requires_grad],
             "optimizer_groups": optimizer["param_groups"],
             "optimizer_scalars": scalars,
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
-        copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         with replacing(path) as part:
             save_file(copies, part, metadata={"format": FORMAT, "state": json.dumps(rest)})
 
-    def load(self, path: Path) -> int:
-        """Take over the state in ``path`` and return its step; raises ProjectError when it does not fit."""
+    def size(self) -> int:
+        """About how many bytes a file of it has: two moments per weight, as Adam keeps."""
+        tensors = _layer_tensors(self.layers).values()
+        return sum(3 * t.nbytes if t.is_floating_point() else t.nbytes for t in tensors)
+
+    def load(self, path: Path, identity: Identity) -> int:
+        """Take over the state in ``path`` and return its step.
+
+        Learning rates stay the optimiser's own, times what the schedule made of them. Raises ProjectError
+        when the file cannot be read or is of another training than ``identity``, with the difference.
+        """
+        rates = [float(group["initial_lr"]) for group in self.optimizer.param_groups]
         tensors, rest = _read(path)
+        different = differences(dict(identity), rest["identity"])
+        if different:
+            raise OtherTraining(
+                f"{path.name} is of another training: {'; '.join(different)}.",
+                hint="Go on with the settings that it was started with, or train anew with --force.",
+            )
         own = _layer_tensors(self.layers)
         saved = {name: tensor for name, tensor in tensors.items() if name.startswith("layers.")}
         if saved.keys() != own.keys() or any(saved[name].shape != own[name].shape for name in own):
-            raise ProjectError(
-                f"The training state {path} is of another base or rank.",
-                hint="Start anew, or give the base and the settings it was started with.",
-            )
+            raise OtherTraining(f"The training state {path} is of another base or rank.")
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(saved[name])
@@ -80,7 +106,16 @@ class TrainingState:
         self.lr_scheduler.load_state_dict(rest["lr_scheduler"])
         if self.scaler is not None and rest["scaler"] is not None:
             self.scaler.load_state_dict(rest["scaler"])
+        self._set_rates(rates)
         return int(rest["step"])
+
+    def _set_rates(self, rates: list[float]) -> None:
+        """Go on with other learning rates than those of the state, at the same place of the schedule."""
+        for i, (group, rate) in enumerate(zip(self.optimizer.param_groups, rates, strict=True)):
+            before = group["initial_lr"]
+            if rate != before:
+                group["lr"] *= rate / before if before else 0.0
+                group["initial_lr"] = self.lr_scheduler.base_lrs[i] = rate
 
 
 def _layer_tensors(layers: Layers) -> dict[str, Tensor]:

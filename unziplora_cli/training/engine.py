@@ -5,26 +5,38 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from unziplora_cli.atomic import sync
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.diffusion.attention import separate_prompts
-from unziplora_cli.diffusion.device import memory_guard, pick_device, pick_dtype, settle_threads
+from unziplora_cli.diffusion.device import (
+    memory_guard,
+    pick_device,
+    pick_dtype,
+    settle_threads,
+    start_threads,
+)
 from unziplora_cli.diffusion.load import alphas_cumprod, load_unet
 from unziplora_cli.errors import Interrupted, UnziploraError
 from unziplora_cli.method.inject import extract, extract_merge, inject
 from unziplora_cli.method.layer import Start
 from unziplora_cli.method.schedule import Action, Schedule
-from unziplora_cli.method.separation import Layers, Separation, separate, shared_columns
+from unziplora_cli.method.separation import Layers, Separation, shared_columns
+from unziplora_cli.project.unfinished import CHECKPOINTS, checkpoint_steps
 from unziplora_cli.training import history
 from unziplora_cli.training.batches import BatchSource
-from unziplora_cli.training.checkpoint import TrainingState
+from unziplora_cli.training.checkpoint import Identity, TrainingState
+from unziplora_cli.training.checkpoints import Checkpoints
+from unziplora_cli.training.divergence import Watch
 from unziplora_cli.training.echoes import with_echoes
 from unziplora_cli.training.events import (
     ColumnsChosen,
@@ -34,10 +46,11 @@ from unziplora_cli.training.events import (
     Phase,
     Saved,
     StepDone,
+    Stopped,
     TrainResult,
     Validated,
 )
-from unziplora_cli.training.export import write_layers
+from unziplora_cli.training.export import closed, write_layers
 from unziplora_cli.training.interrupt import StopRequest
 from unziplora_cli.training.materials import Materials, gather
 from unziplora_cli.training.memory import peak_memory
@@ -53,17 +66,19 @@ GPU_STEPS_PER_READING = 10
 
 
 class Diverged(UnziploraError):
-    """The loss is no longer a number."""
+    """The loss is no longer a number, or far from any sense."""
 
 
 def train(request: TrainRequest) -> Iterator[Event]:
     """Train, and tell about it; the last event is Finished.
 
-    Ctrl-C lets the step at hand finish, saves, yields Saved and raises Interrupted. Raises UsageError,
-    ModelError, OutOfMemory, Diverged; what was saved before stays.
+    Ctrl-C lets the step at hand finish, writes a checkpoint, yields Stopped and raises Interrupted. Raises
+    UsageError, ModelError, ProjectError, OutOfMemory, Diverged; what was saved before stays.
     """
     started = time.monotonic()
     check_tracker(request.config.tracker)
+    request.folder.mkdir(parents=True, exist_ok=True)
+    start_threads()
     device = pick_device(request.device)
     dtype = pick_dtype(request.config.precision, device)
     accelerator = _accelerator(request, device, dtype)
@@ -77,18 +92,15 @@ def train(request: TrainRequest) -> Iterator[Event]:
         assert materials is not None
 
         yield Phase("load U-Net", request.base.id)
-        run = _Run.prepare(request, materials, accelerator, dtype)
-        if request.resume is not None:
-            run.done = run.state.load(request.resume)
-            yield Notice(f"Going on after step {run.done}.")
+        run = _Run.prepare(request, materials, accelerator, dtype, started)
+        if request.resume:
+            yield from map(Notice, run.go_on())
         yield Phase("train", f"{request.config.steps} steps on {accelerator.device}, {NAMES[dtype]}")
         yield from run.steps()
 
         yield Phase("finish")
-        if run.schedule.chooses:
-            separate(run.layers)
         run.logbook.close()
-        yield Finished(run.result(time.monotonic() - started, NAMES[dtype]))
+        yield Finished(run.result())
 
 
 @dataclass(slots=True)
@@ -104,14 +116,28 @@ class _Run:
     state: TrainingState
     validation: Validation
     logbook: Logbook
+    checkpoints: Checkpoints
+    identity: Identity
+    precision: str
+    started: float
     done: int = 0
     losses: list[float] = field(default_factory=list)
+    watch: Watch = field(default_factory=Watch)
+    earlier: float = 0.0
+    """Seconds of the steps that were made before this process went on."""
+    _whole: bool = True
+    """Not in the middle of a step."""
     _unread: list[Tensor] = field(default_factory=list)
     _seconds: float = 0.0
 
     @classmethod
     def prepare(
-        cls, request: TrainRequest, materials: Materials, accelerator: Accelerator, dtype: torch.dtype
+        cls,
+        request: TrainRequest,
+        materials: Materials,
+        accelerator: Accelerator,
+        dtype: torch.dtype,
+        started: float,
     ) -> _Run:
         """Load the U-Net, put the two branches into it, and make optimiser and schedule."""
         config = request.config
@@ -163,7 +189,30 @@ class _Run:
             state=TrainingState(layers, optimizer, lr_scheduler, accelerator.scaler),
             validation=Validation(request, materials, unet, layers, accelerator),
             logbook=logbook,
+            checkpoints=Checkpoints(
+                request.checkpoints or request.folder / CHECKPOINTS, config.checkpoint_every
+            ),
+            identity={
+                **request.identity,
+                "precision": NAMES[dtype],
+                "processes": accelerator.num_processes,
+            },
+            precision=NAMES[dtype],
+            started=started,
+            watch=Watch(scaled=accelerator.scaler is not None),
         )
+
+    def go_on(self) -> Iterator[str]:
+        """Take over the last good checkpoint; yields what the user should know."""
+        self.done, notes = self.checkpoints.restore(self.state, self.identity)
+        yield from notes
+        yield f"Going on after step {self.done}." if self.done else "There is no checkpoint: starting anew."
+        if self.accelerator.is_main_process:
+            rows = history.cut(self.request.folder / history.FILE_NAME, self.done)
+            self.losses = [math.nan if row.loss is None else row.loss for row in rows]
+            self.earlier = sum(row.seconds or 0.0 for row in rows)
+            for row in rows:
+                self.watch.see(row.step, row.loss or 0.0, row.reconstruction or 0.0, row.grad_norm or 0.0)
 
     def steps(self) -> Iterator[Event]:
         """All steps that are left."""
@@ -173,15 +222,16 @@ class _Run:
             try:
                 while self.done < config.steps:
                     step, began = self.done, time.monotonic()
+                    self._whole = False
                     outcome = self.step(step, self.batches(step))
                     self._unread.append(_scalars(outcome))
-                    self.done += 1
+                    self.done, self._whole = step + 1, True
                     reads = self.done % every == 0 or self.done == config.steps
-                    rows = self._read() if reads else []
-                    self._seconds += time.monotonic() - began
-                    if reads:
-                        self._write_history(rows)
+                    if reads or self.checkpoints.planned(self.done):
+                        rows = self._read(began)
                         yield self._told(step, rows, separated=outcome.overlap is not None)
+                    else:
+                        self._seconds += time.monotonic() - began
                     yield from self._after(step)
                     if self._agreed(stop.received) and self.done < config.steps:
                         raise KeyboardInterrupt
@@ -207,24 +257,32 @@ class _Run:
             yield Validated(self.done, self.validation.draw(self.done))
         if config.save_every and self.done % config.save_every == 0:
             yield self._save()
+        if self.done == config.steps or self._unread:
+            return
+        if self.checkpoints.planned(self.done) or self.checkpoints.affordable(self.state):
+            yield from self._checkpoint()
 
-    def _read(self) -> list[list[float]]:
-        """The numbers of all steps since the last reading, mean over processes; raises Diverged."""
+    def _read(self, began: float) -> list[list[float]]:
+        """The numbers of all steps since the last reading, mean over processes, also into the history.
+
+        ``began`` is when the last of them did. Raises Diverged.
+        """
         first = self.done - len(self._unread)
-        rows = self.accelerator.reduce(torch.stack(self._unread), reduction="mean").tolist()
-        for number, row in enumerate(rows, start=first + 1):
-            if not math.isfinite(row[0]) or (self.state.scaler is None and not math.isfinite(row[3])):
-                raise Diverged(
-                    f"The loss is no longer a number at step {number}.", hint=self._divergence_advice()
-                )
+        rows: list[list[float]] = self.accelerator.reduce(
+            torch.stack(self._unread), reduction="mean"
+        ).tolist()
         self._unread.clear()
+        self._seconds += time.monotonic() - began
+        for number, row in enumerate(rows, start=first + 1):
+            if lost := self.watch.see(number, row[0], row[1], row[3]):
+                raise self._diverged(lost)
         self.losses += [row[0] for row in rows]
+        if self.accelerator.is_main_process:
+            self._write_history(rows)
         return rows
 
     def _write_history(self, rows: list[list[float]]) -> None:
         """Add the last steps; the merge weights are known for the very last alone."""
-        if not self.accelerator.is_main_process:
-            return
         content, style = (
             torch.cat([layer.branches()[i].merge.detach() for layer in self.layers.values()]).mean().item()
             for i in range(2)
@@ -266,21 +324,33 @@ class _Run:
 
     def _save(self) -> Saved:
         folder = self.request.folder / "saved" / f"step-{self.done:06d}"
-        chosen = self.schedule.chooses and self.done > self.request.config.importance_steps
-        write_layers(folder, self.layers, self.request.metadata, chosen=chosen)
-        if self.request.keep_state:
-            self.state.save(folder / "state.safetensors", self.done)
+        write_layers(folder, self.layers, self.request.metadata, chosen=self._chosen())
         return Saved(self.done, folder)
 
+    def _chosen(self) -> bool:
+        """Whether columns were chosen, so that only they may take part."""
+        return self.schedule.chooses and self.done > self.request.config.importance_steps
+
+    def _checkpoint(self) -> Iterator[Event]:
+        """Write a checkpoint; a disk that has no room for it is no reason to stop."""
+        try:
+            path = self.request.folder / history.FILE_NAME
+            if path.exists():
+                sync(path)
+            self.checkpoints.save(self.state, self.done, self.identity)
+        except (OSError, SafetensorError) as error:
+            yield Notice(f"The checkpoint after step {self.done} cannot be written: {error}.")
+
     def _stop(self) -> Iterator[Event]:
-        """Save what there is, and end with Interrupted."""
+        """Keep what there is, and end with Interrupted."""
         self.logbook.close()
-        hint = ""
+        if self._unread and self._whole:
+            self._read(time.monotonic())
         if self.done and self.accelerator.is_main_process:
-            saved = self._save()
-            yield saved
-            hint = f"The LoRAs so far are in {saved.folder}"
-        raise Interrupted(f"Stopped after step {self.done} of {self.request.config.steps}.", hint=hint)
+            if self._whole:
+                yield from self._checkpoint()
+            yield Stopped(self.result())
+        raise Interrupted(f"Stopped after step {self.done} of {self.request.config.steps}.")
 
     def _agreed(self, stop: bool) -> bool:
         """Whether any process was asked to stop: all of them end after the same step."""
@@ -289,28 +359,37 @@ class _Run:
         wish = torch.tensor(float(stop), device=self.accelerator.device)
         return bool(self.accelerator.reduce(wish, reduction="sum") > 0)
 
-    def _divergence_advice(self) -> str:
+    def _diverged(self, what: str) -> Diverged:
+        """The error, with where to go on from and how."""
         config = self.request.config
-        saved = sorted((self.request.folder / "saved").glob("step-*"))
         lower = f"--content-lr {config.content_lr / 3:.1g} --style-lr {config.style_lr / 3:.1g}"
         precision = " --precision bf16" if self.state.scaler is not None else ""
-        kept = f" The last saved LoRAs are in {saved[-1]}" if saved else ""
-        return f"Train again with lower learning rates: {lower}{precision}.{kept}"
+        last = max(checkpoint_steps(self.request.folder), default=0)
+        if last and not precision:
+            hint = f"Go on after step {last} with lower learning rates: "
+            hint += f"unziplora train --resume {self.request.name} {lower}"
+        else:
+            hint = f"Train again with lower learning rates: {lower}{precision}"
+        saved = sorted((self.request.folder / "saved").glob("step-*"))
+        if saved:
+            hint += f"   The last saved LoRAs: {saved[-1]}"
+        return Diverged(what, hint=hint)
 
-    def result(self, seconds: float, precision: str) -> TrainResult:
-        """The finished LoRAs and merge weights."""
-        return TrainResult(
-            content=extract(self.layers, "content"),
-            style=extract(self.layers, "style"),
-            content_merge=extract_merge(self.layers, "content"),
-            style_merge=extract_merge(self.layers, "style"),
-            steps=self.done,
-            losses=tuple(self.losses),
-            seconds=seconds,
-            memory=peak_memory(self.accelerator.device),
-            device=str(self.accelerator.device),
-            precision=precision,
-        )
+    def result(self) -> TrainResult:
+        """The LoRAs and merge weights as they are, closed to all but the chosen columns."""
+        with closed(self.layers) if self._chosen() else nullcontext():
+            return TrainResult(
+                content=extract(self.layers, "content"),
+                style=extract(self.layers, "style"),
+                content_merge=extract_merge(self.layers, "content"),
+                style_merge=extract_merge(self.layers, "style"),
+                steps=self.done,
+                losses=tuple(self.losses),
+                seconds=self.earlier + time.monotonic() - self.started,
+                memory=peak_memory(self.accelerator.device),
+                device=str(self.accelerator.device),
+                precision=self.precision,
+            )
 
 
 def _accelerator(request: TrainRequest, device: torch.device, dtype: torch.dtype) -> Accelerator:

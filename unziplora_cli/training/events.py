@@ -78,7 +78,7 @@ class Validated:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The state after ``step`` steps lies in ``folder``."""
+    """The LoRAs after ``step`` steps lie in ``folder``."""
 
     step: int
     folder: Path
@@ -88,8 +88,9 @@ class Saved:
 class TrainResult:
     """What was learned, in float32 on the CPU, and what it took.
 
-    ``losses`` holds every step's minimised loss; ``seconds`` the whole run, loading included; ``memory`` is
-    the peak in bytes: of the GPU if there is one, else of the process.
+    ``losses`` holds every step's minimised loss; ``seconds`` the whole run, loading included, and the steps
+    before it when it went on; ``memory`` is the peak in bytes: of the GPU if there is one, else of the
+    process.
     """
 
     content: LoRA
@@ -111,4 +112,11 @@ class Finished:
     result: TrainResult
 
 
-Event = Phase | Notice | StepDone | ColumnsChosen | Validated | Saved | Finished
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The user stopped the training before its end; ``result`` is what was learned so far."""
+
+    result: TrainResult
+
+
+Event = Phase | Notice | StepDone | ColumnsChosen | Validated | Saved | Finished | Stopped

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from unziplora_cli.config import Prompts, TrainConfig
 from unziplora_cli.diffusion.base import BaseRef
+from unziplora_cli.project.manifest import Scalar
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,10 +16,12 @@ class TrainRequest:
     """One training of one subject in one style.
 
     ``pictures`` is one file or a few that show the same subject in the same style, taken in turn. ``folder``
-    receives ``saved/``, ``validation/`` and ``logs/``. ``validation`` are the prompts of the validation
-    pictures, by default those of training. ``vae`` names another autoencoder than the base's own.
-    ``metadata`` goes into the files of weights, by part. ``keep_state`` also writes the training's whole state
-    beside every saved model; ``resume`` is such a file to go on from.
+    receives ``history.csv``, ``checkpoints/``, ``saved/``, ``validation/`` and ``logs/``. ``validation`` are
+    the prompts of the validation pictures, by default those of training. ``vae`` names another autoencoder
+    than the base's own. ``metadata`` goes into the files of weights, by part.
+
+    ``resume`` goes on after the newest good checkpoint in ``checkpoints``, by default that in ``folder``.
+    ``identity`` names what has to be the same then. ``name`` is what hints call the project.
     """
 
     base: BaseRef
@@ -30,5 +33,7 @@ class TrainRequest:
     validation: Prompts | None = None
     vae: str | None = None
     metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    keep_state: bool = False
-    resume: Path | None = None
+    name: str = "NAME"
+    identity: Mapping[str, Scalar] = field(default_factory=dict)
+    resume: bool = False
+    checkpoints: Path | None = None

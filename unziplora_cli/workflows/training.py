@@ -8,19 +8,23 @@ import platform
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import unziplora_cli
+from unziplora_cli.atomic import sync
 from unziplora_cli.config import Prompts, TrainConfig, Words
 from unziplora_cli.errors import Interrupted, ProjectError
 from unziplora_cli.project import files, manifest
 from unziplora_cli.project.manifest import Artifact, Manifest, Role, SourcePicture
 from unziplora_cli.project.store import Project, ProjectStore
+from unziplora_cli.project.unfinished import CHECKPOINTS, Plan, read_plan, write_plan
 from unziplora_cli.workflows.provenance import base_record, origin
 
 if TYPE_CHECKING:
@@ -40,7 +44,8 @@ class TrainOrder:
 
     ``pictures`` is one file, or a few that show the same subject in the same style; ``validation`` are the
     prompts of the pictures drawn on the way, by default those of training. ``created`` is the time that the
-    files and the manifest tell, by default now: equal trainings of equal times make equal files.
+    files and the manifest tell, by default now: equal trainings of equal times make equal files. ``resume``
+    goes on with the unfinished training of that name.
     """
 
     name: str
@@ -54,6 +59,7 @@ class TrainOrder:
     validation: Prompts | None = None
     force: bool = False
     created: str | None = None
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,13 +73,10 @@ class Trained:
 
 @dataclass
 class _Outcome:
-    """What a training left: its result, or how far it came before it was stopped."""
+    """What a training left; ``complete`` unless the user stopped it."""
 
     result: TrainResult | None = None
-    saved: Path | None = None
-    steps: int = 0
-    seconds: float = 0.0
-    memory: int = 0
+    complete: bool = False
     step_times: list[float] = field(default_factory=list)
 
 
@@ -88,35 +91,89 @@ def check_pictures(pictures: Sequence[Path]) -> None:
 def train(order: TrainOrder, store: ProjectStore) -> Iterator[Event | Trained]:
     """Train ``order`` and make it a project of ``store``, telling events and at last Trained.
 
-    Stopped by the user, the project is kept with what was learned so far, and Interrupted is raised. On any
-    other failure nothing is left behind. Raises every error of training, and ProjectError when the name is
-    taken or the disk refuses.
+    Stopped by the user, the project is kept with what was learned so far, or stays an unfinished training
+    where an older project has its name; Interrupted is raised. Whatever else ends it, even the process, the
+    training can go on after its last checkpoint; without one nothing is left behind. Raises every error of
+    training, and ProjectError when the name is taken or the disk refuses.
     """
     from unziplora_cli.diffusion.base import check_trainable
+    from unziplora_cli.training.interrupt import StopRequest, all_as_ctrl_c
 
     check_trainable(order.base)
+    outcome = _Outcome()
     if int(os.environ.get("RANK", "0")) > 0:
         with tempfile.TemporaryDirectory() as scratch:
-            yield from _learn(order, Path(scratch), _Outcome())
+            yield from _learn(
+                order, Path(scratch), store.reopen(order.name) if order.resume else None, outcome
+            )
         return
-    outcome = _Outcome()
-    with disk_errors(store.home), store.create(order.name, force=order.force) as folder:
-        sources = copy_pictures(order.pictures, folder)
+    prepare = None if order.resume else partial(_prepare, order)
+    with (
+        all_as_ctrl_c(),
+        disk_errors(store.home, partial(_kept, store, order.name)),
+        store.training(order.name, prepare, force=order.force) as folder,
+    ):
+        plan = read_plan(folder)
+        order = replace(order, created=plan.created)
+        if order.resume:
+            write_plan(folder, replace(plan, training=asdict(order.config)))
         try:
-            yield from _learn(order, folder, outcome)
+            yield from _learn(order, folder, folder, outcome)
         except Interrupted:
-            if outcome.saved is None:
+            if outcome.result is None:
                 raise
-        record = _write_weights(order, outcome, folder)
-        manifest.write(folder, _manifest(order, sources, outcome, record))
+        with StopRequest():  # it is nearly done: a signal now would only cost what was learned
+            (folder / manifest.FILE_NAME).unlink(missing_ok=True)
+            assert outcome.result is not None
+            record = _write_weights(order, outcome.result, folder)
+            manifest.write(folder, _manifest(order, plan.source, outcome.result, record))
+    if not outcome.complete:
+        raise _stopped(order, store)
     project = store.open(order.name)
-    if outcome.result is None:
-        raise Interrupted(
-            f"Stopped after step {outcome.steps} of {order.config.steps}; what was learned is kept.",
-            hint=f"Look at it: unziplora combine {order.name}   Train anew: unziplora train ... --force",
-        )
     typical = sorted(outcome.step_times)[len(outcome.step_times) // 2] if outcome.step_times else 0.0
-    yield Trained(project, outcome.seconds, typical)
+    yield Trained(project, project.manifest.seconds, typical)
+
+
+def plan_of(order: TrainOrder, source: tuple[SourcePicture, ...]) -> Plan:
+    """What has to be known to go on with ``order``."""
+    return Plan(
+        created=order.created or manifest.now(),
+        tool_version=unziplora_cli.__version__,
+        base=base_record(order.base),
+        source=source,
+        words=order.words,
+        prompts=order.prompts,
+        training=asdict(order.config),
+        device=order.device,
+        vae=order.vae,
+        validation=order.validation,
+        replaces=order.force,
+    )
+
+
+def _prepare(order: TrainOrder, folder: Path) -> Plan:
+    return plan_of(order, copy_pictures(order.pictures, folder))
+
+
+def _kept(store: ProjectStore, name: str) -> str:
+    """The command that goes on with what a failed training left, if it left anything."""
+    return f"unziplora train --resume {name}" if store.unfinished(name) else ""
+
+
+def _stopped(order: TrainOrder, store: ProjectStore) -> Interrupted:
+    """What to tell when the user stopped the training."""
+    go_on = f"Go on: unziplora train --resume {order.name}"
+    unfinished = store.unfinished(order.name)
+    if unfinished is not None and unfinished.folder == store.folder / order.name:
+        steps = store.open(order.name).manifest.steps_done
+        return Interrupted(
+            f"Stopped after step {steps} of {order.config.steps}; what was learned is kept.",
+            hint=f"{go_on}   Look at it: unziplora combine {order.name}",
+        )
+    return Interrupted(
+        f"Stopped before step {order.config.steps}; the older project {order.name!r} stays until then.",
+        hint=f"{go_on}   Give it up: unziplora remove {order.name} --unfinished",
+    )
 
 
 def _metadata(order: TrainOrder) -> Mapping[str, Mapping[str, str]]:
@@ -136,40 +193,52 @@ def _metadata(order: TrainOrder) -> Mapping[str, Mapping[str, str]]:
     )
 
 
-def _learn(order: TrainOrder, folder: Path, outcome: _Outcome) -> Iterator[Event]:
+def _learn(order: TrainOrder, folder: Path, training: Path | None, outcome: _Outcome) -> Iterator[Event]:
+    """Run ``order`` in ``folder``; ``training`` is the folder of the training that it goes on with."""
     from unziplora_cli.training.engine import train as run
-    from unziplora_cli.training.events import Finished, Saved, StepDone
+    from unziplora_cli.training.events import Finished, StepDone, Stopped
     from unziplora_cli.training.request import TrainRequest
 
+    pictures, identity = order.pictures, {}
+    if training is not None:
+        source = read_plan(training).source
+        identity = plan_of(order, source).identity()
+        if order.resume:
+            pictures = tuple(training / each.file for each in source)
     request = TrainRequest(
         base=order.base,
-        pictures=order.pictures,
+        pictures=pictures,
         prompts=order.prompts,
         config=order.config,
         folder=folder,
         device=order.device,
         validation=order.validation,
         vae=order.vae,
-        metadata=_metadata(order),
+        metadata=_metadata(replace(order, pictures=pictures)),
+        name=order.name,
+        identity=identity,
+        resume=order.resume,
+        checkpoints=None if training is None else training / CHECKPOINTS,
     )
     for event in run(request):
         match event:
             case Finished(result):
-                outcome.result, outcome.steps = result, result.steps
-                outcome.seconds, outcome.memory = result.seconds, result.memory
-                continue
-            case Saved(step, saved):
-                outcome.saved, outcome.steps = saved, step
+                outcome.result, outcome.complete = result, True
+            case Stopped(result):
+                outcome.result = result
             case StepDone():
                 outcome.step_times.append(event.seconds)
-                outcome.seconds = sum(outcome.step_times)
-                outcome.memory = event.memory
-        yield event
+                yield event
+            case _:
+                yield event
 
 
 @contextmanager
-def disk_errors(home: Path) -> Iterator[None]:
-    """A disk that is full, failing or read-only as ProjectError; safetensors tells it in words alone."""
+def disk_errors(home: Path, kept: Callable[[], str] = str) -> Iterator[None]:
+    """A disk that is full, failing or read-only as ProjectError; safetensors tells it in words alone.
+
+    ``kept`` says the command that goes on with what is left.
+    """
     from safetensors import SafetensorError
 
     try:
@@ -179,9 +248,12 @@ def disk_errors(home: Path) -> Iterator[None]:
         reason = next((each for each in words if each in str(error)), None)
         if reason is None:
             raise
+        go_on = kept()
         raise ProjectError(
-            f"Cannot write the project: {reason}. Nothing of it was kept.",
-            hint=f"Make room on the disk of {home}, or choose another place with --home FOLDER.",
+            f"Cannot write the project: {reason}. "
+            + ("What was learned up to its last checkpoint is kept." if go_on else "Nothing of it was kept."),
+            hint=f"Make room on the disk of {home}, "
+            + (f"then go on: {go_on}" if go_on else "or choose another place with --home FOLDER."),
         ) from error
 
 
@@ -197,6 +269,7 @@ def copy_pictures(pictures: tuple[Path, ...], folder: Path) -> tuple[SourcePictu
         file = "source" + (f"-{number + 1}" if number else "") + (ending if plain else "")
         try:
             shutil.copyfile(picture, folder / file)
+            sync(folder / file)
         except OSError as error:
             raise ProjectError(f"Cannot copy {picture} into the project: {error.strerror}.") from error
         with warnings.catch_warnings(action="ignore"), Image.open(folder / file) as image:
@@ -208,25 +281,20 @@ def copy_pictures(pictures: tuple[Path, ...], folder: Path) -> tuple[SourcePictu
     return tuple(sources)
 
 
-def _write_weights(order: TrainOrder, outcome: _Outcome, folder: Path) -> tuple[Artifact, ...]:
-    """Write, or take from the last saved state, the three files of weights; returns the record of all files."""
+def _write_weights(order: TrainOrder, learned: TrainResult, folder: Path) -> tuple[Artifact, ...]:
+    """Write the three files of weights; returns the record of all files."""
     from unziplora_cli.training import history
     from unziplora_cli.training.export import write_adapters
 
-    if outcome.result is not None:
-        learned = outcome.result
-        write_adapters(
-            folder,
-            learned.content,
-            learned.style,
-            learned.content_merge,
-            learned.style_merge,
-            _metadata(order),
-        )
-    elif outcome.saved is not None:
-        for file in outcome.saved.glob("*.safetensors"):
-            if file.stem in ("content", "style", "merge"):
-                shutil.copyfile(file, folder / file.name)
+    picture = folder / read_plan(folder).source[0].file
+    write_adapters(
+        folder,
+        learned.content,
+        learned.style,
+        learned.content_merge,
+        learned.style_merge,
+        _metadata(replace(order, pictures=(picture,))),
+    )
     rank = order.config.rank
     return (
         _artifact(folder, "content", "content.safetensors", LORA_FORMAT, rank),
@@ -244,11 +312,9 @@ def _artifact(folder: Path, role: Role, path: str, format: str, rank: int | None
 def _manifest(
     order: TrainOrder,
     sources: tuple[SourcePicture, ...],
-    outcome: _Outcome,
+    result: TrainResult,
     artifacts: tuple[Artifact, ...],
 ) -> Manifest:
-    result = outcome.result
-    metrics = _losses(result) if result is not None else {}
     return Manifest(
         name=order.name,
         created=order.created or manifest.now(),
@@ -259,22 +325,22 @@ def _manifest(
         prompts=order.prompts,
         training=asdict(order.config),
         seed=order.config.seed,
-        device=result.device if result is not None else order.device,
+        device=result.device,
         versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
-        seconds=round(outcome.seconds, 3),
-        steps_done=outcome.steps,
-        state="interrupted" if result is None else "complete",
+        seconds=round(result.seconds, 3),
+        steps_done=result.steps,
+        state="complete" if result.steps == order.config.steps else "interrupted",
         artifacts=artifacts,
         vae=order.vae,
-        peak_memory_bytes=outcome.memory,
-        metrics=metrics,
+        peak_memory_bytes=result.memory,
+        metrics=_losses(result),
     )
 
 
-def _losses(result: TrainResult) -> Mapping[str, float]:
+def _losses(result: TrainResult) -> dict[str, float]:
     """Mean loss of the first and the last tenth of the steps."""
-    tenth = max(1, len(result.losses) // 10)
-    return {
-        "loss_first": sum(result.losses[:tenth]) / tenth,
-        "loss_last": sum(result.losses[-tenth:]) / tenth,
-    }
+    losses = [loss for loss in result.losses if isfinite(loss)]  # fp16 leaves out steps that overflow
+    if not losses:
+        return {}
+    tenth = max(1, len(losses) // 10)
+    return {"loss_first": sum(losses[:tenth]) / tenth, "loss_last": sum(losses[-tenth:]) / tenth}
