@@ -1,0 +1,104 @@
+"""What the shipped code may import and call, and what it may not."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import unziplora_cli
+
+PACKAGE = Path(unziplora_cli.__file__).parent
+FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+FORBIDDEN_IMPORTS = {
+    # unpickle, or run what a file says
+    *("pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "code", "codeop"),
+    *("yaml", "ruamel", "runpy", "imp"),
+    # unpack what may write elsewhere
+    *("zipfile", "tarfile", "zipimport"),
+    # parsers that follow references
+    *("xml", "lxml"),
+}
+PROCESSES = {"doctor/gpus.py", "doctor/machine.py"}
+"""The only modules that start other programs."""
+DYNAMIC_IMPORTS = {"doctor/probe.py"}
+NETWORK = {"hub.py", "doctor/machine.py"}
+"""The only modules that import an HTTP library."""
+
+
+def nodes(file: str) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8")))
+
+
+def imported(file: str) -> set[str]:
+    """Everything that a module imports, with all its parents: a.b.c gives a, a.b and a.b.c."""
+    names = set()
+    for node in nodes(file):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {".".join(name.split(".")[: i + 1]) for name in names for i in range(name.count(".") + 1)}
+
+
+def calls(file: str) -> Iterator[tuple[str, ast.Call]]:
+    """Every call with the name that is called: `torch.load`, `eval`, `open`."""
+    for node in nodes(file):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_nothing_unpickles_unpacks_or_runs_what_a_file_says(file):
+    found = imported(file)
+    assert not found & FORBIDDEN_IMPORTS
+    for name, call in calls(file):
+        last = name.split(".")[-1]
+        assert name not in ("eval", "exec", "compile", "__import__", "os.system", "os.popen"), call.lineno
+        assert last not in ("extractall", "unpack_archive", "load_module", "allow_pickle"), call.lineno
+        keywords = {each.arg: ast.unparse(each.value) for each in call.keywords}
+        assert keywords.get("shell", "False") == "False", call.lineno
+        assert keywords.get("trust_remote_code", "False") == "False", call.lineno
+        assert keywords.get("allow_pickle", "False") == "False", call.lineno
+
+
+def test_torch_load_is_called_once_and_guarded():
+    found = [
+        (file, {each.arg: ast.unparse(each.value) for each in call.keywords})
+        for file in FILES
+        for name, call in calls(file)
+        if name.endswith("torch.load") or (name == "load" and "torch.load" in imported(file))
+    ]
+    assert [file for file, _ in found] == ["formats/merge.py"]
+    assert found[0][1]["weights_only"] == "True"
+
+
+def test_other_programs_are_started_in_two_places_and_never_by_a_shell():
+    assert {file for file in FILES if "subprocess" in imported(file)} == PROCESSES
+    assert not [file for file in FILES if {"pty", "multiprocessing", "os.system"} & imported(file)]
+
+
+def test_modules_are_imported_by_name_in_one_place():
+    dynamic = {file for file in FILES for name, _ in calls(file) if name.endswith("import_module")}
+    assert dynamic <= DYNAMIC_IMPORTS
+
+
+def test_http_is_spoken_in_two_places():
+    http = {"requests", "httpx", "aiohttp", "urllib.request", "http", "socket", "urllib3"}
+    assert {file for file in FILES if http & imported(file)} <= NETWORK
+
+
+def test_models_are_loaded_from_safetensors_alone():
+    """Every from_pretrained that reads weights says so; tokenizers and processors hold none."""
+    for file in FILES:
+        for name, call in calls(file):
+            if name.endswith("from_pretrained") and not re.search("Tokenizer|Processor", name):
+                assert "use_safetensors=True" in ast.unparse(call), f"{file}:{call.lineno}"
+
+
+def test_the_package_holds_no_pickle_and_no_program_but_python():
+    known = {".py", ".typed", ".json", ".txt", ".toml", ".png", ".safetensors", ".md", ".html", ".css", ".js"}
+    kinds = {path.suffix for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert kinds <= known
