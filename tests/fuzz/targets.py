@@ -5,24 +5,25 @@ write outside the given folder, is a finding. Hypothesis and atheris both drive 
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from unziplora_cli import config, resources, wording
+from unziplora_cli import cache, config, resources, wording
 from unziplora_cli.cli import app
 from unziplora_cli.config import GenerateConfig, TrainConfig, Words
 from unziplora_cli.diffusion import base
 from unziplora_cli.errors import UnziploraError
 from unziplora_cli.formats import read_lora
 from unziplora_cli.formats.merge import read_merge, read_reference_merge
-from unziplora_cli.project import lock, manifest, names
+from unziplora_cli.project import lock, manifest, names, unfinished
 from unziplora_cli.project.store import ProjectStore, inside
 from unziplora_cli.report import png
-from unziplora_cli.training import pictures
+from unziplora_cli.training import history, pictures
 
 Target = Callable[[bytes, Path], None]
 
@@ -77,11 +78,46 @@ def _base_file(data: bytes, folder: Path) -> None:
 
 
 def _base_json(data: bytes, folder: Path) -> None:
-    for name in ("model_index.json", "unet/config.json"):
-        path = folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(data)
-    base.check(folder)
+    """One part's configuration, named by the first byte, in the place of the built-in base's."""
+    names = ("model_index.json", *(f"{part}/config.json" for part in base.WEIGHTS))
+    names += ("scheduler/scheduler_config.json",)
+    changed = names[data[0] % len(names)] if data else names[0]
+    copy = folder / "base"
+    for source in resources.mini_base().rglob("*"):
+        place = copy / source.relative_to(resources.mini_base())
+        if source.is_file():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.unlink(missing_ok=True)
+            place.write_bytes(source.read_bytes() if source.suffix == ".json" else b"")
+    (copy / changed).write_bytes(data[1:])
+    found, _ = base.resolve_base(str(copy), offline=True)
+    assert base.native_resolution(found) == int(base.native_resolution(found))
+    assert base.scheduler_name(found)
+    base.predicts_velocity(found)
+    base.check_trainable(found)
+
+
+def _history(data: bytes, folder: Path) -> None:
+    path = folder / history.FILE_NAME
+    path.write_bytes(data)
+    kept = history.cut(path, 10)
+    assert history.read(path) == kept
+    path.write_bytes(data)
+    history.read(path)
+
+
+def _plan(data: bytes, folder: Path) -> None:
+    (folder / unfinished.PLAN).write_bytes(data)
+    assert unfinished.read_plan(folder).identity()
+
+
+def _ref(data: bytes, folder: Path) -> None:
+    """A branch of a cached model that should hold a commit."""
+    path = Path(os.environ["HF_HUB_CACHE"]) / "models--a--b/refs/main"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    cache.list_models()
+    base.resolve_base("a/b", offline=True)
 
 
 def _png(data: bytes, folder: Path) -> None:
@@ -138,6 +174,9 @@ TARGETS: dict[str, Target] = {
     "pickled-merge": _pickled_merge,
     "base-file": _base_file,
     "base-json": _base_json,
+    "history": _history,
+    "plan": _plan,
+    "hub-ref": _ref,
     "png": _png,
     "picture": _picture,
     "prompt": _prompt,
@@ -226,7 +265,14 @@ def seeds(target: str) -> list[bytes]:
             return [path.read_bytes() for path in sorted(golden.glob("*.pth"))]
         case "base-json":
             mini = resources.mini_base()
-            return [(mini / "model_index.json").read_bytes(), (mini / "unet/config.json").read_bytes()]
+            parts = ("model_index.json", *(f"{part}/config.json" for part in base.WEIGHTS))
+            files = (*parts, "scheduler/scheduler_config.json")
+            return [bytes([i]) + (mini / file).read_bytes() for i, file in enumerate(files)]
+        case "history":
+            head = ",".join(history.COLUMNS).encode()
+            return [head + b"\n1,0.5,0.4,,1.0,1,1,0.1\n2,0.4,0.4,0.1,1.0,1,1,0.1\n"]
+        case "plan":
+            return [_sample_plan()]
         case "png" | "picture":
             return [_sample_png()]
         case "prompt":
@@ -264,7 +310,14 @@ def _tensor_files() -> Iterator[bytes]:
     yield save(peft, metadata={"lora_adapter_metadata": adapter})
     branches = {f"{layer}.{branch}": torch.ones(3) for branch in ("content", "style")}
     yield save(branches, metadata={"unziplora_format": "unziplora-merge", "unziplora_version": "1"})
-    yield save({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(1, 4, 1, 1)})
+    parts = (
+        "model.diffusion_model.label_emb.0.0.weight",
+        "conditioner.embedders.0.transformer.x",
+        "conditioner.embedders.1.model.x",
+        "first_stage_model.decoder.x",
+    )
+    first = {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(1, 4, 1, 1)}
+    yield save({**first, **{part: torch.ones(1) for part in parts}, "v_pred": torch.ones(1)})
 
 
 def _sample_png() -> bytes:
@@ -277,6 +330,12 @@ def _sample_png() -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (64, 64), "red").save(file, format="PNG", pnginfo=info)
     return file.getvalue()
+
+
+def _sample_plan() -> bytes:
+    known = json.loads(_sample_manifest())
+    names = {each.name for each in fields(unfinished.Plan)}
+    return json.dumps({key: value for key, value in known.items() if key in names}).encode()
 
 
 def _sample_manifest() -> bytes:

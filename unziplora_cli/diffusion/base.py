@@ -23,6 +23,7 @@ from unziplora_cli.diffusion.shape import (
     few_steps,
     not_sdxl,
     read_json,
+    sound,
 )
 from unziplora_cli.diffusion.single_file import TOKENIZERS, check_file, find_tokenizers, scheduler_config
 from unziplora_cli.diffusion.snapshots import find as find_snapshot
@@ -126,9 +127,13 @@ def check(folder: Path, *, mend: str = "Fetch or export the base again, with all
         )
         raise ModelError(f"The base {folder} lacks {', '.join(missing)}.", hint=hint)
     unet = read_json(folder / "unet/config.json")
-    check_unet(folder, unet)
-    check_scheduler(folder, read_json(folder / "scheduler/scheduler_config.json"))
-    check_vae(folder / "vae", read_json(folder / "vae/config.json"), unet["in_channels"])
+    scheduler, vae = (
+        read_json(folder / file) for file in ("scheduler/scheduler_config.json", "vae/config.json")
+    )
+    with sound(folder):
+        check_unet(folder, unet)
+        check_scheduler(folder, scheduler)
+        check_vae(folder / "vae", vae, unet["in_channels"])
 
 
 def check_trainable(base: BaseRef) -> None:
@@ -206,12 +211,16 @@ def predicts_velocity(base: BaseRef) -> bool:
 
 def latent_factor(base: BaseRef) -> int:
     """Pixels per latent pixel along one side; 8 for SDXL."""
-    return int(2 ** (len(config(base, "vae")["block_out_channels"]) - 1))
+    vae = config(base, "vae")
+    with sound(base.path):
+        return int(2 ** (len(vae["block_out_channels"]) - 1))
 
 
 def native_resolution(base: BaseRef) -> int:
     """The side in pixels of the pictures that the base was trained on; 1024 for SDXL."""
-    return int(config(base, "unet")["sample_size"]) * latent_factor(base)
+    unet = config(base, "unet")
+    with sound(base.path):
+        return int(unet["sample_size"]) * latent_factor(base)
 
 
 def scheduler_name(base: BaseRef, chosen: str | None = None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from unziplora_cli.method.blocks import SELECTIVE
 
 PREDICTIONS = ("epsilon", "v_prediction")
 """What a U-Net may predict: the noise, or Salimans and Ho's velocity (arXiv 2202.00512)."""
+
+MOST_LAYERS = 100
+"""Layers of a block that are looked at, whatever number a configuration claims."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -27,6 +31,18 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} does not hold a configuration.", hint="The base is damaged; fetch it again."
         )
     return value
+
+
+@contextmanager
+def sound(path: Path) -> Iterator[None]:
+    """Turn what a value of the wrong kind in a configuration raises into ModelError."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        raise ModelError(
+            f"A configuration of the base {path} is damaged: {type(error).__name__}: {error}.",
+            hint="Fetch the base again.",
+        ) from error
 
 
 def check_unet(folder: Path, unet: Mapping[str, Any]) -> None:
@@ -52,7 +68,7 @@ def _attentions(unet: Mapping[str, Any]) -> Iterator[str]:
         for i, block in enumerate(unet.get(f"{side}_block_types", ())):
             if "CrossAttn" in block:
                 count = (layers if isinstance(layers, int) else layers[i]) + extra
-                yield from (f"{side}_blocks.{i}.attentions.{j}." for j in range(count))
+                yield from (f"{side}_blocks.{i}.attentions.{j}." for j in range(min(count, MOST_LAYERS)))
 
 
 def check_scheduler(path: Path, scheduler: Mapping[str, Any]) -> None:

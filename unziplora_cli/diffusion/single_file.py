@@ -101,6 +101,6 @@ def _words(folder: Path) -> int:
         if (folder / "tokenizer.json").is_file():
             text = (folder / "tokenizer.json").read_text(encoding="utf-8")
             return len(json.loads(text)["model"]["vocab"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     return 0

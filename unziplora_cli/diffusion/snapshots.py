@@ -108,7 +108,7 @@ def find(id: str, revision: str | None = None) -> Snapshot | None:
 def _refs(folder: Path) -> dict[str, str]:
     files = (path for path in (folder / "refs").rglob("*") if path.is_file())
     return {
-        file.relative_to(folder / "refs").as_posix(): file.read_text(encoding="utf-8").strip()
+        file.relative_to(folder / "refs").as_posix(): file.read_text("utf-8", "replace").strip()
         for file in files
     }
 
