@@ -1,0 +1,77 @@
+"""What the README shows, run as it stands there."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from diffusers import StableDiffusionXLPipeline
+
+from unziplora_cli.cli import app
+from unziplora_cli.formats import read_lora
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")  # of every second adapter
+def test_the_python_lines_add_both_loras_to_a_plain_pipeline(
+    two_projects: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it stands, but for the base and the device: the projects were trained on the tiny base."""
+    load = StableDiffusionXLPipeline.from_pretrained
+    asked: list[str] = []
+
+    def from_tiny(cls: type, base: str, **_: Any) -> StableDiffusionXLPipeline:
+        asked.append(base)
+        pipe = load(tiny_base, local_files_only=True).to(torch.float32)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    monkeypatch.setattr(StableDiffusionXLPipeline, "from_pretrained", classmethod(from_tiny))
+    monkeypatch.setattr(StableDiffusionXLPipeline, "to", to_cpu(StableDiffusionXLPipeline.to))
+    monkeypatch.chdir(two_projects / "projects")
+    (lines,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    lived: dict[str, Any] = {}
+    exec(compile(lines, "README.md", "exec"), lived)
+
+    assert asked == ["stabilityai/stable-diffusion-xl-base-1.0"]
+    assert lived["image"].size == (64, 64)
+    pipe = lived["pipe"]
+    assert pipe.get_active_adapters() == ["content", "style"]
+    plain = from_tiny(StableDiffusionXLPipeline, "").unet.state_dict()
+    expected = dict(plain)
+    for project, role in (("fox", "content"), ("rose", "style")):
+        lora = read_lora(two_projects / f"projects/{project}/{role}.safetensors").lora
+        for name, weights in lora.items():
+            key = f"{name}.weight"
+            expected[key] = expected[key] + weights.up.float() @ weights.down.float()
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    found = pipe.unet.state_dict()
+    changed = [key for key in plain if not torch.equal(expected[key], plain[key])]
+    assert len(changed) > 10
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-4, atol=1e-5)
+
+
+def to_cpu(move: Any) -> Any:
+    """Stays where it is when it is sent to a GPU."""
+    return lambda pipe, *where: pipe if where == ("cuda",) else move(pipe, *where)
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    program: Any = typer.main.get_command(app.app)
+    models = program.commands["models"].commands
+    for first, second in re.findall(r"unziplora ([a-z]+)(?: ([a-z]+))?", README):
+        assert first in program.commands or first == "is", first
+        if first == "models" and second:
+            assert second in models, second
+
+
+def test_every_command_is_in_the_readme() -> None:
+    program: Any = typer.main.get_command(app.app)
+    for name in program.commands:
+        assert f"unziplora {name}" in README, name
