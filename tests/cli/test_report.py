@@ -1,11 +1,17 @@
 """report from the command line."""
 
+import html
+import re
+import subprocess
+import sys
 import webbrowser
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.full_project import fill
+from unziplora_cli.resources import samples
 
 
 def test_a_trained_project_gets_its_page(unziplora, two_projects):
@@ -59,3 +65,19 @@ def test_a_place_that_cannot_be_is_refused(unziplora, make_project, tmp_path, ou
     assert "->" in ended.err
     assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
     assert unziplora("report", "nobody").code == 3
+
+
+@pytest.mark.slow
+def test_the_lines_for_diffusers_draw_pictures_as_they_stand(unziplora, own_home, tmp_path):
+    sample = samples()["fox"]
+    words = [f"--subject={sample.subject}", f"--style={sample.style}"]
+    short = ["--base=mini", "--steps=12", "--recalibrations=1"]
+    assert unziplora("train", sample.picture, *words, *short).code == 0
+    assert unziplora("report", "fox", "--out", tmp_path).code == 0
+    page = (tmp_path / "fox.html").read_text(encoding="utf-8")
+    program = html.unescape(re.search('<pre id="diffusers">(.*?)</pre>', page, re.DOTALL)[1])
+    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    for name in ("content", "style", "both"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.size == (128, 128)
