@@ -8,7 +8,7 @@ import typer
 from unziplora_cli.cli.choices import preset_for, project_base
 from unziplora_cli.cli.completion import project_names
 from unziplora_cli.cli.options import config_options
-from unziplora_cli.cli.render import Table
+from unziplora_cli.cli.render import Table, size
 from unziplora_cli.cli.session import Session
 from unziplora_cli.config import Studio, resolve_generate
 from unziplora_cli.workflows.evaluation import EvalConfig
@@ -45,6 +45,9 @@ def evaluate(
     session: Session = ctx.obj
     config, studio = EvalConfig(**(settings or {})), Studio(**(computing or {}))
     found = session.store().open(project)
+    if pull:
+        session.use_network("Fetching DINOv2 and CLIP")
+        evaluation.fetch_encoders(lambda id, bytes: session.output.message(f"Fetching {id}, {size(bytes)}."))
     base = project_base(session, studio.base, [found])
     order = evaluation.EvalOrder(project, base, config, resolve_generate(preset_for(base), {}), studio)
     with Display(session.output, "eval") as display:

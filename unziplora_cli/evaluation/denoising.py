@@ -13,7 +13,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from unziplora_cli.diffusion.base import BaseRef, config
+from unziplora_cli.diffusion.base import BaseRef, config, predicts_velocity
 from unziplora_cli.diffusion.conditioning import Conditioning
 from unziplora_cli.diffusion.device import memory_guard, settle_threads
 from unziplora_cli.diffusion.fuse import Branches, cache_text, check_fit, fuse, restore
@@ -44,12 +44,13 @@ class Draws:
 class Denoised:
     """What one way of asking found.
 
-    ``loss`` [draws] is each draw's mean squared error, ``noise`` [draws, ...] the predicted noise.
-    ``rebuilt`` is the error of the picture drawn back from noise, None where that was not asked for.
+    ``loss`` [draws] is each draw's mean squared error, ``prediction`` [draws, ...] the network's answer: the
+    noise, or the velocity on a base that predicts that. ``rebuilt`` is the error of the picture drawn back
+    from noise, None where that was not asked for.
     """
 
     loss: Tensor
-    noise: Tensor
+    prediction: Tensor
     rebuilt: float | None
 
 
@@ -97,7 +98,9 @@ def denoise(
         for way in ways.values():
             check_fit(unet, way.branches)
         draws = make_draws(latents, count, seed, noising.config.num_train_timesteps)
-        noisy = noising.add_noise(draws.latents, draws.noise, draws.timesteps)  # type: ignore[arg-type]
+        parts = (draws.latents, draws.noise, draws.timesteps)
+        noisy = noising.add_noise(*parts)
+        target = noising.get_velocity(*parts) if predicts_velocity(base) else draws.noise
         fused: Branches | None = None
         originals: dict[str, Tensor] = {}
         for done, (name, way) in enumerate(ways.items()):
@@ -107,9 +110,10 @@ def denoise(
                 originals, fused = fuse(unet, way.branches), way.branches
             told, _ = condition(base, way, texts, device=device, dtype=dtype)
             ask = _Asked(unet, way.branches, told, batch_size)
-            noise = ask(noisy, draws.timesteps)
-            loss = (noise - draws.noise).square().flatten(1).mean(dim=1)
-            found[name] = Denoised(loss, noise, _rebuild(ask, draws, schedule) if name in rebuild else None)
+            prediction = ask(noisy, draws.timesteps)
+            loss = (prediction - target).square().flatten(1).mean(dim=1)
+            rebuilt = _rebuild(ask, draws, schedule) if name in rebuild else None
+            found[name] = Denoised(loss, prediction, rebuilt)
     return found
 
 
@@ -121,7 +125,7 @@ def relative_gap(one: Tensor, other: Tensor, reference: Tensor) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """The fused network with one way's texts: noisy latents and timesteps to predicted noise, on the CPU."""
+    """The fused network with one way's texts: noisy latents and timesteps to its prediction, on the CPU."""
 
     unet: UNet2DConditionModel
     branches: Branches
@@ -151,7 +155,7 @@ def _rebuild(ask: _Asked, draws: Draws, schedule: Mapping[str, Any]) -> float:
 
     The error is ||rebuilt - picture|| / ||picture - its mean||, in latents, over REBUILDS noise draws.
     """
-    scheduler = DDIMScheduler.from_config({**schedule, "clip_sample": False, "set_alpha_to_one": False})
+    scheduler = DDIMScheduler.from_config({**schedule, "clip_sample": False, "set_alpha_to_one": True})
     scheduler.set_timesteps(REBUILD_STEPS)
     steps = scheduler.timesteps[-round(START * REBUILD_STEPS) :]
     picture, noise = draws.latents[:REBUILDS], draws.noise[:REBUILDS]

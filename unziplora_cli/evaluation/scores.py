@@ -179,7 +179,7 @@ def denoising_scores(found: Mapping[str, Denoised]) -> tuple[ScoreRecord, ...]:
     if full.rebuilt is not None:
         about = "How far the training picture is missed when it is drawn back from strong noise; 0 is exact."
         scores.append(ScoreRecord(REBUILT, full.rebuilt, base.rebuilt, False, about, "difference"))
-    gap = relative_gap(found["one file"].noise, full.noise, base.noise)
+    gap = relative_gap(found["one file"].prediction, full.prediction, base.prediction)
     about = "What changes in other programs, where both branches read one prompt, relative to their effect."
     return (*scores, ScoreRecord(GAP, gap, None, False, about, "difference"))
 

@@ -64,6 +64,18 @@ class Case:
         """Whether fewer pictures than the base's show what was asked for."""
         return name in self.scores and self.above_base(name) <= -WORSE
 
+    def overdone(self) -> bool:
+        """Whether a branch has taken in more than its own, so that longer training would not help."""
+        return any(map(self.leaked, (names.STYLE_LEAKED, names.SUBJECT_LEAKED))) or any(
+            map(self.worse, (names.PLAIN, names.CONTENT_KEPT, names.CONTEXT_OBEYED, names.OTHERS_DRAWN))
+        )
+
+    def longer(self, rate: str) -> str:
+        """Advice to learn more, unless a branch has learned too much: that has to be mended first."""
+        if self.overdone():
+            return f"mend the rest first, then look again: unziplora eval {self.project}"
+        return f"try {self.steps(1.5)} or {self.option(rate, 2.0)}."
+
     def steps(self, factor: float) -> str:
         """Other training steps as an option, in round numbers."""
         steps = int(self.training.get("steps", 600)) * factor
@@ -103,7 +115,7 @@ def _unseen(case: Case, listed: str) -> str:
 
 def _not_learned(case: Case) -> Finding | None:
     loss = case.scores[names.LOSSES["full"]]
-    if not loss.base or loss.value < loss.base * (1.0 - LEARNED):
+    if case.overdone() or not loss.base or loss.value < loss.base * (1.0 - LEARNED):
         return None
     return Finding(
         "the picture was hardly learned",
@@ -135,19 +147,18 @@ def _subject_leaks(case: Case) -> Finding | None:
 def _content_lost(case: Case) -> Finding | None:
     if not case.low(names.CONTENT_KEPT):
         return None
-    text = f"the content LoRA loses the {case.words.subject}"
     if case.worse(names.CONTENT_KEPT):  # the base alone draws it: the LoRA spoils that
-        return Finding(text, f"try {case.option('content_lr', 0.5)} or {case.steps(2 / 3)}.")
-    return Finding(text, f"try {case.steps(1.5)} or {case.option('content_lr', 2.0)}.")
+        return Finding(
+            f"the content LoRA loses the {case.words.subject}",
+            f"try {case.option('content_lr', 0.5)} or {case.steps(2 / 3)}.",
+        )
+    return Finding(f"the content LoRA has not learned the {case.words.subject}", case.longer("content_lr"))
 
 
 def _style_lost(case: Case) -> Finding | None:
     if not case.low(names.STYLE_KEPT):
         return None
-    return Finding(
-        f"the style LoRA has not learned {case.words.style}",
-        f"try {case.steps(1.5)} or {case.option('style_lr', 2.0)}.",
-    )
+    return Finding(f"the style LoRA has not learned {case.words.style}", case.longer("style_lr"))
 
 
 def _others_lost(case: Case) -> Finding | None:
@@ -195,7 +206,7 @@ def _stranger(case: Case) -> Finding | None:
     score = case.scores.get(names.IDENTITY)
     if score is None or score.base is None:
         return None
-    if any((case.low(names.CONTENT_KEPT), case.leaked(names.STYLE_LEAKED), case.worse(names.PLAIN))):
+    if case.low(names.CONTENT_KEPT) or case.overdone():
         return None  # what mends that comes first, and is the contrary
     if case.above_base(names.IDENTITY) >= IDENTITY * (1.0 - score.base):
         return None

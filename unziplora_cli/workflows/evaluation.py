@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unziplora_cli import atomic, resources
 from unziplora_cli.config import SEED_MAX, GenerateConfig, Prompts, Studio
-from unziplora_cli.errors import ProjectError
+from unziplora_cli.errors import AdapterError, ProjectError
 from unziplora_cli.fields import Checked, option
 from unziplora_cli.project import manifest
 from unziplora_cli.project.manifest import Evaluation, ScoreRecord
@@ -76,6 +77,17 @@ class Evaluated:
 OnDoing = Callable[[Doing], None]
 
 
+def fetch_encoders(on_download: Callable[[str, int], None]) -> None:
+    """Fetch what is missing of DINOv2 and CLIP, telling each one's name and bytes; raises ModelError."""
+    from unziplora_cli import hub
+    from unziplora_cli.evaluation import encoders
+
+    for id in encoders.missing():
+        download = hub.plan_files(id, encoders.FILES[id])
+        on_download(id, download.missing())
+        hub.pull(download)
+
+
 def evaluate(order: EvalOrder, store: ProjectStore, on_doing: OnDoing = lambda doing: None) -> Evaluated:
     """Measure how well the project's content and style came apart, and write that into its manifest.
 
@@ -98,6 +110,7 @@ def evaluate(order: EvalOrder, store: ProjectStore, on_doing: OnDoing = lambda d
         learned = Shelf().branches(DrawOrder(order.base, order.drawing, project, project))
         training = _training_pictures(project)
         scores = denoising_scores(_denoise(order, project, learned, training, on_doing))
+        _check_finite(scores, project)
         viewer, missing = _viewer(order, project, training)
         notes, sheet, count = (missing,) if missing else (), None, 0
         if viewer is not None:
@@ -204,11 +217,21 @@ def _denoise(
 
 def _viewer(order: EvalOrder, project: Project, training: Sequence[Image.Image]) -> tuple[Viewer | None, str]:
     """Who looks at the pictures; without anybody, what to type to have somebody."""
-    from unziplora_cli.evaluation.viewer import JudgeViewer
-
+    words = project.manifest.words
     if order.base.kind == "builtin":
-        return JudgeViewer(resources.judge(), training, project.manifest.words), ""
-    return None, "later"
+        from unziplora_cli.evaluation.viewer import JudgeViewer
+
+        return JudgeViewer(resources.judge(), training, words), ""
+    from unziplora_cli.evaluation import encoders
+    from unziplora_cli.evaluation.clip_viewer import ClipViewer
+
+    missing = encoders.missing()
+    if missing:
+        return None, (
+            f"No pictures were drawn, since nobody could look at them: {' and '.join(missing)} would, once "
+            f"fetched with unziplora eval {project.name} --pull"
+        )
+    return ClipViewer(encoders.Encoders.load(), training, words), ""
 
 
 def _draw(
@@ -275,6 +298,15 @@ def _write_sheet(
     )
     with atomic.replacing(path) as temporary:
         sheet.save(temporary, format="PNG")
+
+
+def _check_finite(scores: Sequence[ScoreRecord], project: Project) -> None:
+    """Raise AdapterError when the weights give no numbers."""
+    if not all(isfinite(score.value) for score in scores):
+        raise AdapterError(
+            f"The LoRAs of {project.name!r} make the network answer with infinities: they are damaged.",
+            hint=f"unziplora verify {project.name}; else train again with lower --content-lr and --style-lr.",
+        )
 
 
 def _rounded(score: ScoreRecord) -> ScoreRecord:

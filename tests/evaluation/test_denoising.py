@@ -1,0 +1,150 @@
+"""The evaluation's numbers, against diffusers' own network and against the network that is trained."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+
+from unziplora_cli.config import GenerateConfig, Prompts
+from unziplora_cli.diffusion.attention import separate_prompts
+from unziplora_cli.diffusion.base import config, resolve_base
+from unziplora_cli.diffusion.conditioning import predict_noise
+from unziplora_cli.diffusion.fuse import Branches
+from unziplora_cli.diffusion.generate import Request, condition, encode_requests
+from unziplora_cli.errors import AdapterError
+from unziplora_cli.evaluation import denoising
+from unziplora_cli.evaluation.denoising import denoise, make_draws, relative_gap
+from unziplora_cli.method.inject import extract, extract_merge, inject
+from unziplora_cli.method.lora import LoRAWeights
+
+CPU, FP32 = torch.device("cpu"), torch.float32
+PROMPTS = Prompts("a monadikos fox in sketch style", "a monadikos fox", "a fox in sketch style")
+SETTINGS = GenerateConfig(width=64, height=64)
+
+
+@pytest.fixture
+def base(tiny_base):
+    return resolve_base(str(tiny_base), offline=True)[0]
+
+
+@pytest.fixture
+def latents():
+    return torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def run(base, ways, latents, **more):
+    return denoise(base, ways, latents, count=4, seed=7, device=CPU, dtype=FP32, **more)
+
+
+@pytest.fixture
+def adapted(base):
+    """A network with two branches in training, and the same branches as files would hold them."""
+    unet = UNet2DConditionModel.from_pretrained(base.path, subfolder="unet", torch_dtype=FP32)
+    layers = inject(unet, rank=2, seed=3)
+    separate_prompts(unet)
+    generator = torch.Generator().manual_seed(4)
+    for layer in layers.values():
+        for branch in layer.branches():
+            branch.merge.data.uniform_(generator=generator)
+    parts = [extract(layers, branch) for branch in ("content", "style")]
+    merges = [extract_merge(layers, branch) for branch in ("content", "style")]
+    return unet, Branches(*parts, *merges)
+
+
+def test_the_base_alone_is_diffusers_own_network(base, latents):
+    ways = {"base": Request(Prompts(*[PROMPTS.full] * 3), Branches(), SETTINGS)}
+    found = run(base, ways, latents)["base"]
+    draws = make_draws(latents, 4, 7, 1000)
+    told, _ = condition(
+        base, ways["base"], encode_requests(base, list(ways.values()), device=CPU, dtype=FP32),
+        device=CPU, dtype=FP32,
+    )  # fmt: skip
+    unet = UNet2DConditionModel.from_pretrained(base.path, subfolder="unet", torch_dtype=FP32)
+    noisy = DDPMScheduler.from_config(config(base, "scheduler")).add_noise(
+        draws.latents, draws.noise, draws.timesteps
+    )
+    with torch.no_grad():
+        expected = unet(
+            noisy,
+            draws.timesteps,
+            encoder_hidden_states=told.full.expand(4, -1, -1),
+            added_cond_kwargs={
+                "text_embeds": told.pooled.expand(4, -1),
+                "time_ids": told.time_ids.expand(4, -1),
+            },
+        ).sample
+    torch.testing.assert_close(found.prediction, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.loss, (expected - draws.noise).square().flatten(1).mean(1))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_both_branches_answer_as_in_training(base, latents, adapted, batch_size):
+    unet, branches = adapted
+    request = Request(PROMPTS, branches, SETTINGS)
+    found = run(base, {"full": request}, latents, batch_size=batch_size)["full"]
+    draws = make_draws(latents, 4, 7, 1000)
+    texts = encode_requests(base, [request], device=CPU, dtype=FP32)
+    told, _ = condition(base, request, texts, device=CPU, dtype=FP32)
+    noisy = DDPMScheduler.from_config(config(base, "scheduler")).add_noise(
+        draws.latents, draws.noise, draws.timesteps
+    )
+    with torch.no_grad():
+        expected = predict_noise(unet, noisy, draws.timesteps, told)
+    torch.testing.assert_close(found.prediction, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_ways_do_not_disturb_each_other(base, latents, adapted):
+    _, branches = adapted
+    alone = Request(Prompts(*[PROMPTS.full] * 3), Branches(), SETTINGS)
+    both = Request(PROMPTS, branches, SETTINGS)
+    found = run(base, {"before": alone, "both": both, "after": alone}, latents, rebuild={"both"})
+    assert torch.equal(found["before"].prediction, found["after"].prediction)
+    assert not torch.equal(found["before"].prediction, found["both"].prediction)
+    assert found["both"].rebuilt is not None
+    assert found["before"].rebuilt is None
+
+
+def test_a_base_that_predicts_the_velocity_is_measured_by_it(tiny_base, tmp_path, latents):
+    folder = tmp_path / "velocity"
+    shutil.copytree(tiny_base, folder)
+    file = folder / "scheduler/scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "v_prediction"}))
+    base = resolve_base(str(folder), offline=True)[0]
+    found = run(base, {"base": Request(PROMPTS, Branches(), SETTINGS)}, latents)["base"]
+    draws = make_draws(latents, 4, 7, 1000)
+    kept = DDPMScheduler.from_config(config(base, "scheduler")).alphas_cumprod[draws.timesteps]
+    kept = kept.view(-1, 1, 1, 1)
+    velocity = kept.sqrt() * draws.noise - (1 - kept).sqrt() * draws.latents  # Salimans and Ho
+    torch.testing.assert_close(found.loss, (found.prediction - velocity).square().flatten(1).mean(1))
+
+
+def test_timesteps_cover_the_schedule_evenly_and_pictures_take_turns():
+    latents = torch.stack([torch.zeros(4, 8, 8), torch.ones(4, 8, 8)])
+    draws = make_draws(latents, 10, 0, 1000)
+    assert [int(t) // 100 for t in draws.timesteps] == list(range(10))
+    assert draws.latents.mean(dim=(1, 2, 3)).tolist() == [0.0, 1.0] * 5
+    again = make_draws(latents, 10, 0, 1000)
+    assert torch.equal(draws.noise, again.noise)
+    assert not torch.equal(draws.noise, make_draws(latents, 10, 1, 1000).noise)
+
+
+def test_a_network_that_knows_the_noise_rebuilds_the_picture_exactly(base, latents):
+    draws = make_draws(latents, 6, 0, 1000)
+    knows = lambda noisy, timesteps: draws.noise[: len(noisy)]  # noqa: E731
+    assert denoising._rebuild(knows, draws, config(base, "scheduler")) < 1e-3
+    knows_nothing = lambda noisy, timesteps: torch.zeros_like(noisy)  # noqa: E731
+    assert denoising._rebuild(knows_nothing, draws, config(base, "scheduler")) > 0.5
+
+
+def test_the_gap_is_relative_to_the_effect():
+    base = torch.zeros(3)
+    assert relative_gap(torch.tensor([0.0, 3.0, 0.0]), torch.tensor([0.0, 4.0, 0.0]), base) == 0.25
+    assert relative_gap(base, base, base) == 0.0
+
+
+def test_a_lora_of_another_base_is_refused(base, latents):
+    strange = {"mid_block.attentions.9.x.attn1.to_q": LoRAWeights(torch.ones(1, 3), torch.ones(3, 1))}
+    with pytest.raises(AdapterError, match="lacks"):
+        run(base, {"content": Request(PROMPTS, Branches(content=strange), SETTINGS)}, latents)
