@@ -5,11 +5,14 @@ PYTHON ?= python3
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
+# How long `make fuzz` takes for each reader.
+SECONDS_EACH ?= 300
+
 VENV := .venv
 READY := $(VENV)/.ready
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint fuzz audit clean
 
 setup: $(READY)
 
@@ -30,5 +33,16 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# Coverage-guided fuzzing of every reader; what it finds is in .fuzz/findings.
+fuzz: setup
+	$(PIP) install -q atheris
+	$(VENV)/bin/python -m tests.fuzz.run --seconds $(SECONDS_EACH) .fuzz
+
+# Known advisories of the pinned versions.
+audit:
+	$(PYTHON) -m venv .audit
+	.audit/bin/python -m pip --disable-pip-version-check install -q pip-audit
+	.audit/bin/pip-audit --strict --vulnerability-service pypi --no-deps --disable-pip -r constraints/tested.txt
+
 clean:
-	rm -rf $(VENV) dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .audit

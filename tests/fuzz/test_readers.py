@@ -1,0 +1,122 @@
+"""Every reader against bytes, damaged files and wrong values; and every input that once was a finding."""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.fuzz import targets
+from tests.fuzz.targets import TARGETS, attempt, seeds
+
+FINDINGS = sorted(path for path in (Path(__file__).parent / "findings").iterdir() if path.suffix != ".md")
+JSON = ("manifest", "config", "base-json", "plan", "lock-note")
+
+few = settings(
+    max_examples=50,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+many = settings(few, max_examples=2000)
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@st.composite
+def damaged(draw: st.DrawFn, seed: bytes) -> bytes:
+    """A file with some pieces cut out, doubled or written over."""
+    data = seed
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(data)))
+        end = min(len(data), start + draw(st.integers(0, 12)))
+        filling = draw(st.binary(max_size=12) | st.just(data[start:end] * 2))
+        data = data[:start] + filling + data[end:]
+    return data[: draw(st.integers(0, 2 * len(seed) + 1))] if draw(st.booleans()) else data
+
+
+@st.composite
+def wrong_value(draw: st.DrawFn, seed: bytes) -> bytes:
+    """A JSON object in which one value is exchanged, or a key is added or gone."""
+    head, text = (seed[:1], seed[1:]) if seed[:1] != b"{" else (b"", seed)
+    root: Any = json.loads(text)
+    spot, key = root, draw(st.sampled_from(sorted(root)))
+    while isinstance(spot[key], dict | list) and spot[key] and draw(st.booleans()):
+        spot = spot[key]
+        key = draw(st.sampled_from(sorted(spot) if isinstance(spot, dict) else range(len(spot))))
+    match draw(st.sampled_from(("exchange", "exchange", "add", "drop"))):
+        case "drop":
+            del spot[key]
+        case "add" if isinstance(spot, dict):
+            spot[draw(st.text(max_size=5))] = draw(json_values)
+        case _:
+            spot[key] = draw(json_values)
+    return head + json.dumps(root).encode()
+
+
+def inputs(target: str) -> st.SearchStrategy[bytes]:
+    """What a target is given: any bytes, and files that are nearly right."""
+    known = seeds(target)
+    near = [damaged(seed) for seed in known]
+    if target in JSON:
+        near += [wrong_value(seed) for seed in known if b"{" in seed[:2]]
+    return st.one_of(st.binary(max_size=64), *near)
+
+
+def run(target: str, data: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(folder / "hub"))
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        attempt(target, data, folder)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_whatever_is_read_is_read_or_refused(target, tmp_path, monkeypatch):
+    given(inputs(target))(few(lambda data: run(target, data, tmp_path, monkeypatch)))()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_very_many_inputs_are_read_or_refused(target, tmp_path, monkeypatch):
+    given(inputs(target))(many(lambda data: run(target, data, tmp_path, monkeypatch)))()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_right_is_read(target, tmp_path, monkeypatch):
+    """At least one seed of each target is no refusal, so that damage to it goes deep."""
+    read = []
+    for seed in seeds(target):
+        with contextlib.suppress(targets.UnziploraError):
+            monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                TARGETS[target](seed, tmp_path)
+            read.append(seed)
+    assert read or target in ("name", "hub-ref")
+
+
+@pytest.mark.parametrize("finding", FINDINGS, ids=lambda path: path.name)
+def test_what_was_found_once_is_refused_now(finding, tmp_path, monkeypatch):
+    run(finding.name.partition(".")[0], finding.read_bytes(), tmp_path, monkeypatch)
+
+
+def test_writing_elsewhere_is_noticed(tmp_path, monkeypatch):
+    """The guard itself: without it the tests above would prove half of what they say."""
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    for act in (
+        lambda: (tmp_path / "a").write_bytes(b""),
+        lambda: (tmp_path / "b").mkdir(),
+        lambda: (inner / "../c").write_text(""),
+        lambda: inner.rename(tmp_path / "d"),
+        lambda: (inner / "link").symlink_to(tmp_path),
+    ):
+        monkeypatch.setitem(TARGETS, "name", lambda data, folder, act=act: act())
+        with pytest.raises(AssertionError, match="outside the folder"):
+            run("name", b"", inner, monkeypatch)
+    assert [path.name for path in tmp_path.iterdir()] == ["inner"]
