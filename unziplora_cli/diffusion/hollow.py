@@ -6,6 +6,8 @@ run can be tried without the base's 5 GB.
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +77,7 @@ def compare(path: Path, config: Mapping[str, Any], wanted: LoRA) -> Comparison:
 
 def _load(path: Path, unet: UNet2DConditionModel) -> None:
     for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
+        library.utils.logging.set_verbosity(logging.CRITICAL)
     from diffusers import StableDiffusionXLPipeline  # now, for its import talks
 
     pipeline = StableDiffusionXLPipeline(
@@ -89,7 +91,8 @@ def _load(path: Path, unet: UNet2DConditionModel) -> None:
         add_watermarker=False,
     )
     try:
-        pipeline.load_lora_weights(path.parent, weight_name=path.name, local_files_only=True)
+        with warnings.catch_warnings(action="ignore"):  # what they warn of, the comparison finds
+            pipeline.load_lora_weights(path.parent, weight_name=path.name, local_files_only=True)
     except Exception as error:  # whatever a library of many formats may raise
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise AdapterError(

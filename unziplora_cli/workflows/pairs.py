@@ -143,7 +143,7 @@ def _role(path: Path) -> str:
 def _merge_of(branch: str, lora: Path, merges: Sequence[Path]) -> Path | None:
     """The merge weights of one branch: those called after its file, else the only ones that can be meant."""
     pickled = [path for path in merges if path.suffix == ".pth" and branch in path.stem.lower()]
-    possible = pickled or [path for path in merges if path.suffix != ".pth"]
+    possible = pickled or [path for path in merges if path.suffix != ".pth" and _of_one_training(lora, path)]
     called = [path for path in possible if path.name == lora.name.replace(branch, "merge")]
     if len(called or possible) > 1:
         names = ", ".join(path.name for path in possible)
@@ -152,3 +152,9 @@ def _merge_of(branch: str, lora: Path, merges: Sequence[Path]) -> Path | None:
             hint="Put the files of one pair into a folder of their own.",
         )
     return next(iter(called or possible), None)
+
+
+def _of_one_training(*paths: Path) -> bool:
+    """Whether these files may come from the same project, by what they tell."""
+    projects = {read_metadata(path).get("unziplora.project") for path in paths}
+    return len(projects - {None}) < 2
