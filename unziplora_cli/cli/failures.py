@@ -4,6 +4,8 @@ from unziplora_cli.errors import Interrupted, OutOfMemory, UnziploraError
 
 UNEXPECTED = "This is a defect of unziplora, or of a library beneath it. To see where, add -v."
 
+BROKEN = "See which, and the line that mends it: unziplora doctor"
+
 SMALLER = "Close other programs, or ask for less: a smaller picture, a lower rank, half precision."
 
 
@@ -19,6 +21,8 @@ def describe(error: BaseException) -> tuple[str, str, int]:
         return "Interrupted.", "", Interrupted.exit_code
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, not imported
         return "There is not enough memory for this.", SMALLER, OutOfMemory.exit_code
+    if isinstance(error, ImportError) and not (error.name or "").startswith("unziplora_cli"):
+        return f"A library cannot be loaded: {error}.", BROKEN, 1
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror or error}{where}.", "To see where, add -v.", 1
