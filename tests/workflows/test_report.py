@@ -246,9 +246,8 @@ def test_of_many_pictures_the_newest_are_shown(project):
 def test_other_programs_are_told_paths_and_words_that_python_can_read(project, base, loading):
     page = Page(report(rewrite(project, base=base)).file)
     assert loading in page.text
-    assert ("unziplora export fox --part content --out ComfyUI/models/loras" in page.text) == (
-        base.kind != "builtin"
-    )
+    assert ("unziplora export fox --part content" in page.text) == (base.kind != "builtin")
+    assert ("<lora:fox-combined:1>" in page.text) == (base.kind != "builtin")
     assert ('.to("cuda")' in page.text) == (base.kind != "builtin")
     start = page.text.index("import torch")
     program = page.text[start : page.text.index('save("both.png")') + len('save("both.png")')]
@@ -259,12 +258,15 @@ def test_other_programs_are_told_paths_and_words_that_python_can_read(project, b
 
 def test_a_project_of_one_branch_has_a_page(project):
     artifacts = tuple(each for each in project.manifest.artifacts if each.role == "style")
-    made = report(rewrite(project, artifacts=artifacts, source=(), evaluation=None))
+    base = BaseRecord("sdxl", "hub", "owner/base")
+    made = report(rewrite(project, artifacts=artifacts, source=(), evaluation=None, base=base))
     page = Page(made.file)
     assert made.notes == ()
+    assert "--part style" in page.text
     assert "set_adapters('style')" in page.text
     assert "set_adapters('content')" not in page.text
     assert "both.png" not in page.text
+    assert "--part combined" not in page.text
 
 
 def test_names_that_are_no_text_do_no_harm(project):

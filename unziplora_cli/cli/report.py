@@ -45,7 +45,6 @@ def report(
             "report": str(made.file),
             "bytes": bytes,
             "pictures": made.pictures,
-            "notes": list(made.notes),
             "opened": opened,
         },
         text=f"{made.file}: {made.pictures} pictures, {size(bytes)}",

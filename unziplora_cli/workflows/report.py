@@ -85,7 +85,6 @@ def report(project: Project, out: Path | None = None) -> Reported:
             "evaluation": record.evaluation,
             **vars(shown),
             "missing": _commands(project.name, shown.kinds),
-            "validate_every": max(1, record.steps_done // 6),
             "charts": _charts(project, notes),
             **_maps(layers, record.training),
             "merge": _merge(layers) if layers and record.artifact("merge") else None,
