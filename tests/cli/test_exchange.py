@@ -305,3 +305,51 @@ def test_the_copy_of_a_project_folder_is_imported(unziplora, two_projects, tiny_
     copy = shutil.copytree(two_projects / "projects/rose", tmp_path / "copy")
     ended = unziplora("import", copy, f"--base={tiny_base}", "--name=again", "--json")
     assert ended.envelope["result"]["merge_weights"]
+
+
+def spoil(path: Path, kind: str) -> None:
+    tensors = load_file(path)
+    up = next(key for key in tensors if key.endswith(".lora_up.weight"))
+    module = up.removesuffix(".lora_up.weight")
+    if kind == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+        return
+    if kind == "huge header":
+        path.write_bytes((2**60).to_bytes(8, "little") + path.read_bytes()[8:])
+        return
+    changes: dict[str, dict[str, torch.Tensor | None]] = {
+        "undefined": {up: torch.full_like(tensors[up], torch.nan)},
+        "half": {up: None},
+        "whole numbers": {up: tensors[up].to(torch.int32)},
+        "text encoder": {"lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha": torch.ones(1)},
+        "LoHa": {f"{module}.hada_w1_a": torch.ones(1)},
+        "FLUX": {"lora_unet_single_blocks_0_linear1.alpha": torch.ones(1)},
+    }
+    spoiled = {**tensors, **changes[kind]}
+    save_file({key: each for key, each in spoiled.items() if each is not None}, path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("cut", "is not a whole safetensors file"),
+        ("huge header", "is not a whole safetensors file"),
+        ("undefined", "infinite or undefined numbers"),
+        ("half", "only one half of the LoRA"),
+        ("whole numbers", "holds int32 numbers"),
+        ("text encoder", "adapts the text encoders"),
+        ("LoHa", "is a LoHa"),
+        ("FLUX", "is a LoRA for FLUX"),
+    ],
+)
+def test_a_bad_file_is_named_and_nothing_is_written(refused, exported, tiny_base, kind, says):
+    bad = exported / "fox-content.safetensors"
+    spoil(bad, kind)
+    for arguments in (["check", bad], ["import", bad, exported / "fox-style.safetensors", *WORDS]):
+        assert says in refused(6, *arguments, f"--base={tiny_base}")
+
+
+@pytest.mark.parametrize("command", ["content", "combine", "cross"])
+def test_a_project_with_a_bad_file_draws_nothing(refused, two_projects, command):
+    spoil(two_projects / "projects/fox/content.safetensors", "undefined")
+    assert "infinite or undefined numbers" in refused(6, command, "fox", *QUICK)
