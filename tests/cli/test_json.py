@@ -1,0 +1,127 @@
+"""--json of every command, against the schema that ships: a success and a failure of each."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from tests.cli.envelopes import schema
+from tests.cli.test_completion import commands
+from tests.hub_server import TOKEN, Hub, Repository
+from tests.test_cache import sdxl_files
+from unziplora_cli.cli import app
+from unziplora_cli.cli.render import Output
+from unziplora_cli.workflows import demo
+
+PROGRAM = {" ".join(path): node for path, node in commands(typer.main.get_command(app.app))}
+QUICK = "--steps=1 --device=cpu"
+
+# One line per command that ends well with two trained projects, fox and rose, and a hub that has owner/name.
+# {base} is the base that they were trained on, {out} an empty folder, {fox} and {rose} the projects' folders.
+EXAMPLES = {
+    "train": "train {photos}/fox.png --name=cat --subject=cat --style=ink {settings}",
+    "content": f"content fox {QUICK}",
+    "style": f"style fox {QUICK}",
+    "combine": f"combine fox rose {QUICK}",
+    "cross": f"cross fox rose {QUICK}",
+    "demo": "demo --out={out}",
+    "list": "list",
+    "show": "show fox",
+    "verify": "verify fox",
+    "rename": "rename fox vixen",
+    "remove": "remove fox --yes",
+    "report": "report fox",
+    "export": "export fox --out={out}",
+    "import": "import {fox} --name=again --subject=fox --style=ink --base={base}",
+    "check": "check {fox}/content.safetensors --base={base}",
+    "eval": "eval fox --device=cpu --draws=1",
+    "doctor": "doctor",
+    "replay": "replay fox",
+    "push": "push fox me/fox --dry-run --out={out}/fox",
+    "models list": "models list",
+    "models pull": "models pull owner/name",
+    "models verify": "models verify mini",
+    "models remove": "models remove owner/name --yes",
+    "models path": "models path mini",
+}
+
+
+@pytest.fixture
+def fill(
+    two_projects: Path,
+    tiny_base: Path,
+    photos: Path,
+    settings: list[str],
+    hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[str], list[str]]:
+    """Makes the words of a line; what it needs is there."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.repositories["owner/name"] = Repository(sdxl_files())
+    places = {
+        "base": tiny_base,
+        "photos": photos,
+        "settings": " ".join(settings),
+        "out": tmp_path,
+        "fox": two_projects / "projects/fox",
+    }
+    return lambda line: line.format(**places).split()
+
+
+def test_every_command_has_an_example_and_a_shape() -> None:
+    """A new command needs a line here and an entry in the $defs of the schema, by its name."""
+    assert EXAMPLES.keys() == PROGRAM.keys()
+    assert PROGRAM.keys() <= schema()["$defs"].keys()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_command_ends_in_an_envelope_of_its_shape(
+    name: str,
+    fill: Callable[[str], list[str]],
+    unziplora: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if name == "demo":  # its trainings take long, and are tested elsewhere
+        monkeypatch.setattr(
+            demo, "demo", lambda *_, **__: iter([demo.Demonstrated(Path("x.png"), ("a", "b"), 4, 1.0)])
+        )
+    if name == "models remove":
+        unziplora("models", "pull", "owner/name")
+    ended = unziplora("--json", *fill(EXAMPLES[name]))
+    envelope = ended.envelope
+    assert (envelope["command"], envelope["ok"]) == (name, True)
+    assert list(envelope)[:2] == ["schema", "command"]
+    assert envelope["result"]
+    assert ended.err == ""
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_command_that_fails_ends_in_an_envelope(name: str, unziplora: Callable[..., Any]) -> None:
+    ended = unziplora(*name.split(), "--no-such-option", "--json")
+    envelope = ended.envelope
+    assert (ended.code, envelope["ok"], envelope["error"]["exit_code"]) == (2, False, 2)
+    assert envelope["command"] == name
+    assert ended.err == ""
+
+
+def test_warnings_are_part_of_the_envelope(unziplora, two_projects, tiny_base, tmp_path):
+    """The base of the project was changed since."""
+    changed = two_projects / "projects/fox/manifest.json"
+    text = changed.read_text()
+    fingerprint = text.split('"hash": "')[1].split('"')[0]
+    changed.write_text(text.replace(fingerprint, "sha256:" + "0" * 64))
+    ended = unziplora("content", "fox", *QUICK.split(), "--json")
+    (warning,) = ended.envelope["warnings"]
+    assert "no longer what fox was trained on" in warning
+    assert ended.err == ""
+
+
+def test_numbers_that_are_none_are_null(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output()
+    output.json = True
+    output.result({"loss": float("nan"), "rates": [float("inf"), 1.0], "path": Path("x")})
+    assert json.loads(capsys.readouterr().out)["result"] == {"loss": None, "rates": [None, 1.0], "path": "x"}
