@@ -69,7 +69,10 @@ class TrainingState:
         }
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         with replacing(path) as part:
+            part.touch()
+            mode = part.stat().st_mode
             save_file(copies, part, metadata={"format": FORMAT, "state": json.dumps(rest)})
+            part.chmod(mode)  # save_file's own lets nobody but the owner read it, whatever the umask
 
     def size(self) -> int:
         """About how many bytes a file of it has: two moments per weight, as Adam keeps."""
