@@ -146,4 +146,8 @@ def browser(profile: Path) -> Iterator[Page]:
         os.close(ours_write)
         os.close(ours_read)
         process.terminate()
-        process.wait(timeout=30)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
