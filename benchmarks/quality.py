@@ -63,7 +63,9 @@ class Bench:
         self.alphas = alphas_cumprod(self.base)
         images = [Image.fromarray(each.picture()) for each in self.pictures]
         found = [encode_latents(self.vae, prepare(image, 128, 1)) for image in images]
-        self.latents = torch.stack([torch.stack([each.mean[0], each.std[0]]) for each in found]).to(self.device)
+        self.latents = torch.stack([torch.stack([each.mean[0], each.std[0]]) for each in found]).to(
+            self.device
+        )
         self.galleries = [gallery(each, self.judge) for each in self.pictures]
         self.say(f"{len(self.pictures)} pictures")
 
@@ -86,7 +88,7 @@ class Bench:
             contents = [job.prompts.content for job in jobs]
             prompts = {job.sample: text for job, text in zip(jobs, contents, strict=True)}
             args = (self.latents[:, 0], prompts, self.text, ids, self.dtype)
-            echoes = all_echoes(unet, self.base, config, *args)
+            echoes = all_echoes(unet, self.alphas, config, *args)
         return Stack(unet, jobs, self.latents, self.text, ids, self.alphas, self.dtype, echoes)
 
 
@@ -130,14 +132,24 @@ def measure(bench: Bench, methods: Sequence[Method], *, limit: int, keep: set[st
         ready = time.monotonic()
         orders = [order for method in group for order in drawings(trained[method.name], each=bench.each)]
         owners = [m.name for m in group for _ in drawings(trained[m.name], each=bench.each)]
-        rebuilt = rebuilding_errors(stack, [order for order in orders if order.purpose == "combine"], chunk=bench.chunk)
+        rebuilt = rebuilding_errors(
+            stack, [order for order in orders if order.purpose == "combine"], chunk=bench.chunk
+        )
         seen: dict[str, list[verdict.Seen]] = {method.name: [] for method in group}
         pictures: dict[str, dict[tuple[str, int], list[np.ndarray]]] = {name: {} for name in seen}
         position = 0
         for some, images in drawn(
-            stack, bench.base, bench.vae, orders, steps=bench.steps, guidance=bench.guidance, chunk=bench.chunk
+            stack,
+            bench.base,
+            bench.vae,
+            orders,
+            steps=bench.steps,
+            guidance=bench.guidance,
+            chunk=bench.chunk,
         ):
-            for verdict_, image in zip(verdict.look(bench.judge, some, images, bench.galleries), images, strict=True):
+            for verdict_, image in zip(
+                verdict.look(bench.judge, some, images, bench.galleries), images, strict=True
+            ):
                 name = owners[position]
                 seen[name].append(verdict_)
                 if name in keep:
@@ -167,7 +179,8 @@ def _groups(methods: Sequence[Method], bench: Bench, limit: int) -> Iterator[lis
     kinds: dict[tuple[object, ...], list[Method]] = {}
     for method in methods:
         c = method.config(0)
-        key = ("none",) if method.kind == "none" else (c.rank, c.steps, c.echoes, c.echo_strength, c.echo_prompt)
+        echo = (c.echoes, c.echo_strength, c.echo_fresh, c.echo_prompt)
+        key = ("none",) if method.kind == "none" else (c.rank, c.steps, echo)
         kinds.setdefault(key, []).append(method)
     for alike in kinds.values():
         group: list[Method] = []
@@ -184,9 +197,13 @@ def _groups(methods: Sequence[Method], bench: Bench, limit: int) -> Iterator[lis
 
 def main() -> None:
     """Run the benchmark and write its table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="four pictures and few methods, for a CPU")
-    parser.add_argument("--tune", action="store_true", help="the tuning pictures and the grid of every method")
+    parser.add_argument(
+        "--tune", action="store_true", help="the tuning pictures and the grid of every method"
+    )
     parser.add_argument("--only", help="methods whose names contain this")
     parser.add_argument("--pictures", type=int, help="how many pictures")
     parser.add_argument("--out", type=Path, help="folder for the table, the numbers and the sheets")
@@ -195,7 +212,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=800, help="trainings at once")
     parser.add_argument("--chunk", type=int, default=512, help="pictures drawn at once")
     parser.add_argument("--each", type=int, help="pictures of every purpose")
-    parser.add_argument("--deadline", type=float, default=9.0, help="minutes after which no further stack begins")
+    parser.add_argument(
+        "--deadline", type=float, default=9.0, help="minutes after which no further stack begins"
+    )
     args = parser.parse_args()
     begun = time.monotonic()
     device = torch.device(args.device)
@@ -222,12 +241,17 @@ def main() -> None:
         args.out.mkdir(parents=True, exist_ok=True)
     for result in measure(bench, methods, limit=args.limit if device.type == "cuda" else 8, keep=keep):
         results[result.method.name] = result.columns
-        bench.say(f"{result.method.name}: " + "  ".join(f"{c} {np.nanmean(v):.2f}" for c, v in result.columns.items()))
+        bench.say(
+            f"{result.method.name}: "
+            + "  ".join(f"{c} {np.nanmean(v):.2f}" for c, v in result.columns.items())
+        )
         if args.out:
             numbers = {n: {c: v.tolist() for c, v in columns.items()} for n, columns in results.items()}
             (args.out / "scores.json").write_text(json.dumps(numbers))
             if result.pictures:
-                sheet(bench.pictures, result.pictures).save(args.out / f"{result.method.name.replace(' ', '-')}.png")
+                sheet(bench.pictures, result.pictures).save(
+                    args.out / f"{result.method.name.replace(' ', '-')}.png"
+                )
         if time.monotonic() - begun > 60 * args.deadline:
             bench.say("out of time")
             break
@@ -235,6 +259,7 @@ def main() -> None:
     print(text)
     if args.out:
         (args.out / "table.md").write_text(text)
+
 
 if __name__ == "__main__":
     tame_openmp()

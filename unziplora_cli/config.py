@@ -149,6 +149,9 @@ class TrainConfig(Checked):
         above=0.0,
         max=1.0,
     )
+    echo_fresh: float = echo(
+        0.15, "Share of fresh noise in an echo; at 0 it keeps the picture's own.", min=0.0, max=1.0
+    )
     echo_prompt: str = echo("a photo of {content}", "What an echo shows; {content} is the content prompt.")
 
     validate_every: int = watching(

@@ -44,7 +44,9 @@ def drawn(
             def denoiser(noisy: Tensor, timestep: Tensor, told=told, away=away) -> Tensor:  # type: ignore[no-untyped-def]
                 parts = noisy.chunk(2) if len(noisy) > len(told.full) else (noisy,)
                 texts = (away, told) if len(parts) == 2 else (told,)
-                return torch.cat([_predict(stack, *pair, timestep) for pair in zip(parts, texts, strict=True)])
+                return torch.cat(
+                    [_predict(stack, *pair, timestep) for pair in zip(parts, texts, strict=True)]
+                )
 
             latents = sample(
                 denoiser, load_scheduler(base), noise.to(stack.device), steps=steps, guidance=guidance
@@ -64,7 +66,11 @@ def rebuilding_errors(stack: Stack, drawings: Sequence[Drawing], *, chunk: int) 
         with _equipped(stack, some):
             told = stack._conditioning([each.prompts for each in some])
             for number, at in enumerate(TIMES):
-                noise = draw(17, number, 0, 1, shape, 1, timesteps=total).noise.to(stack.device).expand_as(pictures)
+                noise = (
+                    draw(17, number, 0, 1, shape, 1, timesteps=total)
+                    .noise.to(stack.device)
+                    .expand_as(pictures)
+                )
                 times = torch.full((len(some),), at, device=stack.device)
                 noisy = add_noise(pictures, noise, stack.alphas_cumprod.to(stack.device), times)
                 losses += (_predict(stack, noisy, told, times) - noise).square().flatten(1).mean(dim=1)
@@ -77,7 +83,9 @@ def decoded(vae: AutoencoderKL, latents: Tensor, chunk: int = 256) -> Tensor:
     parts = []
     for some in latents.split(chunk):
         pixels = vae.decode(some.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
-        parts.append(pixels.float().add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1))
+        parts.append(
+            pixels.float().add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        )
     return torch.cat(parts)
 
 
@@ -106,7 +114,9 @@ class _equipped:
         for name, layer in self.stack.layers.items():
             layer.branches = self.trained[name]
 
-    def _slot(self, name: str, layer: StackedLinear, parts: Sequence[tuple[Part | None, bool]]) -> StackedBranch:
+    def _slot(
+        self, name: str, layer: StackedLinear, parts: Sequence[tuple[Part | None, bool]]
+    ) -> StackedBranch:
         device, count = self.stack.device, len(self.stack.jobs)
         index, present, weighted = [], [], []
         for part, merge in parts:
@@ -116,9 +126,12 @@ class _equipped:
         pick = torch.tensor(index, device=device)
         both = [layer.branches["content"], layer.branches["style"]]
         down, up, merge, gate = (
-            torch.cat([getattr(branch, part) for branch in both])[pick] for part in ("down", "up", "merge", "gate")
+            torch.cat([getattr(branch, part) for branch in both])[pick]
+            for part in ("down", "up", "merge", "gate")
         )
-        factor = torch.where(torch.tensor(weighted, device=device)[:, None], merge, torch.ones_like(merge)) * gate
+        factor = (
+            torch.where(torch.tensor(weighted, device=device)[:, None], merge, torch.ones_like(merge)) * gate
+        )
         up = up * (factor * torch.tensor(present, device=device)[:, None])[..., None]
         ones = torch.ones_like(gate).to(self.stack.dtype)
         dtype = self.stack.dtype

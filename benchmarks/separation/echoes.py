@@ -1,4 +1,4 @@
-"""The echoes of all pictures at once, from the same noise as `unziplora_cli.training.echoes` takes."""
+"""The echoes of all pictures, as `unziplora_cli.training.echoes` makes those of one."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from unziplora_cli.config import TrainConfig
-from unziplora_cli.diffusion.base import BaseRef
-from unziplora_cli.diffusion.load import load_scheduler
-from unziplora_cli.diffusion.sampling import sample
-from unziplora_cli.training.echoes import GUIDANCE, STEPS, echo_generator
+from unziplora_cli.diffusion.conditioning import Conditioning
+from unziplora_cli.training.echoes import bare, echo
 
 
 @torch.no_grad()
 def all_echoes(
     unet: nn.Module,
-    base: BaseRef,
+    alphas_cumprod: Tensor,
     config: TrainConfig,
     pictures: Tensor,
     contents: Mapping[int, str],
@@ -29,31 +27,25 @@ def all_echoes(
 
     ``contents`` is the content prompt of each picture; pictures without one get no echo, but zeros.
     """
-    found = torch.zeros(len(pictures), config.echoes, *pictures.shape[1:], device=pictures.device)
     numbers = sorted(contents)
-    told = [texts(config.echo_prompt.replace("{content}", contents[number])) for number in numbers]
-    tokens, pooled = (torch.cat([each[part] for each in told]).to(pictures.device, dtype) for part in range(2))
-    ids = time_ids.to(pictures.device, dtype).expand(2 * len(numbers), -1)
-    tokens, pooled = (torch.cat([torch.zeros_like(each), each]) for each in (tokens, pooled))
+    ids = time_ids.to(pictures.device, dtype).expand(len(numbers), -1)
 
-    def denoiser(noisy: Tensor, timestep: Tensor) -> Tensor:
-        added = {"text_embeds": pooled, "time_ids": ids}
-        prediction: Tensor = unet(
-            noisy.to(dtype), timestep, encoder_hidden_states=tokens, added_cond_kwargs=added, return_dict=False
-        )[0]
-        return prediction.float()
+    def told(prompts: list[str]) -> Conditioning:
+        known = [texts(prompt) for prompt in prompts]
+        tokens, pooled = (torch.cat([each[part] for each in known]) for part in range(2))
+        return Conditioning.one_prompt(tokens, pooled, ids).to(device=pictures.device, dtype=dtype)
 
-    for echo in range(config.echoes):
-        noise = torch.cat(
-            [torch.randn(1, *pictures.shape[1:], generator=echo_generator(number, echo)) for number in numbers]
-        )
-        found[numbers, echo] = sample(
-            denoiser,
-            load_scheduler(base, "euler"),
-            noise.to(pictures.device),
-            steps=STEPS,
-            guidance=GUIDANCE,
-            picture=pictures[numbers],
-            strength=config.echo_strength,
+    learned = told([contents[number] for number in numbers])
+    shown = told([config.echo_prompt.replace("{content}", contents[number]) for number in numbers])
+    nothing = Conditioning.one_prompt(torch.zeros_like(shown.full), torch.zeros_like(shown.pooled), ids)
+    conditions = {"picture": learned, "echo": shown, "nothing": nothing}
+
+    def predict(noisy: Tensor, timestep: Tensor, text: str) -> Tensor:
+        return bare(unet, noisy.to(dtype), timestep, conditions[text]).float()
+
+    found = torch.zeros(len(pictures), config.echoes, *pictures.shape[1:], device=pictures.device)
+    for number in range(config.echoes):
+        found[numbers, number] = echo(
+            predict, alphas_cumprod.to(pictures.device), pictures[numbers], config, number
         )
     return found

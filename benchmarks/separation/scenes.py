@@ -86,9 +86,7 @@ def samples(name: str, count: int) -> tuple[Sample, ...]:
                 others=_shuffled(rng, [s for s in SUBJECTS if s != subject], 3),
                 contexts=_shuffled(rng, [c for c in CONTEXTS[1:] if c != scene.context], 3),
                 partners=tuple(int(n) for n in rng.permutation(partners)[:3]),
-                rivals=tuple(
-                    replace(random_individual(rng), subject=subject) for _ in range(GALLERY - 1)
-                ),
+                rivals=tuple(replace(random_individual(rng), subject=subject) for _ in range(GALLERY - 1)),
             )
         )
     return tuple(made)

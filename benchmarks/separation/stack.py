@@ -78,7 +78,10 @@ class StackedLinear(nn.Module):
         factors = [branch.merge * branch.gate for branch in (content, style)]
         if x_content is None and x_style is None:
             down = torch.cat([content.down, style.down], dim=1)  # [K, 2 rank, in]
-            ups = (branch.up * factor[..., None] for branch, factor in zip((content, style), factors, strict=True))
+            ups = (
+                branch.up * factor[..., None]
+                for branch, factor in zip((content, style), factors, strict=True)
+            )
             return y + torch.bmm(torch.bmm(x, down.mT), torch.cat(list(ups), dim=2).mT)
         y = y + _update(x if x_content is None else x_content, content.down, content.up, factors[0])
         return y + _update(x if x_style is None else x_style, style.down, style.up, factors[1])
@@ -112,7 +115,10 @@ class Flat:
         second = self.second * beta2 + self.gradients.square() * (1 - beta2)
         steps = self.count.clamp(min=1)
         root = second.sqrt().div_((1 - beta2**steps).sqrt()).add_(config.adam_eps)
-        moved = self.values * (1 - self.rates * config.weight_decay) - self.rates / (1 - beta1**steps) * first / root
+        moved = (
+            self.values * (1 - self.rates * config.weight_decay)
+            - self.rates / (1 - beta1**steps) * first / root
+        )
         acts = active > 0
         self.values.copy_(torch.where(acts, moved, self.values))
         self.first.copy_(torch.where(acts, first, self.first))
@@ -227,7 +233,9 @@ class Stack:
 
     def _conditioning(self, prompts: Sequence[Prompts]) -> Conditioning:
         known = {text: self.texts(text) for p in prompts for text in (p.full, p.content, p.style)}
-        tokens = {part: torch.cat([known[getattr(p, part)][0] for p in prompts]) for part in ("full", *BRANCHES)}
+        tokens = {
+            part: torch.cat([known[getattr(p, part)][0] for p in prompts]) for part in ("full", *BRANCHES)
+        }
         pooled = torch.cat([known[p.full][1] for p in prompts])
         ids = self.time_ids.expand(len(prompts), -1)
         return Conditioning(**tokens, pooled=pooled, time_ids=ids).to(device=self.device, dtype=self.dtype)
@@ -242,7 +250,9 @@ class Stack:
         )
         self.times = torch.zeros(count, dtype=torch.long, device=self.device)
         self.weights, self.losses = (torch.ones(count, device=self.device) for _ in range(2))
-        self.separated, self.running, self.gating = (torch.zeros(count, 1, device=self.device) for _ in range(3))
+        self.separated, self.running, self.gating = (
+            torch.zeros(count, 1, device=self.device) for _ in range(3)
+        )
         forward = captured(self._forward_backward, self.device, warm=3)
         update = captured(self._update, self.device, warm=0)
         for step in range(max(job.config.steps for job in self.jobs)):
@@ -284,7 +294,9 @@ class Stack:
             self.echo_noisy.copy_(self._noised(self.echoes[self.samples, which], noise))
         for k, job in enumerate(self.jobs):
             if job.config.snr_gamma is not None:
-                self.weights[k] = min_snr_weight(self.alphas_cumprod, times[k : k + 1], job.config.snr_gamma)[0]
+                self.weights[k] = min_snr_weight(self.alphas_cumprod, times[k : k + 1], job.config.snr_gamma)[
+                    0
+                ]
         flags = {
             "running": [step < job.config.steps for job in self.jobs],
             "separated": [job.schedule.separated(step) for job in self.jobs],
@@ -398,7 +410,6 @@ class Stack:
             chosen = style.mask | _top(scores, ratio, strict) | all_style
             style.mask.copy_(torch.where(acts, chosen, style.mask))
 
-
     def lora(self, number: int, branch: str) -> dict[str, LoRAWeights]:
         """One branch of training ``number`` as it would be saved: closed columns zeroed, merge weights apart."""
         found = {}
@@ -410,7 +421,10 @@ class Stack:
 
     def merge(self, number: int, branch: str) -> dict[str, Tensor]:
         """The merge weights of one branch of training ``number``."""
-        return {name: each.branches[branch].merge[number].detach().cpu().clone() for name, each in self.layers.items()}
+        return {
+            name: each.branches[branch].merge[number].detach().cpu().clone()
+            for name, each in self.layers.items()
+        }
 
 
 def _rate(job: Job, kind: str) -> float:

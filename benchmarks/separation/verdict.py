@@ -76,7 +76,11 @@ def scores(seen: Sequence[Seen], samples: Sequence[Sample]) -> dict[str, np.ndar
     for purpose in (*SEPARATION, "context", "scene"):
         fill(purpose, purpose, right)
     fill("identity", "content", lambda each: each.rank == 0)
-    fill("marking", "content", lambda e: e.names["marking"] == samples[e.drawing.sample].scene.individual.marking)
+    fill(
+        "marking",
+        "content",
+        lambda e: e.names["marking"] == samples[e.drawing.sample].scene.individual.marking,
+    )
     fill("subject", "content", lambda each: each.names["subject"] == each.drawing.subject)
     fill("photo", "content", lambda each: each.names["style"] == PHOTO)
     found["mean"] = np.mean([found[column] for column in SEPARATION], axis=0)

@@ -26,30 +26,17 @@ def sample(
     guidance: float,
     generators: list[torch.Generator] | None = None,
     on_step: Callable[[int], None] | None = None,
-    picture: Tensor | None = None,
-    strength: float = 1.0,
 ) -> Tensor:
     """Turn unit-variance ``latents`` [n, channels, height, width] into a picture's latents of that shape.
 
     With ``guidance`` above 1 the denoiser is asked for 2n pictures at once, the n unconditional ones first,
     and their difference is stretched by ``guidance``; otherwise it is asked for n. ``generators`` feed
     schedulers that add noise of their own.
-
-    With a ``picture``, latents of that shape, the loop starts from it instead of from nothing: noised as far
-    as ``strength`` of all steps reach, and denoised from there (SDEdit, arXiv 2108.01073).
     """
     scheduler.set_timesteps(steps, device=latents.device)
     extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    timesteps = scheduler.timesteps
-    if picture is None:
-        latents = latents * scheduler.init_noise_sigma
-    else:
-        skipped = min(round(len(timesteps) * (1.0 - strength)), len(timesteps) - 1)
-        timesteps = timesteps[skipped:]
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(skipped)
-        latents = scheduler.add_noise(picture, latents, timesteps[:1].expand(len(latents)))
-    for number, timestep in enumerate(timesteps):
+    latents = latents * scheduler.init_noise_sigma
+    for number, timestep in enumerate(scheduler.timesteps):
         guided = guidance > 1.0
         noisy = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
         noise = denoiser(noisy, timestep)
