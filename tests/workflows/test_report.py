@@ -100,8 +100,8 @@ def test_the_page_holds_words_prompts_pictures_curves_maps_scores_settings_and_p
     ):
         assert heading in page.text
     assert "The style leaks into <content>." in page.words
-    assert "75 %" in page.words
-    assert "50 %" in page.words
+    assert "75%" in page.words
+    assert "50%" in page.words
     assert "0.0123" in page.words
     assert "content-lr" in page.words
     for branch in ("content", "style"):
