@@ -193,9 +193,6 @@ def _root(error: BaseException) -> BaseException:
 def _fetch(download: Download, file: RemoteFile) -> None:
     """Fetch one large file, going on where it was cut off; the hub's library would start anew."""
     from filelock import FileLock
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
 
     folder = repository(download.id)
     blob = folder / "blobs" / file.blob
@@ -206,17 +203,14 @@ def _fetch(download: Download, file: RemoteFile) -> None:
         if blob.exists():
             return
         partial = blob.with_name(f"{file.blob}.incomplete")
-        with partial.open("ab") as stream:
-            if stream.tell() > file.bytes:
-                stream.truncate(0)
-            http_get(
-                hf_hub_url(download.id, file.name, revision=download.revision),
-                stream,
-                resume_size=stream.tell(),
-                headers=build_hf_headers(),
-                expected_size=file.bytes,
-                displayed_filename=file.name,
-            )
+        while True:
+            before = partial.stat().st_size if partial.exists() else 0
+            try:
+                _append(download, file, partial)
+                break
+            except Exception:
+                if partial.stat().st_size <= before:  # nothing came any more
+                    raise
         if sha256(partial) != file.sha256:
             partial.unlink()
             raise ModelError(
@@ -233,6 +227,25 @@ def _ask(id: str, revision: str | None) -> tuple[str, dict[str, Any]]:
 
         info: Any = HfApi().model_info(id, revision=revision, files_metadata=True)
     return info.sha, {file.rfilename: file for file in info.siblings or ()}
+
+
+def _append(download: Download, file: RemoteFile, partial: Path) -> None:
+    """Fetch what a file still lacks."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    with partial.open("ab") as stream:
+        if stream.tell() > file.bytes:
+            stream.truncate(0)
+        http_get(
+            hf_hub_url(download.id, file.name, revision=download.revision),
+            stream,
+            resume_size=stream.tell(),
+            headers=build_hf_headers(),
+            expected_size=file.bytes,
+            displayed_filename=file.name,
+        )
 
 
 def _remote(sibling: Any) -> RemoteFile:

@@ -1,28 +1,28 @@
 """models list, pull, verify, remove and path: base models on this disk."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from unziplora_cli.cli.completion import model_names
 from unziplora_cli.cli.render import Table, size
 from unziplora_cli.cli.session import Session
-from unziplora_cli.errors import ModelError, UsageError
+from unziplora_cli.errors import ModelError
 
 if TYPE_CHECKING:
     from unziplora_cli.cache import Model
 
 MODEL = typer.Argument(
     metavar="MODEL",
-    help="sdxl, or owner/name[@revision] of the hub.",
+    help="sdxl, owner/name or owner/name@revision of the hub.",
     show_default=False,
     autocompletion=model_names,
 )
 PULL = "unziplora models pull"
 ANY_MODEL = typer.Argument(
     metavar="MODEL",
-    help="mini, sdxl, owner/name[@revision] or a folder.",
+    help="mini, sdxl, owner/name, owner/name@revision or a folder.",
     show_default=False,
     autocompletion=model_names,
 )
@@ -75,9 +75,8 @@ def pull(
     ctx: typer.Context,
     model: Annotated[str, MODEL],
     only: Annotated[
-        str | None,
+        Literal["tokenizers"] | None,
         typer.Option(
-            metavar="tokenizers",
             help="Fetch nothing but the tokenizers, which a single-file base needs: a few MB.",
             show_default=False,
         ),
@@ -86,8 +85,6 @@ def pull(
     """Download a base into Hugging Face's cache, or go on with a download that was cut off."""
     session: Session = ctx.obj
     session.use_network("Pulling a model")
-    if only not in (None, "tokenizers"):
-        raise UsageError(f"--only cannot be {only!r}.", hint="Give --only tokenizers, or leave it out.")
     from unziplora_cli import cache, hub, paths
 
     download = hub.plan(model, only)
@@ -162,7 +159,7 @@ def path(
         str | None,
         typer.Argument(
             metavar="[MODEL]",
-            help="mini, sdxl or owner/name[@revision]; left out: the cache of all models.",
+            help="mini, sdxl, owner/name or a folder; left out: the cache of all models.",
             show_default=False,
             autocompletion=model_names,
         ),
