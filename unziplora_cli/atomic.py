@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ def replacing(path: Path) -> Iterator[Path]:
     What killed processes left beside it is deleted first.
     """
     sweep(path.parent)
-    temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.partial")
+    temporary = path.with_name(_temporary(path.name))
     try:
         yield temporary
         sync(temporary)
@@ -29,13 +30,29 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside `folder`, for files that are moved out of it when all are whole."""
+    sweep(folder)
+    temporary = folder / _temporary("scratch")
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def sweep(folder: Path) -> None:
-    """Delete the temporary files in a folder whose process has ended; those of other machines stay."""
+    """Delete what is temporary in a folder and whose process has ended; that of other machines stays."""
     with os.scandir(folder) as entries:
         found = [match for entry in entries if (match := _PARTIAL.fullmatch(entry.name))]
     for match in found:
         if match["host"] == _host() and not _runs(int(match["pid"])):
-            (folder / match[0]).unlink(missing_ok=True)
+            left = folder / match[0]
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -47,6 +64,10 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _temporary(name: str) -> str:
+    return f".{name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.partial"
 
 
 def _host() -> str:

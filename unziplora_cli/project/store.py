@@ -325,10 +325,16 @@ class ProjectStore:
             yield
 
     def _check_free(self, name: str, *, force: bool) -> None:
-        if os.path.lexists(self.folder / name) and not force:
+        folder = self.folder / name
+        if os.path.lexists(folder) and not force:
             raise ProjectError(
                 f"There is a project {name!r} already.",
                 hint="Choose another with --name, or replace it with --force.",
+            )
+        if folder.is_dir() and not os.access(folder, os.W_OK):
+            raise ProjectError(
+                f"The project {name!r} cannot be replaced: its folder {folder} is read-only.",
+                hint="Choose another with --name.",
             )
 
     def _begin(self, name: str, prepare: Callable[[Path], Plan]) -> None:
@@ -364,7 +370,7 @@ class ProjectStore:
     def _settle(self, name: str) -> None:
         """Finish what a killed process began: a complete project whose folder was not in its place yet."""
         if self._place(name, "ready").exists():
-            with suppress(InUse), self._home_errors(), self.lock(name):
+            with suppress(ProjectError, OSError), self.lock(name):
                 self._settle_held(name)
 
     def _settle_held(self, name: str) -> None:

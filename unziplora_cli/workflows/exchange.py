@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from unziplora_cli.atomic import scratch
 from unziplora_cli.errors import AdapterError, ProjectError, UsageError
 from unziplora_cli.project.manifest import BaseRecord
 from unziplora_cli.project.store import Project
@@ -130,8 +130,8 @@ def export(planned: Sequence[tuple[ExportOrder, Path]], *, check: bool = False) 
     folder = planned[0][1].parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".unziplora-", dir=folder) as scratch:
-            written = [_write(order, Path(scratch) / path.name, check) for order, path in planned]
+        with scratch(folder) as temporary:
+            written = [_write(order, temporary / path.name, check) for order, path in planned]
             for each, (_, path) in zip(written, planned, strict=True):
                 each.path.replace(path)
     except OSError as error:
