@@ -78,4 +78,4 @@ def _host() -> str:
 def _runs(pid: int) -> bool:
     from psutil import pid_exists
 
-    return pid_exists(pid)
+    return bool(pid_exists(pid))
