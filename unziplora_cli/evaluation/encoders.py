@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from unziplora_cli.diffusion.snapshots import find
@@ -69,7 +70,7 @@ class Encoders:
                 clip_pictures=transformers.CLIPImageProcessor.from_pretrained(clip, local_files_only=True),
                 clip_texts=transformers.CLIPTokenizer.from_pretrained(clip, local_files_only=True),
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
             reason = str(error).strip().split("\n")[0]
             raise ModelError(
                 f"Cannot load DINOv2 or CLIP: {reason}", hint="Fetch them again with --pull."
