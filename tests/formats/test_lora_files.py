@@ -33,7 +33,7 @@ def delta(weights: LoRAWeights) -> torch.Tensor:
     return weights.up @ weights.down
 
 
-@pytest.mark.parametrize("scheme", ["kohya", "peft"])
+@pytest.mark.parametrize("scheme", ["kohya", "ldm", "diffusers", "peft"])
 def test_what_is_written_is_read_back(unet: UNet2DConditionModel, tmp_path: Path, scheme: str) -> None:
     lora = random_lora(unet, seed=1)
     path = tmp_path / "a.safetensors"
@@ -60,7 +60,7 @@ def applied_by_diffusers(tiny_base: Path, path: Path) -> dict[str, torch.Tensor]
     return {name: after[name].weight - weight for name, weight in before.items()}
 
 
-@pytest.mark.parametrize("scheme", ["kohya", "peft"])
+@pytest.mark.parametrize("scheme", ["kohya", "ldm", "diffusers", "peft"])
 def test_diffusers_applies_every_layer_exactly(
     unet: UNet2DConditionModel, tiny_base: Path, tmp_path: Path, scheme: str
 ) -> None:

@@ -6,10 +6,14 @@ import pytest
 import torch
 
 from tests.formats.loras import FORMATS, SDXL_BLOCKS, change, sdxl_lora, write_as
-from unziplora_cli.diffusion.hollow import compare
+from unziplora_cli.diffusion.base import SDXL_CONFIG
+from unziplora_cli.diffusion.hollow import compare, hollow_unet
+from unziplora_cli.diffusion.shape import read_json
 from unziplora_cli.errors import AdapterError
-from unziplora_cli.formats import read_lora
+from unziplora_cli.formats import read_lora, write_lora
 from unziplora_cli.formats.programs import PROGRAMS, READERS, Replay, replay
+from unziplora_cli.method.inject import adapted_projections
+from unziplora_cli.method.lora import LoRAWeights
 
 LORA = sdxl_lora()
 MODULE = "lora_unet_mid_block_attentions_0_transformer_blocks_3_attn1_to_out_0"
@@ -43,6 +47,23 @@ def test_diffusers_itself_agrees(tmp_path: Path, scheme: str) -> None:
     else:
         with pytest.raises(AdapterError, match=r"diffusers .* refuses"):
             compare(path, SDXL_BLOCKS, LORA)
+
+
+@pytest.mark.slow
+def test_all_560_projections_at_the_size_of_sdxl(tmp_path: Path) -> None:
+    config = read_json(SDXL_CONFIG / "unet/config.json")
+    generator = torch.Generator().manual_seed(0)
+    lora = {
+        name: LoRAWeights(
+            torch.randn(4, linear.in_features, generator=generator),
+            torch.randn(linear.out_features, 4, generator=generator),
+        )
+        for name, linear in adapted_projections(hollow_unet(config)).items()
+    }
+    write_lora(tmp_path / "a.safetensors", lora)
+    found = compare(tmp_path / "a.safetensors", config, lora)
+    assert (found.projections, found.adapted) == (560, 560)
+    assert found.error < 2e-3
 
 
 def test_an_output_projection_without_its_number_is_left_out(tmp_path: Path) -> None:

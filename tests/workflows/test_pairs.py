@@ -95,6 +95,13 @@ def test_what_is_lacking_is_named(tmp_path: Path, names: list[str]) -> None:
     assert "unziplora import CONTENT STYLE" in error.value.hint
 
 
+def test_a_combined_file_cannot_be_taken_apart(tmp_path: Path) -> None:
+    path = lora(tmp_path / "fox-combined.safetensors")
+    for meant in (path, tmp_path):
+        with pytest.raises(AdapterError, match="cannot be taken apart"):
+            find([meant])
+
+
 def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
     for paths in ([tmp_path / "gone"], [lora(tmp_path / "a.safetensors"), tmp_path / "gone"]):
         with pytest.raises(AdapterError, match="gone"):

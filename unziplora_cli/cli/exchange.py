@@ -142,7 +142,9 @@ def export(
 
 def check(
     ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(help="A LoRA file of any origin.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(help="A LoRA of SDXL's attention, from anywhere.", show_default=False)
+    ],
     base: Annotated[str | None, BASE] = None,
 ) -> None:
     """Tell which programs load a LoRA file, and try it with diffusers.

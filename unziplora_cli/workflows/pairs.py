@@ -111,6 +111,11 @@ def _pair(paths: Sequence[Path], name: str, *, ordered: bool) -> Pair:
     listed = ", ".join(path.name for path in (*of["content"], *of["style"], *of["unknown"]))
     if of["unknown"] or len(of["content"]) > 1 or len(of["style"]) > 1:
         raise UsageError(f"It is not clear which files are the pair: {listed}.", hint=_PAIR)
+    if of["combined"] and not of["content"] and not of["style"]:
+        raise AdapterError(
+            f"{of['combined'][0].name} is content and style added up, which cannot be taken apart again.",
+            hint="Export both alone: unziplora export PROJECT",
+        )
     for branch in BRANCHES:
         if not of[branch]:
             raise AdapterError(f"There is no {branch} LoRA; found: {listed or 'none'}.", hint=_PAIR)
