@@ -113,7 +113,7 @@ def test_a_hub_that_goes_away_ends_in_one_message(unziplora, hub, drawn, monkeyp
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     ended = unziplora("push", "fox", "me/fox")
     assert ended.code == 4
-    assert "Cannot push to me/fox (http://127.0.0.1:9): ConnectError" in ended.said
+    assert "Cannot push to me/fox (http://127.0.0.1:9): Connect" in ended.said
 
 
 @pytest.mark.parametrize(

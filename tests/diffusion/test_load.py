@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
 
 from tests.diffusion.cached import put_in_cache
 from tests.diffusion.checkpoint import write_checkpoint
@@ -108,6 +109,44 @@ def test_damaged_weights_end_in_one_message(tiny_base: Path, tmp_path: Path, par
         load_vae(base, device="cpu")
         load_text_encoders(base, device="cpu", dtype=torch.float32)
     assert "\n" not in error.value.message
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "text_encoder_2"])
+def test_weights_that_are_not_there_are_not_made_up(tiny_base: Path, tmp_path: Path, part: str) -> None:
+    folder = shutil.copytree(tiny_base, tmp_path / "lacking")
+    file = next((folder / part).glob("*.safetensors"))
+    weights = load_file(file)
+    name = sorted(weights)[5]
+    save_file({key: each for key, each in weights.items() if key != name}, file, metadata={"format": "pt"})
+    base, _ = resolve_base(str(folder), offline=True)
+    load_all(base, f"lack 1 of its weights, such as .*{name.removeprefix('text_model.')}")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model.diffusion_model.input_blocks.8.1.transformer_blocks.1.",
+        "first_stage_model.encoder.",
+        "conditioner.embedders.0.transformer.text_model.encoder.layers.2.",
+        "conditioner.embedders.1.model.transformer.resblocks.2.",
+    ],
+)
+def test_a_file_of_fewer_layers_is_no_sdxl(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setattr(bases, "SDXL_CONFIG", tiny_base)
+    monkeypatch.setenv("UNZIPLORA_TOKENIZERS", str(tiny_base))
+    file = write_checkpoint(tiny_base, tmp_path / "tiny.safetensors")
+    save_file({name: each for name, each in load_file(file).items() if not name.startswith(key)}, file)
+    base, _ = resolve_base(str(file), offline=True)
+    load_all(base, "lack .* of its weights")
+
+
+def load_all(base: BaseRef, error: str) -> None:
+    with pytest.raises(ModelError, match=error):
+        load_unet(base, device="cpu", dtype=torch.float32)
+        load_vae(base, device="cpu")
+        load_text_encoders(base, device="cpu", dtype=torch.float32)
 
 
 def test_the_noise_schedule_is_sdxls(base: BaseRef) -> None:

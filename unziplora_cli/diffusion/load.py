@@ -5,8 +5,9 @@ Nothing is ever fetched from the network here, and nothing is printed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -63,7 +64,7 @@ def load_text_encoders(base: BaseRef, *, device: torch.device | str, dtype: torc
         )
         if base.kind == "file":
             pipeline = _from_file(base, dtype, tokenizer=first, tokenizer_2=second, unet=None, vae=None)
-            models = (pipeline.text_encoder, pipeline.text_encoder_2)
+            models = (_whole(pipeline.text_encoder), _whole(pipeline.text_encoder_2))
         else:
             models = (
                 _from_folder(CLIPTextModel, base, "text_encoder", dtype=dtype),
@@ -85,10 +86,7 @@ def load_vae(
         if vae is not None:
             folder = find_vae(vae)
             check_vae(folder, read_json(folder / "config.json"), config(base, "unet")["in_channels"])
-            variant = part_variant(folder, None)
-            model = AutoencoderKL.from_pretrained(
-                folder, variant=variant, torch_dtype=dtype, use_safetensors=True, local_files_only=True
-            )
+            model = _pretrained(AutoencoderKL, folder, None, torch_dtype=dtype)
         elif base.kind == "file":
             model = _model_from_file(AutoencoderKL, base, "vae", dtype)
         else:
@@ -121,19 +119,30 @@ def alphas_cumprod(base: BaseRef) -> Tensor:
 
 
 def _from_folder(cls: Any, base: BaseRef, part: str, **dtype: torch.dtype) -> Any:
-    folder = base.path / part
-    variant = part_variant(folder, base.variant)
-    return cls.from_pretrained(folder, variant=variant, use_safetensors=True, local_files_only=True, **dtype)
+    return _pretrained(cls, base.path / part, base.variant, **dtype)
+
+
+def _pretrained(cls: Any, folder: Path, preferred: str | None, **dtype: torch.dtype) -> Any:
+    model, found = cls.from_pretrained(
+        folder,
+        variant=part_variant(folder, preferred),
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        **dtype,
+    )
+    return _whole(model, found["missing_keys"])
 
 
 def _model_from_file(cls: Any, base: BaseRef, part: str, dtype: torch.dtype) -> Any:
-    return cls.from_single_file(
+    model = cls.from_single_file(
         str(base.path),
         config=str(config_folder(base)),
         subfolder=part,
         torch_dtype=dtype,
         local_files_only=True,
     )
+    return _whole(model)
 
 
 def _from_file(base: BaseRef, dtype: torch.dtype, **parts: Any) -> Any:
@@ -142,6 +151,14 @@ def _from_file(base: BaseRef, dtype: torch.dtype, **parts: Any) -> Any:
     return StableDiffusionXLPipeline.from_single_file(
         str(base.path), config=str(config_folder(base)), torch_dtype=dtype, local_files_only=True, **parts
     )
+
+
+def _whole(model: Any, missing: Iterable[str] = ()) -> Any:
+    """The model itself; raises ValueError when the files lack weights, which would be random or not there."""
+    lacking = sorted({*missing, *(name for name, weights in model.named_parameters() if weights.is_meta)})
+    if lacking:
+        raise ValueError(f"its files lack {len(lacking)} of its weights, such as {lacking[0]}")
+    return model
 
 
 def _frozen(model: Any, device: torch.device | str) -> Any:
@@ -165,6 +182,8 @@ def _loading(base: BaseRef, part: str) -> Iterator[None]:
         raise
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0]
+        if "meta tensor" in reason:  # how torch puts it that weights never came
+            reason = "its files lack some of its weights"
         raise ModelError(
             f"Cannot load the {part} of the base {base.id}: {reason}",
             hint="The files are damaged or of another kind; fetch the base again.",
