@@ -126,3 +126,14 @@ def test_a_project_in_use_is_refused(refused, two_projects):
 def test_a_device_that_is_not_here_is_refused(refused, two_projects, change):
     change("fox", device="cuda:7")
     assert "no device 'cuda:7'" in refused(2, "replay", "fox")
+
+
+def test_a_replay_that_is_stopped_leaves_nothing(refused, two_projects, monkeypatch):
+    from unziplora_cli.training import engine
+
+    def stop(self, *arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine.TrainingStep, "__call__", stop)
+    said = refused(130, "replay", "fox")
+    assert "The replay of 'fox' was stopped; nothing of it is kept." in said

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unziplora_cli.config import TrainConfig
-from unziplora_cli.errors import ProjectError, UsageError
+from unziplora_cli.errors import Interrupted, ProjectError, UsageError
 from unziplora_cli.project import files
 from unziplora_cli.project.store import Project, ProjectStore, inside
 from unziplora_cli.workflows.drawing import shared_base
@@ -80,7 +80,9 @@ def replay(
             scratch = store.home / SCRATCH / name
             _clear(scratch)
             stack.callback(_clear, scratch)
+            stack.enter_context(_nothing_kept(name))
             target = ProjectStore(scratch)
+            order = replace(order, config=replace(order.config, checkpoint_every=0))
         else:
             order = replace(order, name=keep, created=None)
         trained: Trained | None = None
@@ -174,6 +176,18 @@ def compare(recorded: Project, new: Project) -> Iterator[FileDistance]:
         merge_distance(old_merge.content, new_merge.content), merge_distance(old_merge.style, new_merge.style)
     )
     yield FileDistance("merge", _identical(ours, theirs), largest=largest)
+
+
+@contextmanager
+def _nothing_kept(name: str) -> Iterator[None]:
+    """Tell of a replay that was stopped what is true of it: there is nothing to go on with."""
+    try:
+        yield
+    except Interrupted as error:
+        raise Interrupted(
+            f"The replay of {name!r} was stopped; nothing of it is kept.",
+            hint="One that is kept can go on: --name NEW",
+        ) from error
 
 
 def _base(project: Project) -> BaseRef:
