@@ -31,6 +31,7 @@ def places() -> Iterator[Any]:
         before: list[str] = []
         for parameter in command.params:
             takes_a_project = "PROJECT" in (parameter.metavar or "") or "project" in parameter.name
+            takes_a_project &= parameter.opts != ["--resume"]  # an unfinished one
             if parameter.param_type_name == "option":
                 if takes_a_project:
                     yield pytest.param([*path, parameter.opts[0]], id=" ".join([*path, parameter.opts[0]]))
@@ -69,6 +70,12 @@ def test_unfinished_and_hidden_folders_are_not_offered(offered, make_project):
     (folder.parent / ".fox.0a1b2c3d.partial").mkdir()
     (folder.parent / "notes.txt").touch()
     assert offered("show", "") == ["fox"]
+
+
+def test_what_can_be_resumed_is_offered(offered, make_project):
+    folder = make_project("fox").folder
+    (folder.parent / ".rose.unfinished").mkdir()
+    assert offered("train", "--resume", "") == ["rose"]
 
 
 def test_the_home_of_the_line_counts(offered, tmp_path, make_project):
