@@ -68,6 +68,7 @@ def main() -> int:
                     score.lost.append(traceback.format_exc())
                 shutil.rmtree(folder, ignore_errors=True)
             score.seconds = time.monotonic() - began
+            print(f"{name}: {score.tried} tried, {len(score.lost)} lost", file=sys.stderr, flush=True)
     report(scores)
     return 1 if any(score.lost for score in scores.values()) else 0
 

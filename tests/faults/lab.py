@@ -5,6 +5,8 @@ removed, a folder made. The parent has imported everything already, so that a tr
 training steps.
 """
 
+import contextlib
+import io
 import os
 import select
 import shutil
@@ -78,7 +80,8 @@ class Lab:
             f"--checkpoint-every={EVERY}",
         )
         warm = self.trial("warm")
-        self.command(warm, *self.train(), "--quiet", "--json")()
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.command(warm, *self.train(), "--quiet")()
         self.done = self.trial("done")
         self.moments = self.record(self.done, *self.train())
         self.reference = self.weights(self.done)

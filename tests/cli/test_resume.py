@@ -1,0 +1,208 @@
+"""Trainings that were cut off, as a user goes on with them."""
+
+import contextlib
+import io
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_train import WORDS, Terminal, at_step
+from unziplora_cli.cli import progress
+from unziplora_cli.cli.app import run
+from unziplora_cli.project.store import ProjectStore
+
+
+def no_more() -> None:
+    """The process is gone."""
+    raise MemoryError
+
+
+@pytest.fixture
+def train(photos: Path, settings: list[str]) -> tuple[str, ...]:
+    """The command that is cut off."""
+    return ("train", str(photos / "fox.png"), *WORDS, *settings, "--checkpoint-every=2")
+
+
+@pytest.fixture(scope="module")
+def cut_home(photos: Path, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a training of fox, ended after step 5 of 6 by something that cannot be helped."""
+    home = tmp_path_factory.mktemp("cut")
+    command = ["train", str(photos / "fox.png"), *WORDS, *settings, "--checkpoint-every=2", f"--home={home}"]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()):
+        patch.setattr(progress.Display, "event", at_step(5, no_more))
+        assert run(command) == 5
+    return home
+
+
+@pytest.fixture
+def cut_off(cut_home: Path, own_home: Path) -> None:
+    """The test's home holds that training."""
+    shutil.copytree(cut_home, own_home, dirs_exist_ok=True)
+
+
+def weights(home: Path, name: str = "fox") -> list[bytes]:
+    project = ProjectStore(home).open(name)
+    tensors = [project.path(role).read_bytes() for role in ("content", "style", "merge")]
+    return [each[8 + int.from_bytes(each[:8], "little") :] for each in tensors]
+
+
+def test_it_goes_on_to_the_very_same_files(unziplora, train, cut_off, own_home):
+    listed = unziplora("list")
+    assert "unfinished, 4 of 6" in listed.out
+    shown = unziplora("show", "fox")
+    assert shown.code == 3
+    assert "unziplora train --resume fox" in shown.said
+    ended = unziplora("train", "--resume", "fox")
+    assert ended.code == 0
+    assert "Going on after step 4." in ended.err
+    assert unziplora("verify", "fox").code == 0
+    assert unziplora(*train, "--name=whole").code == 0
+    assert weights(own_home) == weights(own_home, "whole")
+    assert "unfinished" not in unziplora("list").out
+    assert unziplora("list", "--json").envelope["result"]["unfinished"] == []
+
+
+def test_the_same_command_without_a_terminal_says_what_to_type(unziplora, train, cut_off, own_home):
+    ended = unziplora(*train)
+    assert ended.code == 3
+    assert "was cut off after step 4 of 6." in ended.said
+    assert "unziplora train --resume fox" in ended.said
+    assert "--force" in ended.said
+
+
+def test_the_same_command_on_a_terminal_offers_to_go_on(unziplora, train, cut_off, own_home, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", Terminal("y"))
+    ended = unziplora(*train)
+    assert ended.code == 0
+    assert "was cut off after step 4 of 6. Go on?" in ended.said
+    assert "Going on after step 4." in ended.err
+
+
+def test_whoever_declines_leaves_it(unziplora, train, cut_off, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", Terminal("n", "n"))
+    ended = unziplora(*train)
+    assert ended.code == 3
+    assert "Give up the training of 'fox' after step 4 of 6 and begin anew?" in ended.said
+    assert unziplora("list", "--json").envelope["result"]["unfinished"][0]["steps_kept"] == 4
+
+
+def test_force_replaces_another(unziplora, train, cut_off, own_home):
+    ended = unziplora(*train, "--force", "--seed=7")
+    assert ended.code == 0
+    assert "Going on" not in ended.err
+    assert ProjectStore(own_home).open("fox").manifest.seed == 7
+
+
+def test_force_goes_on_with_the_same(unziplora, train, cut_off):
+    ended = unziplora(*train, "--force")
+    assert ended.code == 0
+    assert "the same training was cut off after step 4 of 6; going on." in ended.said
+
+
+def test_another_command_is_told_where_it_differs(unziplora, train, cut_off):
+    ended = unziplora(*train, "--seed=7", "--rank=2")
+    assert ended.code == 3
+    assert "seed is 7, was 0" in ended.said
+    assert "rank is 2, was 4" in ended.said
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--rank=8"], "rank is 8, was 4"),
+        (["--steps=9"], "steps is 9, was 6"),
+        (["--name=x"], "--resume goes on as the training began, so it takes no --name."),
+        (["--force"], "it takes no --force"),
+        (["fox.png"], "it takes no picture"),
+    ],
+)
+def test_what_the_training_is_may_not_change(unziplora, cut_off, more, said):
+    ended = unziplora("train", "--resume", "fox", *more)
+    assert ended.code in (2, 3)
+    assert said in ended.said
+
+
+def test_learning_rates_may_change(unziplora, cut_off, own_home):
+    assert unziplora("train", "--resume", "fox", "--content-lr=1e-4").code == 0
+    assert ProjectStore(own_home).open("fox").manifest.training["content_lr"] == 1e-4
+
+
+def test_another_version_is_refused_with_the_difference(unziplora, cut_off, monkeypatch):
+    monkeypatch.setattr("unziplora_cli.__version__", "99.0")
+    ended = unziplora("train", "--resume", "fox")
+    assert ended.code == 3
+    assert "version of unziplora is 99.0, was " in ended.said
+
+
+def test_another_base_is_refused_with_the_difference(unziplora, cut_off, tiny_base, own_home, monkeypatch):
+    from tests.tiny_base import make_tiny_base
+
+    plan = own_home / "projects/.fox.unfinished/plan.json"
+    other = make_tiny_base(own_home / "other", seed=1)
+    plan.write_text(plan.read_text().replace(str(tiny_base), str(other)))
+    ended = unziplora("train", "--resume", "fox")
+    assert ended.code == 3
+    assert "base is sha256:" in ended.said
+
+
+def test_there_may_be_nothing_to_go_on_with(unziplora, two_projects):
+    unknown = unziplora("train", "--resume", "lantern")
+    assert (unknown.code, "no unfinished training 'lantern'" in unknown.said) == (3, True)
+    complete = unziplora("train", "--resume", "fox")
+    assert (complete.code, "is finished" in complete.said) == (3, True)
+    assert unziplora("train").code == 2
+
+
+def test_ctrl_c_keeps_a_project_that_can_go_on(unziplora, train, own_home, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(progress.Display, "event", at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        ended = unziplora(*train)
+    assert ended.code == 130
+    assert "Go on: unziplora train --resume fox Look at it: unziplora combine fox" in ended.said
+    project = ProjectStore(own_home).open("fox")
+    assert (project.manifest.state, project.manifest.steps_done) == ("interrupted", 3)
+    (project.folder / "images").mkdir()
+    (project.folder / "images/one.png").write_bytes(b"drawn on the way")
+    assert unziplora("train", "--resume", "fox").code == 0
+    assert project.manifest.created == ProjectStore(own_home).open("fox").manifest.created
+    assert (project.folder / "images/one.png").exists()
+    assert not (project.folder / "checkpoints").exists()
+
+
+def test_an_older_project_stays_until_the_new_one_is_complete(
+    unziplora, train, two_projects, monkeypatch, leftovers
+):
+    before = leftovers()
+    old = weights(two_projects)
+    with monkeypatch.context() as patch:
+        patch.setattr(progress.Display, "event", at_step(3, lambda: os.kill(os.getpid(), signal.SIGINT)))
+        ended = unziplora(*train, "--force", "--seed=5")
+    assert ended.code == 130
+    assert "the older project 'fox' stays" in ended.said
+    assert weights(two_projects) == old
+    assert unziplora("verify", "fox").code == 0
+    assert unziplora("remove", "fox", "--yes", "--unfinished").code == 0
+    assert leftovers() == before
+    assert unziplora("remove", "fox", "--yes", "--unfinished").code == 3
+
+
+def test_removing_takes_both(unziplora, cut_off, leftovers):
+    assert unziplora("remove", "fox", "--yes").code == 0
+    assert leftovers() == []
+
+
+def test_a_name_of_an_unfinished_training_is_taken(unziplora, cut_off, two_projects_renamed):
+    ended = unziplora("rename", "rose", "fox")
+    assert ended.code == 3
+    assert "is not finished" in ended.said
+
+
+@pytest.fixture
+def two_projects_renamed(make_project: Callable) -> None:
+    """A project rose beside the unfinished fox."""
+    make_project("rose")

@@ -1,0 +1,30 @@
+"""The campaign against faults, in a process that nothing has threaded before it forks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a trial forks")
+
+ROOT = Path(__file__).parents[2]
+
+
+def campaign(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the campaign and wait for its table."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.faults.campaign", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_few_faults_lose_nothing() -> None:
+    ended = campaign("--kills=7", "--others=1")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.slow
+def test_fifty_kills_and_six_of_every_other_fault_lose_nothing() -> None:
+    ended = campaign("--kills=50", "--others=6", "--seed=1")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
