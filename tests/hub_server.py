@@ -47,13 +47,14 @@ class Hub:
     """The state of the server; tests change it and look into it.
 
     `cut` closes the connection after so many bytes of a large file, so many times; `broken` are large files
-    of which other bytes are sent than were promised.
+    of which other bytes are sent than were promised, `short` those of which only so many are there.
     """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     cut: dict[str, list[int]] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
+    short: dict[str, int] = field(default_factory=dict)
     uploads: dict[str, bytes] = field(default_factory=dict)
     commits: list[list[dict[str, Any]]] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
@@ -246,9 +247,13 @@ class _Handler(BaseHTTPRequestHandler):
         data = known[name]
         if name in self.hub.broken:
             data = bytes(len(data))
+        data = data[: self.hub.short.get(name)]
         asked = self.headers.get("Range")
         first = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
         rest = data[first:]
+        if asked and not rest:
+            self._refuse(416, "", "Range Not Satisfiable")
+            return
         self.send_response(206 if asked else 200)
         if asked:
             self.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")

@@ -1,5 +1,6 @@
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,16 @@ def test_equal_commits_of_two_models_are_told_apart():
     copy = put_in_cache("other/name", REVISION, sdxl_files())
     assert run(["models", "remove", "owner/name", "--yes"]) == 0
     assert copy.is_dir()
+
+
+def test_weights_in_a_folder_that_were_cut_short_are_found(tiny_base, tmp_path, capsys):
+    folder = shutil.copytree(tiny_base, tmp_path / "copy")
+    assert run(["models", "verify", str(folder)]) == 0
+    assert run(["models", "verify", "mini"]) == 0
+    weights = folder / "vae/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    assert run(["models", "verify", str(folder)]) == 4
+    assert "vae/diffusion_pytorch_model.safetensors is damaged" in " ".join(capsys.readouterr().err.split())
 
 
 def test_blobs_that_several_models_share_are_checked_by_the_name_of_the_link():

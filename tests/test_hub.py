@@ -195,6 +195,20 @@ def test_other_bytes_than_promised_are_refused_and_not_kept(hub, unziplora):
     assert unziplora("models", "pull", "owner/name").code == 0
 
 
+def test_a_file_that_is_shorter_than_promised_is_no_model_and_goes_on_later(hub, unziplora):
+    hub.repositories["owner/name"].files[UNET] = LARGE
+    hub.short[sha256(LARGE)] = 20_000_000
+    ended = unziplora("models", "pull", "owner/name")
+    assert ended.code == 4
+    assert "Cannot fetch owner/name" in ended.err
+    assert not blob(LARGE).exists()
+    assert unziplora("models", "verify", "owner/name").code == 4
+    hub.short.clear()
+    assert unziplora("models", "pull", "owner/name").code == 0
+    assert hub.sent(sha256(LARGE))[-1].range == "bytes=20000000-"
+    assert blob(LARGE).read_bytes() == LARGE
+
+
 def test_a_connection_that_keeps_dropping_ends_in_one_message(hub, unziplora):
     hub.repositories["owner/name"].files[UNET] = LARGE
     hub.cut[sha256(LARGE)] = [1000] * 100

@@ -73,10 +73,14 @@ def verify(spec: str) -> Verification:
     """Check a model's parts, and in Hugging Face's cache each file against the hub's hash.
 
     The cache names its blobs as the hub does: by SHA-256, or by git's SHA-1 when they are small. Copies, on a
-    file system without links, stay unchecked.
+    file system without links, stay unchecked. In other folders, weights that were cut short are found.
     """
     if _is_folder(spec):
-        return Verification(_folder(spec, locate(spec)), 0, 0, ())
+        folder = locate(spec)
+        files = sorted(folder.glob("**/*.safetensors"))
+        problems = [Problem(file.relative_to(folder).as_posix(), _cut_short(file)) for file in files]
+        found = tuple(each for each in problems if each.reason)
+        return Verification(_folder(spec, folder), 0, len(files), found)
     found = find(spec)
     problems, hashes = [], []
     for file in found.files():
@@ -199,6 +203,17 @@ def _hub_hash(file: Path) -> str:
     """The hash that names a file's blob; empty for a copy."""
     name = getattr(blob(file), "name", "")
     return name if len(name) in (40, 64) else ""
+
+
+def _cut_short(file: Path) -> str:
+    """What is wrong with a file of weights, by what it says of itself."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy"):
+            return ""
+    except (OSError, SafetensorError) as error:
+        return f"is damaged: {error}"
 
 
 def _damage(file: Path, expected: str) -> str:
