@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.cli import envelopes
 from tests.hub_server import TOKEN, Hub, Repository, sha256, use_endpoint
@@ -19,6 +20,8 @@ from unziplora_cli import hub as hubs
 from unziplora_cli import paths
 from unziplora_cli.cli.app import run
 from unziplora_cli.diffusion import base
+from unziplora_cli.diffusion.load import load_unet
+from unziplora_cli.diffusion.single_file import find_tokenizers
 
 UNET = "unet/diffusion_pytorch_model.fp16.safetensors"
 LARGE = bytes(range(256)) * 100_000  # more than two of the pieces in which the library reads
@@ -293,6 +296,29 @@ def test_tokenizers_alone_are_a_few_files(hub, unziplora):
     tokenizers = {f"{name}/{file}" for name in base.TOKENIZERS for file in ("vocab.json", "merges.txt")}
     assert cached() == {"model_index.json", *tokenizers}
     assert unziplora("models", "pull", "owner/name", "--only", "vae").code == 2
+
+
+def test_sdxl_is_the_default_once_it_is_whole(hub, unziplora, tiny_base):
+    """The tiny base in the place of SDXL, at the commit that sdxl means."""
+    parts = {path.relative_to(tiny_base).as_posix(): path for path in tiny_base.rglob("*") if path.is_file()}
+    files = {
+        name.replace(".safetensors", ".fp16.safetensors"): path.read_bytes() for name, path in parts.items()
+    }
+    hub.repositories[base.SDXL_ID] = Repository(files, commit=base.SDXL_REVISION)
+    assert unziplora("models", "pull", "sdxl", "--only", "tokenizers").code == 0
+    words = len(json.loads(files["tokenizer/vocab.json"]))
+    tokenizers = find_tokenizers(Path("photo.safetensors"), words)
+    assert base.resolve_base(None, offline=True)[0].spec == "mini"
+
+    ended = unziplora("models", "pull", "sdxl")
+    assert ended.code == 0
+    assert "still to come" in ended.err
+    assert "unziplora models pull madebyollin/sdxl-vae-fp16-fix" in ended.err
+    found, notice = base.resolve_base(None, offline=True)
+    assert (found.spec, found.revision, notice) == ("sdxl", base.SDXL_REVISION, None)
+    assert tokenizers == found.path
+    assert base.resolve_base(base.SDXL_ID, offline=True)[0].path == found.path
+    assert load_unet(found, device="cpu", dtype=torch.float32).conv_in.in_channels == 4
 
 
 def test_two_commits_share_their_equal_files(hub, unziplora):
