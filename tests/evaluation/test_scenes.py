@@ -21,7 +21,7 @@ def test_every_purpose_gets_its_pictures_and_every_picture_its_words():
 
 
 def test_the_style_is_asked_for_other_subjects_only():
-    others = {shot.subject for shot in plan(WORDS, ("fox", "cat"), 20, 0) if shot.purpose == "style"}
+    others = {shot.subject for shot in plan(WORDS, ("red fox", "cat"), 20, 0) if shot.purpose == "style"}
     assert others == set(SUBJECTS) - {"fox", "cat"}
 
 

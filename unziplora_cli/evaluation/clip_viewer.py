@@ -26,12 +26,13 @@ class ClipViewer:
     name = "DINOv2 and CLIP"
 
     def __init__(self, encoders: Encoders, training: Sequence[Image.Image], words: Words) -> None:
-        self.subject, self.style, self.notes = words.subject, words.style, ()
+        subject, style = words.subject.lower(), words.style.lower()
+        self.subject, self.style = subject, style
+        self.notes: tuple[str, ...] = ()
         self._encoders = encoders
         self._trigger = words.trigger
         self._who, self._how = encoders.who(training), encoders.how(training)
-        subject, style = words.subject, words.style
-        subjects = (subject, *(each for each in SUBJECTS if each != subject))
+        subjects = (subject, *(each for each in SUBJECTS if each not in subject.split()))
         self._subjects = {each: f"a picture of a {each}" for each in subjects}
         self._styles = {
             style: f"a picture in {style} style",

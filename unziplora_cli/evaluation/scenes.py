@@ -51,7 +51,8 @@ def plan(words: Words, own: tuple[str, ...], count: int, seed: int) -> tuple[Sho
     """
     chance = random.Random(seed)
     contexts = chance.sample(CONTEXTS, len(CONTEXTS))
-    subjects = [each for each in chance.sample(SUBJECTS, len(SUBJECTS)) if each not in own]
+    taken = " ".join(own).split()
+    subjects = [each for each in chance.sample(SUBJECTS, len(SUBJECTS)) if each not in taken]
     shots = []
     for number, context, other in zip(range(count), cycle(contexts), islice(cycle(subjects), count)):
         plain, placed = make_prompts(words), make_prompts(words, context)

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from unziplora_cli import atomic, resources
+from unziplora_cli import atomic
 from unziplora_cli.config import SEED_MAX, GenerateConfig, Prompts, Studio
 from unziplora_cli.errors import AdapterError, ProjectError
 from unziplora_cli.fields import Checked, option
 from unziplora_cli.project import manifest
 from unziplora_cli.project.manifest import Evaluation, ScoreRecord
 from unziplora_cli.project.store import Project, ProjectStore, inside
-from unziplora_cli.workflows.drawing import DrawOrder, Shelf, pictures
+from unziplora_cli.workflows.drawing import DrawOrder, OnProgress, Shelf
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from unziplora_cli.diffusion.base import BaseRef
     from unziplora_cli.diffusion.fuse import Branches
-    from unziplora_cli.diffusion.generate import Progress, Request
+    from unziplora_cli.diffusion.generate import Progress
     from unziplora_cli.evaluation.denoising import Denoised
-    from unziplora_cli.evaluation.scenes import Shot
-    from unziplora_cli.evaluation.viewer import View, Viewer
 
 SHEET = "evaluation.png"
 
@@ -96,60 +93,55 @@ def evaluate(order: EvalOrder, store: ProjectStore, on_doing: OnDoing = lambda d
     """
     with store.lock(order.project):
         project = store.open(order.project)
-        order = replace(order, studio=_studio(order.studio, project))
-        if not project.manifest.source:
+        recipe = project.manifest
+        if not recipe.source:
             raise ProjectError(
                 f"The project {project.name!r} has no training picture, so nothing can be compared with it.",
                 hint="Only projects made by `unziplora train` can be evaluated.",
             )
         from unziplora_cli.evaluation.columns import by_block, read_columns
-        from unziplora_cli.evaluation.scenes import plan
-        from unziplora_cli.evaluation.scores import denoising_scores, picture_scores, weight_scores
+        from unziplora_cli.evaluation.scores import denoising_scores, weight_scores
         from unziplora_cli.evaluation.verdict import judge
+        from unziplora_cli.workflows.looking import look
 
+        order = replace(order, studio=replace(order.studio, vae=order.studio.vae or recipe.vae))
         learned = Shelf().branches(DrawOrder(order.base, order.drawing, project, project))
         training = _training_pictures(project)
-        scores = denoising_scores(_denoise(order, project, learned, training, on_doing))
-        _check_finite(scores, project)
-        viewer, missing = _viewer(order, project, training)
-        notes, sheet, count = (missing,) if missing else (), None, 0
-        if viewer is not None:
-            shots = plan(
-                project.manifest.words,
-                (viewer.subject, project.manifest.words.subject.lower()),
-                order.config.count,
-                order.config.seed,
-            )
-            ours, theirs = _draw(order, learned, shots, on_doing)
-            views, base_views = (
-                viewer.look(images, [shot.text for shot in shots]) for images in (ours, theirs)
-            )
-            scores = (*picture_scores(shots, views, base_views, viewer), *scores)
-            notes, count = viewer.notes, len(ours) + len(theirs)
-            sheet = project.folder / SHEET
-            _write_sheet(sheet, project, training[0], shots, (ours, views), (theirs, base_views))
+        measured = denoising_scores(_denoise(order, project, learned, training, on_doing))
+        _check_finite(measured, project)
+        seen = look(order, project, learned, training, _on_progress(on_doing))
         layers = read_columns(learned)
-        scores = (*scores, *weight_scores(layers))
-        recipe, words = project.manifest.training, project.manifest.words
-        verdict, advice = judge(scores, recipe, words, project.name)
+        scores = (*seen.scores, *measured, *weight_scores(layers))
+        verdict, advice = judge(scores, recipe.training, recipe.words, project.name)
         evaluation = Evaluation(
             created=manifest.now(),
             verdict=verdict,
             advice=advice,
             scores=tuple(map(_rounded, scores)),
             columns=by_block(layers),
-            judge=viewer.name if viewer is not None else "",
-            notes=notes,
+            judge=seen.judge,
+            notes=seen.notes,
             seed=order.config.seed,
-            pictures=count,
+            pictures=seen.pictures,
         )
-        updated = store.update(project, replace(project.manifest, evaluation=evaluation))
-        return Evaluated(updated, evaluation, sheet)
+        sheet = project.folder / SHEET
+        if seen.sheet is not None:
+            with atomic.replacing(sheet) as temporary:
+                seen.sheet.save(temporary, format="PNG")
+        else:
+            sheet.unlink(missing_ok=True)
+        updated = store.update(project, replace(recipe, evaluation=evaluation))
+        return Evaluated(updated, evaluation, sheet if seen.sheet is not None else None)
 
 
-def _studio(studio: Studio, project: Project) -> Studio:
-    """The studio with the autoencoder that the project was trained with, unless the user names another."""
-    return replace(studio, vae=studio.vae or project.manifest.vae)
+def _on_progress(on_doing: OnDoing) -> OnProgress:
+    """Tells how far drawing is."""
+
+    def tell(progress: Progress) -> None:
+        if progress.phase == "draw":
+            on_doing(Doing("drawing", progress.picture + progress.step / progress.steps, progress.pictures))
+
+    return tell
 
 
 def _training_pictures(project: Project) -> list[Image.Image]:
@@ -213,91 +205,6 @@ def _denoise(
         rebuild=("full", "full base"),
         on_way=lambda done: on_doing(Doing("measuring", done, len(ways))),
     )
-
-
-def _viewer(order: EvalOrder, project: Project, training: Sequence[Image.Image]) -> tuple[Viewer | None, str]:
-    """Who looks at the pictures; without anybody, what to type to have somebody."""
-    words = project.manifest.words
-    if order.base.kind == "builtin":
-        from unziplora_cli.evaluation.viewer import JudgeViewer
-
-        return JudgeViewer(resources.judge(), training, words), ""
-    from unziplora_cli.evaluation import encoders
-    from unziplora_cli.evaluation.clip_viewer import ClipViewer
-
-    missing = encoders.missing()
-    if missing:
-        return None, (
-            f"No pictures were drawn, since nobody could look at them: {' and '.join(missing)} would, once "
-            f"fetched with unziplora eval {project.name} --pull"
-        )
-    return ClipViewer(encoders.Encoders.load(), training, words), ""
-
-
-def _draw(
-    order: EvalOrder, learned: Branches, shots: Sequence[Shot], on_doing: OnDoing
-) -> tuple[list[Image.Image], list[Image.Image]]:
-    """Every shot drawn with its branches, and drawn by the base alone from the same words and noise."""
-    requests = [*_requests(order, shots, None), *_requests(order, shots, learned)]
-
-    def on_progress(progress: Progress) -> None:
-        if progress.phase == "draw":
-            on_doing(Doing("drawing", progress.picture + progress.step / progress.steps, progress.pictures))
-
-    drawn = [picture.image for picture in pictures(requests, order.base, order.studio, on_progress)]
-    return drawn[len(shots) :], drawn[: len(shots)]
-
-
-def _requests(order: EvalOrder, shots: Sequence[Shot], learned: Branches | None) -> Iterator[Request]:
-    """One request for neighbours that differ in their seed alone; without branches the base is asked."""
-    from unziplora_cli.diffusion.fuse import Branches
-    from unziplora_cli.diffusion.generate import Request
-    from unziplora_cli.evaluation.scenes import BRANCHES
-
-    def kind(shot: Shot) -> tuple[Any, ...]:
-        return shot.purpose, shot.prompts
-
-    for (purpose, prompts), group in groupby(shots, kind):
-        same = list(group)
-        settings = replace(order.drawing, count=len(same), seed=same[0].seed)
-        if learned is None:
-            text = same[0].text
-            yield Request(Prompts(text, text, text), Branches(), settings)
-        elif len(BRANCHES[purpose]) == 2:
-            yield Request(prompts, learned, settings)
-        else:
-            branch = BRANCHES[purpose][0]
-            yield Request(prompts, Branches(**{branch: getattr(learned, branch)}), settings)
-
-
-def _write_sheet(
-    path: Path,
-    project: Project,
-    training: Image.Image,
-    shots: Sequence[Shot],
-    *drawn: tuple[Sequence[Image.Image], Sequence[View]],
-) -> None:
-    """One row of what the branches drew and one of what the base did, for each purpose."""
-    from unziplora_cli.evaluation.scenes import PURPOSES
-    from unziplora_cli.report.sheet import Cell, Heading, contact_sheet
-
-    rows, headings = [], []
-    for purpose in PURPOSES:
-        for who, (images, views) in zip((purpose, "base alone"), drawn, strict=True):
-            rows.append(
-                [
-                    Cell(image, f"{shot.text}: {view.subject}, {view.style} {view.context}".strip())
-                    for shot, image, view in zip(shots, images, views, strict=True)
-                    if shot.purpose == purpose
-                ]
-            )
-            headings.append(Heading(who, group=purpose))
-    rows[0].insert(0, Cell(training, "the training picture"))
-    sheet = contact_sheet(
-        rows, title=f"{project.name}: what was drawn, and what was seen", row_headings=headings
-    )
-    with atomic.replacing(path) as temporary:
-        sheet.save(temporary, format="PNG")
 
 
 def _check_finite(scores: Sequence[ScoreRecord], project: Project) -> None:
