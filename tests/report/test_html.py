@@ -16,7 +16,8 @@ def test_no_template_of_the_page_switches_escaping_off_or_names_an_address():
     for template in templates:
         text = template.read_text(encoding="utf-8")
         assert not re.search(r"\|\s*(safe|forceescape)|autoescape|Markup", text), template
-        assert not re.search(r"https?:|//|url\(|@import|<script|javascript:|\sstyle=|\son\w+=", text), template
+        assert not re.search(r"https?:|//|url\(|@import|javascript:", text), template
+        assert not re.search(r"<script|\sstyle=|\son\w+=", text), template
 
 
 def test_a_value_that_the_page_lacks_is_no_blank():

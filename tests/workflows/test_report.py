@@ -231,7 +231,7 @@ def test_of_many_pictures_the_newest_are_shown(project):
     page = Page(report(project).file)
     assert "The newest 12 of 21." in page.words
     assert [each["alt"] for each in page.all("img") if "plain-" in each["alt"]] == [
-        f"Other pictures: images/plain-{number:03d}.png" for number in range(19, 7, -1)
+        f"Other pictures: images/plain-{number:03d}.png" for number in range(8, 20)
     ]
 
 

@@ -73,14 +73,15 @@ def line_chart(curves: Mapping[str, Points], *, smooth: bool, top: float | None 
 
     With ``smooth`` each curve is a running mean over a twelfth of its length, and its raw values are kept.
     """
+    last = float(max((step for points in curves.values() for step, _ in points), default=1)) or 1.0
     thin = {name: _buckets(points) for name, points in curves.items()}
     thin = {name: points for name, points in thin.items() if _values(points)}
-    values = [value for points in thin.values() for value in _values(points)]
+    values = sorted(value for points in thin.values() for value in _values(points))
     if not values:
         return None
-    last = max(1.0, *(step for points in thin.values() for step, _ in points))
     if top is None:
-        top = sorted(values)[min(len(values) - 1, int(0.98 * len(values)))] * 1.1
+        # A few raw values far above all others would press the smoothed line to the ground.
+        top = 1.1 * values[int(0.98 * (len(values) - 1))] if smooth else values[-1]
     top = top if top > 0 else 1.0
 
     def path(points: Sequence[tuple[float, float | None]]) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unziplora_cli.errors import ProjectError, UsageError
-from unziplora_cli.project.store import Project, inside
+from unziplora_cli.project.verification import inside
+from unziplora_cli.project.store import Project
 from unziplora_cli.workflows.drawing import SHEET
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def pictures_of(project: Project, notes: list[str]) -> Pictures:
 
     galleries = {}
     for kind, paths in kinds.items():
-        shown = tuple(filter(None, (_single(project, path, notes) for path in paths[:PER_GALLERY])))
+        newest = reversed(paths[:PER_GALLERY])  # in the order in which they were drawn
+        shown = tuple(filter(None, (_single(project, path, notes) for path in newest)))
         if shown:
             galleries[kind] = Gallery(*GALLERIES[kind], shown, max(0, len(paths) - PER_GALLERY))
     shown_sheets = tuple(filter(None, (_sheet(project, path, notes) for path in sheets[:SHEETS])))
