@@ -81,7 +81,7 @@ class Halves:
                 hint="Its training went wrong, or the file is damaged; use another one.",
             )
         scale = self.alphas.get(layer, float(down.shape[0])) / down.shape[0]
-        return LoRAWeights(down=down, up=up * scale)
+        return LoRAWeights(down=down, up=up if scale == 1 else up * scale)
 
 
 def _number(key: str, tensor: Tensor) -> float:

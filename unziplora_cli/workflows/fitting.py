@@ -49,13 +49,12 @@ def check_fits(
     check_fit(hollow_unet(unet_config(base)), branches)
 
 
-def fitting_base(*loras: LoRA) -> BaseRecord:
-    """SDXL or the built-in base, whichever all LoRAs fit; raises AdapterError."""
+def fitting_base(content: LoRA, style: LoRA | None = None) -> BaseRecord:
+    """SDXL or the built-in base, whichever the LoRAs fit; raises AdapterError."""
     for spec in ("sdxl", "mini"):
         base = known_base(spec)
         try:
-            for lora in loras:
-                check_fits(base, lora)
+            check_fits(base, content, style)
         except AdapterError:
             continue
         return base
