@@ -83,18 +83,21 @@ def _base_json(data: bytes, folder: Path) -> None:
     names += ("scheduler/scheduler_config.json",)
     changed = names[data[0] % len(names)] if data else names[0]
     copy = folder / "base"
-    for source in resources.mini_base().rglob("*"):
-        place = copy / source.relative_to(resources.mini_base())
-        if source.is_file():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.unlink(missing_ok=True)
-            place.write_bytes(source.read_bytes() if source.suffix == ".json" else b"")
+    if not copy.exists():
+        for source in resources.mini_base().rglob("*"):
+            place = copy / source.relative_to(resources.mini_base())
+            if source.is_file():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(source.read_bytes() if source.suffix == ".json" else b"")
     (copy / changed).write_bytes(data[1:])
-    found, _ = base.resolve_base(str(copy), offline=True)
-    assert base.native_resolution(found) == int(base.native_resolution(found))
-    assert base.scheduler_name(found)
-    base.predicts_velocity(found)
-    base.check_trainable(found)
+    try:
+        found, _ = base.resolve_base(str(copy), offline=True)
+        assert base.native_resolution(found) == int(base.native_resolution(found))
+        assert base.scheduler_name(found)
+        base.predicts_velocity(found)
+        base.check_trainable(found)
+    finally:
+        (copy / changed).write_bytes((resources.mini_base() / changed).read_bytes())
 
 
 def _history(data: bytes, folder: Path) -> None:
