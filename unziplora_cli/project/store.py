@@ -1,34 +1,22 @@
-"""The folders of all projects below one home.
-
-<home>/projects/<name>/   manifest.json, pictures, LoRAs, merge weights, images/, validation/, saved/, logs/
-<home>/projects/.<name>.unfinished/   a training under way or cut off: plan.json, checkpoints/ and the like
-<home>/projects/.<name>.ready/        complete, and about to become the project
-<home>/projects/.<name>.<random>.partial/   not begun yet, or on its way out
-<home>/locks/<name>.lock  one writer per project
-"""
+"""The projects below one home."""
 
 import os
-import re
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from unziplora_cli import atomic, paths
+from unziplora_cli import atomic
 from unziplora_cli.errors import ProjectError
-from unziplora_cli.project import files, manifest
-from unziplora_cli.project.files import Problem
-from unziplora_cli.project.lock import InUse, locked
+from unziplora_cli.project import files, manifest, verification
 from unziplora_cli.project.manifest import Manifest, Role
 from unziplora_cli.project.names import check_name
+from unziplora_cli.project.places import Places, delete
 from unziplora_cli.project.unfinished import CHECKPOINTS, PLAN, Plan, Unfinished, read_plan, write_plan
+from unziplora_cli.project.verification import Verification, inside, refuse_links
 
-_LEADS_OUT = "is a link that leads out of the project"
 _SEE_ALL = "See them all: unziplora list"
-_PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial")
 
 
 @dataclass(frozen=True)
@@ -68,27 +56,14 @@ class Damaged:
     reason: str
 
 
-@dataclass(frozen=True)
-class Verification:
-    """What checking a project found."""
-
-    name: str
-    checked: int
-    problems: tuple[Problem, ...]
-
-
-class ProjectStore:
+class ProjectStore(Places):
     """The projects below one home."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.folder = paths.projects_dir(home)
 
     def names(self) -> list[str]:
         """The names of all project folders, sorted."""
-        for name in self._hidden("ready"):
-            self._settle(name)
-        with self._home_errors():
+        for name in self.hidden("ready"):
+            self.settle(name)
+        with self.home_errors():
             try:
                 return sorted(entry.name for entry in self.folder.iterdir() if _is_project_folder(entry))
             except FileNotFoundError:
@@ -96,7 +71,7 @@ class ProjectStore:
 
     def exists(self, name: str) -> bool:
         """Whether anything has this name already; a training that is not finished does not."""
-        self._settle(check_name(name))
+        self.settle(check_name(name))
         return os.path.lexists(self.folder / name)
 
     def unfinished(self, name: str) -> Unfinished | None:
@@ -104,7 +79,7 @@ class ProjectStore:
 
         One that was stopped by the user and is a project in the meantime counts too.
         """
-        for folder in (self._place(check_name(name), "unfinished"), self.folder / name):
+        for folder in (self.place(check_name(name), "unfinished"), self.folder / name):
             if (folder / PLAN).is_file():
                 return Unfinished(name, folder, read_plan(folder))
         return None
@@ -112,8 +87,8 @@ class ProjectStore:
     def all_unfinished(self) -> tuple[tuple[Unfinished, ...], tuple[Damaged, ...]]:
         """All trainings that are under way or were cut off and are no projects, and damaged ones."""
         found, damaged = [], []
-        for name in self._hidden("unfinished"):
-            folder = self._place(name, "unfinished")
+        for name in self.hidden("unfinished"):
+            folder = self.place(name, "unfinished")
             try:
                 found.append(Unfinished(name, folder, read_plan(folder)))
             except ProjectError as error:
@@ -133,16 +108,8 @@ class ProjectStore:
     def open(self, name: str) -> Project:
         """The project of this name; raises ProjectError for an unknown, damaged or linked-out one."""
         project = self._read(name)
-        _refuse_links(project.folder)
+        refuse_links(project.folder)
         return project
-
-    @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """Hold the project for writing during a block; raises ProjectError when another process has it."""
-        with ExitStack() as stack:
-            with self._home_errors():
-                stack.enter_context(locked(self.home / "locks", check_name(name)))
-            yield
 
     @contextmanager
     def create(self, name: str, *, force: bool = False) -> Iterator[Path]:
@@ -153,19 +120,19 @@ class ProjectStore:
         """
         check_name(name)
         with ExitStack() as stack:
-            with self._home_errors():
-                stack.enter_context(self._writing(name))
+            with self.home_errors():
+                stack.enter_context(self.writing(name))
                 self._check_free(name, force=force)
-                if self._place(name, "unfinished").exists():
+                if self.place(name, "unfinished").exists():
                     raise _taken_by_training(name)
-                partial = self._partial(name)
+                partial = self.partial(name)
                 partial.mkdir()
-                stack.callback(_delete, partial)
+                stack.callback(delete, partial)
             yield partial
             manifest.read(partial)
-            with self._home_errors():
-                partial.rename(self._place(name, "ready"))
-                self._settle_held(name)
+            with self.home_errors():
+                partial.rename(self.place(name, "ready"))
+                self.settle_held(name)
 
     @contextmanager
     def training(
@@ -181,10 +148,10 @@ class ProjectStore:
         there is nothing to go on with, or the home cannot be written.
         """
         check_name(name)
-        folder = self._place(name, "unfinished")
+        folder = self.place(name, "unfinished")
         with ExitStack() as stack:
-            with self._home_errors():
-                stack.enter_context(self._writing(name))
+            with self.home_errors():
+                stack.enter_context(self.writing(name))
                 if prepare is None:
                     self.reopen(name)
                 else:
@@ -197,7 +164,7 @@ class ProjectStore:
                 with suppress(OSError, ProjectError):  # what ended the block matters more
                     self._leave(name)
                 raise
-            with self._home_errors():
+            with self.home_errors():
                 self._leave(name)
 
     def reopen(self, name: str) -> Path:
@@ -205,12 +172,12 @@ class ProjectStore:
 
         The caller holds its lock, or is another process of the training that does.
         """
-        folder = self._place(name, "unfinished")
+        folder = self.place(name, "unfinished")
         if (folder / PLAN).is_file():
             return folder
         with suppress(FileNotFoundError):
             if (self.folder / name / PLAN).is_file():
-                _refuse_links(self.folder / name)
+                refuse_links(self.folder / name)
                 (self.folder / name).rename(folder)
         if not (folder / PLAN).is_file():
             raise self.nothing_to_resume(name)
@@ -227,11 +194,6 @@ class ProjectStore:
             hint=f"Look at it: unziplora show {name}",
         )
 
-    def check_unused(self, name: str) -> None:
-        """Raise InUse when another process works on the project."""
-        with self.lock(name):
-            pass
-
     def update(self, project: Project, new: Manifest) -> Project:
         """Write a project's manifest anew; the caller holds its lock."""
         manifest.write(project.folder, new)
@@ -243,9 +205,9 @@ class ProjectStore:
         if old == check_name(new):
             return self.open(old)
         first, second = sorted((old, new))
-        with self._home_errors(), self.lock(first), self.lock(second):
+        with self.home_errors(), self.lock(first), self.lock(second):
             content = manifest.read(folder)
-            if self._place(new, "unfinished").exists():
+            if self.place(new, "unfinished").exists():
                 raise _taken_by_training(new)
             if self.exists(new):
                 raise ProjectError(
@@ -256,7 +218,7 @@ class ProjectStore:
 
     def to_remove(self, name: str, *, unfinished: bool = False) -> tuple[Path, ...]:
         """The folders that :meth:`remove` deletes; raises ProjectError when there are none."""
-        training = self._place(check_name(name), "unfinished")
+        training = self.place(check_name(name), "unfinished")
         if unfinished and not training.is_dir():
             raise ProjectError(f"There is no unfinished training {name!r}.", hint=_SEE_ALL)
         if unfinished:
@@ -271,37 +233,24 @@ class ProjectStore:
         With `unfinished` only the latter. Raises ProjectError when there is nothing to delete.
         """
         self.to_remove(name, unfinished=unfinished)
-        with self._home_errors(), self._writing(name):
+        with self.home_errors(), self.writing(name):
             for folder in self.to_remove(name, unfinished=unfinished):
-                _delete(folder.rename(self._partial(name)))
+                delete(folder.rename(self.partial(name)))
 
     def verify(self, name: str) -> Verification:
         """Compare every file that the manifest names with its recorded size and hash."""
         project = self._read(name)
-        expected: list[tuple[str, str, int | None]] = [
-            *((each.file, each.sha256, None) for each in project.manifest.source),
-            *((each.path, each.sha256, each.bytes) for each in project.manifest.artifacts),
-        ]
-        problems = []
-        for path, digest, size in expected:
-            reason = _difference(project.folder, path, digest, size)
-            if reason:
-                problems.append(Problem(path, reason))
-        known = {path for path, _, _ in expected}
-        problems += [
-            Problem(link, _LEADS_OUT) for link in files.links_out(project.folder) if link not in known
-        ]
-        return Verification(name, len(expected), tuple(problems))
+        return verification.verify(project.folder, project.manifest)
 
     def folder_of(self, name: str) -> Path:
         """The folder of an existing project, damaged or not; raises ProjectError."""
-        self._settle(check_name(name))
+        self.settle(check_name(name))
         folder = self.folder / name
         if _is_project_folder(folder):
             return folder
         if folder.is_symlink():
             raise ProjectError(f"{folder} is a link; a project has to lie inside its home.")
-        if self._place(name, "unfinished").is_dir():
+        if self.place(name, "unfinished").is_dir():
             raise ProjectError(
                 f"The training of {name!r} is not finished.",
                 hint=f"Go on with it: unziplora train --resume {name}",
@@ -314,15 +263,6 @@ class ProjectStore:
         folder = self.folder_of(name)
         inside(folder, manifest.FILE_NAME)
         return Project(folder, replace(manifest.read(folder), name=name))
-
-    @contextmanager
-    def _writing(self, name: str) -> Iterator[None]:
-        """Hold the lock of a project, in a home without what killed processes left."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self.lock(name):
-            self._sweep(name)
-            self._settle_held(name)
-            yield
 
     def _check_free(self, name: str, *, force: bool) -> None:
         folder = self.folder / name
@@ -339,89 +279,33 @@ class ProjectStore:
 
     def _begin(self, name: str, prepare: Callable[[Path], Plan]) -> None:
         """Prepare a training; it takes the place of an older one that was not finished."""
-        partial, folder = self._partial(name), self._place(name, "unfinished")
+        partial, folder = self.partial(name), self.place(name, "unfinished")
         try:
-            with self._home_errors():
+            with self.home_errors():
                 partial.mkdir()
             plan = prepare(partial)
-            with self._home_errors():
+            with self.home_errors():
                 write_plan(partial, plan)
                 if folder.exists():
-                    _delete(folder.rename(self._partial(name)))
+                    delete(folder.rename(self.partial(name)))
                 partial.rename(folder)
                 atomic.sync(self.folder)
         finally:
-            _delete(partial)
+            delete(partial)
 
     def _leave(self, name: str) -> None:
         """Put the folder of a training where its state belongs; the caller holds its lock."""
-        folder = self._place(name, "unfinished")
+        folder = self.place(name, "unfinished")
         if (folder / manifest.FILE_NAME).exists():
             state = manifest.read(folder).state
             if state == "complete":
-                folder.rename(self._place(name, "ready"))
-                self._settle_held(name)
+                folder.rename(self.place(name, "ready"))
+                self.settle_held(name)
             elif not os.path.lexists(self.folder / name):
                 folder.rename(self.folder / name)
                 atomic.sync(self.folder)
         elif not any((folder / CHECKPOINTS).glob("*")) and not any((folder / "saved").glob("*")):
-            _delete(folder)
-
-    def _settle(self, name: str) -> None:
-        """Finish what a killed process began: a complete project whose folder was not in its place yet."""
-        if self._place(name, "ready").exists():
-            with suppress(ProjectError, OSError), self.lock(name):
-                self._settle_held(name)
-
-    def _settle_held(self, name: str) -> None:
-        """Move a complete project to its place, and an older one out of the way."""
-        ready, folder = self._place(name, "ready"), self.folder / name
-        if not ready.exists():
-            return
-        _delete(ready / CHECKPOINTS)
-        _delete(ready / PLAN)
-        old = self._partial(name)
-        if os.path.lexists(folder):
-            folder.rename(old)
-        try:
-            ready.rename(folder)
-        except OSError:
-            if os.path.lexists(old):
-                old.rename(folder)
-            raise
-        atomic.sync(self.folder)
-        _delete(old)
-
-    def _sweep(self, name: str) -> None:
-        """Delete what killed processes left, of this project and of others; the caller holds its lock."""
-        for leftover in self.folder.glob(".*.partial"):
-            if not (match := _PARTIAL.fullmatch(leftover.name)):
-                continue
-            with suppress(InUse), ExitStack() as stack:
-                if match["name"] != name:
-                    stack.enter_context(self.lock(match["name"]))
-                _delete(leftover)
-
-    def _hidden(self, place: str) -> tuple[str, ...]:
-        """The names of all projects that have a folder in a hidden place."""
-        found = sorted(self.folder.glob(f".*.{place}"))
-        return tuple(each.name[1:].removesuffix(f".{place}") for each in found if each.is_dir())
-
-    def _place(self, name: str, place: str) -> Path:
-        return self.folder / f".{name}.{place}"
-
-    def _partial(self, name: str) -> Path:
-        return self.folder / f".{name}.{secrets.token_hex(4)}.partial"
-
-    @contextmanager
-    def _home_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise ProjectError(
-                f"Cannot use the home {self.home}: {error.strerror or error}.",
-                hint="Choose a folder that you may write to: --home FOLDER or the variable UNZIPLORA_HOME.",
-            ) from error
+            delete(folder)
 
 
 def _taken_by_training(name: str) -> ProjectError:
@@ -432,45 +316,5 @@ def _taken_by_training(name: str) -> ProjectError:
     )
 
 
-def inside(folder: Path, path: str) -> Path:
-    """A file of a project; raises ProjectError when a link leads it out of the project's folder."""
-    file = folder / path
-    if files.leads_out(file, folder):
-        raise ProjectError(f"{file} leads out of its project.")
-    return file
-
-
-def _refuse_links(folder: Path) -> None:
-    """Raise ProjectError when a link in a project leads out of it: strangers' projects might have one."""
-    for link in files.links_out(folder):
-        raise ProjectError(
-            f"{link} in the project {folder.name!r} {_LEADS_OUT}.",
-            hint="Put the file or folder itself in the place of the link.",
-        )
-
-
 def _is_project_folder(entry: Path) -> bool:
     return not entry.name.startswith(".") and entry.is_dir() and not entry.is_symlink()
-
-
-def _delete(path: Path) -> None:
-    """Delete a folder, file or link as far as possible; what stays is swept later."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _difference(folder: Path, path: str, digest: str, size: int | None) -> str:
-    try:
-        file = inside(folder, path)
-        actual = file.stat().st_size
-        if size is not None and actual != size:
-            return f"has {actual} bytes instead of {size}"
-        return "" if files.sha256(file) == digest else "was changed: its SHA-256 differs"
-    except FileNotFoundError:
-        return "is missing"
-    except ProjectError:
-        return _LEADS_OUT
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"

@@ -196,7 +196,7 @@ def _metadata(order: TrainOrder) -> Mapping[str, Mapping[str, str]]:
 def _learn(order: TrainOrder, folder: Path, training: Path | None, outcome: _Outcome) -> Iterator[Event]:
     """Run ``order`` in ``folder``; ``training`` is the folder of the training that it goes on with."""
     from unziplora_cli.training.engine import train as run
-    from unziplora_cli.training.events import Finished, StepDone, Stopped
+    from unziplora_cli.training.events import Finished, Phase, StepDone, Stopped
     from unziplora_cli.training.request import TrainRequest
 
     pictures, identity = order.pictures, {}
@@ -226,6 +226,10 @@ def _learn(order: TrainOrder, folder: Path, training: Path | None, outcome: _Out
                 outcome.result, outcome.complete = result, True
             case Stopped(result):
                 outcome.result = result
+            case Phase("load U-Net"):
+                # The project that was stopped begins to change: it is none until its files are whole again.
+                (folder / manifest.FILE_NAME).unlink(missing_ok=True)
+                yield event
             case StepDone():
                 outcome.step_times.append(event.seconds)
                 yield event
