@@ -4,6 +4,7 @@ A target may refuse its input with an UnziploraError that says something; every 
 write outside the given folder, is a finding. Hypothesis and atheris both drive these functions.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -20,10 +21,14 @@ from unziplora_cli.diffusion import base
 from unziplora_cli.errors import UnziploraError
 from unziplora_cli.formats import read_lora
 from unziplora_cli.formats.merge import read_merge, read_reference_merge
+from unziplora_cli.method.layer import DualLoRALinear
 from unziplora_cli.project import lock, manifest, names, unfinished
 from unziplora_cli.project.store import ProjectStore, inside
 from unziplora_cli.report import png
 from unziplora_cli.training import history, pictures
+from unziplora_cli.training.checkpoint import TrainingState
+from unziplora_cli.training.checkpoints import Checkpoints
+from unziplora_cli.training.step import parameter_groups
 
 Target = Callable[[bytes, Path], None]
 
@@ -114,6 +119,37 @@ def _plan(data: bytes, folder: Path) -> None:
     assert unfinished.read_plan(folder).identity()
 
 
+def _checkpoint(data: bytes, folder: Path) -> None:
+    """A checkpoint with the right hash beside it, as a stranger could make one."""
+    path = folder / "step-000001.safetensors"
+    path.write_bytes(data)
+    path.with_suffix(".sha256").write_text(hashlib.sha256(data).hexdigest())
+    step, _ = Checkpoints(folder, 0).restore(_training_state(), {"rank": 2})
+    assert isinstance(step, int)
+
+
+def _training_state() -> TrainingState:
+    import torch
+
+    layers = {"a": DualLoRALinear(torch.nn.Linear(3, 4), 2)}
+    groups = parameter_groups(layers, content_lr=0.1, style_lr=0.1, merge_lr=0.1)
+    optimizer = torch.optim.AdamW(groups)
+    return TrainingState(layers, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0))
+
+
+def _sample_checkpoint() -> bytes:
+    import tempfile
+
+    state = _training_state()
+    for layer in state.layers.values():
+        for parameter in layer.parameters():
+            parameter.grad = parameter.detach().clone() if parameter.requires_grad else None
+    state.optimizer.step()
+    with tempfile.TemporaryDirectory() as folder:
+        state.save(Path(folder, "a"), 1, {"rank": 2})
+        return Path(folder, "a").read_bytes()
+
+
 def _ref(data: bytes, folder: Path) -> None:
     """A branch of a cached model that should hold a commit."""
     path = Path(os.environ["HF_HUB_CACHE"]) / "models--a--b/refs/main"
@@ -179,6 +215,7 @@ TARGETS: dict[str, Target] = {
     "base-json": _base_json,
     "history": _history,
     "plan": _plan,
+    "checkpoint": _checkpoint,
     "hub-ref": _ref,
     "png": _png,
     "picture": _picture,
@@ -274,6 +311,8 @@ def seeds(target: str) -> list[bytes]:
         case "history":
             head = ",".join(history.COLUMNS).encode()
             return [head + b"\n1,0.5,0.4,,1.0,1,1,0.1\n2,0.4,0.4,0.1,1.0,1,1,0.1\n"]
+        case "checkpoint":
+            return [_sample_checkpoint()]
         case "plan":
             return [_sample_plan()]
         case "png" | "picture":

@@ -70,11 +70,18 @@ class Checkpoints:
             try:
                 if files.sha256(path) != _hash_file(path).read_text(encoding="ascii").split()[0]:
                     raise ProjectError("its SHA-256 differs")
-                return state.load(path, identity), tuple(notes)
-            except OtherTraining:
-                raise
             except (ProjectError, OSError, ValueError, IndexError) as error:
                 notes.append(f"The checkpoint {path.name} is damaged and left out: {error}.")
+                continue
+            try:
+                return state.load(path, identity), tuple(notes)
+            except ProjectError:
+                raise
+            except Exception as error:  # it is as it was written, but not by this program
+                raise OtherTraining(
+                    f"The checkpoint {path.name} cannot be used: {type(error).__name__}: {error}.",
+                    hint="Train anew with --force.",
+                ) from error
         return 0, tuple(notes)
 
     def _keep(self, newest: Path) -> None:
