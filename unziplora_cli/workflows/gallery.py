@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unziplora_cli.errors import ProjectError, UsageError
-from unziplora_cli.project.verification import inside
 from unziplora_cli.project.store import Project
+from unziplora_cli.project.verification import inside
 from unziplora_cli.workflows.drawing import SHEET
 
 if TYPE_CHECKING:
