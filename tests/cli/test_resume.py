@@ -191,6 +191,25 @@ def test_an_older_project_stays_until_the_new_one_is_complete(
     assert unziplora("remove", "fox", "--yes", "--unfinished").code == 3
 
 
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_costs_nothing(photos, settings, own_home):
+    pty = pytest.importorskip("pty")
+    words = [*WORDS, *settings, "--steps=100000"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "unziplora_cli", "train", f"{photos}/fox.png", *words])
+    text = b""
+    while b"columns chosen" not in text:
+        text += os.read(terminal, 4096)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.WIFEXITED(status)
+    project = ProjectStore(own_home).open("fox")
+    assert project.manifest.state == "interrupted"
+    assert ProjectStore(own_home).verify("fox").problems == ()
+    assert ProjectStore(own_home).unfinished("fox").step == project.manifest.steps_done
+
+
 def test_removing_takes_both(unziplora, cut_off, leftovers):
     assert unziplora("remove", "fox", "--yes").code == 0
     assert leftovers() == []

@@ -1,6 +1,7 @@
 """What a person sees while work is going on: a bar on a terminal, plain lines in a log."""
 
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,11 @@ class Display:
             self.output.message(line)
 
     def event(self, event: "Event") -> None:
-        """Show one event of a training."""
+        """Show one event of a training; without a word when the terminal or the pipe is gone."""
+        with suppress(OSError):
+            self._event(event)
+
+    def _event(self, event: "Event") -> None:
         from unziplora_cli.training import events
 
         match event:
