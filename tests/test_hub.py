@@ -187,6 +187,16 @@ def test_what_was_cut_off_is_listed_counted_and_removed(hub, unziplora):
     assert not blob(LARGE).parent.parent.exists()
 
 
+def test_ctrl_c_says_how_to_go_on(hub, unziplora, monkeypatch):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unziplora_cli.hub._fetch", stop)
+    ended = unziplora("models", "pull", "owner/name")
+    assert ended.code == 130
+    assert "Go on: unziplora models pull owner/name" in ended.err
+
+
 def test_other_bytes_than_promised_are_refused_and_not_kept(hub, unziplora):
     hub.repositories["owner/name"].files[UNET] = b"good bytes"
     hub.broken.add(sha256(b"good bytes"))

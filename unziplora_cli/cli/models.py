@@ -8,7 +8,7 @@ import typer
 from unziplora_cli.cli.completion import model_names
 from unziplora_cli.cli.render import Table, size
 from unziplora_cli.cli.session import Session
-from unziplora_cli.errors import ModelError
+from unziplora_cli.errors import Interrupted, ModelError
 
 if TYPE_CHECKING:
     from unziplora_cli.cache import Model
@@ -94,7 +94,10 @@ def pull(
         f"{download.id}: {len(download.files)} files, {size(download.bytes)}{rest}; "
         f"{size(hub.free_space())} are free at {paths.hub_cache()}."
     )
-    folder = hub.pull(download)
+    try:
+        folder = hub.pull(download)
+    except KeyboardInterrupt as stopped:
+        raise Interrupted("Stopped; what was fetched is kept.", hint=f"Go on: {PULL} {model}") from stopped
     pulled = cache.describe(folder)
     if pulled.problem and not only:
         raise ModelError(pulled.problem, hint=f"See what is there: unziplora models verify {model}")
