@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -129,8 +130,7 @@ def export(planned: Sequence[tuple[ExportOrder, Path]], *, check: bool = False) 
     """
     folder = planned[0][1].parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with scratch(folder) as temporary:
+        with _made(folder), scratch(folder) as temporary:
             written = [_write(order, temporary / path.name, check) for order, path in planned]
             for each, (_, path) in zip(written, planned, strict=True):
                 each.path.replace(path)
@@ -139,6 +139,20 @@ def export(planned: Sequence[tuple[ExportOrder, Path]], *, check: bool = False) 
             f"Cannot write to {folder}: {error.strerror or error}.", hint="Choose another place with --out."
         ) from error
     return [replace(each, path=path) for each, (_, path) in zip(written, planned, strict=True)]
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder if need be; it goes again when the block fails."""
+    folder = folder.absolute()
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for each in missing:
+            each.rmdir()
+        raise
 
 
 def check_file(path: Path, base: BaseRecord | None = None, wanted: LoRA | None = None) -> Checked:
