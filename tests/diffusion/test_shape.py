@@ -3,8 +3,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from PIL import ImageChops
 
+from unziplora_cli.config import GenerateConfig, Prompts
 from unziplora_cli.diffusion.base import check_trainable, find_vae, predicts_velocity, resolve_base
+from unziplora_cli.diffusion.generate import Request, generate, initial_noise
 from unziplora_cli.diffusion.load import alphas_cumprod, load_scheduler, load_vae
 from unziplora_cli.errors import ModelError
 
@@ -91,6 +96,28 @@ def test_a_model_that_predicts_the_velocity_is_known(copy: Path, tiny_base: Path
     assert load_scheduler(base).config.prediction_type == "v_prediction"
     assert alphas_cumprod(base)[-1] == 0
     assert alphas_cumprod(plain)[-1] > 0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"prediction_type": "v_prediction"},
+        {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+        {"timestep_spacing": "trailing"},
+    ],
+)
+def test_they_are_drawn_as_diffusers_own_pipeline_draws_them(copy: Path, values: dict[str, object]) -> None:
+    change(copy / "scheduler/scheduler_config.json", **values)
+    base, _ = resolve_base(str(copy), offline=True)
+    config = GenerateConfig(steps=4, guidance=5.0)
+    request = Request(Prompts("a fox", "a fox", "a fox"), config=config)
+    ours = next(generate(base, [request], device=torch.device("cpu"), dtype=torch.float32)).image
+
+    pipeline = StableDiffusionXLPipeline.from_pretrained(copy, local_files_only=True).to(torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    noise, _ = initial_noise([0], 4, 8, 8)
+    theirs = pipeline("a fox", latents=noise, num_inference_steps=4, guidance_scale=5.0).images[0]
+    assert max(high for _, high in ImageChops.difference(ours, theirs).getextrema()) <= 1
 
 
 def test_a_vae_of_other_channels_is_refused(copy: Path, tiny_base: Path) -> None:

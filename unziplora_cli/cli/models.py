@@ -112,6 +112,7 @@ def verify(ctx: typer.Context, model: Annotated[str, ANY_MODEL]) -> None:
     from unziplora_cli import cache
 
     session: Session = ctx.obj
+    session.output.message(f"Checking {model}; a large model takes a while.")
     found = cache.verify(model)
     if found.model.problem or found.problems:
         damage = [f"{each.path} {each.reason}" for each in found.problems] or [

@@ -64,6 +64,7 @@ def push(
         text = f"{pushed.folder}: {', '.join(pushed.files)}"
     else:
         session.use_network("Pushing a project")
+        session.output.message(f"Uploading {project} to {repository}{' (private)' if private else ''}.")
         pushed = push(order, store)
         text = f"{pushed.url}: {', '.join(pushed.files)}"
     session.output.result(
