@@ -22,7 +22,8 @@ def unfinished_names(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def _folders(ctx: typer.Context) -> list[str]:
-    home = ctx.find_root().params.get("home")
+    given = ctx.find_root().params.get("home")
+    home = Path(given) if given else None
     try:
         return [entry.name for entry in paths.projects_dir(paths.home(home)).iterdir() if entry.is_dir()]
     except OSError:
