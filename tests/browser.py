@@ -12,7 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PROGRAM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
+
+def _find() -> str | None:
+    """A browser that starts; some systems have a stub that only tells where to get one."""
+    for name in ("chromium", "google-chrome", "chrome"):
+        program = shutil.which(name)
+        if program and subprocess.run([program, "--version"], capture_output=True).returncode == 0:
+            return program
+    return None
+
+
+PROGRAM = _find()
 
 FLAGS = (
     "--headless",
