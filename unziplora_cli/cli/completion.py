@@ -1,7 +1,5 @@
 """What the shell offers while a line is typed: names of projects and models, without heavy imports."""
 
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import typer
@@ -31,22 +29,8 @@ def _folders(ctx: typer.Context) -> list[str]:
 
 
 def model_names(ctx: typer.Context, incomplete: str) -> list[str]:
-    """`sdxl`, `mini` and the models in Hugging Face's cache."""
-    return [name for name in ("mini", "sdxl", *_cached_models()) if name.startswith(incomplete)]
+    """`mini`, `sdxl` and the models in Hugging Face's cache."""
+    from unziplora_cli.diffusion.snapshots import snapshots
 
-
-def _cached_models() -> Iterator[str]:
-    for folder in sorted(paths.hub_cache().glob("models--*--*/snapshots/*/")):
-        if _is_image_model(folder):
-            yield folder.parents[1].name.removeprefix("models--").replace("--", "/", 1)
-
-
-def _is_image_model(folder: Path) -> bool:
-    """Whether the folder holds a pipeline or an autoencoder; what else is cached cannot be a base."""
-    try:
-        config = next(
-            file for file in (folder / "model_index.json", folder / "config.json") if file.is_file()
-        )
-        return re.search(r'"(StableDiffusionXL\w*|AutoencoderKL)"', config.read_text("utf-8")) is not None
-    except (OSError, StopIteration, UnicodeDecodeError):
-        return False
+    cached = dict.fromkeys(each.id for each in snapshots() if each.ours)
+    return [name for name in ("mini", "sdxl", *cached) if name.startswith(incomplete)]
