@@ -271,10 +271,8 @@ def _proof(checked: "Checked") -> str:
     text = f"{checked.path.name}: all {checked.layers} layers are read by {readers}"
     if checked.error is None:
         return f"{text}; diffusers does not read this format."
-    return (
-        f"{text}; diffusers applies the update of all {checked.projections} projections with a relative "
-        f"error of at most {checked.error:.1e}."
-    )
+    exactly = f"with a relative error of at most {checked.error:.1e}" if checked.error else "exactly"
+    return f"{text}; diffusers applies the update of all {checked.projections} projections {exactly}."
 
 
 def _checked(checked: "Checked") -> dict[str, Any]:

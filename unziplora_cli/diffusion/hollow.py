@@ -92,7 +92,12 @@ def _load(path: Path, unet: UNet2DConditionModel) -> None:
     )
     try:
         with warnings.catch_warnings(action="ignore"):  # what they warn of, the comparison finds
-            pipeline.load_lora_weights(path.parent, weight_name=path.name, local_files_only=True)
+            pipeline.load_lora_weights(
+                path.absolute().parent,
+                weight_name=path.name,
+                use_safetensors=True,
+                local_files_only=True,
+            )
     except Exception as error:  # whatever a library of many formats may raise
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise AdapterError(
