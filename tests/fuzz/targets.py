@@ -23,7 +23,8 @@ from unziplora_cli.formats import read_lora
 from unziplora_cli.formats.merge import read_merge, read_reference_merge
 from unziplora_cli.method.layer import DualLoRALinear
 from unziplora_cli.project import lock, manifest, names, unfinished
-from unziplora_cli.project.store import ProjectStore, inside
+from unziplora_cli.project.store import ProjectStore
+from unziplora_cli.project.verification import inside
 from unziplora_cli.report import png
 from unziplora_cli.training import history, pictures
 from unziplora_cli.training.checkpoint import TrainingState

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import unziplora_cli
 from unziplora_cli import paths, resources
@@ -74,8 +75,10 @@ def _imported() -> tuple[Torch, dict[str, str]]:
     except ValueError:
         last = (ended.stderr.strip().splitlines() or ["it said nothing"])[-1]
         return Torch(error=f"the process that imports it ended with {ended.returncode}: {last}"), {}
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in told["torch"].items()}
-    return Torch(**values), told["errors"]
+    torch: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in told["torch"].items()
+    }
+    return Torch(**torch), told["errors"]
 
 
 def _installer() -> Installer:
@@ -110,7 +113,7 @@ def _version(distribution: str) -> str | None:
 def _memory() -> tuple[int | None, int | None]:
     """Main memory in bytes, all and available; None where the system does not say."""
     try:
-        import psutil
+        import psutil  # type: ignore[import-untyped]
 
         memory = psutil.virtual_memory()
         return int(memory.total), int(memory.available)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from unziplora_cli.doctor.checks import Check, examine
+from unziplora_cli.doctor.check import Check
+from unziplora_cli.doctor.checks import examine
 from unziplora_cli.doctor.environment import Environment
 from unziplora_cli.doctor.machine import look
 

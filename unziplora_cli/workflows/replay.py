@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import Interrupted, ProjectError, UsageError
 from unziplora_cli.project import files
-from unziplora_cli.project.store import Project, ProjectStore, inside
+from unziplora_cli.project.store import Project, ProjectStore
+from unziplora_cli.project.verification import inside
 from unziplora_cli.workflows.drawing import shared_base
 from unziplora_cli.workflows.training import Trained, TrainOrder, train
 
