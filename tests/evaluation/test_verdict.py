@@ -51,7 +51,7 @@ def test_good_scores_need_no_advice():
     ("changes", "finding", "option"),
     [
         ({names.STYLE_LEAKED: (0.5, 0.0)}, "style leaks into content", "--steps 400"),
-        ({names.SUBJECT_LEAKED: (0.25, 0.0)}, "the fox leaks into style", "--style-lr 0.00015"),
+        ({names.SUBJECT_LEAKED: (0.5, 0.0)}, "the fox leaks into style", "--style-lr 0.00015"),
         ({names.CONTENT_KEPT: (0.5, 1.0)}, "loses the fox", "--content-lr 0.00015"),
         ({names.CONTENT_KEPT: (0.5, 0.5)}, "has not learned the fox", "--content-lr 0.0006"),
         ({names.STYLE_KEPT: (0.0, 0.0)}, "has not learned neon", "--steps 900"),
@@ -94,6 +94,11 @@ def test_what_the_base_does_wrong_itself_is_no_fault_of_the_project():
     assert said(changes) == said()
 
 
+def test_one_picture_of_four_is_not_held_against_a_project():
+    assert said({names.OTHERS_DRAWN: (0.75, 1.0), names.SUBJECT_LEAKED: (0.25, 0.0)}) == said()
+    assert said({names.STYLE_KEPT: (0.75, 0.0), names.BOTH: (0.75, 0.0)}) == said()
+
+
 def test_a_switched_off_separation_is_named_first():
     _, (advice,) = said({names.STYLE_LEAKED: (1.0, 0.0)}, {**TRAINING, "column_separation": False})
     assert advice.startswith("Style leaks into content: train without --no-column-separation; or try ")
@@ -108,6 +113,12 @@ def test_without_pictures_the_verdict_says_that_nobody_looked():
     verdict, advice = said({names.LOSSES["full"]: (0.3, 0.3)}, without=SEEN)
     assert verdict == "Not well: the picture was hardly learned."
     assert len(advice) == 1
+
+
+def test_echoes_are_advised_where_there_are_none():
+    for wrong in ({names.STYLE_LEAKED: (1.0, 0.0)}, {names.IDENTITY: (0.5, 0.4)}):
+        assert "--echoes 8 --echo-only" in said(wrong)[1][0]
+        assert "echo" not in said(wrong, {**TRAINING, "echoes": 8})[1][0]
 
 
 def test_a_manifest_without_settings_still_gets_a_verdict():
