@@ -194,10 +194,10 @@ def test_an_older_project_stays_until_the_new_one_is_complete(
 @pytest.mark.slow
 def test_a_terminal_that_is_closed_costs_nothing(photos, settings, own_home):
     pty = pytest.importorskip("pty")
-    words = [*WORDS, *settings, "--steps=100000"]
+    words = ["train", f"{photos}/fox.png", *WORDS, *settings, "--steps=100000"]
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execv(sys.executable, [sys.executable, "-m", "unziplora_cli", "train", f"{photos}/fox.png", *words])
+        os.execv(sys.executable, [sys.executable, "-m", "unziplora_cli", *words])
     text = b""
     while b"columns chosen" not in text:
         text += os.read(terminal, 4096)

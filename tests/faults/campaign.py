@@ -36,6 +36,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50, help="moments at which a process is killed")
     parser.add_argument("--others", type=int, default=6, help="trials of every other fault")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="faults whose name has this in it")
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -53,6 +54,8 @@ def main() -> int:
         ]
         plan += [(name, trial, given.others) for name, trial in OTHERS.items()]
         for name, trial, count in plan:
+            if given.only not in name:
+                continue
             score = scores.setdefault(name, Score())
             began = time.monotonic()
             for number in range(count):

@@ -74,8 +74,10 @@ class Lab:
         self.base = make_tiny_base(root / "base")
         self.picture = root / "fox.png"
         Image.linear_gradient("L").resize((96, 80)).convert("RGB").save(self.picture)
+        preset = root / "preset.toml"
+        preset.write_text('[train]\nimportance_score = "magnitude"\nstrict_top = false\n')
         self.options = (
-            *(f"--base={self.base}", "--preset=mini", "--device=cpu", "--resolution=64", "--rank=2"),
+            *(f"--base={self.base}", f"--preset={preset}", "--device=cpu", "--resolution=64", "--rank=2"),
             *(f"--steps={STEPS}", "--recalibrations=2", "--importance-steps=1"),
             f"--checkpoint-every={EVERY}",
         )
@@ -86,9 +88,14 @@ class Lab:
         self.moments = self.record(self.done, *self.train())
         self.reference = self.weights(self.done)
         self.files = self.listing(self.done)
+        self.stopped = self.trial("stopped")
+        self.run(self.stopped, *self.train(), arm=signal_at(self.after_first_checkpoint(), signal.SIGINT))
         self.cut = self.trial("cut")
-        last = max(i for i, each in enumerate(self.moments) if "step-000002.sha256" in each)
-        self.run(self.cut, *self.train(), arm=kill_at(last + 2))
+        self.run(self.cut, *self.train(), arm=kill_at(self.after_first_checkpoint()))
+
+    def after_first_checkpoint(self) -> int:
+        """The moment at which the first checkpoint is whole."""
+        return max(i for i, each in enumerate(self.moments) if "step-000002.sha256" in each) + 2
 
     def train(self, *more: str) -> tuple[str, ...]:
         """The command that trains the project fox."""
@@ -212,6 +219,8 @@ class Lab:
         elif "fox" not in store.names() or more:
             ended = self.run(trial, *self.train(*more))
             assert ended.code == 0, ended.said
+        else:
+            assert self.run(trial, *self.train()).code == 3
         assert self.verify(trial) == ["fox"]
         assert self.weights(trial) == self.reference
         assert steps_told(trial) == list(range(1, STEPS + 1))

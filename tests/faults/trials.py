@@ -84,6 +84,15 @@ def killed_resumption(lab: Lab, folder: Path, chance: random.Random) -> None:
     lab.finish(trial)
 
 
+def killed_resumption_of_a_project(lab: Lab, folder: Path, chance: random.Random) -> None:
+    """What Ctrl-C left is a project, and stays one that is whole or becomes an unfinished training."""
+    trial = lab.trial(folder.name, lab.stopped)
+    assert lab.verify(trial) == ["fox"]
+    lab.run(trial, "train", "--resume=fox", arm=kill_at(chance.randrange(len(lab.moments) // 2)))
+    lab.verify(trial)
+    lab.finish(trial)
+
+
 def killed_rename(lab: Lab, folder: Path, chance: random.Random) -> None:
     trial = lab.trial(folder.name, lab.done)
     lab.run(trial, "rename", "fox", "rose", arm=kill_at(chance.randrange(16)))
@@ -187,8 +196,8 @@ def clock(lab: Lab, folder: Path, chance: random.Random) -> None:
 def two_at_once(lab: Lab, folder: Path, chance: random.Random) -> None:
     """While a training holds a project, nothing else changes it; when it is killed, all may."""
     trial = lab.trial(folder.name)
-    last = max(i for i, each in enumerate(lab.moments) if "step-000002.sha256" in each)
-    pid, talk = lab.start(trial, *lab.train(), arm=signal_at(last + 2, signal.SIGSTOP))
+    stop = signal_at(lab.after_first_checkpoint(), signal.SIGSTOP)
+    pid, talk = lab.start(trial, *lab.train(), arm=stop)
     os.waitpid(pid, os.WUNTRACED)
     try:
         for command in (
@@ -234,10 +243,11 @@ def immutable(folder: Path) -> Iterator[None]:
 
 
 KILLS: dict[str, tuple[int, Trial]] = {
-    "SIGKILL in a training, at a file": (20, killed_training),
+    "SIGKILL in a training, at a file": (19, killed_training),
     "SIGKILL in a training, at any time": (8, killed_anywhere),
     "SIGKILL in a forced training": (8, killed_replacement),
-    "SIGKILL while going on": (6, killed_resumption),
+    "SIGKILL while going on": (4, killed_resumption),
+    "SIGKILL while going on after SIGINT": (3, killed_resumption_of_a_project),
     "SIGKILL in a rename": (3, killed_rename),
     "SIGKILL in a removal": (2, killed_removal),
     "SIGKILL in an export": (3, killed_export),
