@@ -77,6 +77,22 @@ def _pickled_merge(data: bytes, folder: Path) -> None:
     read_reference_merge(path)
 
 
+def _import(data: bytes, folder: Path) -> None:
+    """A stranger's file as both LoRAs of a pair, for the built-in base."""
+    files = [folder / f"fox-{branch}.safetensors" for branch in ("content", "style")]
+    for file in files:
+        file.write_bytes(data)
+    words = ("--subject=fox", "--style=ink", "--name=fox", "--force", "--base=mini")
+    _command("import", *map(str, files), *words, f"--home={folder / 'home'}")
+
+
+def _command(*arguments: str) -> None:
+    """Run a command line; raises AssertionError for the exit code of a defect."""
+    code = app.run([*arguments, "--offline", "--json"])
+    if code not in (0, 2, 3, 4, 6):
+        raise AssertionError(f"{arguments} ended with {code}")
+
+
 def _base_file(data: bytes, folder: Path) -> None:
     path = folder / "base.safetensors"
     path.write_bytes(data)
@@ -200,9 +216,7 @@ def _command_line(data: bytes, folder: Path) -> None:
     command, *arguments = _text(data).split("\n")
     known = ("list", "show", "verify", "rename", "remove", "models", "content", "style", "combine", "cross")
     if command in known:
-        code = app.run([command, *arguments, f"--home={folder / 'home'}", "--offline", "--json"])
-        if code == 1:
-            raise AssertionError(f"{command} {arguments} ended as unexpected")
+        _command(command, *arguments, f"--home={folder / 'home'}")
 
 
 TARGETS: dict[str, Target] = {
@@ -212,6 +226,7 @@ TARGETS: dict[str, Target] = {
     "lora": _lora,
     "merge": _merge,
     "pickled-merge": _pickled_merge,
+    "import": _import,
     "base-file": _base_file,
     "base-json": _base_json,
     "history": _history,
@@ -255,7 +270,15 @@ def confined(folder: Path) -> Iterator[None]:
         _roots.pop()
 
 
-_CHANGES = {"os.mkdir": 1, "os.remove": 1, "os.rmdir": 1, "os.rename": 2, "os.link": 2, "os.symlink": 2}
+_CHANGES = {
+    "os.mkdir": ((0, 2),),
+    "os.remove": ((0, 1),),
+    "os.rmdir": ((0, 1),),
+    "os.rename": ((0, 2), (1, 3)),
+    "os.link": ((1, 3),),
+    "os.symlink": ((1, 2),),
+}
+"""Which arguments of an audit event are a changed path, and the open folder that it is relative to."""
 _WRITING = 0x1 | 0x2 | 0x40  # O_WRONLY, O_RDWR, O_CREAT
 
 
@@ -265,15 +288,17 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if event == "open":
         path, mode, flags = arguments
         writes = bool(set(mode) & set("wax+")) if mode else bool(flags & _WRITING)
-        paths = (path,) if writes else ()
+        changed = [(path, -1)] if writes else []
     else:
-        paths = arguments[: _CHANGES.get(event, 0)]
-    for path in paths:
-        if isinstance(path, str | bytes | Path) and not _allowed(Path(str(path))):
+        changed = [(arguments[path], arguments[folder]) for path, folder in _CHANGES.get(event, ())]
+    for path, folder in changed:
+        if isinstance(path, str | bytes | Path) and not _allowed(Path(os.fsdecode(path)), folder):
             raise AssertionError(f"{event} outside the folder: {path!r}")
 
 
-def _allowed(path: Path) -> bool:
+def _allowed(path: Path, folder: int) -> bool:
+    if folder >= 0:
+        path = Path(f"/proc/self/fd/{folder}").readlink() / path
     harmless = "__pycache__" in path.parts or path == Path("/dev/null")
     return harmless or Path(path.parent.resolve(), path.name).is_relative_to(_roots[-1])
 
@@ -299,7 +324,7 @@ def seeds(target: str) -> list[bytes]:
             return [path.read_bytes() for path in sorted(resources.template("presets").glob("*.toml"))]
         case "config":
             return [json.dumps(asdict(TrainConfig())).encode(), json.dumps(asdict(GenerateConfig())).encode()]
-        case "lora" | "merge" | "base-file":
+        case "lora" | "merge" | "import" | "base-file":
             return list(_tensor_files())
         case "pickled-merge":
             golden = Path(__file__).parents[1] / "golden/golden_a/saved"
@@ -340,7 +365,7 @@ def _tensor_files() -> Iterator[bytes]:
 
     layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     kohya = "lora_unet_" + layer.replace(".", "_")
-    down, up = torch.ones(2, 4), torch.ones(3, 2)
+    down, up = torch.ones(1, 144), torch.ones(144, 1)  # as in the built-in base
     yield save(
         {
             f"{kohya}.lora_down.weight": down,

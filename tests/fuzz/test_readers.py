@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +110,16 @@ def test_writing_elsewhere_is_noticed(tmp_path, monkeypatch):
     """The guard itself: without it the tests above would prove half of what they say."""
     inner = tmp_path / "inner"
     inner.mkdir()
+    (tmp_path / "e/f").mkdir(parents=True)
     for act in (
         lambda: (tmp_path / "a").write_bytes(b""),
         lambda: (tmp_path / "b").mkdir(),
         lambda: (inner / "../c").write_text(""),
         lambda: inner.rename(tmp_path / "d"),
-        lambda: (inner / "link").symlink_to(tmp_path),
+        lambda: (tmp_path / "link").symlink_to(inner),
+        lambda: shutil.rmtree(tmp_path / "e"),
     ):
         monkeypatch.setitem(TARGETS, "name", lambda data, folder, act=act: act())
         with pytest.raises(AssertionError, match="outside the folder"):
             run("name", b"", inner, monkeypatch)
-    assert [path.name for path in tmp_path.iterdir()] == ["inner"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e", "inner"]
