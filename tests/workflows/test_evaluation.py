@@ -66,7 +66,8 @@ def fox(make_project: Callable[..., Project]) -> Callable[..., Project]:
 
 
 def test_loras_that_change_nothing_score_as_the_base_and_are_told_so(fox, store):
-    done = evaluate(order(fox(0.0)), store)
+    done = evaluate(order(fox(0.0, state="interrupted", steps_done=7)), store)
+    assert "stopped after step 7 of" in done.evaluation.notes[0]
     scores = {score.name: score for score in done.evaluation.scores}
     for score in scores.values():
         if score.base is not None:

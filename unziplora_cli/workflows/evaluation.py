@@ -120,7 +120,7 @@ def evaluate(order: EvalOrder, store: ProjectStore, on_doing: OnDoing = lambda d
             scores=tuple(map(_rounded, scores)),
             columns=by_block(layers),
             judge=seen.judge,
-            notes=seen.notes,
+            notes=(*_unfinished(project), *seen.notes),
             seed=order.config.seed,
             pictures=seen.pictures,
         )
@@ -132,6 +132,18 @@ def evaluate(order: EvalOrder, store: ProjectStore, on_doing: OnDoing = lambda d
             sheet.unlink(missing_ok=True)
         updated = store.update(project, replace(recipe, evaluation=evaluation))
         return Evaluated(updated, evaluation, sheet if seen.sheet is not None else None)
+
+
+def _unfinished(project: Project) -> tuple[str, ...]:
+    """A note on a training that was stopped."""
+    recipe = project.manifest
+    if recipe.state == "complete":
+        return ()
+    steps = recipe.training.get("steps")
+    return (
+        f"The training stopped after step {recipe.steps_done} of {steps}; "
+        f"to finish it: unziplora train --resume {project.name}",
+    )
 
 
 def _on_progress(on_doing: OnDoing) -> OnProgress:
