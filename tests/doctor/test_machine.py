@@ -150,3 +150,14 @@ def test_the_tested_versions_ship_with_the_package():
     assert {"torch", "diffusers", "huggingface-hub"} <= lowest.keys() & tested.keys()
     for name in lowest.keys() & tested.keys():
         assert release(lowest[name]) <= release(tested[name])
+
+
+def test_a_file_of_a_librarys_name_in_the_current_folder_is_not_run(tmp_path, monkeypatch):
+    proof, here = tmp_path / "proof", tmp_path / "here"
+    write(here, {"json.py": f"open({str(proof)!r}, 'w')\nraise ImportError('not this one')"})
+    write(tmp_path, {"path/torch/__init__.py": "raise ImportError('the one on the path')"})
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    torch, _ = machine._imported()
+    assert torch.error == "ImportError: the one on the path"
+    assert not proof.exists()
