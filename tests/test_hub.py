@@ -300,6 +300,14 @@ def test_the_places_that_the_variables_name_are_used(hub, program, tmp_path):
     assert cached() == set()
 
 
+def test_a_cache_that_cannot_be_written_is_no_matter_of_the_connection(hub, unziplora, tmp_path):
+    (tmp_path / "file").touch()
+    ended = unziplora("models", "pull", "owner/name", HF_HUB_CACHE=str(tmp_path / "file/cache"))
+    assert ended.code == 4
+    assert "Cannot write to" in ended.err
+    assert "HF_HOME" in ended.err
+
+
 def test_tokenizers_alone_are_a_few_files(hub, unziplora):
     ended = unziplora("models", "pull", "owner/name", "--only", "tokenizers")
     assert ended.code == 0

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from unziplora_cli import paths
 from unziplora_cli.cache import hub_id
 from unziplora_cli.diffusion.snapshots import repository
-from unziplora_cli.errors import ModelError
+from unziplora_cli.errors import ModelError, UnziploraError
 from unziplora_cli.project.files import sha256
 
 Part = Literal["tokenizers"]
@@ -147,7 +147,7 @@ def hub_errors(id: str, doing: str = "fetch") -> Iterator[None]:
 
     try:
         yield
-    except ModelError:
+    except UnziploraError:
         raise
     except GatedRepoError as error:
         raise ModelError(
@@ -173,6 +173,11 @@ def hub_errors(id: str, doing: str = "fetch") -> Iterator[None]:
             raise ModelError(
                 f"The disk of {paths.hub_cache()} is full ({root.strerror}).",
                 hint="Make room and run the command again: what was fetched already is kept.",
+            ) from error
+        if isinstance(root, OSError) and root.filename:
+            raise ModelError(
+                f"Cannot write to {paths.hub_cache()}: {root.strerror} ({root.filename}).",
+                hint="Point HF_HOME at a folder that you may write to.",
             ) from error
         reason = re.sub(r"\?[^\s'\"]*", "", f"{type(root).__name__}: {root}".splitlines()[0])
         raise ModelError(
