@@ -300,6 +300,24 @@ def test_the_places_that_the_variables_name_are_used(hub, program, tmp_path):
     assert cached() == set()
 
 
+def test_a_model_of_another_kind_is_refused_before_its_weights_come(hub, unziplora):
+    files = {"model_index.json": b'{"_class_name": "FluxPipeline"}', "vae/config.json": b"{}", UNET: LARGE}
+    hub.repositories["owner/flux"] = Repository(files)
+    hub.repositories["owner/llm"] = Repository({"config.json": b"{}", "model.safetensors": LARGE})
+    for id, says in (("owner/flux", "is a FluxPipeline"), ("owner/llm", "is no diffusers model")):
+        ended = unziplora("models", "pull", id)
+        assert ended.code == 4
+        assert says in ended.err
+    assert hub.sent(sha256(LARGE)) == []
+
+
+def test_a_cache_behind_a_link_is_the_same_cache(hub, unziplora, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    assert unziplora("models", "pull", "owner/name", HF_HUB_CACHE=str(tmp_path / "link")).code == 0
+    assert unziplora("models", "verify", "owner/name", HF_HUB_CACHE=str(tmp_path / "link")).code == 0
+
+
 def test_a_cache_that_cannot_be_written_is_no_matter_of_the_connection(hub, unziplora, tmp_path):
     (tmp_path / "file").touch()
     ended = unziplora("models", "pull", "owner/name", HF_HUB_CACHE=str(tmp_path / "file/cache"))

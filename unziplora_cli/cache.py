@@ -117,9 +117,20 @@ def removal(snapshot: Snapshot) -> Removal:
     return Removal(snapshot, blobs + snapshot.cut_off())
 
 
-def describe(folder: Path) -> Model:
-    """The model in a folder of Hugging Face's cache."""
-    return next(_model(each) for each in snapshots() if each.path == folder)
+def describe(id: str, revision: str) -> Model:
+    """A commit of a model in Hugging Face's cache."""
+    return _model(next(each for each in snapshots(id) if each.revision == revision))
+
+
+def refuse_others(id: str, revision: str) -> None:
+    """Raise ModelError when a commit, of which the small files are there, is not of SDXL's class or a VAE."""
+    found = next(each for each in snapshots(id) if each.revision == revision)
+    if not found.ours:
+        raise ModelError(
+            f"{id} is {'a ' + found.kind if found.kind else 'no diffusers model'}, "
+            "but neither of SDXL's class nor a VAE.",
+            hint="Use SDXL or a model made from it: unziplora models pull sdxl",
+        )
 
 
 def _lack(folder: Path) -> str:

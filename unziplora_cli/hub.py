@@ -7,7 +7,7 @@ HF_TOKEN, HF_HOME and HF_HUB_CACHE by itself.
 import errno
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -112,11 +112,12 @@ def free_space() -> int:
     return shutil.disk_usage(next(each for each in (cache, *cache.parents) if each.exists())).free
 
 
-def pull(download: Download) -> Path:
+def pull(download: Download, accept: Callable[[str, str], None] = lambda id, revision: None) -> Path:
     """Fetch what is missing of a download into Hugging Face's cache; returns its folder. Raises ModelError.
 
-    The small files come first, so that a download that is cut off is known for what it is. Large files are
-    resumed where they were cut off, and compared with the hub's SHA-256.
+    The small files come first, so that a download that is cut off is known for what it is, and ``accept`` may
+    look at them and raise. Large files are resumed where they were cut off, and compared with the hub's
+    SHA-256.
     """
     cache, missing, free = paths.hub_cache(), download.missing(), free_space()
     if missing > free:
@@ -133,6 +134,7 @@ def pull(download: Download) -> Path:
             allow_patterns=[file.name for file in download.files if not file.sha256],
             cache_dir=cache,
         )
+        accept(download.id, Path(folder).name)
         for file in (file for file in download.files if file.sha256):
             _fetch(download, file)
             hf_hub_download(download.id, file.name, revision=Path(folder).name, cache_dir=cache)

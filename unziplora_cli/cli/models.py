@@ -95,10 +95,10 @@ def pull(
         f"{size(hub.free_space())} are free at {paths.hub_cache()}."
     )
     try:
-        folder = hub.pull(download)
+        folder = hub.pull(download, accept=cache.refuse_others)
     except KeyboardInterrupt as stopped:
         raise Interrupted("Stopped; what was fetched is kept.", hint=f"Go on: {PULL} {model}") from stopped
-    pulled = cache.describe(folder)
+    pulled = cache.describe(download.id, folder.name)
     if pulled.problem and not only:
         raise ModelError(pulled.problem, hint=f"See what is there: unziplora models verify {model}")
     what = f"The {only} of {model} are" if only else f"{model} is"
