@@ -17,12 +17,18 @@ from tests.fuzz.targets import TARGETS, attempt, seeds
 FINDINGS = sorted(path for path in (Path(__file__).parent / "findings").iterdir() if path.suffix != ".md")
 JSON = ("manifest", "config", "base-json", "plan", "lock-note")
 
-few = settings(
-    max_examples=50,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-many = settings(few, max_examples=2000)
+HEAVY = ("import", "command-line")
+"""Whole commands, which take longer than a reader alone."""
+
+
+def examples(target: str, count: int) -> settings:
+    """The same inputs in every run; of heavy targets a tenth."""
+    return settings(
+        max_examples=count // 10 if target in HEAVY else count,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -79,13 +85,13 @@ def run(target: str, data: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_whatever_is_read_is_read_or_refused(target, tmp_path, monkeypatch):
-    given(inputs(target))(few(lambda data: run(target, data, tmp_path, monkeypatch)))()
+    given(inputs(target))(examples(target, 50)(lambda data: run(target, data, tmp_path, monkeypatch)))()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_very_many_inputs_are_read_or_refused(target, tmp_path, monkeypatch):
-    given(inputs(target))(many(lambda data: run(target, data, tmp_path, monkeypatch)))()
+    given(inputs(target))(examples(target, 2000)(lambda data: run(target, data, tmp_path, monkeypatch)))()
 
 
 @pytest.mark.parametrize("target", TARGETS)
