@@ -24,21 +24,21 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.separation import rows, verdict  # noqa: E402
-from benchmarks.separation.drawing import drawn, rebuilding_errors  # noqa: E402
-from benchmarks.separation.echoes import all_echoes  # noqa: E402
-from benchmarks.separation.methods import Drawing, Method, Trained, drawings  # noqa: E402
-from benchmarks.separation.scenes import Sample, gallery, real_photos, samples  # noqa: E402
-from benchmarks.separation.stack import Job, Stack  # noqa: E402
-from benchmarks.separation.tables import markdown, sheet  # noqa: E402
-from unziplora_cli import resources  # noqa: E402
-from unziplora_cli.diffusion.base import BaseRef, resolve_base  # noqa: E402
-from unziplora_cli.diffusion.generate import time_ids  # noqa: E402
-from unziplora_cli.diffusion.load import alphas_cumprod, load_text_encoders, load_unet, load_vae  # noqa: E402
-from unziplora_cli.diffusion.prompts import encode  # noqa: E402
-from unziplora_cli.evaluation.judge import Judge  # noqa: E402
-from unziplora_cli.threads import tame_openmp  # noqa: E402
-from unziplora_cli.training.data import encode_latents, prepare  # noqa: E402
+from benchmarks.separation import rows, verdict
+from benchmarks.separation.drawing import drawn, rebuilding_errors
+from benchmarks.separation.echoes import all_echoes
+from benchmarks.separation.methods import Drawing, Method, Trained, drawings
+from benchmarks.separation.scenes import Sample, gallery, real_photos, samples
+from benchmarks.separation.stack import Job, Stack
+from benchmarks.separation.tables import markdown, sheet
+from unziplora_cli import resources
+from unziplora_cli.diffusion.base import BaseRef, resolve_base
+from unziplora_cli.diffusion.generate import time_ids
+from unziplora_cli.diffusion.load import alphas_cumprod, load_text_encoders, load_unet, load_vae
+from unziplora_cli.diffusion.prompts import encode
+from unziplora_cli.evaluation.judge import Judge
+from unziplora_cli.threads import tame_openmp
+from unziplora_cli.training.data import encode_latents, prepare
 
 
 @dataclass
@@ -250,7 +250,7 @@ def main() -> None:
             (args.out / "scores.json").write_text(json.dumps(numbers))
             if result.pictures:
                 sheet(bench.pictures, result.pictures).save(
-                    args.out / f"{result.method.name.replace(' ', '-')}.png"
+                    args.out / f"{result.method.name.replace(' ', '-').replace('/', '-')}.png"
                 )
         if time.monotonic() - begun > 60 * args.deadline:
             bench.say("out of time")

@@ -152,6 +152,12 @@ class TrainConfig(Checked):
     echo_fresh: float = echo(
         0.15, "Share of fresh noise in an echo; at 0 it keeps the picture's own.", min=0.0, max=1.0
     )
+    echo_floor: float = echo(
+        0.0, "Share of the timesteps, from the clean end, at which echoes are not learned.", min=0.0, max=0.99
+    )
+    echo_only: bool = echo(
+        False, "The content LoRA learns from the echoes alone, if there are any; off: from the picture too."
+    )
     echo_prompt: str = echo("a photo of {content}", "What an echo shows; {content} is the content prompt.")
 
     validate_every: int = watching(

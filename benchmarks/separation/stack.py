@@ -181,6 +181,8 @@ class Stack:
         self.conditioning = self._conditioning([job.prompts for job in self.jobs])
         content = [Prompts(*[job.prompts.content] * 3) for job in self.jobs]
         self.echo_conditioning = self._conditioning(content) if self.echoes is not None else None
+        self.from_picture = self._of(lambda job: not (job.config.echoes and job.config.echo_only))[:, None]
+        self.echo_floor = self._of(lambda job: job.config.echo_floor * len(self.alphas_cumprod))
         self.samples = self._of(lambda job: job.sample).long()
         self.overlap_weight = self._of(lambda job: job.config.overlap_weight)[:, None]
         self.echo_weight = self._of(lambda job: job.config.prior_weight_content if job.config.echoes else 0.0)
@@ -316,9 +318,11 @@ class Stack:
         self.losses.copy_(loss.detach())
         (loss * self.weights).sum().backward()
         if self.echo_conditioning is not None:
+            self.flats["content"].gradients.mul_(self.from_picture)
             self._mode("content")
             loss = self._denoise(self.echo_noisy, self.echo_noise, self.echo_conditioning)
-            (loss * self.weights * self.echo_weight).sum().backward()
+            counts = self.echo_weight * (self.times >= self.echo_floor)
+            (loss * self.weights * counts).sum().backward()
             self._mode("both")
         self._overlap_gradient()
 

@@ -10,7 +10,13 @@ from PIL import Image
 from benchmarks.separation.scenes import SIZE, Sample, real_photos
 from benchmarks.separation.verdict import COLUMNS, interval
 
-TILES = (("content", 0), ("content", 1), ("context", 0), ("context", 1), ("style", 0), ("style", 1)) + (
+TILES = (
+    ("content", 0),
+    ("content", 1),
+    ("context", 0),
+    ("context", 1),
+    ("style", 0),
+    ("style", 1),
     ("combine", 0),
     ("combine", 1),
     ("scene", 0),
@@ -27,7 +33,7 @@ def markdown(results: Mapping[str, Mapping[str, np.ndarray]]) -> str:
         cells = []
         for column in COLUMNS:
             mean, low, high = interval(columns[column])
-            cells.append("" if np.isnan(mean) else f"{_short(mean)} ({_short(low)}–{_short(high)})")
+            cells.append("" if np.isnan(mean) else f"{_short(mean)} ({_short(low)} to {_short(high)})")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

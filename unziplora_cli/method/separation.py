@@ -105,6 +105,12 @@ def set_mode(layers: Layers, mode: Mode) -> None:
         layer.mode = mode
 
 
+def set_learning(layers: Layers, branch: str, learning: bool) -> None:
+    """Let the LoRA of one branch receive gradients, or not."""
+    for parameter in lora_parameters(layers, branch):
+        parameter.requires_grad_(learning)
+
+
 def lora_parameters(layers: Layers, branch: str) -> list[nn.Parameter]:
     """All ``down`` and ``up`` of one branch."""
     chosen = [layer.get_submodule(branch) for layer in layers.values()]

@@ -73,6 +73,7 @@ class BatchSource:
                     timesteps=timesteps,
                     mode=mode,
                     scale=weight,
+                    floor=self.config.echo_floor if branch == "content" and self.config.echoes else 0.0,
                 )
             )
         return batches
@@ -88,6 +89,7 @@ class BatchSource:
         timesteps: Tensor | None = None,
         mode: Mode = "both",
         scale: float = 1.0,
+        floor: float = 0.0,
     ) -> Batch:
         drawn = draw(
             self.config.seed,
@@ -109,13 +111,16 @@ class BatchSource:
         weight = None
         if self.config.snr_gamma is not None:
             weigh = min_snr_velocity_weight if self.materials.velocity else min_snr_weight
-            weight = weigh(self.alphas_cumprod, times, self.config.snr_gamma).to(self.device)
+            weight = weigh(self.alphas_cumprod, times, self.config.snr_gamma)
+        if floor > 0.0:
+            counts = (times >= floor * self.alphas_cumprod.shape[0]).float()
+            weight = counts if weight is None else weight * counts
         return Batch(
             noisy=noisy.to(self.device, self.dtype),
             target=target.to(self.device),
             timesteps=times.to(self.device),
             conditioning=conditioning,
-            weight=weight,
+            weight=None if weight is None else weight.to(self.device),
             mode=mode,
             scale=scale,
         )

@@ -48,18 +48,20 @@ def with_echoes(
     shown, learned = (told.to(device=device, dtype=dtype) for told in materials.echo)
     empty = materials.empty
     away = unconditional(shown, None if empty is None else (empty.tokens, empty.pooled))
+    alphas = alphas_cumprod(base)
     texts = {"picture": learned, "echo": shown, "nothing": away.to(device=device, dtype=dtype)}
 
     @torch.no_grad()
     def predict(noisy: Tensor, timestep: Tensor, text: str) -> Tensor:
-        return bare(unet, noisy.to(dtype), timestep, texts[text]).float()
+        prediction = bare(unet, noisy.to(dtype), timestep, texts[text]).float()
+        return noise_of(prediction, noisy, alphas[timestep]) if materials.velocity else prediction
 
     echoes = []
     for number in range(config.echoes):
         latents = materials.latents[number % len(materials.latents)]
         crop = (number // len(materials.latents)) % latents.crops
         picture = latents.mean[crop : crop + 1].to(device)
-        echoes.append(echo(predict, alphas_cumprod(base), picture, config, number).cpu())
+        echoes.append(echo(predict, alphas, picture, config, number).cpu())
     mean = torch.cat(echoes)  # [echoes, channels, h, w]
     found = LatentDistribution(mean, torch.zeros_like(mean))
     return replace(materials, priors={**materials.priors, "content": Prior(found, materials.echo[1])})
@@ -90,6 +92,11 @@ def ddim(latents: Tensor, noise: Tensor, before: Tensor, after: Tensor) -> Tenso
     (arXiv 2010.02502, equation 12)."""
     clean = (latents - (1.0 - before).sqrt() * noise) / before.sqrt()
     return after.sqrt() * clean + (1.0 - after).sqrt() * noise
+
+
+def noise_of(velocity: Tensor, noisy: Tensor, alpha: Tensor) -> Tensor:
+    """The noise in ``noisy`` that a predicted velocity means (arXiv 2202.00512, appendix D)."""
+    return alpha.sqrt() * velocity + (1.0 - alpha).sqrt() * noisy
 
 
 def bare(unet: nn.Module, noisy: Tensor, timestep: Tensor, told: Conditioning) -> Tensor:

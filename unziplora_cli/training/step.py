@@ -21,6 +21,7 @@ from unziplora_cli.method.separation import (
     clamp_merge_weights,
     lora_parameters,
     merge_parameters,
+    set_learning,
     set_mode,
 )
 
@@ -73,6 +74,8 @@ class TrainingStep:
     separation: Separation
     overlap_weight: float = 0.5
     max_grad_norm: float = 1.0
+    content_from_picture: bool = True
+    """Off: the content LoRA learns from its prior batches alone."""
 
     def __call__(self, step: int, accumulated: Sequence[Sequence[Batch]]) -> StepResult:
         """Train on ``accumulated``: the parts whose gradients add up, each one batch plus its prior
@@ -109,6 +112,8 @@ class TrainingStep:
         share = 1.0 / len(accumulated)
         for batch in (batch for batches in accumulated for batch in batches):
             set_mode(self.layers, batch.mode)
+            if not self.content_from_picture:
+                set_learning(self.layers, "content", batch.mode != "both")
             part = self._denoise(batch)
             if batch.mode == "both":
                 reconstruction = reconstruction + part.detach() * share
