@@ -36,7 +36,7 @@ from unziplora_cli.training import history
 from unziplora_cli.training.batches import BatchSource
 from unziplora_cli.training.checkpoint import Identity, TrainingState
 from unziplora_cli.training.checkpoints import Checkpoints
-from unziplora_cli.training.divergence import Watch
+from unziplora_cli.training.divergence import WINDOW, Watch
 from unziplora_cli.training.echoes import with_echoes
 from unziplora_cli.training.events import (
     ColumnsChosen,
@@ -185,7 +185,6 @@ class _Run:
                 separation=_separation(config),
                 overlap_weight=config.overlap_weight,
                 max_grad_norm=config.max_grad_norm,
-                content_from_picture=not (config.echoes and config.echo_only),
             ),
             state=TrainingState(layers, optimizer, lr_scheduler, accelerator.scaler),
             validation=Validation(request, materials, unet, layers, accelerator),
@@ -212,13 +211,14 @@ class _Run:
             rows = history.cut(self.request.folder / history.FILE_NAME, self.done)
             self.losses = [math.nan if row.loss is None else row.loss for row in rows]
             self.earlier = sum(row.seconds or 0.0 for row in rows)
-            for row in rows:
+            for row in rows[:WINDOW]:
                 self.watch.see(row.step, row.loss or 0.0, row.reconstruction or 0.0, row.grad_norm or 0.0)
 
     def steps(self) -> Iterator[Event]:
         """All steps that are left."""
         config = self.request.config
         every = 1 if self.accelerator.device.type == "cpu" else GPU_STEPS_PER_READING
+        agreed = False
         with StopRequest() as stop:
             try:
                 while self.done < config.steps:
@@ -234,11 +234,12 @@ class _Run:
                     else:
                         self._seconds += time.monotonic() - began
                     yield from self._after(step)
-                    if self._agreed(stop.received) and self.done < config.steps:
+                    agreed = self._agreed(stop.received) and self.done < config.steps
+                    if agreed:
                         raise KeyboardInterrupt
             except KeyboardInterrupt:
                 stop.received = True
-                yield from self._stop()
+                yield from self._stop(together=agreed)
 
     def _after(self, step: int) -> Iterator[Event]:
         """What is due after ``step``: column maps, pictures, files."""
@@ -342,8 +343,12 @@ class _Run:
         except (OSError, SafetensorError) as error:
             yield Notice(f"The checkpoint after step {self.done} cannot be written: {error}.")
 
-    def _stop(self) -> Iterator[Event]:
-        """Keep what there is, and end with Interrupted."""
+    def _stop(self, *, together: bool) -> Iterator[Event]:
+        """Keep what there is, and end with Interrupted.
+
+        Of several processes that stop ``together`` the others wait for the main one: their launcher ends all
+        when the first does.
+        """
         self.logbook.close()
         if self._unread and self._whole:
             self._read(time.monotonic())
@@ -351,6 +356,8 @@ class _Run:
             if self._whole:
                 yield from self._checkpoint()
             yield Stopped(self.result())
+        if together:
+            self.accelerator.wait_for_everyone()
         raise Interrupted(f"Stopped after step {self.done} of {self.request.config.steps}.")
 
     def _agreed(self, stop: bool) -> bool:
