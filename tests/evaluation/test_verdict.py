@@ -74,6 +74,7 @@ def test_a_bad_score_is_found_and_has_its_remedy(changes, finding, option):
         ({names.CONTEXT_OBEYED: (0.5, 1.0)}, "ignores where it is asked to be"),
         ({names.PLAIN: (0.5, 1.0)}, "no plain photos"),
         ({names.IDENTITY: (0.5, 0.4)}, "this very fox is hardly recognised"),
+        ({names.IDENTITY: (0.6, 0.4)}, "this very fox is recognised only in part"),
     ],
 )
 def test_a_minor_flaw_leaves_content_and_style_apart(changes, finding):

@@ -208,10 +208,12 @@ def _stranger(case: Case) -> Finding | None:
         return None
     if case.low(names.CONTENT_KEPT) or case.overdone():
         return None  # what mends that comes first, and is the contrary
-    if case.above_base(names.IDENTITY) >= IDENTITY * (1.0 - score.base):
+    way = case.above_base(names.IDENTITY) / max(1.0 - score.base, 1e-6)
+    if way >= IDENTITY:
         return None
+    degree = "hardly recognised" if way < IDENTITY / 2 else "recognised only in part"
     return Finding(
-        f"this very {case.words.subject} is hardly recognised",
+        f"this very {case.words.subject} is {degree}",
         f"try {case.option('content_lr', 2.0)}{_echoes(case)} or {case.option('column_ratio', 2.0)}.",
         minor=True,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -13,8 +13,9 @@ from unziplora_cli.config import SEED_MAX, GenerateConfig, Prompts, Studio
 from unziplora_cli.errors import AdapterError, ProjectError
 from unziplora_cli.fields import Checked, option
 from unziplora_cli.project import manifest
-from unziplora_cli.project.manifest import Evaluation, ScoreRecord
-from unziplora_cli.project.store import Project, ProjectStore, inside
+from unziplora_cli.project.manifest import Evaluation, Manifest, ScoreRecord
+from unziplora_cli.project.store import Project, ProjectStore
+from unziplora_cli.project.verification import inside
 from unziplora_cli.workflows.drawing import DrawOrder, OnProgress, Shelf
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def evaluate(order: EvalOrder, store: ProjectStore, on_doing: OnDoing = lambda d
             scores=tuple(map(_rounded, scores)),
             columns=by_block(layers),
             judge=seen.judge,
-            notes=(*_unfinished(project), *seen.notes),
+            notes=(*_training_notes(recipe), *seen.notes),
             seed=order.config.seed,
             pictures=seen.pictures,
         )
@@ -134,16 +135,18 @@ def evaluate(order: EvalOrder, store: ProjectStore, on_doing: OnDoing = lambda d
         return Evaluated(updated, evaluation, sheet if seen.sheet is not None else None)
 
 
-def _unfinished(project: Project) -> tuple[str, ...]:
-    """A note on a training that was stopped."""
-    recipe = project.manifest
-    if recipe.state == "complete":
-        return ()
-    steps = recipe.training.get("steps")
-    return (
-        f"The training stopped after step {recipe.steps_done} of {steps}; "
-        f"to finish it: unziplora train --resume {project.name}",
-    )
+def _training_notes(recipe: Manifest) -> Iterator[str]:
+    """What in the training bears on how the numbers are to be read."""
+    if recipe.state != "complete":
+        yield (
+            f"The training stopped after step {recipe.steps_done} of {recipe.training.get('steps')}; "
+            f"to finish it: unziplora train --resume {recipe.name}"
+        )
+    if recipe.training.get("echoes") and recipe.training.get("echo_only"):
+        yield (
+            "The content LoRA learned from echoes alone, the picture as the base would draw it: "
+            "its loss on the picture itself may lie above the base's."
+        )
 
 
 def _on_progress(on_doing: OnDoing) -> OnProgress:
