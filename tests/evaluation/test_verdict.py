@@ -54,7 +54,7 @@ def test_good_scores_need_no_advice():
         ({names.SUBJECT_LEAKED: (0.5, 0.0)}, "the fox leaks into style", "--style-lr 0.00015"),
         ({names.CONTENT_KEPT: (0.5, 1.0)}, "loses the fox", "--content-lr 0.00015"),
         ({names.CONTENT_KEPT: (0.5, 0.5)}, "has not learned the fox", "--content-lr 0.0006"),
-        ({names.STYLE_KEPT: (0.0, 0.0)}, "has not learned neon", "--steps 900"),
+        ({names.STYLE_KEPT: (0.0, 0.0)}, "has not learned neon", "--steps 1200"),
         ({names.OTHERS_DRAWN: (0.5, 1.0)}, "spoils other subjects", "--style-strength 0.7"),
         ({names.BOTH: (0.5, 0.0)}, "the two together", "--no-merge"),
         ({names.LOSSES["full"]: (0.29, 0.3)}, "hardly learned", "--steps 1200"),
@@ -114,6 +114,11 @@ def test_without_pictures_the_verdict_says_that_nobody_looked():
     verdict, advice = said({names.LOSSES["full"]: (0.3, 0.3)}, without=SEEN)
     assert verdict == "Not well: the picture was hardly learned."
     assert len(advice) == 1
+
+
+def test_a_short_training_is_advised_to_be_longer_and_none_to_be_nothing():
+    assert "--steps 100 " in said({names.STYLE_KEPT: (0.0, 0.0)}, {**TRAINING, "steps": 30})[1][0]
+    assert "--steps 50 " in said({names.STYLE_LEAKED: (1.0, 0.0)}, {**TRAINING, "steps": 10})[1][0]
 
 
 def test_echoes_are_advised_where_there_are_none():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from unziplora_cli.config import Words
@@ -74,12 +75,12 @@ class Case:
         """Advice to learn more, unless a branch has learned too much: that has to be mended first."""
         if self.overdone():
             return f"mend the rest first, then look again: unziplora eval {self.project}"
-        return f"try {self.steps(1.5)} or {self.option(rate, 2.0)}."
+        return f"try {self.steps(2.0)} or {self.option(rate, 2.0)}."
 
     def steps(self, factor: float) -> str:
-        """Other training steps as an option, in round numbers."""
-        steps = int(self.training.get("steps", 600)) * factor
-        return f"--steps {max(50, round(steps / 50) * 50)}"
+        """Other training steps as an option, in fifties."""
+        fifties = int(self.training.get("steps", 600)) * factor / 50
+        return f"--steps {50 * max(1, ceil(fifties) if factor > 1.0 else round(fifties))}"
 
     def option(self, name: str, factor: float, most: float = 1.0) -> str:
         """Another value of a training setting as an option."""
