@@ -83,6 +83,20 @@ def test_the_same_command_on_a_terminal_offers_to_go_on(unziplora, train, cut_of
     assert "Going on after step 4." in ended.err
 
 
+def test_of_several_pictures_those_that_are_done_stay(
+    unziplora, train, photos, cut_off, make_project, monkeypatch
+):
+    rose = make_project("rose")
+    before = rose.path("style").read_bytes()
+    monkeypatch.setattr(sys, "stdin", Terminal("y"))
+    command, picture, *options = train
+    ended = unziplora(command, photos / "rose.jpg", picture, *options)
+    assert ended.code == 0
+    assert "rose: is a project already; it stays." in ended.said
+    assert "Going on after step 4." in ended.err
+    assert rose.path("style").read_bytes() == before
+
+
 def test_whoever_declines_leaves_it(unziplora, train, cut_off, monkeypatch):
     monkeypatch.setattr(sys, "stdin", Terminal("n", "n"))
     ended = unziplora(*train)

@@ -108,7 +108,8 @@ def train(
         raise UsageError("--name names one project, but there are several pictures.", hint="Leave it out.")
     check_pictures(pictures)
     names = _names(groups, name)
-    replacing = [_may_replace(session, store, each, force=force) for each in names]
+    done = set() if force else _done(store, names)
+    replacing = [each in done or _may_replace(session, store, each, force=force) for each in names]
     words = [
         Words(
             _word(session, subject, i, len(groups), "subject", "What does it show", group[0]),
@@ -132,7 +133,16 @@ def train(
         settings=settings or {},
         replacing=replacing,
     )
-    _finish(session, [_offer(session, store, order) for order in orders], store)
+    for each in sorted(done):
+        session.output.message(f"{each}: is a project already; it stays.")
+    left = [_offer(session, store, order) for order in orders if order.name not in done]
+    _finish(session, left, store)
+
+
+def _done(store: "ProjectStore", names: list[str]) -> set[str]:
+    """Of several projects, one of which was cut off, those that were finished before."""
+    cut_off = {each for each in names if store.unfinished(each) is not None}
+    return {each for each in names if store.exists(each)} - cut_off if cut_off else set()
 
 
 def _refuse(pictures: list[Path] | None, given: dict[str, Any]) -> None:
