@@ -234,6 +234,28 @@ def test_a_training_goes_on_from_every_checkpoint(
     assert_same(finished(again), finished(run))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"echoes": 2, "echo_prompt": "a photo of {content}"},
+        {
+            "lr_scheduler": "cosine",
+            "grad_accumulation": 2,
+            "importance_steps": 2,
+            "accumulate_importance": True,
+        },
+        {"snr_gamma": 5.0, "batch_size": 2, "column_separation": False, "gradient_checkpointing": True},
+    ],
+)
+def test_every_kind_of_training_goes_on_to_the_same_bits(
+    settings: dict[str, object], make_request: Make, tmp_path: Path
+) -> None:
+    whole = finished(list(train(make_request(tmp_path / "whole", **settings))))
+    interrupted(train(make_request(tmp_path / "cut", **settings)), 6)
+    again = train(make_request(tmp_path / "cut", request={"resume": True}, **settings))
+    assert_same(finished(list(again)), whole)
+
+
 def test_a_full_disk_costs_a_checkpoint_and_not_the_training(
     run: list[Event], make_request: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
