@@ -156,8 +156,9 @@ def measure(bench: Bench, methods: Sequence[Method], *, limit: int, keep: set[st
                     key = (verdict_.drawing.purpose, verdict_.drawing.sample)
                     pictures[name].setdefault(key, []).append(image.cpu().numpy())
                 position += 1
+        drawing = time.monotonic() - ready
         bench.say(
-            f"{len(jobs)} trainings in {ready - began:.0f} s, {len(orders)} pictures in {time.monotonic() - ready:.0f} s"
+            f"{len(jobs)} trainings in {ready - began:.0f} s, {len(orders)} pictures in {drawing:.0f} s"
         )
         errors = iter(rebuilt.tolist())
         by_method: dict[str, list[tuple[int, float]]] = {}

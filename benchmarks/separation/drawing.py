@@ -96,7 +96,7 @@ def _predict(stack: Stack, noisy: Tensor, told: Conditioning, timestep: Tensor) 
 
 
 class _equipped:
-    """Within this context every layer of a stack holds the branches of some drawings, not of its trainings."""
+    """Within this context every layer of a stack holds the branches of drawings, not of its trainings."""
 
     def __init__(self, stack: Stack, drawings: Sequence[Drawing]) -> None:
         self.stack, self.drawings = stack, drawings

@@ -29,8 +29,8 @@ class Method:
     """One row of the table.
 
     ``kind``: ``pair`` is joint training of a content and a style LoRA; ``one`` a single LoRA used for
-    everything; ``two`` two single ones, from the content and from the style prompt; ``blocks`` a single one in
-    two blocks, of which each serves one purpose; ``none`` the base alone. ``settings`` go over ``preset``.
+    everything; ``two`` two single ones, from the content and from the style prompt; ``blocks`` a single one
+    in two blocks, of which each serves one purpose; ``none`` the base alone. ``settings`` go over ``preset``.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """The pictures of the benchmark: drawn individuals in styles that the base has never seen.
 
-The test set and the tuning set share the styles, for there are eight, and nothing else: other individuals, other
-shapes, other poses, from other seeds.
+The test set and the tuning set share the styles, for there are eight, and nothing else: other individuals,
+other shapes, other poses, from other seeds.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Sample:
     """One training picture: its scene, what it is compared with, and what it is asked to do.
 
     ``others`` are subjects for the style LoRA, ``contexts`` places for the content LoRA, ``partners`` the
-    numbers of the pictures whose styles the content takes in the cross column. ``rivals`` are other individuals
-    of the same subject.
+    numbers of the pictures whose styles the content takes in the cross column. ``rivals`` are other
+    individuals of the same subject.
     """
 
     number: int

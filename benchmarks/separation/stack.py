@@ -1,13 +1,14 @@
 """Many trainings at once: K pairs of LoRAs in one U-Net, computed as one batch.
 
-One training of a small base leaves a GPU idle between its thousand kernels. Here every adapted projection holds
-the branches of K trainings, picture k goes through pair k, and one captured CUDA graph carries a step of all. It is
-the training of `unziplora_cli.training` written again for K, and the tests hold the two together: same noise, same
-schedule, same scores, same choice of columns, same AdamW.
+One training of a small base leaves a GPU idle between its thousand kernels. Here every adapted projection
+holds the branches of K trainings, picture k goes through pair k, and one captured CUDA graph carries a step
+of all. It is the training of `unziplora_cli.training` written again for K, and a test holds the two together:
+same noise, same schedule, same scores, same choice of columns, same AdamW.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -127,7 +128,7 @@ class Flat:
 
 @dataclass
 class Columns:
-    """What is known of every column in K trainings: content's columns of all layers, then style's, [K, 2 n]."""
+    """What is known of every column in K trainings: content's of all layers, then style's, [K, 2 n]."""
 
     mask: Tensor
     gate: Tensor
@@ -144,7 +145,8 @@ class Stack:
     """K trainings of one rank in ``unet``, whose projections it replaces.
 
     ``latents`` is mean and spread of every picture, [samples, 2, channels, h, w]; ``echoes`` those of every
-    picture, [samples, echoes, channels, h, w], or None when no training learns them. ``texts`` encodes a prompt.
+    picture, [samples, echoes, channels, h, w], or None when no training learns them. ``texts`` encodes a
+    prompt.
     """
 
     unet: nn.Module
@@ -242,10 +244,10 @@ class Stack:
         ids = self.time_ids.expand(len(prompts), -1)
         return Conditioning(**tokens, pooled=pooled, time_ids=ids).to(device=self.device, dtype=self.dtype)
 
-    # --- the loop -----------------------------------------------------------------------------------------------
-
     def train(self) -> Iterator[tuple[int, Tensor]]:
         """Train all to the end; yields the number of steps done and the last losses [K]."""
+        # Torch would like a gradient to lie in memory as its parameter does; here both are strided views.
+        warnings.filterwarnings("ignore", "grad and param do not obey", UserWarning)
         count, shape = len(self.jobs), self.latents.shape[2:]
         self.noisy, self.noise, self.echo_noisy, self.echo_noise = (
             torch.zeros(count, *shape, device=self.device) for _ in range(4)
@@ -360,8 +362,6 @@ class Stack:
             flat.adamw(self.running * (self.separated if kind == "merge" else 1.0), self.config)
         merge.values.clamp_(0.0, 1.0)
 
-    # --- column separation --------------------------------------------------------------------------------------
-
     @torch.no_grad()
     def _act(self, actions: Sequence[Action]) -> None:
         """What the schedules say between backward and clipping, gating apart."""
@@ -415,7 +415,7 @@ class Stack:
             style.mask.copy_(torch.where(acts, chosen, style.mask))
 
     def lora(self, number: int, branch: str) -> dict[str, LoRAWeights]:
-        """One branch of training ``number`` as it would be saved: closed columns zeroed, merge weights apart."""
+        """One branch of training ``number`` as it would be saved: closed columns zeroed, no merge weights."""
         found = {}
         for name, layer in self.layers.items():
             part = layer.branches[branch]
@@ -449,7 +449,7 @@ def _top(scores: Tensor, ratio: Sequence[float], strict: Tensor) -> Tensor:
 
 
 def captured(work: Callable[[], None], device: torch.device, *, warm: int) -> Callable[[], None]:
-    """``work`` as a CUDA graph, or itself on a CPU; before, it is run ``warm`` times, which must do no harm."""
+    """``work`` as a CUDA graph, or itself on a CPU; before, it runs ``warm`` times, which must do no harm."""
     if device.type != "cuda":
         return work
     stream = torch.cuda.Stream()

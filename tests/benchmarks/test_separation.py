@@ -1,0 +1,161 @@
+"""The separation benchmark: its stacked trainings are the program's own, its scores add up."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.separation import rows, verdict
+from benchmarks.separation.echoes import all_echoes
+from benchmarks.separation.methods import Drawing, Method
+from benchmarks.separation.scenes import samples
+from benchmarks.separation.stack import Job, Stack
+from unziplora_cli.config import Prompts, TrainConfig
+from unziplora_cli.diffusion.base import resolve_base
+from unziplora_cli.diffusion.generate import time_ids
+from unziplora_cli.diffusion.load import alphas_cumprod, load_text_encoders, load_unet, load_vae
+from unziplora_cli.diffusion.prompts import encode
+from unziplora_cli.training.data import encode_latents, prepare
+from unziplora_cli.training.engine import train
+from unziplora_cli.training.events import Finished, StepDone
+from unziplora_cli.training.request import TrainRequest
+
+PROMPTS = (
+    Prompts("a monadikos fox in sketch style", "a monadikos fox", "a fox in sketch style"),
+    Prompts("a monadikos cat in watercolor style", "a monadikos cat", "a cat in watercolor style"),
+)
+SHORT = {
+    "rank": 4,
+    "steps": 7,
+    "recalibrations": 1,
+    "resolution": 64,
+    "column_ratio": 0.3,
+    "content_lr": 1e-4,  # AdamW's first steps are signs: a small rate keeps rounding from choosing columns
+    "style_lr": 2e-4,
+    "importance_score": "magnitude",
+    "strict_top": False,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"importance_steps": 2, "accumulate_importance": True},
+        {"finetune_mask": True, "block_separation": False, "avoid_overlap": False, "strict_top": True},
+        {"column_separation": False, "start": "zero", "timestep_bias": 1.0, "snr_gamma": 5.0},
+        {
+            "echoes": 2,
+            "echo_only": True,
+            "echo_floor": 0.3,
+            "importance_steps": 3,  # of which some lie above the floor: without a gradient all scores tie
+            "accumulate_importance": True,
+        },
+        {"echoes": 2, "prior_weight_content": 2.0, "timestep_bias": 1.0},
+    ],
+)
+def test_a_stack_trains_each_pair_as_the_program_trains_it_alone(
+    changes: dict[str, object], tiny_base: Path, tmp_path: Path
+) -> None:
+    base = resolve_base(str(tiny_base), offline=True)[0]
+    cpu, single = torch.device("cpu"), torch.float32
+    pictures = []
+    for number in range(2):
+        path = tmp_path / f"{number}.png"
+        Image.linear_gradient("L").rotate(90 * number).resize((64, 64)).convert("RGB").save(path)
+        pictures.append(path)
+    configs = [TrainConfig(**{**SHORT, **changes, "seed": seed}) for seed in (3, 8)]
+
+    vae, encoders = load_vae(base, device=cpu), load_text_encoders(base, device=cpu, dtype=single)
+    found = [encode_latents(vae, prepare(Image.open(path), 64, 1)) for path in pictures]
+    latents = torch.stack([torch.stack([each.mean[0], each.std[0]]) for each in found])
+
+    def text(prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+        embeddings = encode(encoders, [prompt])
+        return embeddings.tokens, embeddings.pooled
+
+    unet, alphas, ids = load_unet(base, device=cpu, dtype=single), alphas_cumprod(base), time_ids(64, 64)
+    echoes = None
+    if configs[0].echoes:
+        own = [
+            all_echoes(unet, alphas, c, latents[n : n + 1, 0], {0: p.content}, text, ids, single)[0]
+            for n, (c, p) in enumerate(zip(configs, PROMPTS, strict=True))
+        ]
+        echoes = torch.stack(own)
+    jobs = [Job(n, config, prompts) for n, (config, prompts) in enumerate(zip(configs, PROMPTS, strict=True))]
+    stack = Stack(unet, jobs, latents, text, ids, alphas, single, echoes)
+    losses = torch.stack([loss.clone() for _, loss in stack.train()])  # [steps, 2]
+
+    for number, config in enumerate(configs):
+        folder = tmp_path / f"alone-{number}"
+        folder.mkdir()
+        request = TrainRequest(
+            base=base,
+            pictures=(pictures[number],),
+            prompts=PROMPTS[number],
+            config=config,
+            folder=folder,
+            device="cpu",
+        )
+        events = list(train(request))
+        result = next(event.result for event in events if isinstance(event, Finished))
+        told = [event.reconstruction for event in events if isinstance(event, StepDone)]
+        if config.snr_gamma is None:  # the program's figure carries the weight, the stack's does not
+            np.testing.assert_allclose(losses[:, number].numpy(), told, rtol=2e-4)
+        for branch in ("content", "style"):
+            mine, theirs = stack.lora(number, branch), getattr(result, branch)
+            open_mine, open_theirs = (
+                torch.cat([weights.up.any(dim=1) for weights in lora.values()]) for lora in (mine, theirs)
+            )
+            assert (open_mine != open_theirs).float().mean() < 0.005
+            both = open_mine & open_theirs
+            ups = (torch.cat([weights.up for weights in lora.values()])[both] for lora in (mine, theirs))
+            torch.testing.assert_close(*ups, atol=5e-4, rtol=0.0)
+
+
+def test_tuning_and_test_pictures_share_no_individual() -> None:
+    sets = {name: {each.scene.individual for each in samples(name, 32)} for name in ("test", "tune", "quick")}
+    assert not sets["test"] & sets["tune"]
+    assert not sets["test"] & sets["quick"]
+    assert {each.style for each in samples("tune", 16)} == {each.style for each in samples("test", 32)}
+
+
+def test_no_rival_is_the_individual_itself() -> None:
+    for each in samples("test", 32):
+        assert each.scene.individual not in each.rivals
+        assert {rival.subject for rival in each.rivals} == {each.subject}
+
+
+def test_every_row_has_settings_and_a_name_of_its_own() -> None:
+    for methods in (rows.table(), rows.tuning(), rows.quick()):
+        assert len({method.name for method in methods}) == len(methods)
+        for method in methods:
+            if method.kind != "none":
+                assert method.config(0).rank in (8, 16)
+
+
+def test_a_picture_is_right_only_when_everything_wanted_is_there() -> None:
+    order = Drawing("scene", 0, None, None, False, PROMPTS[0], 0, "fox", "neon", "at night")
+    named = {"subject": "fox", "style": "neon", "context": "at night"}
+    assert verdict.right(verdict.Seen(order, named, 0))
+    for label in named:
+        assert not verdict.right(verdict.Seen(order, {**named, label: "cat"}, 0))
+
+
+def test_the_interval_of_the_mean_is_that_of_the_normal_law() -> None:
+    values = np.random.default_rng(1).normal(0.5, 0.1, 400)
+    mean, low, high = verdict.interval(values)
+    assert mean == pytest.approx(values.mean())
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+
+
+def test_dreambooth_uses_its_one_lora_for_everything_and_two_use_one_each() -> None:
+    sample = samples("quick", 4)[0]
+    one, two = Method("one", "one").jobs(sample), Method("two", "two").jobs(sample)
+    assert [job.prompts.full for job in one] == [f"a monadikos {sample.subject} in {sample.style} style"]
+    assert [job.prompts.full for job in two] == [
+        f"a monadikos {sample.subject}",
+        f"a {sample.subject} in {sample.style} style",
+    ]
+    assert all(job.branches == ("content",) and job.config.start == "zero" for job in (*one, *two))
