@@ -66,7 +66,7 @@ def ablations() -> list[Method]:
         changed("echoes at all timesteps", echo_floor=0.0),
         changed("timesteps uniform", timestep_bias=0.0),
         changed("learning rates 3e-4", content_lr=3e-4, style_lr=3e-4),
-        changed("style learning rate 1e-3", style_lr=1e-3),
+        changed("style learning rate 2e-3", style_lr=2e-3),
         changed("start at zero", start="zero", importance_steps=20),
         changed("importance of one step", importance_steps=1, accumulate_importance=False),
         changed("count score, strict top", importance_score="count", strict_top=True),
