@@ -45,12 +45,12 @@ def fuzz(target: str, folder: Path, seconds: int) -> None:
     import atheris
 
     with atheris.instrument_imports(include=[PACKAGE, "tomllib"]):
-        from tests.fuzz import targets
+        from tests.fuzz import seeds, targets
 
     corpus, findings = folder / target, folder / "findings"
     for each in (corpus, findings):
         each.mkdir(parents=True, exist_ok=True)
-    for number, seed in enumerate(targets.seeds(target)):
+    for number, seed in enumerate(seeds.seeds(target)):
         (corpus / f"seed-{number}").write_bytes(seed)
     work = Path(tempfile.mkdtemp(prefix="unziplora-fuzz-"))
     os.environ["HF_HUB_CACHE"] = str(work / "hub")

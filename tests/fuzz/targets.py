@@ -7,13 +7,13 @@ write outside the given folder, is a finding. Hypothesis and atheris both drive 
 import hashlib
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, fields
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tests.fuzz.guard import confined
+from tests.fuzz.seeds import training_state
 from unziplora_cli import cache, config, resources, wording
 from unziplora_cli.cli import app
 from unziplora_cli.config import GenerateConfig, TrainConfig, Words
@@ -21,15 +21,12 @@ from unziplora_cli.diffusion import base
 from unziplora_cli.errors import UnziploraError
 from unziplora_cli.formats import read_lora
 from unziplora_cli.formats.merge import read_merge, read_reference_merge
-from unziplora_cli.method.layer import DualLoRALinear
 from unziplora_cli.project import lock, manifest, names, unfinished
 from unziplora_cli.project.store import ProjectStore
 from unziplora_cli.project.verification import inside
 from unziplora_cli.report import png
 from unziplora_cli.training import history, pictures
-from unziplora_cli.training.checkpoint import TrainingState
 from unziplora_cli.training.checkpoints import Checkpoints
-from unziplora_cli.training.step import parameter_groups
 
 Target = Callable[[bytes, Path], None]
 
@@ -141,30 +138,8 @@ def _checkpoint(data: bytes, folder: Path) -> None:
     path = folder / "step-000001.safetensors"
     path.write_bytes(data)
     path.with_suffix(".sha256").write_text(hashlib.sha256(data).hexdigest())
-    step, _ = Checkpoints(folder, 0).restore(_training_state(), {"rank": 2})
+    step, _ = Checkpoints(folder, 0).restore(training_state(), {"rank": 2})
     assert isinstance(step, int)
-
-
-def _training_state() -> TrainingState:
-    import torch
-
-    layers = {"a": DualLoRALinear(torch.nn.Linear(3, 4), 2)}
-    groups = parameter_groups(layers, content_lr=0.1, style_lr=0.1, merge_lr=0.1)
-    optimizer = torch.optim.AdamW(groups)
-    return TrainingState(layers, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0))
-
-
-def _sample_checkpoint() -> bytes:
-    import tempfile
-
-    state = _training_state()
-    for layer in state.layers.values():
-        for parameter in layer.parameters():
-            parameter.grad = parameter.detach().clone() if parameter.requires_grad else None
-    state.optimizer.step()
-    with tempfile.TemporaryDirectory() as folder:
-        state.save(Path(folder, "a"), 1, {"rank": 2})
-        return Path(folder, "a").read_bytes()
 
 
 def _ref(data: bytes, folder: Path) -> None:
@@ -252,57 +227,6 @@ def attempt(target: str, data: bytes, folder: Path) -> None:
                 raise AssertionError(f"a poor refusal: {refusal!r}") from refusal
 
 
-_roots: list[Path] = []
-_hooked = False
-
-
-@contextmanager
-def confined(folder: Path) -> Iterator[None]:
-    """Raise AssertionError for every file that is opened for writing, made, moved or deleted elsewhere."""
-    global _hooked
-    if not _hooked:
-        sys.addaudithook(_audit)
-        _hooked = True
-    _roots.append(folder.resolve())
-    try:
-        yield
-    finally:
-        _roots.pop()
-
-
-_CHANGES = {
-    "os.mkdir": ((0, 2),),
-    "os.remove": ((0, 1),),
-    "os.rmdir": ((0, 1),),
-    "os.rename": ((0, 2), (1, 3)),
-    "os.link": ((1, 3),),
-    "os.symlink": ((1, 2),),
-}
-"""Which arguments of an audit event are a changed path, and the open folder that it is relative to."""
-_WRITING = 0x1 | 0x2 | 0x40  # O_WRONLY, O_RDWR, O_CREAT
-
-
-def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if not _roots:
-        return
-    if event == "open":
-        path, mode, flags = arguments
-        writes = bool(set(mode) & set("wax+")) if mode else bool(flags & _WRITING)
-        changed = [(path, -1)] if writes else []
-    else:
-        changed = [(arguments[path], arguments[folder]) for path, folder in _CHANGES.get(event, ())]
-    for path, folder in changed:
-        if isinstance(path, str | bytes | Path) and not _allowed(Path(os.fsdecode(path)), folder):
-            raise AssertionError(f"{event} outside the folder: {path!r}")
-
-
-def _allowed(path: Path, folder: int) -> bool:
-    if folder >= 0:
-        path = Path(f"/proc/self/fd/{folder}").readlink() / path
-    harmless = "__pycache__" in path.parts or path == Path("/dev/null")
-    return harmless or Path(path.parent.resolve(), path.name).is_relative_to(_roots[-1])
-
-
 def _text(data: bytes) -> str:
     """The bytes as a program's arguments hold them: what is no UTF-8 becomes lone surrogates."""
     return data.decode("utf-8", "surrogateescape")
@@ -313,117 +237,3 @@ def _json(data: bytes) -> Any:
         return json.loads(data)
     except (ValueError, RecursionError):
         return None
-
-
-def seeds(target: str) -> list[bytes]:
-    """Inputs that are read, or nearly so, to start from."""
-    match target:
-        case "manifest":
-            return [_sample_manifest()]
-        case "preset":
-            return [path.read_bytes() for path in sorted(resources.template("presets").glob("*.toml"))]
-        case "config":
-            return [json.dumps(asdict(TrainConfig())).encode(), json.dumps(asdict(GenerateConfig())).encode()]
-        case "lora" | "merge" | "import" | "base-file":
-            return list(_tensor_files())
-        case "pickled-merge":
-            golden = Path(__file__).parents[1] / "golden/golden_a/saved"
-            return [path.read_bytes() for path in sorted(golden.glob("*.pth"))]
-        case "base-json":
-            mini = resources.mini_base()
-            parts = ("model_index.json", *(f"{part}/config.json" for part in base.WEIGHTS))
-            files = (*parts, "scheduler/scheduler_config.json")
-            return [bytes([i]) + (mini / file).read_bytes() for i, file in enumerate(files)]
-        case "history":
-            head = ",".join(history.COLUMNS).encode()
-            return [head + b"\n1,0.5,0.4,,1.0,1,1,0.1\n2,0.4,0.4,0.1,1.0,1,1,0.1\n"]
-        case "checkpoint":
-            return [_sample_checkpoint()]
-        case "plan":
-            return [_sample_plan()]
-        case "png" | "picture":
-            return [_sample_png()]
-        case "prompt":
-            return [
-                b"fox\nink\nmonadikos\n{subject} on a beach, {style}, at noon",
-                b"fox\nink\n\nin the snow",
-            ]
-        case "command-line":
-            return [
-                b"show\nfox",
-                b"content\nfox\n--prompt\non a beach",
-                b"rename\na\nb",
-                b"models\nverify\nmini",
-            ]
-        case _:
-            return [b"My Fox (1)", b'{"pid": 1, "host": "a", "command": "b"}']
-
-
-def _tensor_files() -> Iterator[bytes]:
-    import torch
-    from safetensors.torch import save
-
-    layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-    kohya = "lora_unet_" + layer.replace(".", "_")
-    down, up = torch.ones(1, 144), torch.ones(144, 1)  # as in the built-in base
-    yield save(
-        {
-            f"{kohya}.lora_down.weight": down,
-            f"{kohya}.lora_up.weight": up,
-            f"{kohya}.alpha": torch.tensor(2.0),
-        }
-    )
-    adapter = json.dumps({"unet.lora_alpha": 2, "unet.alpha_pattern": {}})
-    peft = {f"unet.{layer}.lora_A.weight": down, f"unet.{layer}.lora_B.weight": up}
-    yield save(peft, metadata={"lora_adapter_metadata": adapter})
-    branches = {f"{layer}.{branch}": torch.ones(3) for branch in ("content", "style")}
-    yield save(branches, metadata={"unziplora_format": "unziplora-merge", "unziplora_version": "1"})
-    parts = (
-        "model.diffusion_model.label_emb.0.0.weight",
-        "conditioner.embedders.0.transformer.x",
-        "conditioner.embedders.1.model.x",
-        "first_stage_model.decoder.x",
-    )
-    first = {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(1, 4, 1, 1)}
-    yield save({**first, **{part: torch.ones(1) for part in parts}, "v_pred": torch.ones(1)})
-
-
-def _sample_png() -> bytes:
-    import io
-
-    from PIL import Image, PngImagePlugin
-
-    info = PngImagePlugin.PngInfo()
-    info.add_itxt(png.KEY, '{"schema": 1, "prompts": {"full": "a fox"}}')
-    file = io.BytesIO()
-    Image.new("RGB", (64, 64), "red").save(file, format="PNG", pnginfo=info)
-    return file.getvalue()
-
-
-def _sample_plan() -> bytes:
-    known = json.loads(_sample_manifest())
-    names = {each.name for each in fields(unfinished.Plan)}
-    return json.dumps({key: value for key, value in known.items() if key in names}).encode()
-
-
-def _sample_manifest() -> bytes:
-    words = Words("fox", "ink")
-    record = manifest.Manifest(
-        name="fox",
-        created="2025-01-02T03:04:05Z",
-        tool_version="0.1.0",
-        base=manifest.BaseRecord(spec="mini", kind="builtin", id="mini", hash="0" * 64),
-        source=(manifest.SourcePicture("source.png", "0" * 64, 64, 64, "PNG"),),
-        words=words,
-        prompts=wording.make_prompts(words),
-        training=asdict(TrainConfig()),
-        seed=0,
-        device="cpu",
-        versions={"torch": "2.13.0"},
-        seconds=1.5,
-        steps_done=600,
-        state="complete",
-        artifacts=(manifest.Artifact("content", "content.safetensors", "0" * 64, 1, "kohya", 4),),
-        metrics={"loss_last": 0.1},
-    )
-    return json.dumps(record.to_json()).encode()

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz import targets
-from tests.fuzz.targets import TARGETS, attempt, seeds
+from tests.fuzz.seeds import seeds
+from tests.fuzz.targets import TARGETS, attempt
 
 FINDINGS = sorted(path for path in (Path(__file__).parent / "findings").iterdir() if path.suffix != ".md")
 JSON = ("manifest", "config", "base-json", "plan", "lock-note")
