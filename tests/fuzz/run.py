@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -67,6 +68,7 @@ def fuzz(target: str, folder: Path, seconds: int) -> None:
             _keep(findings, target, data, error)
         if time.monotonic() - began > seconds:
             print(f"{target}: {count} inputs in {time.monotonic() - began:.0f} s", flush=True)
+            shutil.rmtree(work)
             os._exit(0)
 
     atheris.Setup([sys.argv[0], "-verbosity=0", "-max_len=8192", "-rss_limit_mb=0", str(corpus)], one_input)
