@@ -23,11 +23,11 @@ def test_the_defaults_are_those_of_the_authors_script():
 
 def test_what_the_user_gave_wins_over_the_preset_and_the_preset_over_the_default():
     config = resolve("mini", {"rank": 4, "steps": None, "strict_top": True})
-    assert (config.rank, config.resolution, config.steps, config.strict_top) == (4, 128, 600, True)
+    assert (config.rank, config.resolution, config.steps, config.strict_top) == (4, 128, 500, True)
 
 
 def test_every_shipped_preset_can_be_used():
-    assert {"paper", "mini"} <= set(resources.preset_names())
+    assert {"paper", "echo", "mini"} <= set(resources.preset_names())
     for name in resources.preset_names():
         assert load_preset(name).description
         resolve(name, {})
