@@ -211,6 +211,7 @@ def test_a_terminal_that_is_closed_costs_nothing(photos, settings, own_home):
     words = ["train", f"{photos}/fox.png", *WORDS, *settings, "--steps=100000"]
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
         os.execv(sys.executable, [sys.executable, "-m", "unziplora_cli", *words])
     text = b""
     while b"columns chosen" not in text:

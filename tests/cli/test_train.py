@@ -256,6 +256,9 @@ def test_a_signal_to_the_process_ends_it_with_130(photos, settings, own_home):
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        ),  # ignored in the background
     ) as process:
         assert process.stderr is not None
         told = []

@@ -89,7 +89,9 @@ class Lab:
         self.reference = self.weights(self.done)
         self.files = self.listing(self.done)
         self.stopped = self.trial("stopped")
-        self.run(self.stopped, *self.train(), arm=signal_at(self.after_first_checkpoint(), signal.SIGINT))
+        ctrl_c = signal_at(self.after_first_checkpoint(), signal.SIGINT)
+        ended = self.run(self.stopped, *self.train(), arm=ctrl_c)
+        assert ended.code == 130, ended
         self.cut = self.trial("cut")
         self.run(self.cut, *self.train(), arm=kill_at(self.after_first_checkpoint()))
 
@@ -146,6 +148,10 @@ class Lab:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(theirs, 1)
             os.dup2(theirs, 2)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a background job ignores some
+                signal.signal(
+                    number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+                )
             sys.stdin, sys.stdout, sys.stderr = (os.fdopen(i, "r" if i == 0 else "w", 1) for i in range(3))
             command = self.command(trial, *arguments)
             moments = Moments(trial)
