@@ -1,6 +1,7 @@
 """Every test has its own home and model cache, and no network."""
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -22,6 +23,9 @@ from unziplora_cli.wording import make_prompts
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A shell lets what it runs in the background ignore Ctrl-C, which some tests press.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
