@@ -185,6 +185,7 @@ class _Run:
                 separation=_separation(config),
                 overlap_weight=config.overlap_weight,
                 max_grad_norm=config.max_grad_norm,
+                content_from_picture=not (config.echoes and config.echo_only),
             ),
             state=TrainingState(layers, optimizer, lr_scheduler, accelerator.scaler),
             validation=Validation(request, materials, unet, layers, accelerator),
