@@ -130,7 +130,9 @@ class TrainConfig(Checked):
     prior_style: str | None = pictures(None, "Folder of class pictures for the style branch.")
     prior_content_prompt: str | None = pictures(None, "Prompt of the content class pictures.")
     prior_style_prompt: str | None = pictures(None, "Prompt of the style class pictures.")
-    prior_weight_content: float = pictures(1.0, "Weight of the content prior loss.", min=0.0, max=1000.0)
+    prior_weight_content: float = pictures(
+        1.0, "Weight of the content prior loss, and of echoes.", min=0.0, max=1000.0
+    )
     prior_weight_style: float = pictures(1.0, "Weight of the style prior loss.", min=0.0, max=1000.0)
     prior_images: int = pictures(
         100, "Class pictures per folder; missing ones are drawn with the base.", min=1, max=100_000
