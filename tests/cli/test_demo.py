@@ -19,8 +19,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     train, draw = demo.resolve, demo.resolve_generate
 
     def few_steps(preset: str, overrides: dict[str, object]) -> TrainConfig:
-        changes = {"steps": 5, "recalibrations": 2, "importance_steps": 1, "resolution": PIXELS}
-        return train(preset, {**overrides, **changes})
+        short = {"steps": 5, "recalibrations": 2, "importance_steps": 1, "echoes": 1, "echo_strength": 0.2}
+        return train(preset, {**overrides, **short, "resolution": PIXELS})
 
     monkeypatch.setattr(demo, "resolve", few_steps)
     monkeypatch.setattr(
