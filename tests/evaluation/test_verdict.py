@@ -177,3 +177,12 @@ def test_all_advice_names_options_that_exist_and_values_that_are_allowed():
                           for option, value in found if value})  # fmt: skip
         for line in drawing:
             assert set(re.findall(r"--[\w-]+", line)) <= options(line.split()[0]) - {"--home"}
+
+
+@pytest.mark.parametrize(("used", "advised"), [(0.8, 0.65), (0.2, 0.15), (0.15, None)])
+def test_whom_the_echoes_lost_is_looked_for_nearer_to_the_picture(used: float, advised: float | None) -> None:
+    training = {**TRAINING, "echoes": 8, "echo_strength": used}
+    verdict, advice = said({names.IDENTITY: (0.4, 0.35)}, training)
+    assert "very fox" in verdict
+    assert ("--echo-strength" in advice[0]) == (advised is not None)
+    assert advised is None or f"--echo-strength {advised}" in advice[0]

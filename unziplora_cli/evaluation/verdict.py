@@ -27,6 +27,9 @@ IDENTITY = 0.4
 With the built-in judge two drawings of one individual come 0.8 of it, those of two of a kind 0."""
 LEARNED = 0.1
 """Share by which the denoising loss under the full prompt must fall below the base's."""
+ECHO_STEP = 0.15
+"""How far the advised echo strength lies from the one that was used: nearer keeps the individual, farther
+drops the style (benchmarks/README.md)."""
 SEPARATIONS = ("prompt_separation", "column_separation", "block_separation", "avoid_overlap")
 
 
@@ -130,7 +133,8 @@ def _style_leaks(case: Case) -> Finding | None:
         return None
     return Finding(
         "style leaks into content",
-        f"{_separate(case)}try {case.steps(2 / 3)} or {case.option('content_lr', 0.5)}{_echoes(case)}; "
+        f"{_separate(case)}try {case.steps(2 / 3)} or {case.option('content_lr', 0.5)}"
+        f"{_echoes(case, ECHO_STEP)}; "
         f"or draw with: unziplora content {case.project} --content-strength 0.7",
     )
 
@@ -215,14 +219,21 @@ def _stranger(case: Case) -> Finding | None:
     degree = "hardly recognised" if way < IDENTITY / 2 else "recognised only in part"
     return Finding(
         f"this very {case.words.subject} is {degree}",
-        f"try {case.option('content_lr', 2.0)}{_echoes(case)} or {case.option('column_ratio', 2.0)}.",
+        f"try {case.option('content_lr', 2.0)}{_echoes(case, -ECHO_STEP)} "
+        f"or {case.option('column_ratio', 2.0)}.",
         minor=True,
     )
 
 
-def _echoes(case: Case) -> str:
-    """Advice to let content learn the picture as the base would draw it, where it does not yet."""
-    return "" if case.training.get("echoes") else " or --echoes 8 --echo-only"
+def _echoes(case: Case, step: float) -> str:
+    """Advice to let content learn the picture as the base would draw it, or to change how far from it."""
+    if not case.training.get("echoes"):
+        return " or --echoes 8 --echo-only"
+    strength = case.training.get("echo_strength")
+    if not isinstance(strength, float):
+        return ""
+    changed = min(1.0, max(ECHO_STEP, strength + step))
+    return f" or --echo-strength {changed:.2g}" if changed != strength else ""
 
 
 def _separate(case: Case) -> str:
