@@ -175,6 +175,22 @@ def measure(bench: Bench, methods: Sequence[Method], *, limit: int, keep: set[st
             torch.cuda.empty_cache()
 
 
+def seconds(bench: Bench, method: Method, steps: int = 12) -> float:
+    """How long this machine takes for one picture with ``method`` alone, echoes included."""
+    total = 0.0
+    for job in method.jobs(bench.pictures[0]):
+        began = time.monotonic()
+        stack = bench.stack([job])
+        total += time.monotonic() - began if job.config.echoes else 0.0
+        for done, _losses in stack.train():
+            if done == 2:
+                began = time.monotonic()
+            if done == 2 + steps:
+                break
+        total += (time.monotonic() - began) / steps * job.config.steps
+    return total
+
+
 def _groups(methods: Sequence[Method], bench: Bench, limit: int) -> Iterator[list[Method]]:
     """Methods whose trainings have the same shape and length, packed into stacks."""
     kinds: dict[tuple[object, ...], list[Method]] = {}
@@ -204,6 +220,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="four pictures and few methods, for a CPU")
     parser.add_argument(
         "--tune", action="store_true", help="the tuning pictures and the grid of every method"
+    )
+    parser.add_argument(
+        "--seconds", action="store_true", help="only how long each method takes for a picture"
     )
     parser.add_argument("--only", help="methods whose names contain this")
     parser.add_argument("--pictures", type=int, help="how many pictures")
@@ -236,6 +255,11 @@ def main() -> None:
         each=args.each or (1 if args.quick else 2),
         begun=begun,
     )
+    if args.seconds:
+        for method in methods:
+            if method.kind != "none":
+                print(f"{method.name:40s} {seconds(bench, method):6.0f} s")
+        return
     results: dict[str, dict[str, np.ndarray]] = {"drawn photos (ceiling)": ceiling(bench)}
     keep = set(rows.SHOWN) if args.out else set()
     if args.out:
