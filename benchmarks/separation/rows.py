@@ -97,5 +97,5 @@ def quick() -> list[Method]:
     return [
         Method("base alone", "none"),
         Method("paper", "pair", settings=short),
-        Method("ours", "pair", "mini", settings={"steps": 120, "echoes": 2}),
+        Method("ours", "pair", "mini", settings={"steps": 120, "style_lr": 2e-3, "echoes": 2}),
     ]
