@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from benchmarks.separation.methods import Drawing, Part
 from benchmarks.separation.stack import Stack, StackedBranch, StackedLinear
 from unziplora_cli.diffusion.base import BaseRef
-from unziplora_cli.diffusion.conditioning import Conditioning, predict_noise
 from unziplora_cli.diffusion.generate import initial_noise
 from unziplora_cli.diffusion.load import load_scheduler
 from unziplora_cli.diffusion.sampling import sample, unconditional
@@ -36,7 +35,7 @@ def drawn(
     for first in range(0, len(drawings), chunk):
         some = drawings[first : first + chunk]
         with _equipped(stack, some):
-            told = stack._conditioning([each.prompts for each in some])
+            told = stack.told([each.prompts for each in some])
             away = unconditional(told)
             shape = stack.latents.shape[2:]
             noise, _ = initial_noise([each.seed for each in some], *shape)
@@ -45,7 +44,7 @@ def drawn(
                 parts = noisy.chunk(2) if len(noisy) > len(told.full) else (noisy,)
                 texts = (away, told) if len(parts) == 2 else (told,)
                 return torch.cat(
-                    [_predict(stack, *pair, timestep) for pair in zip(parts, texts, strict=True)]
+                    [stack.predict(part, timestep, text) for part, text in zip(parts, texts, strict=True)]
                 )
 
             latents = sample(
@@ -64,7 +63,7 @@ def rebuilding_errors(stack: Stack, drawings: Sequence[Drawing], *, chunk: int) 
         pictures = stack.latents[torch.tensor([each.sample for each in some], device=stack.device), 0]
         losses = torch.zeros(len(some), device=stack.device)
         with _equipped(stack, some):
-            told = stack._conditioning([each.prompts for each in some])
+            told = stack.told([each.prompts for each in some])
             for number, at in enumerate(TIMES):
                 noise = (
                     draw(17, number, 0, 1, shape, 1, timesteps=total)
@@ -73,7 +72,7 @@ def rebuilding_errors(stack: Stack, drawings: Sequence[Drawing], *, chunk: int) 
                 )
                 times = torch.full((len(some),), at, device=stack.device)
                 noisy = add_noise(pictures, noise, stack.alphas_cumprod.to(stack.device), times)
-                losses += (_predict(stack, noisy, told, times) - noise).square().flatten(1).mean(dim=1)
+                losses += (stack.predict(noisy, times, told) - noise).square().flatten(1).mean(dim=1)
         found.append(losses / len(TIMES))
     return torch.cat(found)
 
@@ -87,12 +86,6 @@ def decoded(vae: AutoencoderKL, latents: Tensor, chunk: int = 256) -> Tensor:
             pixels.float().add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1)
         )
     return torch.cat(parts)
-
-
-def _predict(stack: Stack, noisy: Tensor, told: Conditioning, timestep: Tensor) -> Tensor:
-    mixed = stack.dtype != torch.float32
-    with torch.autocast(stack.device.type, stack.dtype, enabled=mixed, cache_enabled=False):
-        return predict_noise(stack.unet, noisy.to(stack.dtype), timestep, told).float()
 
 
 class _equipped:

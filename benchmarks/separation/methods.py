@@ -54,8 +54,6 @@ class Method:
             case "none":
                 return ()
             case "pair":
-                if not config.prompt_separation:
-                    return (Job(sample.number, config, Prompts(prompts.full, prompts.full, prompts.full)),)
                 return (Job(sample.number, config, prompts),)
             case "one":
                 return (_alone(sample, config, prompts.full),)
@@ -68,9 +66,10 @@ class Method:
     def prompts(self, sample: Sample) -> Prompts:
         """The three training prompts."""
         words = Words(sample.subject, sample.style)
-        return replace(make_prompts(words), style=self._style_text(sample.subject, sample.style))
+        return replace(make_prompts(words), style=self.style_text(sample.subject, sample.style))
 
-    def _style_text(self, subject: str, style: str) -> str:
+    def style_text(self, subject: str, style: str) -> str:
+        """The style prompt for ``subject`` in ``style``."""
         return self.style_prompt.format(subject=subject, style=style)
 
 
@@ -91,7 +90,7 @@ class Part:
 class Drawing:
     """One picture to be made, and what should be seen in it; what is None does not matter.
 
-    ``merge`` applies the merge weights. ``style`` is ``photo`` where no style may leak in.
+    ``merge`` applies the merge weights. ``wanted_style`` is ``photo`` where no style may leak in.
     """
 
     purpose: str
@@ -158,7 +157,7 @@ def _of_one(one: Trained, each: int) -> Iterator[Drawing]:
         yield alone("context", "content", text, number, sample.subject, context=context)
     for number, subject in enumerate(sample.others[: each + 1]):
         if method.kind == "pair":
-            text = method._style_text(subject, sample.style)
+            text = method.style_text(subject, sample.style)
         else:
             style = "monadikos" if method.token_prompt else sample.style
             text = f"a {subject} in {style} style"
@@ -176,7 +175,7 @@ def _together(one: Trained, other: Trained, purpose: str, number: int, context: 
     content, styling = one.part("content"), other.part("style")
     if method.kind == "pair":
         scene = f" {context}" if context else ""
-        prompts = replace(prompts, style=method._style_text(subject, style) + scene)
+        prompts = replace(prompts, style=method.style_text(subject, style) + scene)
         if not method.config(0).prompt_separation:
             prompts = Prompts(prompts.full, prompts.full, prompts.full)
     else:

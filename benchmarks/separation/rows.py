@@ -78,7 +78,7 @@ def ablations() -> list[Method]:
         changed("no block separation", block_separation=False),
         replace(changed("style prompt without subject"), style_prompt="in {style} style"),
         changed("echo strength .6", echo_strength=0.6),
-        changed("one echo", echoes=1),
+        changed("one echo, of strength .7", echoes=1, echo_strength=0.7),
         changed("300 steps", steps=300),
         changed("rank 8", rank=8),
     ]

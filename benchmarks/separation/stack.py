@@ -20,12 +20,11 @@ from unziplora_cli.diffusion.attention import separate_prompts
 from unziplora_cli.diffusion.conditioning import Conditioning, predict_noise
 from unziplora_cli.method.blocks import policy
 from unziplora_cli.method.inject import adapted_projections
+from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.method.lora import LoRAWeights
 from unziplora_cli.method.losses import min_snr_weight
 from unziplora_cli.method.schedule import Action, Schedule
 from unziplora_cli.training.noise import CONTENT_PRIOR, add_noise, draw
-
-BRANCHES = ("content", "style")
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,11 @@ class Job:
     prompts: Prompts
     branches: tuple[str, ...] = BRANCHES
     blocks: tuple[str, ...] = ()
+
+    @property
+    def heard(self) -> Prompts:
+        """What base and branches read in training; without prompt separation all read the full prompt."""
+        return self.prompts if self.config.prompt_separation else Prompts(*[self.prompts.full] * 3)
 
     @property
     def schedule(self) -> Schedule:
@@ -180,9 +184,9 @@ class Stack:
         self._bind()
         self._start()
         self.share = torch.cat([torch.full((o,), 1.0 / (o * len(widths))) for _, o in widths]).to(self.device)
-        self.conditioning = self._conditioning([job.prompts for job in self.jobs])
+        self.conditioning = self.told([job.heard for job in self.jobs])
         content = [Prompts(*[job.prompts.content] * 3) for job in self.jobs]
-        self.echo_conditioning = self._conditioning(content) if self.echoes is not None else None
+        self.echo_conditioning = self.told(content) if self.echoes is not None else None
         self.from_picture = self._of(lambda job: not (job.config.echoes and job.config.echo_only))[:, None]
         self.echo_floor = self._of(lambda job: job.config.echo_floor * len(self.alphas_cumprod))
         self.samples = self._of(lambda job: job.sample).long()
@@ -235,7 +239,8 @@ class Stack:
                 part.up[zero | idle | closed] = 0.0
                 part.gate[closed] = 0.0
 
-    def _conditioning(self, prompts: Sequence[Prompts]) -> Conditioning:
+    def told(self, prompts: Sequence[Prompts]) -> Conditioning:
+        """What base and branches are told, one row for each of ``prompts``."""
         known = {text: self.texts(text) for p in prompts for text in (p.full, p.content, p.style)}
         tokens = {
             part: torch.cat([known[getattr(p, part)][0] for p in prompts]) for part in ("full", *BRANCHES)
@@ -329,10 +334,13 @@ class Stack:
         self._overlap_gradient()
 
     def _denoise(self, noisy: Tensor, noise: Tensor, told: Conditioning) -> Tensor:
+        return (self.predict(noisy, self.times, told) - noise).square().flatten(1).mean(dim=1)  # [K]
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, told: Conditioning) -> Tensor:
+        """The noise that the U-Net sees through the branches it holds, in float32."""
         mixed = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype, enabled=mixed, cache_enabled=False):
-            prediction = predict_noise(self.unet, noisy.to(self.dtype), self.times, told)
-        return (prediction.float() - noise).square().flatten(1).mean(dim=1)  # [K]
+            return predict_noise(self.unet, noisy.to(self.dtype), timesteps, told).float()
 
     @torch.no_grad()
     def _overlap_gradient(self) -> None:

@@ -53,6 +53,7 @@ SHORT = {
             "accumulate_importance": True,
         },
         {"echoes": 2, "prior_weight_content": 2.0, "timestep_bias": 1.0},
+        {"echoes": 1, "prompt_separation": False},
     ],
 )
 def test_a_stack_trains_each_pair_as_the_program_trains_it_alone(
