@@ -56,7 +56,7 @@ class Bench:
     begun: float
 
     def __post_init__(self) -> None:
-        self.judge = Judge.load(resources.mini_base().parent / "judge").to(self.device)
+        self.judge = Judge.load(resources.judge()).to(self.device)
         self.vae = load_vae(self.base, device=self.device)
         self._encoders = load_text_encoders(self.base, device=self.device, dtype=torch.float32)
         self._texts: dict[str, tuple[Tensor, Tensor]] = {}
@@ -130,8 +130,9 @@ def measure(bench: Bench, methods: Sequence[Method], *, limit: int, keep: set[st
                 if done in (1, 20) or done % 100 == 0:
                     bench.say(f"{len(jobs)} trainings of {len(group)} methods: step {done}")
         ready = time.monotonic()
-        orders = [order for method in group for order in drawings(trained[method.name], each=bench.each)]
-        owners = [m.name for m in group for _ in drawings(trained[m.name], each=bench.each)]
+        of_method = {m.name: list(drawings(trained[m.name], each=bench.each)) for m in group}
+        orders = [order for own in of_method.values() for order in own]
+        owners = [name for name, own in of_method.items() for _ in own]
         rebuilt = rebuilding_errors(
             stack, [order for order in orders if order.purpose == "combine"], chunk=bench.chunk
         )
@@ -161,14 +162,11 @@ def measure(bench: Bench, methods: Sequence[Method], *, limit: int, keep: set[st
             f"{len(jobs)} trainings in {ready - began:.0f} s, {len(orders)} pictures in {drawing:.0f} s"
         )
         errors = iter(rebuilt.tolist())
-        by_method: dict[str, list[tuple[int, float]]] = {}
-        for owner, order in zip(owners, orders, strict=True):
-            if order.purpose == "combine":
-                by_method.setdefault(owner, []).append((order.sample, next(errors)))
         for method in group:
             columns = verdict.scores(seen[method.name], bench.pictures)
-            for sample, error in by_method[method.name]:
-                columns["rebuilt"][sample] = error
+            for order in of_method[method.name]:
+                if order.purpose == "combine":
+                    columns["rebuilt"][order.sample] = next(errors)
             yield Result(method, columns, pictures[method.name])
         del stack
         if bench.device.type == "cuda":

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from unziplora_cli.config import TrainConfig
-from unziplora_cli.diffusion.conditioning import Conditioning
-from unziplora_cli.training.echoes import bare, echo
+from unziplora_cli.diffusion.conditioning import Conditioning, predict_plain
+from unziplora_cli.training.echoes import echo
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def all_echoes(
     conditions = {"picture": learned, "echo": shown, "nothing": nothing}
 
     def predict(noisy: Tensor, timestep: Tensor, text: str) -> Tensor:
-        return bare(unet, noisy.to(dtype), timestep, conditions[text]).float()
+        return predict_plain(unet, noisy.to(dtype), timestep.to(noisy.device), conditions[text]).float()
 
     found = torch.zeros(len(pictures), config.echoes, *pictures.shape[1:], device=pictures.device)
     for number in range(config.echoes):

@@ -27,7 +27,7 @@ TILES = (
 
 
 def markdown(results: Mapping[str, Mapping[str, np.ndarray]]) -> str:
-    """One row per method: the mean of every column with its 95 % interval below."""
+    """One row per method: the mean of every column with its 95 % interval."""
     lines = ["| method | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name, columns in results.items():
         cells = []

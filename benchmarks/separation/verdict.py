@@ -43,12 +43,11 @@ def look(
     judge: Judge, drawings: Sequence[Drawing], pictures: Tensor, galleries: Sequence[Tensor]
 ) -> list[Seen]:
     """The judge's verdict on ``pictures`` uint8 [n, h, w, 3]; ``galleries`` [6, 64] by sample."""
-    named = judge.name(pictures)
-    _, embeddings = judge.look(pictures)
+    found, embeddings = judge.look(pictures)
     rows = torch.stack([galleries[each.sample] for each in drawings])  # [n, 6, 64]
     likeness = (rows * embeddings[:, None]).sum(dim=-1)  # [n, 6]
     ranks = (likeness > likeness[:, :1]).sum(dim=1).tolist()
-    return [Seen(*each) for each in zip(drawings, named, ranks, strict=True)]
+    return [Seen(*each) for each in zip(drawings, judge.words(found), ranks, strict=True)]
 
 
 def right(seen: Seen) -> bool:

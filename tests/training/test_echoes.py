@@ -11,10 +11,10 @@ from unziplora_cli.config import TrainConfig
 from unziplora_cli.diffusion.base import BaseRef
 from unziplora_cli.diffusion.load import alphas_cumprod, load_unet
 from unziplora_cli.method.inject import extract, inject
-from unziplora_cli.training.echoes import ddim, echo, noise_of
+from unziplora_cli.training.echoes import ddim, echo
 from unziplora_cli.training.engine import train
 from unziplora_cli.training.events import Finished, TrainResult
-from unziplora_cli.training.noise import add_noise, draw, velocity
+from unziplora_cli.training.noise import add_noise, draw, noise_of, velocity
 from unziplora_cli.training.request import TrainRequest
 
 Make = Callable[..., TrainRequest]

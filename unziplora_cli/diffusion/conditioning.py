@@ -62,3 +62,19 @@ def predict_noise(unet: nn.Module, noisy: Tensor, timesteps: Tensor, conditionin
         return_dict=False,
     )[0]
     return prediction
+
+
+def predict_plain(unet: nn.Module, noisy: Tensor, timesteps: Tensor, told: Conditioning) -> Tensor:
+    """What an ordinary U-Net makes of ``noisy`` [batch, channels, height, width] under the full prompt alone.
+
+    Its branches, if any, are folded into its weights and its cached texts. ``told`` has the same batch;
+    ``timesteps`` is a scalar or [batch].
+    """
+    prediction: Tensor = unet(
+        noisy,
+        timesteps,
+        encoder_hidden_states=told.full,
+        added_cond_kwargs={"text_embeds": told.pooled, "time_ids": told.time_ids},
+        return_dict=False,
+    )[0]
+    return prediction

@@ -15,7 +15,7 @@ from torch import Tensor
 import unziplora_cli
 from unziplora_cli.config import GenerateConfig, Prompts
 from unziplora_cli.diffusion.base import BaseRef, latent_factor, native_resolution, scheduler_name
-from unziplora_cli.diffusion.conditioning import Conditioning
+from unziplora_cli.diffusion.conditioning import Conditioning, predict_plain
 from unziplora_cli.diffusion.device import memory_guard, settle_threads
 from unziplora_cli.diffusion.fuse import Branches, cache_text, check_fit, forget_text, fuse, restore
 from unziplora_cli.diffusion.latents import latent_scale
@@ -293,14 +293,7 @@ def draw(
     cache_text(unet, request.weighted, batch)
 
     def denoiser(noisy: Tensor, timestep: Tensor) -> Tensor:
-        prediction: Tensor = unet(
-            noisy.to(unet.dtype),
-            timestep,
-            encoder_hidden_states=batch.full,
-            added_cond_kwargs={"text_embeds": batch.pooled, "time_ids": batch.time_ids},
-            return_dict=False,
-        )[0]
-        return prediction.float()
+        return predict_plain(unet, noisy.to(unet.dtype), timestep, batch).float()
 
     try:
         return sample(

@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from unziplora_cli.diffusion.base import BaseRef, config, predicts_velocity
-from unziplora_cli.diffusion.conditioning import Conditioning
+from unziplora_cli.diffusion.conditioning import Conditioning, predict_plain
 from unziplora_cli.diffusion.device import memory_guard, settle_threads
 from unziplora_cli.diffusion.fuse import Branches, cache_text, check_fit, fuse, restore
 from unziplora_cli.diffusion.generate import Request, condition, encode_requests
@@ -139,13 +139,7 @@ class _Asked:
         ):
             told = self.told.expand(len(latents))
             cache_text(unet, self.branches, told)
-            prediction = unet(
-                latents.to(unet.device, unet.dtype),
-                times.to(unet.device),
-                encoder_hidden_states=told.full,
-                added_cond_kwargs={"text_embeds": told.pooled, "time_ids": told.time_ids},
-                return_dict=False,
-            )[0]
+            prediction = predict_plain(unet, latents.to(unet.device, unet.dtype), times.to(unet.device), told)
             parts.append(prediction.float().cpu())
         return torch.cat(parts)
 

@@ -49,7 +49,10 @@ class Judge(nn.Module):
 
     def name(self, pictures: torch.Tensor) -> list[dict[str, str]]:
         """Pictures uint8 [n, h, w, 3] -> the word for each label of each picture."""
-        found, _ = self.look(pictures)
+        return self.words(self.look(pictures)[0])
+
+    def words(self, found: dict[str, torch.Tensor]) -> list[dict[str, str]]:
+        """Class numbers of each label, as `look` finds them -> the word for each label of each picture."""
         columns = {
             label: [self.names[label][i] for i in numbers.tolist()] for label, numbers in found.items()
         }

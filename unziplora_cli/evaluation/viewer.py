@@ -60,8 +60,8 @@ class JudgeViewer:
 
     def __init__(self, folder: Path, training: Sequence[Image.Image], words: Words) -> None:
         self._judge = Judge.load(folder)
-        seen = self._judge.name(_pixels(training[:1]))[0]
-        _, self._identity = self._judge.look(_pixels(training))  # [pictures, 64]
+        found, self._identity = self._judge.look(_pixels(training))  # [pictures, 64]
+        seen = self._judge.words(found)[0]
         self.subject, subject_notes = self._call("subject", words.subject, seen)
         self.style, style_notes = self._call("style", words.style, seen)
         self.notes = (*subject_notes, *style_notes)
@@ -69,12 +69,11 @@ class JudgeViewer:
     def look(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> list[View]:
         """A view of each picture; the judge does not read texts."""
         pixels = _pixels(pictures)
-        named = self._judge.name(pixels)
-        _, identity = self._judge.look(pixels)
+        found, identity = self._judge.look(pixels)
         likeness = (identity @ self._identity.T).mean(dim=1).tolist()
         return [
             View(each["subject"], each["style"], each["context"], identity)
-            for each, identity in zip(named, likeness, strict=True)
+            for each, identity in zip(self._judge.words(found), likeness, strict=True)
         ]
 
     def _call(self, label: str, word: str, seen: dict[str, str]) -> tuple[str, tuple[str, ...]]:

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.diffusion.base import BaseRef
-from unziplora_cli.diffusion.conditioning import Conditioning
+from unziplora_cli.diffusion.conditioning import predict_plain
 from unziplora_cli.diffusion.load import alphas_cumprod
 from unziplora_cli.diffusion.sampling import unconditional
 from unziplora_cli.training.data import LatentDistribution
 from unziplora_cli.training.materials import Materials, Prior
-from unziplora_cli.training.noise import ECHO, derive_seed
+from unziplora_cli.training.noise import ECHO, derive_seed, noise_of
 
 STEPS = 20
 """Steps of a whole way from noise to picture; an echo goes ``strength`` of it, there and back."""
@@ -53,7 +53,7 @@ def with_echoes(
 
     @torch.no_grad()
     def predict(noisy: Tensor, timestep: Tensor, text: str) -> Tensor:
-        prediction = bare(unet, noisy.to(dtype), timestep, texts[text]).float()
+        prediction = predict_plain(unet, noisy.to(dtype), timestep.to(device), texts[text]).float()
         return noise_of(prediction, noisy, alphas[timestep]) if materials.velocity else prediction
 
     echoes = []
@@ -71,7 +71,7 @@ def echo(
     predict: Predict, alphas_cumprod: Tensor, picture: Tensor, config: TrainConfig, number: int
 ) -> Tensor:
     """Echo ``number`` of ``picture`` [1, channels, h, w], of that shape."""
-    side = 2.0 * number / max(1, config.echoes - 1) - 1.0  # from -1 to 1
+    side = 2.0 * number / (config.echoes - 1) - 1.0 if config.echoes > 1 else 0.0  # from -1 to 1
     strength = min(1.0, max(0.1, config.echo_strength + SPREAD * side))
     last = len(alphas_cumprod) - 1
     times = torch.linspace(0, strength * last, max(1, round(strength * STEPS)) + 1).long()
@@ -92,23 +92,6 @@ def ddim(latents: Tensor, noise: Tensor, before: Tensor, after: Tensor) -> Tenso
     (arXiv 2010.02502, equation 12)."""
     clean = (latents - (1.0 - before).sqrt() * noise) / before.sqrt()
     return after.sqrt() * clean + (1.0 - after).sqrt() * noise
-
-
-def noise_of(velocity: Tensor, noisy: Tensor, alpha: Tensor) -> Tensor:
-    """The noise in ``noisy`` that a predicted velocity means (arXiv 2202.00512, appendix D)."""
-    return alpha.sqrt() * velocity + (1.0 - alpha).sqrt() * noisy
-
-
-def bare(unet: nn.Module, noisy: Tensor, timestep: Tensor, told: Conditioning) -> Tensor:
-    """The noise that a U-Net without branches sees, under the full prompt of ``told``."""
-    prediction: Tensor = unet(
-        noisy,
-        timestep.to(noisy.device),
-        encoder_hidden_states=told.full,
-        added_cond_kwargs={"text_embeds": told.pooled, "time_ids": told.time_ids},
-        return_dict=False,
-    )[0]
-    return prediction
 
 
 def _freshened(latents: Tensor, picture: Tensor, alpha: Tensor, config: TrainConfig, number: int) -> Tensor:

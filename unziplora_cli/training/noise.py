@@ -81,6 +81,11 @@ def velocity(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, timesteps: 
     return kept.sqrt() * noise - (1.0 - kept).sqrt() * latents
 
 
+def noise_of(velocity: Tensor, noisy: Tensor, alpha: Tensor) -> Tensor:
+    """The noise in ``noisy`` that a predicted :func:`velocity` means, at cumulative alpha ``alpha``."""
+    return alpha.sqrt() * velocity + (1.0 - alpha).sqrt() * noisy
+
+
 def add_noise(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
     """sqrt(a) * latents + sqrt(1 - a) * noise, with a = ``alphas_cumprod`` at each picture's timestep."""
     kept = alphas_cumprod[timesteps].view(-1, 1, 1, 1).to(latents.dtype)  # [batch, 1, 1, 1]
