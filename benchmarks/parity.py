@@ -29,11 +29,12 @@ from unziplora_cli.diffusion.attention import join_prompts, separate_prompts
 from unziplora_cli.diffusion.conditioning import Conditioning, predict_noise
 from unziplora_cli.diffusion.sampling import sample, stack, unconditional
 from unziplora_cli.method.blocks import policy
+from unziplora_cli.method.fold import fold, projections
 from unziplora_cli.method.inject import eject, extract, inject, load_branch
 from unziplora_cli.method.layer import BRANCHES, Branch, DualLoRALinear
 from unziplora_cli.method.lora import LoRAWeights
 from unziplora_cli.method.schedule import Action, Schedule
-from unziplora_cli.method.separation import Layers, Separation, separate, set_mode
+from unziplora_cli.method.separation import Layers, Separation, Trained, separate, set_mode
 from unziplora_cli.training.step import Batch, TrainingStep, parameter_groups
 
 GUIDANCE = 5.0
@@ -147,9 +148,9 @@ class Recording:
         return layers
 
 
-def branches(layers: Layers) -> Iterator[tuple[str, str, Branch]]:
+def branches(layers: Trained) -> Iterator[tuple[str, str, Branch]]:
     """(layer name, branch name, branch) of every branch."""
-    for name, layer in layers.items():
+    for name, layer in projections(layers):
         for branch, part in zip(BRANCHES, layer.branches(), strict=True):
             yield name, branch, part
 
@@ -172,7 +173,7 @@ class Observer:
     def events(self) -> dict[str, Tensor]:
         return self.recording.tensors("events")
 
-    def apply(self, action: Action, layers: Layers) -> None:
+    def apply(self, action: Action, layers: Trained) -> None:
         if self.compare_gradients:
             self._gradients("backward", layers, ("down", "up", "merge"))
         self.separation.apply(action, layers)
@@ -181,7 +182,7 @@ class Observer:
         if action is Action.CHOOSE:
             self._columns(layers)
 
-    def _gradients(self, moment: str, layers: Layers, parts: tuple[str, ...]) -> None:
+    def _gradients(self, moment: str, layers: Trained, parts: tuple[str, ...]) -> None:
         relative, floor = (
             self.recording.tolerance("gradient_abs_over_tensor_max"),
             self.recording.tolerance("gradient_abs_floor"),
@@ -196,7 +197,7 @@ class Observer:
                 excess = (actual - expected).abs().max() / max(float(expected.abs().max()), floor / relative)
                 self.table.add(f"gradient of {part} ({moment}), rel. to tensor max", excess, relative)
 
-    def _columns(self, layers: Layers) -> None:
+    def _columns(self, layers: Trained) -> None:
         """Compare scores and masks, then go on with the recorded masks, so that one flip is counted once.
 
         Scores are counts above a hard threshold and ties are cut strictly: in float32 a cell within rounding
@@ -207,7 +208,7 @@ class Observer:
         suffix = "" if self.compare_gradients else " (float64)"
         entries = differing = unexplained = 0
         worst_score = 0.0
-        for name, layer in layers.items():
+        for name, layer in projections(layers):
             truth = {
                 b: (
                     self.events[f"step{self.step:02d}.{name}.{b}.score"],
@@ -255,10 +256,11 @@ def free_run(recording: Recording, table: Table, dtype: torch.dtype) -> tuple[UN
     layers = recording.initial_layers(unet)
     for layer in layers.values():
         layer.to(dtype)
+    folds = fold(unet, layers)
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     optimizer = torch.optim.AdamW(
         parameter_groups(
-            layers,
+            folds,
             content_lr=settings["content_learning_rate"],
             style_lr=settings["style_learning_rate"],
             merge_lr=settings["weight_learning_rate"],
@@ -276,7 +278,7 @@ def free_run(recording: Recording, table: Table, dtype: torch.dtype) -> tuple[UN
     observer = Observer(recording.separation, recording, table, compare_gradients=single)
     step = TrainingStep(
         unet=unet,
-        layers=layers,
+        layers=folds,
         optimizer=accelerator.prepare(optimizer),
         lr_scheduler=scheduler,
         accelerator=accelerator,
@@ -333,7 +335,7 @@ def free_run(recording: Recording, table: Table, dtype: torch.dtype) -> tuple[UN
         compare_states(recording, table, layers, states, number)
 
     if recording.schedule.chooses:
-        separate(layers)
+        separate(folds)
     if single:
         compare_update(recording, table, layers, states)
         if final := recording.tensors("final_masks"):

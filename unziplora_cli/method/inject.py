@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from unziplora_cli.method.fold import unfold
 from unziplora_cli.method.layer import DualLoRALinear, Start
 from unziplora_cli.method.lora import LoRA, LoRAWeights, MergeWeights
 from unziplora_cli.method.separation import Layers
@@ -48,7 +49,8 @@ def inject(
 
 
 def eject(network: nn.Module) -> None:
-    """Undo :func:`inject`: every dual layer gives way to the very linear layer it wraps."""
+    """Undo :func:`inject`, and any folding: every dual layer gives way to the very linear layer it wraps."""
+    unfold(network)
     for name, module in list(network.named_modules()):
         if isinstance(module, DualLoRALinear):
             network.set_submodule(name, module.base)

@@ -17,9 +17,8 @@ BRANCHES = ("content", "style")
 class Branch(nn.Module):
     """The low-rank update of one branch, with its merge weight and its columns.
 
-    ``down`` [rank, in] and ``up`` [out, rank] start as Normal(0, 1/rank), both of them, so the update is not
-    zero at the first step; with start ``zero``, ``up`` starts at zero. ``merge`` [out] starts at one. A
-    *column* is one output feature, that is a row of ``up``.
+    ``down`` [rank, in], ``up`` [out, rank]; ``merge`` [out] starts at one. A *column* is one output feature,
+    that is a row of ``up``. In a :class:`~unziplora_cli.method.fold.Fold` all have a leading dimension.
 
     ``mask`` [out] holds the columns chosen so far; ``gate`` [out] is what the forward multiplies by: the mask
     while the branches are separated, ones while every column is open.
@@ -32,24 +31,33 @@ class Branch(nn.Module):
     gate: Tensor
     score: Tensor
 
-    def __init__(
-        self,
+    def __init__(self, down: Tensor, up: Tensor):
+        super().__init__()
+        columns = up.shape[:-1]
+        self.down = nn.Parameter(down)
+        self.up = nn.Parameter(up)
+        self.merge = nn.Parameter(up.new_ones(columns), requires_grad=False)
+        self.register_buffer("mask", torch.zeros(columns, dtype=torch.bool, device=up.device))
+        self.register_buffer("gate", up.new_ones(columns))
+        self.register_buffer("score", up.new_zeros(columns))
+
+    @classmethod
+    def drawn(
+        cls,
         in_features: int,
         out_features: int,
         rank: int,
         generator: torch.Generator | None = None,
         start: Start = "noise",
-    ):
-        super().__init__()
+    ) -> Branch:
+        """A branch of which both matrices are Normal(0, 1/rank), so that it acts from the first step on.
+
+        With start ``zero``, ``up`` is zero.
+        """
         std = 1.0 / rank
-        self.down = nn.Parameter(torch.empty(rank, in_features).normal_(std=std, generator=generator))
-        self.up = nn.Parameter(torch.empty(out_features, rank).normal_(std=std, generator=generator))
-        if start == "zero":
-            nn.init.zeros_(self.up)
-        self.merge = nn.Parameter(torch.ones(out_features), requires_grad=False)
-        self.register_buffer("mask", torch.zeros(out_features, dtype=torch.bool))
-        self.register_buffer("gate", torch.ones(out_features))
-        self.register_buffer("score", torch.zeros(out_features))
+        down = torch.empty(rank, in_features).normal_(std=std, generator=generator)
+        up = torch.empty(out_features, rank).normal_(std=std, generator=generator)
+        return cls(down, up if start == "noise" else torch.zeros_like(up))
 
     def open(self) -> None:
         """Let every column take part; the mask is kept."""
@@ -69,6 +77,9 @@ class DualLoRALinear(nn.Module):
 
     In mode ``content`` or ``style`` that branch acts alone and without its merge weight. The in x out matrix
     ``B A`` is never formed: the column factors scale the rows of ``B``.
+
+    While a :class:`~unziplora_cli.method.fold.Fold` has prepared it, ``folded`` is W + B A with all factors
+    [out, in], or where the input is a text, ``answer`` is y itself; then that is used.
     """
 
     def __init__(
@@ -80,9 +91,11 @@ class DualLoRALinear(nn.Module):
     ):
         super().__init__()
         self.base = base.requires_grad_(False)
-        self.content = Branch(base.in_features, base.out_features, rank, generator, start)
-        self.style = Branch(base.in_features, base.out_features, rank, generator, start)
+        self.content = Branch.drawn(base.in_features, base.out_features, rank, generator, start)
+        self.style = Branch.drawn(base.in_features, base.out_features, rank, generator, start)
         self.mode: Mode = "both"
+        self.folded: Tensor | None = None
+        self.answer: Tensor | None = None
 
     @property
     def in_features(self) -> int:
@@ -102,6 +115,10 @@ class DualLoRALinear(nn.Module):
         ``x_content`` and ``x_style`` [..., in] are what the branches see where prompts are separated (keys
         and values of cross-attention); left out, both branches see ``x``.
         """
+        if self.answer is not None:
+            return self.answer
+        if self.folded is not None:
+            return F.linear(x, self.folded, self.base.bias)
         y: Tensor = self.base(x)
         if self.mode != "both":
             branch, own = (self.content, x_content) if self.mode == "content" else (self.style, x_style)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from unziplora_cli.method.fold import Fold
 from unziplora_cli.method.layer import DualLoRALinear
 
 
@@ -35,7 +36,7 @@ def min_snr_velocity_weight(alphas_cumprod: Tensor, timesteps: Tensor, gamma: fl
     return torch.minimum(signal, gamma * (1.0 - signal))
 
 
-def overlap_penalty(layers: Iterable[DualLoRALinear]) -> Tensor:
+def overlap_penalty(layers: Iterable[DualLoRALinear | Fold]) -> Tensor:
     """How much content and style share columns: the mean over layers of mean(merge_c * merge_s) on open
     columns.
 
@@ -44,8 +45,10 @@ def overlap_penalty(layers: Iterable[DualLoRALinear]) -> Tensor:
     """
     pairs = [layer.branches() for layer in layers]
     content, style = (
-        torch.cat([pair[i].merge for pair in pairs]) * torch.cat([pair[i].gate for pair in pairs])
+        torch.cat([pair[i].merge.flatten() for pair in pairs])
+        * torch.cat([pair[i].gate.flatten() for pair in pairs])
         for i in range(2)
     )  # [all columns of all layers]
-    shared = torch.split((content * style).abs(), [pair[0].merge.shape[0] for pair in pairs])
-    return torch.stack([columns.mean() for columns in shared]).mean()
+    share = torch.cat([c.merge.new_full((c.merge.numel(),), 1.0 / c.merge.shape[-1]) for c, _ in pairs])
+    count = sum(c.merge[..., 0].numel() for c, _ in pairs)
+    return ((content * style).abs() * share).sum() / count

@@ -16,8 +16,8 @@ from unziplora_cli.method.layer import Mode
 from unziplora_cli.method.losses import denoising_loss, overlap_penalty
 from unziplora_cli.method.schedule import Action, Schedule
 from unziplora_cli.method.separation import (
-    Layers,
     Separation,
+    Trained,
     clamp_merge_weights,
     lora_parameters,
     merge_parameters,
@@ -66,7 +66,7 @@ class TrainingStep:
     """Everything that a step touches; call it with the step number and that step's batches."""
 
     unet: nn.Module
-    layers: Layers
+    layers: Trained
     optimizer: Optimizer
     lr_scheduler: LRScheduler
     accelerator: Accelerator
@@ -129,8 +129,7 @@ class TrainingStep:
         return loss, reconstruction, None if overlap is None else overlap.detach()
 
     def _denoise(self, batch: Batch) -> Tensor:
-        with self.accelerator.autocast():
-            prediction = predict_noise(self.unet, batch.noisy, batch.timesteps, batch.conditioning)
+        prediction = predict_noise(self.unet, batch.noisy, batch.timesteps, batch.conditioning)
         return denoising_loss(prediction, batch.target, batch.weight)
 
     def _finite(self) -> bool:
@@ -152,7 +151,7 @@ class TrainingStep:
 
 
 def parameter_groups(
-    layers: Layers, *, content_lr: float, style_lr: float, merge_lr: float
+    layers: Trained, *, content_lr: float, style_lr: float, merge_lr: float
 ) -> list[dict[str, object]]:
     """The three groups of the optimiser: content LoRA, style LoRA, merge weights of both."""
     return [

@@ -1,0 +1,189 @@
+"""The two branches folded into the weights that they adapt: the layer's own function at the base's cost.
+
+A layer as it is defined needs two thin products per branch, thousands of them in SDXL's U-Net, each too small
+for a GPU. Since y = W x + B A x = (W + B A) x, one product of all B with all A of a region makes the weights of
+its projections, and the region then computes as the base does; the gradients of A and B come back through the
+same product. Texts are short and the same in the whole region: their keys and values are made all at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unziplora_cli.method.layer import Branch, DualLoRALinear, Mode
+
+TEXT_PROJECTIONS = (".attn2.to_k", ".attn2.to_v")
+"""The projections whose input is a text."""
+
+
+class Fold(nn.Module):
+    """Projections of one shape in one region, whose branches lie in shared tensors.
+
+    ``content`` and ``style`` are branches with a leading dimension [layers, ...], and these are what is
+    trained; those of the single ``layers`` become views of them. So do the frozen weights, ``weight``
+    [layers, out, in].
+    """
+
+    weight: Tensor
+
+    def __init__(self, layers: Mapping[str, DualLoRALinear]):
+        super().__init__()
+        self.layers = dict(layers)
+        parts = list(self.layers.values())
+        self.content = _gathered([layer.content for layer in parts])
+        self.style = _gathered([layer.style for layer in parts])
+        self.register_buffer("weight", torch.stack([layer.base.weight.detach() for layer in parts]))
+        for layer, weight in zip(parts, self.weight, strict=True):
+            layer.base.weight.data = weight
+
+    @property
+    def out_features(self) -> int:
+        return int(self.weight.shape[1])
+
+    @property
+    def mode(self) -> Mode:
+        """Which branches act; the same in all layers."""
+        return next(iter(self.layers.values())).mode
+
+    @mode.setter
+    def mode(self, mode: Mode) -> None:
+        for layer in self.layers.values():
+            layer.mode = mode
+
+    def branches(self) -> tuple[Branch, Branch]:
+        """The content and the style branch, in that order."""
+        return self.content, self.style
+
+    def fold(self) -> None:
+        """Prepare the layers for a picture: ``folded`` = W + (B_c * g_c) A_c + (B_s * g_s) A_s, [out, in]."""
+        acting = [self._factors(branch) for branch in self._acting()]
+        down = torch.cat([down for down, _ in acting], dim=-2)  # [layers, 1 or 2 ranks, in]
+        up = torch.cat([up for _, up in acting], dim=-1)  # [layers, out, 1 or 2 ranks]
+        weights = torch.baddbmm(self.weight, up, down)
+        for layer, weight in zip(self.layers.values(), weights.unbind(), strict=True):
+            layer.folded = weight
+
+    def read(self, full: Tensor, content: Tensor, style: Tensor) -> None:
+        """Prepare the layers for texts [batch, tokens, in] to the base, content and style branch."""
+        own = {self.content: content, self.style: style}
+        answers = torch.matmul(full.flatten(0, 1), self.weight.mT)  # [layers, batch * tokens, out]
+        for branch in self._acting():
+            down, up = self._factors(branch)
+            answers = answers + torch.matmul(torch.matmul(own[branch].flatten(0, 1), down.mT), up.mT)
+        for layer, answer in zip(self.layers.values(), answers.unbind(), strict=True):
+            layer.answer = answer.unflatten(0, full.shape[:2])
+
+    def forget(self) -> None:
+        """Let the layers compute by themselves again."""
+        for layer in self.layers.values():
+            layer.folded = layer.answer = None
+
+    def with_gradients(self) -> Mapping[str, DualLoRALinear]:
+        """The layers by name, their branches' gradients views of this fold's."""
+        for i, layer in enumerate(self.layers.values()):
+            for single, shared in zip(layer.branches(), self.branches(), strict=True):
+                for name, parameter in single.named_parameters():
+                    grad = shared.get_parameter(name).grad
+                    parameter.grad = None if grad is None else grad[i]
+        return self.layers
+
+    def _acting(self) -> tuple[Branch, ...]:
+        return self.branches() if self.mode == "both" else (self.get_submodule(self.mode),)  # type: ignore[return-value]
+
+    def _factors(self, branch: Branch) -> tuple[Tensor, Tensor]:
+        """``down`` and scaled ``up`` in the precision of the frozen weights."""
+        scale = branch.merge * branch.gate if self.mode == "both" else branch.gate  # [layers, out]
+        dtype = self.weight.dtype
+        return branch.down.to(dtype), (branch.up * scale[..., None]).to(dtype)
+
+
+Folds = Mapping[str, Fold]
+
+
+def fold(network: nn.Module, layers: Mapping[str, DualLoRALinear], *, by_block: bool = False) -> Folds:
+    """Fold all ``layers`` of ``network``; returns the folds by name.
+
+    A region is folded just before it computes: a whole stack of transformer blocks, or, ``by_block``, each of
+    them, for networks that recompute activations block by block. The network must be called with the texts of
+    the branches, as :func:`~unziplora_cli.diffusion.conditioning.predict_noise` does.
+    """
+    groups: dict[str, dict[str, dict[str, DualLoRALinear]]] = {}
+    for name, layer in layers.items():
+        region = name.rpartition(".attn")[0]
+        if not by_block:
+            region = region.partition(".transformer_blocks.")[0]
+        kind = "text" if name.endswith(TEXT_PROJECTIONS) else f"{layer.out_features}x{layer.in_features}"
+        groups.setdefault(region, {}).setdefault(kind, {})[name] = layer
+    folds = {}
+    for region, kinds in groups.items():
+        own = {kind: Fold(members) for kind, members in kinds.items()}
+        folds.update({f"{region}.{kind}": each for kind, each in own.items()})
+        module = network.get_submodule(region)
+        module.register_forward_pre_hook(_Prepare(own), with_kwargs=True)
+        module.register_forward_hook(_Forget(own), always_call=True)
+    return folds
+
+
+def unfold(network: nn.Module) -> None:
+    """Let every region of ``network`` compute by its layers again, whose weights stay what they are."""
+    for module in network.modules():
+        for hooks, kind in ((module._forward_pre_hooks, _Prepare), (module._forward_hooks, _Forget)):
+            for key in [key for key, hook in hooks.items() if isinstance(hook, kind)]:
+                del hooks[key]
+
+
+def projections(layers: Mapping[str, DualLoRALinear | Fold]) -> Iterator[tuple[str, DualLoRALinear]]:
+    """Every single projection by name, its gradients in place."""
+    for name, each in layers.items():
+        if isinstance(each, Fold):
+            yield from each.with_gradients().items()
+        else:
+            yield name, each
+
+
+class _Prepare:
+    """Folds a region when it is called."""
+
+    def __init__(self, folds: Folds) -> None:
+        self.folds = folds
+
+    def __call__(self, region: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        told = inspect.signature(region.forward).bind(*args, **kwargs).arguments
+        texts = told["cross_attention_kwargs"]
+        for kind, each in self.folds.items():
+            if kind == "text":
+                each.read(told["encoder_hidden_states"], texts["content_states"], texts["style_states"])
+            else:
+                each.fold()
+
+
+class _Forget:
+    """Leaves nothing prepared when a region is done."""
+
+    def __init__(self, folds: Folds) -> None:
+        self.folds = folds
+
+    def __call__(self, region: nn.Module, args: Any, output: Any) -> None:
+        for each in self.folds.values():
+            each.forget()
+
+
+def _gathered(branches: Sequence[Branch]) -> Branch:
+    """One branch with a leading dimension; the tensors of ``branches`` become frozen views of its own."""
+    whole = Branch(*(torch.stack([getattr(b, part).detach() for b in branches]) for part in ("down", "up")))
+    whole.load_state_dict(
+        {key: torch.stack([b.state_dict()[key] for b in branches]) for key in whole.state_dict()}
+    )
+    whole.merge.requires_grad_(branches[0].merge.requires_grad)
+    for i, branch in enumerate(branches):
+        for name, parameter in branch.named_parameters():
+            parameter.data = whole.get_parameter(name).data[i]
+            parameter.requires_grad_(False)
+        for name, _ in branch.named_buffers():
+            setattr(branch, name, whole.get_buffer(name)[i])
+    return whole
