@@ -99,7 +99,9 @@ def test_a_layer_sees_what_its_fold_learns() -> None:
     before = extract(layers, "style")
     folds = fold(unet, layers)
     assert all(torch.equal(extract(layers, "style")[name].up, each.up) for name, each in before.items())
-    optimizer = torch.optim.SGD([*merge_parameters(folds), *(each.style.up for each in folds.values())], lr=1.0)
+    optimizer = torch.optim.SGD(
+        [*merge_parameters(folds), *(each.style.up for each in folds.values())], lr=1.0
+    )
     predict_noise(unet, *told()).square().mean().backward()
     optimizer.step()
     name = "mid_block.attentions.0.transformer_blocks.1.attn2.to_v"

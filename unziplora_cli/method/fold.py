@@ -1,9 +1,10 @@
 """The two branches folded into the weights that they adapt: the layer's own function at the base's cost.
 
-A layer as it is defined needs two thin products per branch, thousands of them in SDXL's U-Net, each too small
-for a GPU. Since y = W x + B A x = (W + B A) x, one product of all B with all A of a region makes the weights of
-its projections, and the region then computes as the base does; the gradients of A and B come back through the
-same product. Texts are short and the same in the whole region: their keys and values are made all at once.
+A layer as it is defined needs two thin products per branch, thousands of them in SDXL's U-Net, each too
+small for a GPU. Since y = W x + B A x = (W + B A) x, one product of all B with all A of a region makes the
+weights of its projections, and the region then computes as the base does; the gradients of A and B come back
+through the same product. Texts are short and the same in the whole region: their keys and values are made all
+at once.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Fold(nn.Module):
             down, up = self._factors(branch)
             answers = answers + torch.matmul(torch.matmul(own[branch].flatten(0, 1), down.mT), up.mT)
         for layer, answer in zip(self.layers.values(), answers.unbind(), strict=True):
-            layer.answer = answer.unflatten(0, full.shape[:2])
+            layer.answer = answer.view(*full.shape[:2], -1)
 
     def forget(self) -> None:
         """Let the layers compute by themselves again."""

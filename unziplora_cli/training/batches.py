@@ -13,7 +13,7 @@ from unziplora_cli.method.layer import Mode
 from unziplora_cli.method.losses import min_snr_velocity_weight, min_snr_weight
 from unziplora_cli.training.data import LatentDistribution
 from unziplora_cli.training.materials import Materials
-from unziplora_cli.training.noise import add_noise, draw, velocity
+from unziplora_cli.training.noise import PICTURE, StepNoise, add_noise, draw, velocity
 from unziplora_cli.training.priors import STREAMS
 from unziplora_cli.training.step import Batch
 
@@ -54,8 +54,9 @@ class BatchSource:
     def _part(self, step: int, part: int) -> list[Batch]:
         number = step * self.config.grad_accumulation * self.processes + part
         latents = self.materials.latents[number % len(self.materials.latents)]
-        main = self._batch(step, part, latents, self._main)
-        return [main, *self._prior_batches(step, part, main.timesteps.cpu())]
+        drawn = self._draw(step, part, latents)
+        main = self._batch(latents, drawn, drawn.timesteps, self._main)
+        return [main, *self._prior_batches(step, part, drawn.timesteps)]
 
     def _prior_batches(self, step: int, part: int, timesteps: Tensor) -> list[Batch]:
         """Class pictures with their own noise at the same timesteps as the picture's."""
@@ -65,12 +66,10 @@ class BatchSource:
             mode: Mode = "content" if branch == "content" else "style"
             batches.append(
                 self._batch(
-                    step,
-                    part,
                     prior.latents,
+                    self._draw(step, part, prior.latents, STREAMS[branch]),
+                    timesteps,
                     self._priors[branch],
-                    stream=STREAMS[branch],
-                    timesteps=timesteps,
                     mode=mode,
                     scale=weight,
                     floor=self.config.echo_floor if branch == "content" and self.config.echoes else 0.0,
@@ -78,20 +77,8 @@ class BatchSource:
             )
         return batches
 
-    def _batch(
-        self,
-        step: int,
-        part: int,
-        latents: LatentDistribution,
-        conditioning: Conditioning,
-        *,
-        stream: int = 0,
-        timesteps: Tensor | None = None,
-        mode: Mode = "both",
-        scale: float = 1.0,
-        floor: float = 0.0,
-    ) -> Batch:
-        drawn = draw(
+    def _draw(self, step: int, part: int, latents: LatentDistribution, stream: int = PICTURE) -> StepNoise:
+        return draw(
             self.config.seed,
             step,
             part,
@@ -102,7 +89,18 @@ class BatchSource:
             timesteps=self.alphas_cumprod.shape[0],
             bias=self.config.timestep_bias,
         )
-        times = drawn.timesteps if timesteps is None else timesteps
+
+    def _batch(
+        self,
+        latents: LatentDistribution,
+        drawn: StepNoise,
+        times: Tensor,
+        conditioning: Conditioning,
+        *,
+        mode: Mode = "both",
+        scale: float = 1.0,
+        floor: float = 0.0,
+    ) -> Batch:
         clean = latents.sample(drawn.crop, drawn.posterior)
         noisy = add_noise(clean, drawn.noise, self.alphas_cumprod, times)
         target = drawn.noise
@@ -116,11 +114,17 @@ class BatchSource:
             counts = (times >= floor * self.alphas_cumprod.shape[0]).float()
             weight = counts if weight is None else weight * counts
         return Batch(
-            noisy=noisy.to(self.device, self.dtype),
-            target=target.to(self.device),
-            timesteps=times.to(self.device),
+            noisy=self._sent(noisy.to(self.dtype)),
+            target=self._sent(target),
+            timesteps=self._sent(times),
             conditioning=conditioning,
-            weight=None if weight is None else weight.to(self.device),
+            weight=None if weight is None else self._sent(weight),
             mode=mode,
             scale=scale,
         )
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """``tensor`` on the device; a GPU fetches it by itself while it is busy with the step before."""
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)

@@ -23,11 +23,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from unziplora_cli.atomic import replacing
 from unziplora_cli.errors import ProjectError
 from unziplora_cli.method.layer import BRANCHES
-from unziplora_cli.method.separation import Layers
+from unziplora_cli.method.separation import Trained
 from unziplora_cli.project.manifest import Scalar
 from unziplora_cli.project.unfinished import differences
 
-FORMAT = "unziplora-training-state-2"
+FORMAT = "unziplora-training-state-3"
 
 Identity = Mapping[str, Scalar]
 
@@ -40,7 +40,7 @@ class OtherTraining(ProjectError):
 class TrainingState:
     """The moving parts of a training; ``scaler`` is fp16's loss scaler."""
 
-    layers: Layers
+    layers: Trained
     optimizer: Optimizer
     lr_scheduler: LRScheduler
     scaler: torch.amp.GradScaler | None = None
@@ -71,7 +71,7 @@ class TrainingState:
         with replacing(path) as part:
             part.touch()
             mode = part.stat().st_mode
-            save_file(copies, part, metadata={"format": FORMAT, "state": json.dumps(rest)})
+            save_file(copies, part, metadata={"format": FORMAT, "state": json.dumps(rest, default=float)})
             part.chmod(mode)  # save_file's own lets nobody but the owner read it, whatever the umask
 
     def size(self) -> int:
@@ -86,6 +86,7 @@ class TrainingState:
         when the file cannot be read or is of another training than ``identity``, with the difference.
         """
         rates = [float(group["initial_lr"]) for group in self.optimizer.param_groups]
+        on_device = [group["lr"] for group in self.optimizer.param_groups]
         tensors, rest = _read(path)
         different = differences(dict(identity), rest["identity"])
         if different:
@@ -110,6 +111,9 @@ class TrainingState:
         if self.scaler is not None and rest["scaler"] is not None:
             self.scaler.load_state_dict(rest["scaler"])
         self._set_rates(rates)
+        for group, rate in zip(self.optimizer.param_groups, on_device, strict=True):
+            if isinstance(rate, Tensor):  # what a CUDA graph reads stays where it is
+                group["lr"] = rate.fill_(float(group["lr"]))
         return int(rest["step"])
 
     def _set_rates(self, rates: list[float]) -> None:
@@ -121,7 +125,7 @@ class TrainingState:
                 group["initial_lr"] = self.lr_scheduler.base_lrs[i] = rate
 
 
-def _layer_tensors(layers: Layers) -> dict[str, Tensor]:
+def _layer_tensors(layers: Trained) -> dict[str, Tensor]:
     """Every tensor of every branch by name, sharing memory with the layers."""
     return {
         f"layers.{name}.{branch}.{key}": tensor

@@ -27,6 +27,7 @@ from unziplora_cli.diffusion.device import (
 )
 from unziplora_cli.diffusion.load import alphas_cumprod, load_unet
 from unziplora_cli.errors import Interrupted, UnziploraError
+from unziplora_cli.method.fold import fold
 from unziplora_cli.method.inject import extract, extract_merge, inject
 from unziplora_cli.method.layer import Start
 from unziplora_cli.method.schedule import Action, Schedule
@@ -34,6 +35,7 @@ from unziplora_cli.method.separation import Layers, Separation, shared_columns
 from unziplora_cli.project.unfinished import CHECKPOINTS, checkpoint_steps
 from unziplora_cli.training import history
 from unziplora_cli.training.batches import BatchSource
+from unziplora_cli.training.capture import CapturedStep, capturable
 from unziplora_cli.training.checkpoint import Identity, TrainingState
 from unziplora_cli.training.checkpoints import Checkpoints
 from unziplora_cli.training.divergence import WINDOW, Watch
@@ -112,7 +114,7 @@ class _Run:
     layers: Layers
     schedule: Schedule
     batches: BatchSource
-    step: TrainingStep
+    step: TrainingStep | CapturedStep
     state: TrainingState
     validation: Validation
     logbook: Logbook
@@ -149,15 +151,28 @@ class _Run:
             _checkpoint_gradients(unet)
         start: Start = "zero" if config.start == "zero" else "noise"
         layers = inject(unet, config.rank, seed=config.seed, start=start)
+        folds = fold(unet, layers, by_block=config.gradient_checkpointing)
         optimizer = build_optimizer(
             config,
             parameter_groups(
-                layers, content_lr=config.content_lr, style_lr=config.style_lr, merge_lr=config.merge_lr
+                folds, content_lr=config.content_lr, style_lr=config.style_lr, merge_lr=config.merge_lr
             ),
         )
         lr_scheduler = build_lr_scheduler(config, optimizer)
         schedule = Schedule(
             config.steps, config.recalibrations, config.importance_steps, config.column_separation
+        )
+        step = TrainingStep(
+            unet=unet,
+            layers=folds,
+            optimizer=accelerator.prepare_optimizer(optimizer),
+            lr_scheduler=lr_scheduler,
+            accelerator=accelerator,
+            schedule=schedule,
+            separation=_separation(config),
+            overlap_weight=config.overlap_weight,
+            max_grad_norm=config.max_grad_norm,
+            content_from_picture=not (config.echoes and config.echo_only),
         )
         logbook = Logbook(accelerator, config, request.folder / "logs")
         logbook.open()
@@ -175,20 +190,9 @@ class _Run:
                 accelerator.process_index,
                 accelerator.num_processes,
             ),
-            step=TrainingStep(
-                unet=unet,
-                layers=layers,
-                optimizer=accelerator.prepare_optimizer(optimizer),
-                lr_scheduler=lr_scheduler,
-                accelerator=accelerator,
-                schedule=schedule,
-                separation=_separation(config),
-                overlap_weight=config.overlap_weight,
-                max_grad_norm=config.max_grad_norm,
-                content_from_picture=not (config.echoes and config.echo_only),
-            ),
-            state=TrainingState(layers, optimizer, lr_scheduler, accelerator.scaler),
-            validation=Validation(request, materials, unet, layers, accelerator),
+            step=CapturedStep(step) if capturable(step) else step,
+            state=TrainingState(folds, optimizer, lr_scheduler, accelerator.scaler),
+            validation=Validation(request, materials, unet, layers),
             logbook=logbook,
             checkpoints=Checkpoints(
                 request.checkpoints or request.folder / CHECKPOINTS, config.checkpoint_every

@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import UsageError
 
-_FUSED = ("cpu", "cuda")
-"""Devices on which torch has the one-kernel AdamW."""
+_FUSED = ("cpu", "mps")
+"""Further devices on which torch has the one-kernel AdamW."""
 
 
 def build_optimizer(config: TrainConfig, groups: Sequence[dict[str, Any]]) -> Optimizer:
@@ -50,8 +50,11 @@ def build_optimizer(config: TrainConfig, groups: Sequence[dict[str, Any]]) -> Op
             return Prodigy(
                 groups, lr=rates.pop(), use_bias_correction=True, safeguard_warmup=True, **settings
             )
-    device = groups[0]["params"][0].device.type
-    return torch.optim.AdamW(groups, fused=device in _FUSED, **settings)
+    device = groups[0]["params"][0].device
+    if device.type == "cuda":  # counters and learning rates on the device, where a CUDA graph reads them
+        rates = [{**group, "lr": torch.tensor(float(group["lr"]), device=device)} for group in groups]
+        return torch.optim.AdamW(rates, fused=True, capturable=True, **settings)
+    return torch.optim.AdamW(groups, fused=device.type in _FUSED, **settings)
 
 
 def build_lr_scheduler(config: TrainConfig, optimizer: Optimizer) -> LRScheduler:

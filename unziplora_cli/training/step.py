@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -85,28 +85,27 @@ class TrainingStep:
         leaves the first attempt out and halves its scale.
         """
         action = self.schedule.action(step)
-        loss, reconstruction, overlap = self._backward(step, accumulated)
+        result = self._learned(step, accumulated)
         if action in (Action.SCORE, Action.CHOOSE) and self.accelerator.scaler is not None:
             for _ in range(MOST_HALVINGS):
                 if self._finite():
                     break
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-                loss, reconstruction, overlap = self._backward(step, accumulated)
-        self.separation.apply(action, self.layers)
-        grad_norm = nn.utils.clip_grad_norm_(self._parameters(), self.max_grad_norm)
-        self.optimizer.step()
+                result = self._learned(step, accumulated)
+        result = replace(result, grad_norm=self.update(action))
         if not self.accelerator.optimizer_step_was_skipped:
             self.lr_scheduler.step()
-        self.optimizer.zero_grad()
-        clamp_merge_weights(self.layers)
-        return StepResult(loss, reconstruction, overlap, grad_norm)
+        return result
 
-    def _backward(
-        self, step: int, accumulated: Sequence[Sequence[Batch]]
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Loss, reconstruction and overlap; their gradients, of all processes and unscaled, are in the
-        parameters."""
+    def _learned(self, step: int, accumulated: Sequence[Sequence[Batch]]) -> StepResult:
+        result = self.learn(step, accumulated)
+        self.average([p.grad for p in self.parameters() if p.grad is not None])
+        self.accelerator.unscale_gradients(self.optimizer)
+        return result
+
+    def learn(self, step: int, accumulated: Sequence[Sequence[Batch]]) -> StepResult:
+        """Fill the gradients, this process's own and still scaled; ``grad_norm`` is left at zero."""
         zero = torch.zeros((), device=accumulated[0][0].noisy.device)
         loss, reconstruction, overlap = zero, zero, None
         share = 1.0 / len(accumulated)
@@ -124,30 +123,37 @@ class TrainingStep:
             self.accelerator.backward(part)
             loss = loss + part.detach()
         set_mode(self.layers, "both")
-        self._average_gradients()
-        self.accelerator.unscale_gradients(self.optimizer)
-        return loss, reconstruction, None if overlap is None else overlap.detach()
+        return StepResult(loss, reconstruction, None if overlap is None else overlap.detach(), zero)
+
+    def average(self, gradients: Sequence[Tensor]) -> None:
+        """Mean of ``gradients`` over processes, in one message, so that every process makes the same
+        choices."""
+        if self.accelerator.num_processes == 1:
+            return
+        flat = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="mean")
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+    def update(self, action: Action) -> Tensor:
+        """Carry out ``action``, clip, and let the optimiser step; returns the gradients' norm before."""
+        self.separation.apply(action, self.layers)
+        grad_norm = nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        clamp_merge_weights(self.layers)
+        return grad_norm
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All that is trained."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _denoise(self, batch: Batch) -> Tensor:
         prediction = predict_noise(self.unet, batch.noisy, batch.timesteps, batch.conditioning)
         return denoising_loss(prediction, batch.target, batch.weight)
 
     def _finite(self) -> bool:
-        gradients = [p.grad for p in self._parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
         return bool(nn.utils.get_total_norm(gradients).isfinite())
-
-    def _parameters(self) -> list[nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    def _average_gradients(self) -> None:
-        """Mean of the gradients over processes, in one message, so that every process makes the same
-        choices."""
-        if self.accelerator.num_processes == 1:
-            return
-        gradients = [p.grad for p in self._parameters() if p.grad is not None]
-        flat = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="mean")
-        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
 
 
 def parameter_groups(

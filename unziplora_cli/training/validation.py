@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
@@ -37,7 +36,6 @@ class Validation:
     materials: Materials
     unet: UNet2DConditionModel
     layers: Layers
-    accelerator: Accelerator
     _vae: AutoencoderKL | None = field(default=None, init=False)
 
     def draw(self, step: int) -> tuple[Path, ...]:
@@ -73,8 +71,7 @@ class Validation:
         noise, generators = initial_noise([seed], self.unet.config.in_channels, side, side)
 
         def denoiser(noisy: Tensor, timestep: Tensor) -> Tensor:
-            with self.accelerator.autocast():
-                return predict_noise(self.unet, noisy.to(self.unet.dtype), timestep, told).float()
+            return predict_noise(self.unet, noisy.to(self.unet.dtype), timestep, told).float()
 
         return sample(
             denoiser,
