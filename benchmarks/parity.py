@@ -1,6 +1,8 @@
 """Replay a recording of the authors' reference implementation and compare every number.
 
-    python benchmarks/parity.py tests/golden/golden_a
+    python benchmarks/parity.py tests/golden/golden_a [--device cuda]
+
+On a CUDA device the ordinary steps are replayed from CUDA graphs, as in a training.
 
 DIR holds ``meta.json`` and the safetensors files it describes. Three replays are made: free in float32, free
 in float64, and the choice of columns alone from recorded weights and gradients; then the finished and the
@@ -9,9 +11,9 @@ imported LoRAs are asked for predictions and four-step samples. Exit code 1 when
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -35,6 +37,7 @@ from unziplora_cli.method.layer import BRANCHES, Branch, DualLoRALinear
 from unziplora_cli.method.lora import LoRAWeights
 from unziplora_cli.method.schedule import Action, Schedule
 from unziplora_cli.method.separation import Layers, Separation, Trained, separate, set_mode
+from unziplora_cli.training.capture import CapturedStep
 from unziplora_cli.training.step import Batch, TrainingStep, parameter_groups
 
 GUIDANCE = 5.0
@@ -78,6 +81,7 @@ class Recording:
     """A folder in the layout of ``tests/golden/golden_a``."""
 
     folder: Path
+    device: torch.device = torch.device("cpu")
 
     @cached_property
     def meta(self) -> dict[str, Any]:
@@ -96,7 +100,7 @@ class Recording:
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of one file; none when the recording does without it."""
         path = self.folder / f"{name}.safetensors"
-        return load_file(path) if path.is_file() else {}
+        return load_file(path, device=str(self.device)) if path.is_file() else {}
 
     @cached_property
     def inputs(self) -> dict[str, Tensor]:
@@ -126,7 +130,7 @@ class Recording:
     def unet(self, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
         unet = UNet2DConditionModel.from_config(self.meta["unet_config"])
         unet.load_state_dict(self.tensors("unet"), strict=True)
-        nn.Module.to(unet, dtype)
+        nn.Module.to(unet, self.device, dtype)
         return unet.eval()
 
     def conditioning(self, dtype: torch.dtype = torch.float32) -> Conditioning:
@@ -174,6 +178,9 @@ class Observer:
         return self.recording.tensors("events")
 
     def apply(self, action: Action, layers: Trained) -> None:
+        if self.recording.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            self.separation.apply(action, layers)
+            return
         if self.compare_gradients:
             self._gradients("backward", layers, ("down", "up", "merge"))
         self.separation.apply(action, layers)
@@ -257,7 +264,8 @@ def free_run(recording: Recording, table: Table, dtype: torch.dtype) -> tuple[UN
     for layer in layers.values():
         layer.to(dtype)
     folds = fold(unet, layers)
-    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    on_gpu = recording.device.type == "cuda"
+    accelerator = Accelerator(cpu=not on_gpu, mixed_precision="no")
     optimizer = torch.optim.AdamW(
         parameter_groups(
             folds,
@@ -268,6 +276,7 @@ def free_run(recording: Recording, table: Table, dtype: torch.dtype) -> tuple[UN
         betas=(settings["adam_beta1"], settings["adam_beta2"]),
         eps=settings["adam_epsilon"],
         weight_decay=settings["adam_weight_decay"],
+        capturable=on_gpu,
     )
     scheduler = get_scheduler(
         settings["lr_scheduler"],
@@ -287,6 +296,7 @@ def free_run(recording: Recording, table: Table, dtype: torch.dtype) -> tuple[UN
         overlap_weight=settings["similarity_lambda"],
         max_grad_norm=settings["max_grad_norm"],
     )
+    make = CapturedStep(step) if on_gpu else step
     predictions: list[Tensor] = []
     unet.register_forward_hook(lambda module, args, output: predictions.append(output[0].detach()))
 
@@ -302,7 +312,7 @@ def free_run(recording: Recording, table: Table, dtype: torch.dtype) -> tuple[UN
             timesteps=inputs["timesteps"][number],
             conditioning=conditioning,
         )
-        result = step(number, [[batch]])
+        result = make(number, [[batch]])
         table.add(
             f"loss, rel.{suffix}",
             relative(result.loss, truth["loss_total"][number]),
@@ -565,10 +575,11 @@ def relative(actual: Tensor, expected: Tensor) -> float:
     return abs(float(actual) - float(expected)) / abs(float(expected))
 
 
-def parity(folder: Path) -> Table:
+def parity(folder: Path, device: str = "cpu") -> Table:
     """All comparisons for one recording."""
     torch.set_num_threads(1)
-    recording, table = Recording(folder), Table()
+    torch.backends.cudnn.allow_tf32 = False
+    recording, table = Recording(folder, torch.device(device)), Table()
     if recording.settings.get("gradient_accumulation_steps", 1) != 1:
         raise SystemExit(
             "A recording with gradient accumulation cannot be replayed: its parts are not recorded."
@@ -581,18 +592,26 @@ def parity(folder: Path) -> Table:
     return table
 
 
-def main(arguments: list[str]) -> int:
+def main() -> int:
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    if len(arguments) != 1 or not (Path(arguments[0]) / "meta.json").is_file():
-        print(
-            "usage: python benchmarks/parity.py DIR   (DIR holds meta.json and its recordings)",
-            file=sys.stderr,
-        )
-        return 2
-    table = parity(Path(arguments[0]))
-    view = RichTable("quantity", "worst difference", "tolerance", "", title=f"Parity with {arguments[0]}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="holds meta.json and its recordings")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    arguments = parser.parse_args()
+    if not (arguments.folder / "meta.json").is_file():
+        parser.error(f"{arguments.folder} has no meta.json")
+    table = parity(arguments.folder, arguments.device)
+    view = RichTable(
+        "quantity",
+        "worst difference",
+        "tolerance",
+        "",
+        title=f"Parity with {arguments.folder} on {arguments.device}",
+    )
     for row in table.rows.values():
         view.add_row(
             row.quantity, f"{row.worst:.3g}", f"{row.tolerance:.3g}", "ok" if row.passed else "EXCEEDED"
@@ -605,4 +624,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(main())

@@ -51,6 +51,14 @@ class TrainConfig(Checked):
         "auto", "Number format of the base model.", choices=("auto", "fp32", "bf16", "fp16")
     )
     gradient_checkpointing: bool = training(False, "Recompute activations to save memory.")
+    quantize: str = training(
+        "none",
+        "Keep the frozen base in fewer bits to save memory: int8 = one byte per weight.",
+        choices=("none", "int8"),
+    )
+    capture: bool = training(
+        True, "On an NVIDIA GPU, record the training step once and replay it; off: launch every kernel anew."
+    )
     seed: int = training(0, "Seed of everything random.", min=0, max=SEED_MAX)
 
     max_grad_norm: float = optimization(1.0, "Largest joint norm of all gradients.", above=0.0, max=1e6)

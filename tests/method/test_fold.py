@@ -11,7 +11,7 @@ from unziplora_cli.method.fold import fold, projections
 from unziplora_cli.method.inject import extract, inject, load_branch
 from unziplora_cli.method.layer import BRANCHES, DualLoRALinear, Mode
 from unziplora_cli.method.losses import overlap_penalty
-from unziplora_cli.method.separation import merge_parameters, separate, set_mode
+from unziplora_cli.method.separation import lora_parameters, separate, set_mode
 
 PARTS = ("down", "up", "merge")
 
@@ -99,9 +99,7 @@ def test_a_layer_sees_what_its_fold_learns() -> None:
     before = extract(layers, "style")
     folds = fold(unet, layers)
     assert all(torch.equal(extract(layers, "style")[name].up, each.up) for name, each in before.items())
-    optimizer = torch.optim.SGD(
-        [*merge_parameters(folds), *(each.style.up for each in folds.values())], lr=1.0
-    )
+    optimizer = torch.optim.SGD(lora_parameters(folds, "style"), lr=1.0)
     predict_noise(unet, *told()).square().mean().backward()
     optimizer.step()
     name = "mid_block.attentions.0.transformer_blocks.1.attn2.to_v"

@@ -36,6 +36,7 @@ from unziplora_cli.diffusion.base import (
     tokenizer_folder,
 )
 from unziplora_cli.diffusion.prompts import TextEncoders
+from unziplora_cli.diffusion.quantize import quantize
 from unziplora_cli.errors import ModelError
 
 __all__ = [
@@ -94,13 +95,20 @@ def load_vae(
     return _frozen(model, device)
 
 
-def load_unet(base: BaseRef, *, device: torch.device | str, dtype: torch.dtype) -> UNet2DConditionModel:
-    """The U-Net, frozen; raises ModelError."""
+def load_unet(
+    base: BaseRef, *, device: torch.device | str, dtype: torch.dtype, eight_bits: bool = False
+) -> UNet2DConditionModel:
+    """The U-Net, frozen, on a GPU with its fused kernels; raises ModelError.
+
+    With ``eight_bits`` its large weights take one byte each.
+    """
     with _loading(base, "U-Net"):
         if base.kind == "file":
             model = _model_from_file(UNet2DConditionModel, base, "unet", dtype)
         else:
             model = _from_folder(UNet2DConditionModel, base, "unet", torch_dtype=dtype)
+    if eight_bits:
+        quantize(model, torch.device(device))
     return _frozen(model, device)
 
 

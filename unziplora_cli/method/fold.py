@@ -26,11 +26,9 @@ class Fold(nn.Module):
     """Projections of one shape in one region, whose branches lie in shared tensors.
 
     ``content`` and ``style`` are branches with a leading dimension [layers, ...], and these are what is
-    trained; those of the single ``layers`` become views of them. So do the frozen weights, ``weight``
-    [layers, out, in].
+    trained; those of the single ``layers`` become views of them, and so do their frozen weights, unless those
+    are made from something smaller at every use.
     """
-
-    weight: Tensor
 
     def __init__(self, layers: Mapping[str, DualLoRALinear]):
         super().__init__()
@@ -38,13 +36,21 @@ class Fold(nn.Module):
         parts = list(self.layers.values())
         self.content = _gathered([layer.content for layer in parts])
         self.style = _gathered([layer.style for layer in parts])
-        self.register_buffer("weight", torch.stack([layer.base.weight.detach() for layer in parts]))
-        for layer, weight in zip(parts, self.weight, strict=True):
-            layer.base.weight.data = weight
+        self._frozen: Tensor | None = None
+        if all(isinstance(layer.base.weight, nn.Parameter) for layer in parts):
+            self._frozen = torch.stack([layer.base.weight.detach() for layer in parts])
+            for layer, weight in zip(parts, self._frozen, strict=True):
+                layer.base.weight.data = weight
 
     @property
     def out_features(self) -> int:
-        return int(self.weight.shape[1])
+        return int(self.content.up.shape[1])
+
+    def frozen(self) -> Tensor:
+        """The weights of the base, [layers, out, in]."""
+        if self._frozen is not None:
+            return self._frozen
+        return torch.stack([layer.base.weight for layer in self.layers.values()])
 
     @property
     def mode(self) -> Mode:
@@ -62,19 +68,20 @@ class Fold(nn.Module):
 
     def fold(self) -> None:
         """Prepare the layers for a picture: ``folded`` = W + (B_c * g_c) A_c + (B_s * g_s) A_s, [out, in]."""
-        acting = [self._factors(branch) for branch in self._acting()]
+        frozen = self.frozen()
+        acting = [self._factors(branch, frozen.dtype) for branch in self._acting()]
         down = torch.cat([down for down, _ in acting], dim=-2)  # [layers, 1 or 2 ranks, in]
         up = torch.cat([up for _, up in acting], dim=-1)  # [layers, out, 1 or 2 ranks]
-        weights = torch.baddbmm(self.weight, up, down)
+        weights = torch.baddbmm(frozen, up, down)
         for layer, weight in zip(self.layers.values(), weights.unbind(), strict=True):
             layer.folded = weight
 
     def read(self, full: Tensor, content: Tensor, style: Tensor) -> None:
         """Prepare the layers for texts [batch, tokens, in] to the base, content and style branch."""
         own = {self.content: content, self.style: style}
-        answers = torch.matmul(full.flatten(0, 1), self.weight.mT)  # [layers, batch * tokens, out]
+        answers = torch.matmul(full.flatten(0, 1), self.frozen().mT)  # [layers, batch * tokens, out]
         for branch in self._acting():
-            down, up = self._factors(branch)
+            down, up = self._factors(branch, full.dtype)
             answers = answers + torch.matmul(torch.matmul(own[branch].flatten(0, 1), down.mT), up.mT)
         for layer, answer in zip(self.layers.values(), answers.unbind(), strict=True):
             layer.answer = answer.view(*full.shape[:2], -1)
@@ -96,10 +103,9 @@ class Fold(nn.Module):
     def _acting(self) -> tuple[Branch, ...]:
         return self.branches() if self.mode == "both" else (self.get_submodule(self.mode),)  # type: ignore[return-value]
 
-    def _factors(self, branch: Branch) -> tuple[Tensor, Tensor]:
-        """``down`` and scaled ``up`` in the precision of the frozen weights."""
+    def _factors(self, branch: Branch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """``down`` and scaled ``up``, in the precision of the base."""
         scale = branch.merge * branch.gate if self.mode == "both" else branch.gate  # [layers, out]
-        dtype = self.weight.dtype
         return branch.down.to(dtype), (branch.up * scale[..., None]).to(dtype)
 
 

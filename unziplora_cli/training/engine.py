@@ -143,7 +143,9 @@ class _Run:
     ) -> _Run:
         """Load the U-Net, put the two branches into it, and make optimiser and schedule."""
         config = request.config
-        unet = load_unet(request.base, device=accelerator.device, dtype=dtype)
+        unet = load_unet(
+            request.base, device=accelerator.device, dtype=dtype, eight_bits=config.quantize == "int8"
+        )
         settle_threads(unet)
         materials = with_echoes(materials, unet, request.base, config, accelerator.device)
         separate_prompts(unet)
@@ -190,7 +192,7 @@ class _Run:
                 accelerator.process_index,
                 accelerator.num_processes,
             ),
-            step=CapturedStep(step) if capturable(step) else step,
+            step=CapturedStep(step) if config.capture and capturable(step) else step,
             state=TrainingState(folds, optimizer, lr_scheduler, accelerator.scaler),
             validation=Validation(request, materials, unet, layers),
             logbook=logbook,
@@ -463,8 +465,8 @@ def _bare_layers(layers: Layers) -> int:
 def _advice(config: TrainConfig, dtype: torch.dtype) -> str:
     """What to change when memory runs out."""
     ways = []
-    if not config.gradient_checkpointing:
-        ways.append("--gradient-checkpointing")
+    if not (config.gradient_checkpointing and config.quantize == "int8"):
+        ways.append("--preset low-vram")
     if dtype is torch.float32:
         ways.append("--precision bf16")
     if config.batch_size > 1:

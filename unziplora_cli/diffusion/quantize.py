@@ -1,0 +1,73 @@
+"""The frozen base in eight bits per weight, for GPUs with little memory."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LEAST_WEIGHTS = 100_000
+"""Smaller layers stay as they are: there is nothing to be gained."""
+
+
+class _Eight:
+    """Weights as whole numbers from -127 to 127 times one scale per output channel.
+
+    ``weight`` makes them anew at every use; autograd keeps that copy, so memory is saved only where
+    activations are recomputed, or where nothing is learned.
+    """
+
+    levels: Tensor
+    scale: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights in their former precision and shape."""
+        return self.levels * self.scale
+
+    def quantize(self, weight: Tensor) -> None:
+        """Round ``weight`` [out, ...] to the nearest level."""
+        largest = weight.float().abs().flatten(1).amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+        scale = (largest / 127.0).view(-1, *[1] * (weight.ndim - 1))
+        levels = (weight.float() / scale).round_().to(torch.int8)
+        self.register_buffer("levels", levels)  # type: ignore[attr-defined]
+        self.register_buffer("scale", scale.to(weight.dtype))  # type: ignore[attr-defined]
+
+
+class Linear8(_Eight, nn.Linear):
+    """A frozen linear layer whose weights take one byte each."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias = linear.bias
+        self.quantize(linear.weight.detach())
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight, self.bias)
+
+
+class Conv8(_Eight, nn.Module):
+    """A frozen convolution whose weights take one byte each."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.stride, self.padding = convolution.stride, convolution.padding
+        self.dilation, self.groups = convolution.dilation, convolution.groups
+        self.bias = convolution.bias
+        self.quantize(convolution.weight.detach())
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def quantize(network: nn.Module, device: torch.device) -> None:
+    """Give every large linear layer and convolution of ``network`` eight bits per weight, and move all to
+    ``device``, layer by layer, so that it never holds more.
+    """
+    for name, module in list(network.named_modules()):
+        if not isinstance(module, nn.Linear | nn.Conv2d) or module.weight.numel() < LEAST_WEIGHTS:
+            continue
+        module.to(device)
+        network.set_submodule(name, Linear8(module) if isinstance(module, nn.Linear) else Conv8(module))
+    network.to(device)
