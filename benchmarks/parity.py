@@ -81,7 +81,7 @@ class Recording:
     """A folder in the layout of ``tests/golden/golden_a``."""
 
     folder: Path
-    device: torch.device = torch.device("cpu")
+    device: str = "cpu"
 
     @cached_property
     def meta(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Recording:
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of one file; none when the recording does without it."""
         path = self.folder / f"{name}.safetensors"
-        return load_file(path, device=str(self.device)) if path.is_file() else {}
+        return load_file(path, device=self.device) if path.is_file() else {}
 
     @cached_property
     def inputs(self) -> dict[str, Tensor]:
@@ -178,7 +178,7 @@ class Observer:
         return self.recording.tensors("events")
 
     def apply(self, action: Action, layers: Trained) -> None:
-        if self.recording.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if self.recording.device != "cpu" and torch.cuda.is_current_stream_capturing():
             self.separation.apply(action, layers)
             return
         if self.compare_gradients:
@@ -264,7 +264,7 @@ def free_run(recording: Recording, table: Table, dtype: torch.dtype) -> tuple[UN
     for layer in layers.values():
         layer.to(dtype)
     folds = fold(unet, layers)
-    on_gpu = recording.device.type == "cuda"
+    on_gpu = recording.device != "cpu"
     accelerator = Accelerator(cpu=not on_gpu, mixed_precision="no")
     optimizer = torch.optim.AdamW(
         parameter_groups(
@@ -579,7 +579,7 @@ def parity(folder: Path, device: str = "cpu") -> Table:
     """All comparisons for one recording."""
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False
-    recording, table = Recording(folder, torch.device(device)), Table()
+    recording, table = Recording(folder, device), Table()
     if recording.settings.get("gradient_accumulation_steps", 1) != 1:
         raise SystemExit(
             "A recording with gradient accumulation cannot be replayed: its parts are not recorded."
