@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from unziplora_cli.diffusion.attention import separate_prompts
 from unziplora_cli.diffusion.conditioning import Conditioning, predict_noise
@@ -106,6 +107,19 @@ def test_a_layer_sees_what_its_fold_learns() -> None:
     assert not torch.equal(extract(layers, "style")[name].up, before[name].up)
     load_branch(layers, "style", {})
     assert not any(each.style.up.any() for each in folds.values())
+
+
+def test_folded_weights_are_given_up_before_the_backward_pass() -> None:
+    unet = network()
+    layers = separated(unet)
+    fold(unet, layers)
+    layer = layers["mid_block.attentions.0.transformer_blocks.0.attn1.to_k"]
+    seen = []
+    layer.register_forward_hook(lambda *_: seen.append(StorageWeakRef(layer.folded.untyped_storage())))
+    prediction = predict_noise(unet, *told(1))
+    assert seen[0].expired()
+    prediction.sum().backward()  # makes them again
+    assert len(seen) == 1
 
 
 def test_nothing_stays_prepared() -> None:

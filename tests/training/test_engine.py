@@ -13,9 +13,9 @@ from PIL import Image
 from unziplora_cli.errors import Interrupted, OutOfMemory, UsageError
 from unziplora_cli.formats import read_lora
 from unziplora_cli.formats.merge import read_merge
-from unziplora_cli.training import batches, engine, history, validation
+from unziplora_cli.training import batches, history, validation, workshop
 from unziplora_cli.training.checkpoint import OtherTraining, TrainingState
-from unziplora_cli.training.engine import Diverged, train
+from unziplora_cli.training.engine import train
 from unziplora_cli.training.events import (
     ColumnsChosen,
     Event,
@@ -29,6 +29,7 @@ from unziplora_cli.training.events import (
     Validated,
 )
 from unziplora_cli.training.request import TrainRequest
+from unziplora_cli.training.run import Diverged
 
 Make = Callable[..., TrainRequest]
 
@@ -406,7 +407,7 @@ def test_running_out_of_memory_says_what_to_change(
     def full(*arguments: object, **options: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(engine, "load_unet", full)
+    monkeypatch.setattr(workshop, "load_unet", full)
     with pytest.raises(OutOfMemory) as caught:
         list(train(make_request(tmp_path, rank=8, batch_size=2)))
     assert caught.value.hint == (

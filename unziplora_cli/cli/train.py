@@ -18,6 +18,7 @@ from unziplora_cli.fields import check_given
 
 if TYPE_CHECKING:
     from unziplora_cli.project.store import ProjectStore
+    from unziplora_cli.training.workshop import Workshop
     from unziplora_cli.workflows.training import Trained, TrainOrder
 
 PANEL = "Pictures"
@@ -191,9 +192,13 @@ def _offer(session: Session, store: "ProjectStore", order: "TrainOrder") -> "Tra
 
 
 def _finish(session: Session, orders: "list[TrainOrder]", store: "ProjectStore") -> None:
+    from unziplora_cli.workflows.training import own_share, workshop_for
+
     finished = []
+    orders = list(own_share(orders))
+    workshop = workshop_for(orders)
     for order in orders:
-        finished.append(_train(session, order, store))
+        finished.append(_train(session, order, store, workshop))
         if len(orders) > 1:
             session.output.message(f"{order.name}: done, {finished[-1].project.folder}")
     session.output.result(
@@ -244,7 +249,7 @@ def _orders(
     ]
 
 
-def _train(session: Session, order: "TrainOrder", store: "ProjectStore") -> "Trained":
+def _train(session: Session, order: "TrainOrder", store: "ProjectStore", workshop: "Workshop") -> "Trained":
     from unziplora_cli.cli.progress import Display
     from unziplora_cli.workflows.training import Trained, train
 
@@ -254,7 +259,7 @@ def _train(session: Session, order: "TrainOrder", store: "ProjectStore") -> "Tra
     output.message(f"{order.name}: style    {order.prompts.style}")
     finished: Trained | None = None
     with Display(output, order.name) as display:
-        for event in train(order, store):
+        for event in train(order, store, workshop):
             if isinstance(event, Trained):
                 finished = event
             else:

@@ -65,7 +65,8 @@ def quantize(network: nn.Module, device: torch.device) -> None:
     """Give every large linear layer and convolution of ``network`` eight bits per weight, and move all to
     ``device``, layer by layer, so that it never holds more.
     """
-    for name, module in list(network.named_modules()):
+    for name in [name for name, _ in network.named_modules()]:
+        module = network.get_submodule(name)
         if not isinstance(module, nn.Linear | nn.Conv2d) or module.weight.numel() < LEAST_WEIGHTS:
             continue
         module.to(device)

@@ -10,7 +10,9 @@ at once.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,6 +38,7 @@ class Fold(nn.Module):
         parts = list(self.layers.values())
         self.content = _gathered([layer.content for layer in parts])
         self.style = _gathered([layer.style for layer in parts])
+        self.again: _Again | None = None
         self._frozen: Tensor | None = None
         if all(isinstance(layer.base.weight, nn.Parameter) for layer in parts):
             self._frozen = torch.stack([layer.base.weight.detach() for layer in parts])
@@ -73,6 +76,7 @@ class Fold(nn.Module):
         down = torch.cat([down for down, _ in acting], dim=-2)  # [layers, 1 or 2 ranks, in]
         up = torch.cat([up for _, up in acting], dim=-1)  # [layers, out, 1 or 2 ranks]
         weights = torch.baddbmm(frozen, up, down)
+        self.again = _Again(partial(torch.baddbmm, frozen, up.detach(), down.detach()), weights.data_ptr())
         for layer, weight in zip(self.layers.values(), weights.unbind(), strict=True):
             layer.folded = weight
 
@@ -88,6 +92,7 @@ class Fold(nn.Module):
 
     def forget(self) -> None:
         """Let the layers compute by themselves again."""
+        self.again = None
         for layer in self.layers.values():
             layer.folded = layer.answer = None
 
@@ -130,17 +135,21 @@ def fold(network: nn.Module, layers: Mapping[str, DualLoRALinear], *, by_block: 
     for region, kinds in groups.items():
         own = {kind: Fold(members) for kind, members in kinds.items()}
         folds.update({f"{region}.{kind}": each for kind, each in own.items()})
+        hooks = _Region(own, saves=not by_block)
         module = network.get_submodule(region)
-        module.register_forward_pre_hook(_Prepare(own), with_kwargs=True)
-        module.register_forward_hook(_Forget(own), always_call=True)
+        module.register_forward_pre_hook(hooks.prepare, with_kwargs=True)
+        module.register_forward_hook(hooks.forget, always_call=True)
     return folds
 
 
 def unfold(network: nn.Module) -> None:
     """Let every region of ``network`` compute by its layers again, whose weights stay what they are."""
     for module in network.modules():
-        for hooks, kind in ((module._forward_pre_hooks, _Prepare), (module._forward_hooks, _Forget)):
-            for key in [key for key, hook in hooks.items() if isinstance(hook, kind)]:
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            ours = [
+                key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), _Region)
+            ]
+            for key in ours:
                 del hooks[key]
 
 
@@ -153,31 +162,66 @@ def projections(layers: Mapping[str, DualLoRALinear | Fold]) -> Iterator[tuple[s
             yield name, each
 
 
-class _Prepare:
-    """Folds a region when it is called."""
+class _Region:
+    """Folds the projections of a region while it computes.
 
-    def __init__(self, folds: Folds) -> None:
+    With ``saves``, autograd keeps no folded weights for the backward pass: they are made again when it comes.
+    """
+
+    def __init__(self, folds: Folds, *, saves: bool) -> None:
         self.folds = folds
+        self.saves = saves
+        self.keeping = ExitStack()
 
-    def __call__(self, region: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def prepare(self, region: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Fold the weights and read the texts that ``region`` is called with."""
         told = inspect.signature(region.forward).bind(*args, **kwargs).arguments
         texts = told["cross_attention_kwargs"]
         for kind, each in self.folds.items():
             if kind == "text":
                 each.read(told["encoder_hidden_states"], texts["content_states"], texts["style_states"])
-            else:
-                each.fold()
+                continue
+            each.fold()
+            if self.saves and each.again is not None:
+                hooks = torch.autograd.graph.saved_tensors_hooks(each.again.pack, each.again.unpack)
+                self.keeping.enter_context(hooks)
 
-
-class _Forget:
-    """Leaves nothing prepared when a region is done."""
-
-    def __init__(self, folds: Folds) -> None:
-        self.folds = folds
-
-    def __call__(self, region: nn.Module, args: Any, output: Any) -> None:
+    def forget(self, region: nn.Module, args: Any, output: Any) -> None:
+        """Leave nothing prepared."""
+        self.keeping.close()
         for each in self.folds.values():
             each.forget()
+
+
+_Part = tuple[torch.Size, tuple[int, ...], int]
+
+
+class _Again:
+    """Stands for folded weights that autograd would keep; ``make`` makes them anew for the backward pass."""
+
+    def __init__(self, make: Callable[[], Tensor], pointer: int) -> None:
+        self.make, self.pointer = make, pointer
+        self.weights: Tensor | None = None
+        self.left = 0
+
+    def pack(self, tensor: Tensor) -> Tensor | _Part:
+        """``tensor``, or where in the folded weights it lies."""
+        if tensor.untyped_storage().data_ptr() != self.pointer:
+            return tensor
+        self.left += 1
+        return tensor.shape, tensor.stride(), int(tensor.storage_offset())
+
+    def unpack(self, packed: Tensor | _Part) -> Tensor:
+        """What was packed; after the last part the weights are given up."""
+        if isinstance(packed, Tensor):
+            return packed
+        if self.weights is None:
+            self.weights = self.make()
+        part = self.weights.as_strided(*packed)
+        self.left -= 1
+        if self.left == 0:
+            self.weights = None
+        return part
 
 
 def _gathered(branches: Sequence[Branch]) -> Branch:

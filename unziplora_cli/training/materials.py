@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from unziplora_cli.diffusion.base import predicts_velocity
 from unziplora_cli.diffusion.conditioning import Conditioning
 from unziplora_cli.diffusion.generate import free, time_ids
 from unziplora_cli.diffusion.load import load_text_encoders, load_vae
-from unziplora_cli.diffusion.prompts import TextEmbeddings, cut_note, encode, no_text
+from unziplora_cli.diffusion.prompts import TextEmbeddings, TextEncoders, cut_note, encode, no_text
 from unziplora_cli.training.data import LatentDistribution, crop_note, encode_latents, prepare
 from unziplora_cli.training.events import Event, Notice, Phase
 from unziplora_cli.training.pictures import load_picture
@@ -52,47 +52,70 @@ class Materials:
 
 
 def gather(
-    request: TrainRequest, accelerator: Accelerator, dtype: torch.dtype
-) -> Iterator[Event | Materials]:
-    """Read, draw and encode everything, yielding events and at last the materials.
+    requests: Sequence[TrainRequest], accelerator: Accelerator, dtype: torch.dtype
+) -> Iterator[Event | tuple[TrainRequest, Materials]]:
+    """Read, draw and encode everything, yielding events and at last each request with its materials.
 
-    ``dtype`` is the text encoders'; the VAE always works in float32. Of several processes one draws missing
-    class pictures, and the others wait.
+    All requests are of one base. ``dtype`` is the text encoders'; the VAE always works in float32. Of several
+    processes one draws missing class pictures, and the others wait.
     """
-    config, device = request.config, accelerator.device
-    names = ", ".join(path.name for path in request.pictures)
-    yield Phase("read pictures", names)
+    base, device = requests[0].base, accelerator.device
     pixels = []
-    crops = config.crops if config.crop == "random" else 1
-    for path in request.pictures:
-        picture = load_picture(path)
-        note = crop_note(picture.image.size, config.resolution, crops)
-        yield from map(Notice, (*picture.notes, *((f"{path.name}: {note}",) if note else ())))
-        pixels.append(prepare(picture.image, config.resolution, crops))
-    prompts = class_prompts(config)
-
-    if prompts and accelerator.is_local_main_process:
-        for drawn, total in draw_missing(request.base, config, device=device, dtype=dtype, vae=request.vae):
-            yield Phase("draw class pictures", f"{drawn} of {total}")
+    for request in requests:
+        yield Phase("read pictures", _names(request))
+        read, notes = _read(request)
+        yield from notes
+        pixels.append(read)
+        if class_prompts(request.config) and accelerator.is_local_main_process:
+            for drawn, total in draw_missing(
+                base, request.config, device=device, dtype=dtype, vae=request.vae
+            ):
+                yield Phase("draw class pictures", f"{drawn} of {total}")
     accelerator.wait_for_everyone()
 
-    yield Phase("encode prompts", request.prompts.full)
-    echo = config.echo_prompt.replace("{content}", request.prompts.content) if config.echoes else None
-    extra = [*prompts.values(), *([echo] if echo else [])]
-    texts, notices = _encode_texts(request, extra, device, dtype)
-    yield from notices
+    encoders = load_text_encoders(base, device=device, dtype=dtype)
+    texts = []
+    for request in requests:
+        yield Phase("encode prompts", request.prompts.full)
+        found, notices = _encode_texts(encoders, request)
+        yield from notices
+        texts.append(found)
+    del encoders
+    free(device)
 
-    yield Phase("encode pictures", names)
-    classes = {branch: _class_pixels(config, branch) for branch in prompts}
-    latents, class_latents = _encode_pixels(request, pixels, classes, device)
+    vae = load_vae(base, device=device, vae=requests[0].vae)
+    latents = []
+    for request, read in zip(requests, pixels, strict=True):
+        yield Phase("encode pictures", _names(request))
+        classes = {branch: _class_pixels(request.config, branch) for branch in class_prompts(request.config)}
+        latents.append(
+            (
+                tuple(encode_latents(vae, each) for each in read),
+                {branch: encode_latents(vae, torch.cat(parts)) for branch, parts in classes.items()},
+            )
+        )
+    del vae
+    free(device)
+    for request, known, found in zip(requests, texts, latents, strict=True):
+        yield request, _materials(request, known, *found)
+
+
+def _materials(
+    request: TrainRequest,
+    texts: Mapping[str, TextEmbeddings],
+    latents: tuple[LatentDistribution, ...],
+    class_latents: Mapping[str, LatentDistribution],
+) -> Materials:
+    config = request.config
     ids = time_ids(config.resolution, config.resolution)
     shown = request.validation or request.prompts
-    yield Materials(
+    echo = _echo_text(request)
+    return Materials(
         conditioning=_three(texts, request.prompts, config, ids),
-        latents=tuple(latents),
+        latents=latents,
         priors={
             branch: Prior(class_latents[branch], _one(texts[prompt], ids))
-            for branch, prompt in prompts.items()
+            for branch, prompt in class_prompts(config).items()
         },
         validation={
             "full": _three(texts, shown, config, ids),
@@ -105,13 +128,36 @@ def gather(
     )
 
 
+def _names(request: TrainRequest) -> str:
+    return ", ".join(path.name for path in request.pictures)
+
+
+def _read(request: TrainRequest) -> tuple[list[Tensor], list[Notice]]:
+    """The crops of every picture, and what the user should know about them."""
+    config = request.config
+    crops = config.crops if config.crop == "random" else 1
+    pixels, notes = [], []
+    for path in request.pictures:
+        picture = load_picture(path)
+        note = crop_note(picture.image.size, config.resolution, crops)
+        notes += map(Notice, (*picture.notes, *((f"{path.name}: {note}",) if note else ())))
+        pixels.append(prepare(picture.image, config.resolution, crops))
+    return pixels, notes
+
+
+def _echo_text(request: TrainRequest) -> str | None:
+    """What an echo shows, if there are any."""
+    config = request.config
+    return config.echo_prompt.replace("{content}", request.prompts.content) if config.echoes else None
+
+
 def _encode_texts(
-    request: TrainRequest, more: Collection[str], device: torch.device, dtype: torch.dtype
+    encoders: TextEncoders, request: TrainRequest
 ) -> tuple[dict[str, TextEmbeddings], list[Notice]]:
-    """Every text's embeddings, on the CPU; the encoders are gone afterwards."""
-    encoders = load_text_encoders(request.base, device=device, dtype=dtype)
-    shown = request.validation or request.prompts
+    """The embeddings of every text of ``request``, on the CPU."""
+    shown, echo = request.validation or request.prompts, _echo_text(request)
     texts = [t for p in (request.prompts, shown) for t in (p.full, p.content, p.style)]
+    more = [*class_prompts(request.config).values(), *([echo] if echo else [])]
     unique = list(dict.fromkeys([*texts, *more]))
     encoded = encode(encoders, unique).to(device=torch.device("cpu"))
     notices = [Notice(note) for note in (cut_note(encoders, text) for text in unique) if note]
@@ -119,24 +165,7 @@ def _encode_texts(
     found = {text: encoded[i] for i, text in enumerate(unique)}
     if empty is not None:
         found[_NO_TEXT] = empty.to(device=torch.device("cpu"))
-    del encoders
-    free(device)
     return found, notices
-
-
-def _encode_pixels(
-    request: TrainRequest,
-    pictures: Sequence[Tensor],
-    classes: Mapping[str, Sequence[Tensor]],
-    device: torch.device,
-) -> tuple[list[LatentDistribution], dict[str, LatentDistribution]]:
-    """The latents of the pictures and of each branch's class pictures; the VAE is gone afterwards."""
-    vae = load_vae(request.base, device=device, vae=request.vae)
-    latents = [encode_latents(vae, pixels) for pixels in pictures]
-    class_latents = {branch: encode_latents(vae, torch.cat(list(parts))) for branch, parts in classes.items()}
-    del vae
-    free(device)
-    return latents, class_latents
 
 
 def _class_pixels(config: TrainConfig, branch: str) -> list[Tensor]:

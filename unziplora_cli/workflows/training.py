@@ -30,6 +30,8 @@ from unziplora_cli.workflows.provenance import base_record, origin
 if TYPE_CHECKING:
     from unziplora_cli.diffusion.base import BaseRef
     from unziplora_cli.training.events import Event, TrainResult
+    from unziplora_cli.training.request import TrainRequest
+    from unziplora_cli.training.workshop import Workshop
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
 LORA_FORMAT, MERGE_FORMAT = "kohya", "unziplora-merge"
@@ -88,8 +90,38 @@ def check_pictures(pictures: Sequence[Path]) -> None:
         load_picture(picture)
 
 
-def train(order: TrainOrder, store: ProjectStore) -> Iterator[Event | Trained]:
+def workshop_for(orders: Sequence[TrainOrder]) -> Workshop:
+    """What the trainings of ``orders`` share: nothing is loaded twice."""
+    from unziplora_cli.training.workshop import Workshop
+
+    return Workshop([_request(order, Path(), order.pictures) for order in orders if not order.resume])
+
+
+def own_share(orders: Sequence[TrainOrder]) -> Sequence[TrainOrder]:
+    """Of several pictures, those that this process trains, each by itself; a single one is everybody's.
+
+    The processes were started by ``torchrun`` or ``accelerate launch``.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or len(orders) == 1:
+        return orders
+    import torch
+
+    rank, processes, local = (int(os.environ.pop(name)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    on_gpu = torch.cuda.is_available()
+    return [
+        replace(
+            order, device=f"cuda:{local}" if on_gpu and order.device in ("auto", "cuda") else order.device
+        )
+        for order in orders[rank::processes]
+    ]
+
+
+def train(
+    order: TrainOrder, store: ProjectStore, workshop: Workshop | None = None
+) -> Iterator[Event | Trained]:
     """Train ``order`` and make it a project of ``store``, telling events and at last Trained.
+
+    A ``workshop`` is what it shares with trainings before and after it.
 
     Stopped by the user, the project is kept with what was learned so far, or stays an unfinished training
     where an older project has its name; Interrupted is raised. Whatever else ends it, even the process, the
@@ -103,9 +135,8 @@ def train(order: TrainOrder, store: ProjectStore) -> Iterator[Event | Trained]:
     outcome = _Outcome()
     if int(os.environ.get("RANK", "0")) > 0:
         with tempfile.TemporaryDirectory() as scratch:
-            yield from _learn(
-                order, Path(scratch), store.reopen(order.name) if order.resume else None, outcome
-            )
+            reopened = store.reopen(order.name) if order.resume else None
+            yield from _learn(order, Path(scratch), reopened, outcome, workshop)
         return
     prepare = None if order.resume else partial(_prepare, order)
     with (
@@ -118,7 +149,7 @@ def train(order: TrainOrder, store: ProjectStore) -> Iterator[Event | Trained]:
         if order.resume:
             write_plan(folder, replace(plan, training=asdict(order.config)))
         try:
-            yield from _learn(order, folder, folder, outcome)
+            yield from _learn(order, folder, folder, outcome, workshop)
         except Interrupted:
             if outcome.result is None:
                 raise
@@ -193,19 +224,10 @@ def _metadata(order: TrainOrder) -> Mapping[str, Mapping[str, str]]:
     )
 
 
-def _learn(order: TrainOrder, folder: Path, training: Path | None, outcome: _Outcome) -> Iterator[Event]:
-    """Run ``order`` in ``folder``; ``training`` is the folder of the training that it goes on with."""
-    from unziplora_cli.training.engine import train as run
-    from unziplora_cli.training.events import Finished, Phase, StepDone, Stopped
+def _request(order: TrainOrder, folder: Path, pictures: tuple[Path, ...]) -> TrainRequest:
     from unziplora_cli.training.request import TrainRequest
 
-    pictures, identity = order.pictures, {}
-    if training is not None:
-        source = read_plan(training).source
-        identity = plan_of(order, source).identity()
-        if order.resume:
-            pictures = tuple(training / each.file for each in source)
-    request = TrainRequest(
+    return TrainRequest(
         base=order.base,
         pictures=pictures,
         prompts=order.prompts,
@@ -216,11 +238,33 @@ def _learn(order: TrainOrder, folder: Path, training: Path | None, outcome: _Out
         vae=order.vae,
         metadata=_metadata(replace(order, pictures=pictures)),
         name=order.name,
-        identity=identity,
         resume=order.resume,
+    )
+
+
+def _learn(
+    order: TrainOrder,
+    folder: Path,
+    training: Path | None,
+    outcome: _Outcome,
+    workshop: Workshop | None,
+) -> Iterator[Event]:
+    """Run ``order`` in ``folder``; ``training`` is the folder of the training that it goes on with."""
+    from unziplora_cli.training.engine import train as run
+    from unziplora_cli.training.events import Finished, Phase, StepDone, Stopped
+
+    pictures, identity = order.pictures, {}
+    if training is not None:
+        source = read_plan(training).source
+        identity = plan_of(order, source).identity()
+        if order.resume:
+            pictures = tuple(training / each.file for each in source)
+    request = replace(
+        _request(order, folder, pictures),
+        identity=identity,
         checkpoints=None if training is None else training / CHECKPOINTS,
     )
-    for event in run(request):
+    for event in run(request, workshop):
         match event:
             case Finished(result):
                 outcome.result, outcome.complete = result, True
