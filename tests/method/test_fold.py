@@ -113,7 +113,7 @@ def test_folded_weights_are_given_up_before_the_backward_pass() -> None:
     unet = network()
     layers = separated(unet)
     fold(unet, layers)
-    layer = layers["mid_block.attentions.0.transformer_blocks.0.attn1.to_k"]
+    layer = layers["mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0"]
     seen = []
     layer.register_forward_hook(lambda *_: seen.append(StorageWeakRef(layer.folded.untyped_storage())))
     prediction = predict_noise(unet, *told(1))

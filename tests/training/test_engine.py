@@ -411,6 +411,6 @@ def test_running_out_of_memory_says_what_to_change(
     with pytest.raises(OutOfMemory) as caught:
         list(train(make_request(tmp_path, rank=8, batch_size=2)))
     assert caught.value.hint == (
-        "Try --gradient-checkpointing, then --precision bf16, then --batch-size 1, then --resolution 32, "
+        "Try --preset low-vram, then --precision bf16, then --batch-size 1, then --resolution 32, "
         "then --rank 4."
     )

@@ -57,7 +57,7 @@ def one_row(request: TrainRequest) -> None:
     history.append(request.folder / "history.csv", [row])
 
 
-def finish(request: TrainRequest) -> Events:
+def finish(request: TrainRequest, workshop: object) -> Events:
     one_row(request)
     losses = (*[1.0] * 10, *[0.5] * 10)
     result = events.TrainResult(lora(1), lora(2), merge(), merge(), 600, losses, 9.0, 10, "cpu", "fp32")
@@ -65,19 +65,19 @@ def finish(request: TrainRequest) -> Events:
     yield events.Finished(result)
 
 
-def stop(request: TrainRequest) -> Events:
+def stop(request: TrainRequest, workshop: object) -> Events:
     one_row(request)
     result = events.TrainResult(lora(7), lora(8), merge(), merge(), 7, (1.0,) * 7, 9.0, 10, "cpu", "fp32")
     yield events.Stopped(result)
     raise Interrupted("Stopped.")
 
 
-def stop_at_once(request: TrainRequest) -> Events:
+def stop_at_once(request: TrainRequest, workshop: object) -> Events:
     yield events.Phase("train")
     raise Interrupted("Stopped.")
 
 
-def fail(request: TrainRequest) -> Events:
+def fail(request: TrainRequest, workshop: object) -> Events:
     yield events.Phase("train")
     raise ModelError("The base is gone.")
 
@@ -116,7 +116,7 @@ def test_nothing_stays_of_a_training_that_learned_nothing(store, tmp_path, monke
     assert list(store.folder.iterdir()) == []
 
 
-def fail_later(request: TrainRequest) -> Events:
+def fail_later(request: TrainRequest, workshop: object) -> Events:
     (request.folder / "checkpoints").mkdir()
     (request.folder / "checkpoints/step-000005.safetensors").write_bytes(b"a state")
     yield events.Phase("train")
@@ -137,9 +137,9 @@ def test_a_training_that_fails_after_a_checkpoint_can_go_on(store, tmp_path, mon
 
     asked: list[TrainRequest] = []
 
-    def go_on(request: TrainRequest) -> Events:
+    def go_on(request: TrainRequest, workshop: object) -> Events:
         asked.append(request)
-        yield from finish(request)
+        yield from finish(request, workshop)
 
     monkeypatch.setattr(engine, "train", go_on)
     list(train(replace(order, resume=True, pictures=()), store))
@@ -180,7 +180,7 @@ def test_a_forced_training_that_is_stopped_leaves_the_older_project(store, tmp_p
     ],
 )
 def test_a_full_disk_is_an_error_of_the_project(store, tmp_path, monkeypatch, error):
-    def fill(request: TrainRequest) -> Events:
+    def fill(request: TrainRequest, workshop: object) -> Events:
         yield events.Phase("train")
         raise error
 

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
+from unziplora_cli.method.fold import project_together
+
 
 class DualPromptProcessor:
     """Scaled-dot-product attention whose keys and values sum a base, a content and a style term.
@@ -29,12 +31,13 @@ class DualPromptProcessor:
     ) -> Tensor:
         """``hidden_states`` [batch, pixels, width], the three texts [batch, tokens, text width] -> as the
         first."""
-        query = attn.to_q(hidden_states)
         if encoder_hidden_states is None:
-            key, value = attn.to_k(hidden_states), attn.to_v(hidden_states)
+            query, key, value = project_together(attn.to_q, attn.to_k, attn.to_v, hidden_states)
         elif content_states is None and style_states is None:
+            query = attn.to_q(hidden_states)
             key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
         else:
+            query = attn.to_q(hidden_states)
             texts = (encoder_hidden_states, content_states, style_states)
             key, value = attn.to_k(*texts), attn.to_v(*texts)
         return attn.to_out[1](attn.to_out[0](attend(query, key, value, attn.heads)))

@@ -35,6 +35,7 @@ from unziplora_cli.diffusion.base import (
     scheduler_name,
     tokenizer_folder,
 )
+from unziplora_cli.diffusion.faster import speed_up
 from unziplora_cli.diffusion.prompts import TextEncoders
 from unziplora_cli.diffusion.quantize import quantize
 from unziplora_cli.errors import ModelError
@@ -109,7 +110,9 @@ def load_unet(
             model = _from_folder(UNet2DConditionModel, base, "unet", torch_dtype=dtype)
     if eight_bits:
         quantize(model, torch.device(device))
-    return _frozen(model, device)
+    unet = _frozen(model, device)
+    speed_up(unet)
+    return unet
 
 
 def load_scheduler(base: BaseRef, name: str | None = None) -> Any:

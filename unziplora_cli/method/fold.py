@@ -16,7 +16,9 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from unziplora_cli.method.layer import Branch, DualLoRALinear, Mode
 
@@ -32,12 +34,16 @@ class Fold(nn.Module):
     are made from something smaller at every use.
     """
 
-    def __init__(self, layers: Mapping[str, DualLoRALinear]):
+    def __init__(self, layers: Mapping[str, DualLoRALinear], *, text: bool = False):
         super().__init__()
         self.layers = dict(layers)
         parts = list(self.layers.values())
+        self.device = parts[0].base.weight.device
+        if text:  # what the base makes of a text is known once it was read: its weights can wait elsewhere
+            self._move_frozen(torch.device("cpu"))
         self.content = _gathered([layer.content for layer in parts])
         self.style = _gathered([layer.style for layer in parts])
+        self._known = WeakTensorKeyDictionary()
         self.again: _Again | None = None
         self._frozen: Tensor | None = None
         if all(isinstance(layer.base.weight, nn.Parameter) for layer in parts):
@@ -77,13 +83,20 @@ class Fold(nn.Module):
         up = torch.cat([up for _, up in acting], dim=-1)  # [layers, out, 1 or 2 ranks]
         weights = torch.baddbmm(frozen, up, down)
         self.again = _Again(partial(torch.baddbmm, frozen, up.detach(), down.detach()), weights.data_ptr())
-        for layer, weight in zip(self.layers.values(), weights.unbind(), strict=True):
-            layer.folded = weight
+        sizes = [len(group) for group in self._groups()]
+        for group, joint in zip(self._groups(), torch.split(weights, sizes), strict=True):
+            if len(group) > 1:
+                group[0].joint = joint.flatten(0, 1)
+            for layer, weight in zip(group, joint, strict=True):
+                layer.folded = weight
 
     def read(self, full: Tensor, content: Tensor, style: Tensor) -> None:
         """Prepare the layers for texts [batch, tokens, in] to the base, content and style branch."""
         own = {self.content: content, self.style: style}
-        answers = torch.matmul(full.flatten(0, 1), self.frozen().mT)  # [layers, batch * tokens, out]
+        if full not in self._known:
+            frozen = self.frozen().to(full.device)
+            self._known[full] = torch.matmul(full.flatten(0, 1), frozen.mT)  # [layers, batch * tokens, out]
+        answers = self._known[full]
         for branch in self._acting():
             down, up = self._factors(branch, full.dtype)
             answers = answers + torch.matmul(torch.matmul(own[branch].flatten(0, 1), down.mT), up.mT)
@@ -94,7 +107,11 @@ class Fold(nn.Module):
         """Let the layers compute by themselves again."""
         self.again = None
         for layer in self.layers.values():
-            layer.folded = layer.answer = None
+            layer.folded = layer.joint = layer.answer = None
+
+    def restore(self) -> None:
+        """Put the frozen weights back where they were."""
+        self._move_frozen(self.device)
 
     def with_gradients(self) -> Mapping[str, DualLoRALinear]:
         """The layers by name, their branches' gradients views of this fold's."""
@@ -104,6 +121,20 @@ class Fold(nn.Module):
                     grad = shared.get_parameter(name).grad
                     parameter.grad = None if grad is None else grad[i]
         return self.layers
+
+    def _groups(self) -> list[list[DualLoRALinear]]:
+        """The layers in order; query, key and value of one self-attention read the same and are one group."""
+        groups: list[list[DualLoRALinear]] = []
+        for name, layer in self.layers.items():
+            if name.endswith((".attn1.to_k", ".attn1.to_v")):
+                groups[-1].append(layer)
+            else:
+                groups.append([layer])
+        return groups
+
+    def _move_frozen(self, device: torch.device) -> None:
+        for layer in self.layers.values():
+            layer.base.to(device)
 
     def _acting(self) -> tuple[Branch, ...]:
         return self.branches() if self.mode == "both" else (self.get_submodule(self.mode),)  # type: ignore[return-value]
@@ -133,7 +164,7 @@ def fold(network: nn.Module, layers: Mapping[str, DualLoRALinear], *, by_block: 
         groups.setdefault(region, {}).setdefault(kind, {})[name] = layer
     folds = {}
     for region, kinds in groups.items():
-        own = {kind: Fold(members) for kind, members in kinds.items()}
+        own = {kind: Fold(members, text=kind == "text") for kind, members in kinds.items()}
         folds.update({f"{region}.{kind}": each for kind, each in own.items()})
         hooks = _Region(own, saves=not by_block)
         module = network.get_submodule(region)
@@ -150,7 +181,16 @@ def unfold(network: nn.Module) -> None:
                 key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), _Region)
             ]
             for key in ours:
-                del hooks[key]
+                for each in hooks.pop(key).__self__.folds.values():
+                    each.restore()
+
+
+def project_together(query: nn.Module, key: nn.Module, value: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    """What three projections make of one ``x`` [..., in], each [..., out]; one product where folded."""
+    joint: Tensor | None = getattr(query, "joint", None)  # [3 out, in]
+    if joint is None:
+        return query(x), key(x), value(x)
+    return F.linear(x, joint).chunk(3, dim=-1)
 
 
 def projections(layers: Mapping[str, DualLoRALinear | Fold]) -> Iterator[tuple[str, DualLoRALinear]]:

@@ -79,7 +79,8 @@ class DualLoRALinear(nn.Module):
     ``B A`` is never formed: the column factors scale the rows of ``B``.
 
     While a :class:`~unziplora_cli.method.fold.Fold` has prepared it, ``folded`` is W + B A with all factors
-    [out, in], or where the input is a text, ``answer`` is y itself; then that is used.
+    [out, in], or where the input is a text, ``answer`` is y itself; then that is used. ``joint`` is that of
+    query, key and value one below the other.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class DualLoRALinear(nn.Module):
         self.style = Branch.drawn(base.in_features, base.out_features, rank, generator, start)
         self.mode: Mode = "both"
         self.folded: Tensor | None = None
+        self.joint: Tensor | None = None
         self.answer: Tensor | None = None
 
     @property

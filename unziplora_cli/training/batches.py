@@ -40,16 +40,19 @@ class BatchSource:
     _priors: dict[str, Conditioning] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._main = self.materials.conditioning.to(device=self.device, dtype=self.dtype)
+        self._main = self._told(self.materials.conditioning)
         self._priors = {
-            branch: prior.conditioning.to(device=self.device, dtype=self.dtype)
-            for branch, prior in self.materials.priors.items()
+            branch: self._told(prior.conditioning) for branch, prior in self.materials.priors.items()
         }
 
     def __call__(self, step: int) -> list[list[Batch]]:
         """Per part whose gradients add up: one picture's batch, then its prior batches."""
         parts = self.config.grad_accumulation
         return [self._part(step, i * self.processes + self.process) for i in range(parts)]
+
+    def _told(self, conditioning: Conditioning) -> Conditioning:
+        """The very same tensors at every step, so that what they mean has to be found out once."""
+        return conditioning.expand(self.config.batch_size).to(device=self.device, dtype=self.dtype)
 
     def _part(self, step: int, part: int) -> list[Batch]:
         number = step * self.config.grad_accumulation * self.processes + part
