@@ -177,12 +177,12 @@ def unfold(network: nn.Module) -> None:
     """Let every region of ``network`` compute by its layers again, whose weights stay what they are."""
     for module in network.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            ours = [
-                key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), _Region)
-            ]
-            for key in ours:
-                for each in hooks.pop(key).__self__.folds.values():
-                    each.restore()
+            for key, hook in list(hooks.items()):
+                region: Any = getattr(hook, "__self__", None)
+                if isinstance(region, _Region):
+                    del hooks[key]
+                    for each in region.folds.values():
+                        each.restore()
 
 
 def project_together(query: nn.Module, key: nn.Module, value: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
