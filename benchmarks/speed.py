@@ -1,8 +1,8 @@
-"""How fast training and drawing are on this machine, beside what others do and beside what the chip could do.
+"""How fast training and drawing are on this machine, beside others and beside what the chip could do.
 
-    python benchmarks/speed.py --base DIR --out results     # DIR as written by random_sdxl.py, or any SDXL base
+    python benchmarks/speed.py --base DIR --out results  # DIR as random_sdxl.py writes it, or any base
     python benchmarks/speed.py --base DIR --scaling --only scaling
-    python benchmarks/speed.py --device cpu                 # the built-in base, a laptop, two minutes
+    python benchmarks/speed.py --device cpu              # the built-in base, a laptop, two minutes
 
 Every row runs in a process of its own, so that no row pays for another's memory or gains from its caches.
 """
@@ -37,7 +37,8 @@ from unziplora_cli.threads import tame_openmp
 PRESETS = ("paper", "fast", "low-vram")
 """Those of them that ship are measured unless others are named."""
 
-RANKS, BATCHES = (4, 16, 64, 128), (1, 2, 4)
+RANKS, BATCHES = (4, 16, 64, 128), (2, 4)
+"""Of the table by size; one of the ranks is that of all other rows, at the full size and batch 1."""
 RENDERERS = {"training": tables.training, "generation": tables.generation, "scaling": tables.scaling}
 
 Row = Callable[[], Measured] | None
@@ -57,16 +58,13 @@ def rows(setting: Setting, presets: list[str]) -> dict[str, dict[str, Row]]:
     generation: dict[str, Row] = {
         name: partial(variant, setting) for name, variant in drawing.VARIANTS.items()
     }
-    full = setting.resolution
     sizes = [("rank", rank) for rank in RANKS]
-    sizes += [("resolution", side) for side in (full // 2, full * 3 // 4, full)]
+    sizes += [("resolution", setting.resolution * quarters // 4) for quarters in (2, 3)]
     sizes += [("batch_size", size) for size in BATCHES]
-    scaling: dict[str, Row] = {
-        f"scaling, {name.replace('_', ' ')} {size}": partial(
-            ours.trained, setting, presets[0], **{name: size}
-        )
-        for name, size in sizes
-    }
+    scaling: dict[str, Row] = {}
+    for name, size in sizes:
+        measure = partial(ours.trained, setting, presets[0], **{name: size})
+        scaling[f"scaling, {name.replace('_', ' ')} {size}"] = measure
     return {"training": training, "generation": generation, "scaling": scaling}
 
 
@@ -95,11 +93,11 @@ def header(setting: Setting) -> str:
     device = (
         torch.cuda.get_device_name(setting.device)
         if setting.device.type == "cuda"
-        else f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads at most"
+        else f"{platform.processor() or platform.machine()}, CPU threads: {torch.get_num_threads()}"
     )
     return (
         f"{device}; torch {torch.__version__}; base {setting.base.spec}, {setting.resolution} px, batch 1, "
-        f"rank {setting.rank}, {str(setting.dtype).removeprefix('torch.')}\n"
+        f"rank {setting.common_rank}, {str(setting.dtype).removeprefix('torch.')}\n"
     )
 
 
@@ -131,13 +129,11 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--presets", help="presets of our rows, by comma; the first one is scaled")
-    parser.add_argument("--rank", type=int, help="rank of all rows (64; on mini 16)")
+    parser.add_argument("--rank", type=int, help="rank of all rows (64 or the preset's; on mini 16)")
     parser.add_argument("--resolution", type=int, help="side of the picture in all rows (the base's own)")
-    parser.add_argument("--steps", type=int, help="steps of our rows (40; on a CPU 12)")
+    parser.add_argument("--steps", type=int, help="steps of our rows (40; on a CPU 16)")
     parser.add_argument("--quick", action="store_true", help="half the steps")
-    parser.add_argument(
-        "--scaling", action="store_true", help="our training by rank, resolution and batch too"
-    )
+    parser.add_argument("--scaling", action="store_true", help="our training by rank, size and batch too")
     parser.add_argument("--only", default="", help="rows whose names contain this")
     parser.add_argument("--deadline", type=float, default=9.0, help="minutes after which rows are given up")
     parser.add_argument("--out", type=Path, help="folder for speed.md and speed.json")
@@ -150,14 +146,14 @@ def prepare(args: argparse.Namespace, spec: str) -> tuple[Setting, list[str]]:
     base = resolve_base(spec, offline=True)[0]
     device = torch.device(args.device)
     small = base.kind == "builtin"
-    steps = args.steps or (12 if device.type == "cpu" else 40)
+    steps = args.steps or (16 if device.type == "cpu" else 40)
     shipped = [name for name in (*PRESETS, *(["mini"] if small else [])) if name in resources.preset_names()]
     setting = Setting(
         base=base,
         device=device,
-        rank=args.rank or (16 if small else 64),
+        rank=args.rank or (16 if small else None),
         resolution=args.resolution or native_resolution(base),
-        steps=max(9, steps // 2) if args.quick else steps,
+        steps=max(12, steps // 2) if args.quick else steps,
     )
     return setting, args.presets.split(",") if args.presets else shipped
 
@@ -192,7 +188,7 @@ def main() -> None:
     begun = time.monotonic()
     if args.row:
         setting, presets = prepare(args, args.base)
-        every = {name: row for named in rows(setting, presets).values() for name, row in named.items()}
+        every = {name: row for named in rows(setting, presets).values() for name, row in named.items() if row}
         print(json.dumps(asdict(every[args.row]())))
         return
     spec = args.base or ("random" if args.device.startswith("cuda") else "mini")

@@ -23,11 +23,6 @@ READ_EVERY = 2
 WARM_READINGS = 2
 
 
-def steps(setting: Setting) -> int:
-    """Denoising steps of one picture."""
-    return max(6, setting.steps // 2)
-
-
 class DrawingWatch:
     """Times the steps of one picture, and the memory that they need."""
 
@@ -79,7 +74,7 @@ def plain(setting: Setting) -> Measured:
         negative_pooled_prompt_embeds=texts[1],
         width=setting.resolution,
         height=setting.resolution,
-        num_inference_steps=steps(setting),
+        num_inference_steps=setting.steps,
         guidance_scale=GUIDANCE,
         output_type="latent",
         callback_on_step_end=on_step,
@@ -96,7 +91,7 @@ def combined(setting: Setting) -> Measured:
             watch.step()
 
     side = setting.resolution
-    config = GenerateConfig(steps=steps(setting), guidance=GUIDANCE, width=side, height=side)
+    config = GenerateConfig(steps=setting.steps, guidance=GUIDANCE, width=side, height=side)
     request = Request(PROMPTS, random_branches(setting), config)
     for _ in generate(
         setting.base, [request], device=setting.device, dtype=setting.dtype, on_progress=on_progress
@@ -112,7 +107,7 @@ VARIANTS = {"diffusers' pipeline, no LoRA": plain, "ours, combine": combined}
 def random_branches(setting: Setting) -> Branches:
     """Two LoRAs for every adapted projection of the base, as large as those that training starts with."""
     projections = adapted_projections(hollow_unet(setting.base))
-    rank = setting.rank
+    rank = setting.common_rank
 
     def lora() -> LoRA:
         return {

@@ -16,8 +16,6 @@ from unziplora_cli.diffusion.base import latent_factor
 from unziplora_cli.diffusion.device import settle_threads
 from unziplora_cli.method.inject import adapted_projections
 
-PRODUCTS = 20
-
 
 def floor(setting: Setting) -> Measured:
     """The U-Net's operations at the rate of a large matrix product in the format of training."""
@@ -55,16 +53,16 @@ def step_operations(unet: UNet2DConditionModel, side: int) -> int:
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations per second of a large square matrix product of random numbers."""
-    side = 8192 if device.type == "cuda" else 1024
+    side, products = (8192, 200) if device.type == "cuda" else (1024, 20)
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     for _ in range(3):
         left @ right
     wait_for(device)
     began = time.perf_counter()
-    for _ in range(PRODUCTS):
+    for _ in range(products):
         left @ right
     wait_for(device)
-    return 2 * side**3 * PRODUCTS / (time.perf_counter() - began)
+    return 2 * side**3 * products / (time.perf_counter() - began)
 
 
 def _learns(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:

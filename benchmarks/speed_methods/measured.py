@@ -18,12 +18,13 @@ class Measured:
     """One row; what was not measured is None.
 
     ``seconds`` is the median of a step, ``memory`` the peak in bytes, ``before`` the seconds until the steps
-    ran at that pace. ``note`` says more, or why nothing was measured.
+    ran at that pace, ``whole`` those of a whole training. ``note`` says more, or why nothing was measured.
     """
 
     seconds: float | None = None
     memory: int | None = None
     before: float | None = None
+    whole: float | None = None
     note: str = ""
 
 

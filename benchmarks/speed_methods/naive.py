@@ -85,10 +85,10 @@ class SeparatePrompts:
 
 
 def eager(setting: Setting) -> Measured:
-    """A step between two choices of columns: masks on, merge weights learning where both branches are open."""
+    """A step between two choices of columns: masks on, merge weights learning on shared columns."""
     began = time.perf_counter()
     task = Task(setting)
-    layers = inject_naively(task.unet, setting.rank)
+    layers = inject_naively(task.unet, setting.common_rank)
     branches = [branch for layer in layers for branch in (layer.content, layer.style)]
     loras = [weights for branch in branches for weights in (branch.down, branch.up)]
     merges = [branch.merge for branch in branches]

@@ -13,42 +13,51 @@ from benchmarks.speed_methods.measured import Measured
 from benchmarks.speed_methods.task import PROMPTS, Setting
 from unziplora_cli.config import TrainConfig, resolve
 from unziplora_cli.training.engine import train
-from unziplora_cli.training.events import Finished, StepDone
+from unziplora_cli.training.events import Finished, Phase, StepDone
 from unziplora_cli.training.request import TrainRequest
 
-GPU_WARM_UP = 10
-"""Steps that the engine reads together on a GPU; whatever is prepared during the first falls into them."""
+SETTLING = 3
+"""Steps after the last that scores columns and before all are alike: the choice, the first step on the chosen
+columns, and the one that is recorded for those that follow."""
 
 
 def trained(setting: Setting, preset: str, **changes: int) -> Measured:
     """Train on a picture made on the spot with the settings of ``preset``, at this run's size.
 
-    The columns are chosen once and early, as seldom as in a training of full length compared to the steps
-    that are timed; checkpoints are left out.
+    The columns are chosen once, before the steps that are timed, and no checkpoints are written. The whole
+    training is reckoned from its parts, with every choice of columns that ``preset`` asks for.
     """
     size = {"rank": setting.rank, "resolution": setting.resolution, "steps": setting.steps}
     config = resolve(preset, {**size, "recalibrations": 1, "checkpoint_every": 0, **changes})
     began = time.perf_counter()
-    first: tuple[int, float] | None = None
+    settled = config.importance_steps + SETTLING
+    ready, first, told = 0.0, (0, 0.0), 0
     readings = []
     memory = 0
     with tempfile.TemporaryDirectory() as folder:
         for event in train(_request(setting, config, Path(folder))):
-            if isinstance(event, StepDone):
-                first = first or (event.step, time.perf_counter() - began)
-                if event.step > _warm_up(setting, config):
+            if isinstance(event, Phase) and event.name == "train":
+                ready = time.perf_counter() - began
+            elif isinstance(event, StepDone):
+                if not told:
+                    first = event.step, time.perf_counter() - began
+                if told >= settled:
                     readings.append(event.seconds)
+                told = event.step
             elif isinstance(event, Finished):
                 memory = event.result.memory
-    assert first is not None
     seconds = statistics.median(readings)
-    return Measured(seconds, memory, first[1] - first[0] * seconds)
+    choosing = first[1] - ready - first[0] * seconds  # beyond what the first steps would take at full pace
+    full = resolve(preset, {})
+    whole = ready + full.recalibrations * choosing + full.steps * seconds
+    return Measured(seconds, memory, ready + choosing, whole, _differences(setting, config))
 
 
-def _warm_up(setting: Setting, config: TrainConfig) -> int:
-    """Steps that are not counted: those that choose the columns, and the one after."""
-    choosing = config.importance_steps + 2
-    return choosing if setting.device.type == "cpu" else max(choosing, GPU_WARM_UP)
+def _differences(setting: Setting, config: TrainConfig) -> str:
+    """What makes a step of this preset another piece of work than the other rows'."""
+    rank = f"rank {config.rank}" if config.rank != setting.common_rank else ""
+    echoes = "two pictures per step, one of them an echo" if config.echoes else ""
+    return ", ".join(filter(None, (rank, echoes)))
 
 
 def _request(setting: Setting, config: TrainConfig, folder: Path) -> TrainRequest:

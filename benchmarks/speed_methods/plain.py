@@ -21,7 +21,7 @@ def eager(setting: Setting) -> Measured:
     """Operation by operation, as diffusers' training script runs."""
     began = time.perf_counter()
     task = Task(setting)
-    optimizer, compute = _training(task, setting.rank)
+    optimizer, compute = _training(task, setting.common_rank)
 
     def step() -> None:
         task.draw()
@@ -36,7 +36,7 @@ def captured(setting: Setting) -> Measured:
     """The same step recorded once as a CUDA graph and replayed."""
     began = time.perf_counter()
     task = Task(setting)
-    optimizer, compute = _training(task, setting.rank)
+    optimizer, compute = _training(task, setting.common_rank)
     graph = _capture(task, compute, optimizer)
 
     def step() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from benchmarks.speed_methods.measured import Measured
 
 Results = Mapping[str, Measured]
-NOTHING = "–"
+NOTHING = "-"
 FLOOR = "floor"
 
 
@@ -21,6 +21,7 @@ def training(results: Results) -> str:
             "ms per step": _milliseconds,
             "peak GiB": _gibibytes,
             "s before": lambda row: _number(row.before, 1),
+            "whole min": lambda row: _number(None if row.whole is None else row.whole / 60, 1),
             "of the floor": lambda row: _share(floor, row.seconds),
             "note": lambda row: row.note or NOTHING,
         },
@@ -56,7 +57,7 @@ def scaling(results: Results) -> str:
 
 
 def _table(title: str, results: Results, columns: Mapping[str, Callable[[Measured], str]]) -> str:
-    lines = [f"| {title} | " + " | ".join(columns) + " |", "|---" + "|---:" * len(columns) + "|"]
+    lines = [f"| {title} | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
     for name, row in results.items():
         cells = [cell(row).replace("|", "/") for cell in columns.values()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")

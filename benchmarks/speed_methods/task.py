@@ -1,9 +1,11 @@
-"""What all rows share: the base's shape, and one training step's network and inputs for the rows of others."""
+"""What all rows share, and the network and inputs of one training step for the rows of others."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import diffusers
 import torch
@@ -17,6 +19,7 @@ from unziplora_cli.diffusion.base import BaseRef, config, latent_factor
 from unziplora_cli.diffusion.device import pick_dtype, settle_threads
 
 TOKENS = 77
+PAPER_RANK = 64
 PROMPTS = Prompts("a monadikos fox in watercolor style", "a monadikos fox", "a fox in watercolor style")
 MAX_GRAD_NORM = 1.0
 LEARNING_RATE = 5e-5
@@ -24,13 +27,22 @@ LEARNING_RATE = 5e-5
 
 @dataclass(frozen=True)
 class Setting:
-    """Base, machine and size of all rows of one run; ``steps`` are those of our own trainings."""
+    """Base, machine and size of all rows of one run.
+
+    ``rank`` None leaves each preset its own, and gives the others 64. ``steps`` are those of a training of
+    ours, and of a picture.
+    """
 
     base: BaseRef
     device: torch.device
-    rank: int
+    rank: int | None
     resolution: int
     steps: int
+
+    @property
+    def common_rank(self) -> int:
+        """The rank of every row that has no preset."""
+        return self.rank or PAPER_RANK
 
     @property
     def few(self) -> int:
@@ -104,7 +116,7 @@ class Task:
             )[0]
         return F.mse_loss(prediction.float(), self.noise.float())
 
-    def adamw(self, groups: list[torch.nn.Parameter] | list[dict[str, object]]) -> torch.optim.AdamW:
+    def adamw(self, groups: Iterable[Any]) -> torch.optim.AdamW:
         """The one-kernel AdamW, fit for a CUDA graph."""
         return torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True, capturable=self.device.type == "cuda")
 
