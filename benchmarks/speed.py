@@ -76,6 +76,7 @@ def measure_apart(name: str, base: str, seconds: float) -> Measured:
     except subprocess.TimeoutExpired:
         return Measured(note="out of time")
     if done.returncode:
+        print(done.stderr[-4000:], file=sys.stderr)
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         return Measured(note=lines[-1][:200])
     return Measured(**json.loads(done.stdout.splitlines()[-1]))
@@ -145,6 +146,8 @@ def prepare(args: argparse.Namespace, spec: str) -> tuple[Setting, list[str]]:
     """The setting of all rows, and the presets."""
     base = resolve_base(spec, offline=True)[0]
     device = torch.device(args.device)
+    if device.index is not None:
+        torch.cuda.set_device(device)
     small = base.kind == "builtin"
     steps = args.steps or (16 if device.type == "cpu" else 40)
     shipped = [name for name in (*PRESETS, *(["mini"] if small else [])) if name in resources.preset_names()]
