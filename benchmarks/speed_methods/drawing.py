@@ -8,12 +8,11 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from benchmarks.speed_methods.measured import Measured, Stopwatch
-from benchmarks.speed_methods.task import PROMPTS, TOKENS, Setting, hollow_unet
+from benchmarks.speed_methods.task import PROMPTS, TOKENS, Setting, hollow_unet, random_unet
 from unziplora_cli.config import GenerateConfig
-from unziplora_cli.diffusion.device import settle_threads
 from unziplora_cli.diffusion.fuse import Branches
 from unziplora_cli.diffusion.generate import Progress, Request, generate
-from unziplora_cli.diffusion.load import load_scheduler, load_unet, load_vae
+from unziplora_cli.diffusion.load import load_scheduler, load_vae
 from unziplora_cli.method.inject import adapted_projections
 from unziplora_cli.method.lora import LoRA, LoRAWeights
 from unziplora_cli.training.memory import peak_memory
@@ -44,8 +43,7 @@ class DrawingWatch:
 def plain(setting: Setting) -> Measured:
     """StableDiffusionXLPipeline without any LoRA, prompts given as embeddings."""
     base, device, dtype = setting.base, setting.device, setting.dtype
-    unet = load_unet(base, device=device, dtype=dtype)
-    settle_threads(unet)
+    unet = random_unet(setting)
     pipeline = StableDiffusionXLPipeline(
         vae=load_vae(base, device=device, dtype=dtype),
         text_encoder=None,

@@ -63,17 +63,28 @@ def hollow_unet(base: BaseRef) -> UNet2DConditionModel:
     return unet.eval().requires_grad_(False)
 
 
-class Task:
-    """A frozen U-Net of the base's shape with random weights, and inputs that stay where they are.
+def random_unet(setting: Setting) -> UNet2DConditionModel:
+    """diffusers' own U-Net of the base's shape, frozen, with random weights made on the device.
 
-    The weights are made on the device: what they are makes no difference to the time. A CUDA graph reads its
-    inputs from fixed places, so :meth:`draw` fills them anew instead of making others.
+    What the weights are makes no difference to the time, and nothing of ours has touched its layers.
+    """
+    unet = random_weights(hollow_unet(setting.base).to(setting.dtype), str(setting.device)).to(setting.dtype)
+    settle_threads(unet)
+    if setting.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(setting.device)
+    return unet
+
+
+class Task:
+    """A frozen U-Net of the base's shape, and the inputs of a training step, which stay where they are.
+
+    A CUDA graph reads its inputs from fixed places, so :meth:`draw` fills them anew instead of making others.
     """
 
     def __init__(self, setting: Setting) -> None:
         self.device, self.dtype = setting.device, setting.dtype
-        self.unet = random_weights(hollow_unet(setting.base).to(self.dtype), str(self.device)).to(self.dtype)
-        settle_threads(self.unet)
+        self.unet = random_unet(setting)
         shape = self.unet.config
         side = setting.resolution // latent_factor(setting.base)
         pooled = shape.projection_class_embeddings_input_dim - 6 * shape.addition_time_embed_dim
@@ -87,9 +98,6 @@ class Task:
         self.time_ids = torch.full((1, 6), float(setting.resolution), device=self.device)
         schedule = DDPMScheduler.from_config(config(setting.base, "scheduler"))
         self.kept = schedule.alphas_cumprod.to(self.device)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self.device)
 
     def draw(self) -> None:
         """The noise, timestep and noisy picture of the next step."""
