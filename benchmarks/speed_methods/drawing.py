@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from benchmarks.speed_methods.measured import Measured, Stopwatch
-from benchmarks.speed_methods.task import PROMPTS, TOKENS, Setting, hollow_unet, random_unet
+from benchmarks.speed_methods.task import PROMPTS, TOKENS, Setting, hollow_unet, pooled_width, random_unet
 from unziplora_cli.config import GenerateConfig
 from unziplora_cli.diffusion.fuse import Branches
 from unziplora_cli.diffusion.generate import Progress, Request, generate
@@ -61,10 +61,8 @@ def plain(setting: Setting) -> Measured:
         watch.step()
         return tensors
 
-    shape = unet.config
-    pooled = shape.projection_class_embeddings_input_dim - 6 * shape.addition_time_embed_dim
-    tokens = torch.randn(2, 1, TOKENS, shape.cross_attention_dim, device=device, dtype=dtype)
-    texts = torch.randn(2, 1, pooled, device=device, dtype=dtype)
+    tokens = torch.randn(2, 1, TOKENS, unet.config.cross_attention_dim, device=device, dtype=dtype)
+    texts = torch.randn(2, 1, pooled_width(unet), device=device, dtype=dtype)
     pipeline(
         prompt_embeds=tokens[0],
         negative_prompt_embeds=tokens[1],

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed_methods.measured import Measured, wait_for
-from benchmarks.speed_methods.task import TOKENS, Setting, hollow_unet
+from benchmarks.speed_methods.task import TOKENS, Setting, hollow_unet, pooled_width
 from unziplora_cli.diffusion.base import latent_factor
 from unziplora_cli.diffusion.device import settle_threads
 from unziplora_cli.method.inject import adapted_projections
@@ -35,14 +35,16 @@ def step_operations(unet: UNet2DConditionModel, side: int) -> int:
     what attention kernels compute a second time to save memory.
     """
     shape = unet.config
-    pooled = shape.projection_class_embeddings_input_dim - 6 * shape.addition_time_embed_dim
     handles = [each.register_forward_hook(_learns) for each in adapted_projections(unet).values()]
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.device("meta"):
         prediction = unet(
             torch.empty(1, shape.in_channels, side, side),
             torch.empty(1),
             encoder_hidden_states=torch.empty(1, TOKENS, shape.cross_attention_dim),
-            added_cond_kwargs={"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, 6)},
+            added_cond_kwargs={
+                "text_embeds": torch.empty(1, pooled_width(unet)),
+                "time_ids": torch.empty(1, 6),
+            },
             return_dict=False,
         )[0]
         prediction.sum().backward()

@@ -63,6 +63,12 @@ def hollow_unet(base: BaseRef) -> UNet2DConditionModel:
     return unet.eval().requires_grad_(False)
 
 
+def pooled_width(unet: UNet2DConditionModel) -> int:
+    """The width of the pooled text embedding, which the U-Net takes beside six embedded numbers."""
+    shape = unet.config
+    return int(shape.projection_class_embeddings_input_dim - 6 * shape.addition_time_embed_dim)
+
+
 def random_unet(setting: Setting) -> UNet2DConditionModel:
     """diffusers' own U-Net of the base's shape, frozen, with random weights made on the device.
 
@@ -87,14 +93,13 @@ class Task:
         self.unet = random_unet(setting)
         shape = self.unet.config
         side = setting.resolution // latent_factor(setting.base)
-        pooled = shape.projection_class_embeddings_input_dim - 6 * shape.addition_time_embed_dim
         self.latents = self._random(1, shape.in_channels, side, side)
         self.noise, self.noisy = torch.empty_like(self.latents), torch.empty_like(self.latents)
         self.timesteps = torch.zeros(1, dtype=torch.long, device=self.device)
         self.full, self.content, self.style = (
             self._random(1, TOKENS, shape.cross_attention_dim) for _ in range(3)
         )
-        self.pooled = self._random(1, pooled)
+        self.pooled = self._random(1, pooled_width(self.unet))
         self.time_ids = torch.full((1, 6), float(setting.resolution), device=self.device)
         schedule = DDPMScheduler.from_config(config(setting.base, "scheduler"))
         self.kept = schedule.alphas_cumprod.to(self.device)

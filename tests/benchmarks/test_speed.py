@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks.speed_methods import drawing, naive, ours, plain, tables
 from benchmarks.speed_methods.floor import step_operations
 from benchmarks.speed_methods.measured import Measured
-from benchmarks.speed_methods.task import TOKENS, Setting, Task, hollow_unet
+from benchmarks.speed_methods.task import TOKENS, Setting, Task, hollow_unet, pooled_width
 from unziplora_cli.diffusion.base import resolve_base
 from unziplora_cli.method.inject import inject
 from unziplora_cli.method.layer import DualLoRALinear
@@ -108,13 +108,15 @@ def test_the_operations_of_a_step_are_those_counted_by_hand(setting: Setting) ->
             module.register_forward_hook(lambda m, given, output: seen.append((m, given[0].shape)))
     seen: list[tuple[nn.Module, torch.Size]] = []
     shape = network.config
-    pooled = shape.projection_class_embeddings_input_dim - 6 * shape.addition_time_embed_dim
     with torch.no_grad():
         network(
             torch.zeros(1, shape.in_channels, 8, 8),
             torch.zeros(1),
             encoder_hidden_states=torch.zeros(1, TOKENS, shape.cross_attention_dim),
-            added_cond_kwargs={"text_embeds": torch.zeros(1, pooled), "time_ids": torch.zeros(1, 6)},
+            added_cond_kwargs={
+                "text_embeds": torch.zeros(1, pooled_width(network)),
+                "time_ids": torch.zeros(1, 6),
+            },
         )
     for attention, (batch, pixels, width) in seen:
         keys = TOKENS if attention.is_cross_attention else pixels
