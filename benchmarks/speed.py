@@ -1,0 +1,206 @@
+"""How fast training and drawing are on this machine, beside others and beside what the chip could do.
+
+    python benchmarks/speed.py --base DIR --out results  # DIR as random_sdxl.py writes it, or any base
+    python benchmarks/speed.py --base DIR --scaling --only scaling
+    python benchmarks/speed.py --device cpu              # the built-in base, a laptop, two minutes
+
+Every row runs in a process of its own, so that no row pays for another's memory or gains from its caches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.speed_methods import drawing, naive, ours, plain, tables
+from benchmarks.speed_methods.floor import floor
+from benchmarks.speed_methods.measured import Measured
+from benchmarks.speed_methods.task import Setting
+from unziplora_cli import resources
+from unziplora_cli.diffusion.base import native_resolution, resolve_base
+from unziplora_cli.threads import tame_openmp
+
+PRESETS = ("paper", "fast", "low-vram")
+"""Those of them that ship are measured unless others are named."""
+
+RANKS, BATCHES = (4, 16, 64, 128), (2, 4)
+"""Of the table by size; one of the ranks is that of all other rows, at the full size and batch 1."""
+RENDERERS = {"training": tables.training, "generation": tables.generation, "scaling": tables.scaling}
+
+Row = Callable[[], Measured] | None
+"""Measures one row; None where this machine cannot."""
+
+
+def rows(setting: Setting, presets: list[str]) -> dict[str, dict[str, Row]]:
+    """All rows of all tables by name; no name is in two tables."""
+    on_gpu = setting.device.type == "cuda"
+    training: dict[str, Row] = {
+        tables.FLOOR: partial(floor, setting),
+        **{f"ours, {preset}": partial(ours.trained, setting, preset) for preset in presets},
+        "one LoRA, diffusers + peft": partial(plain.eager, setting),
+        "one LoRA, diffusers + peft, CUDA graph": partial(plain.captured, setting) if on_gpu else None,
+        "two LoRAs, full matrices": partial(naive.eager, setting),
+    }
+    generation: dict[str, Row] = {
+        name: partial(variant, setting) for name, variant in drawing.VARIANTS.items()
+    }
+    sizes = [("rank", rank) for rank in RANKS]
+    sizes += [("resolution", setting.resolution * quarters // 4) for quarters in (2, 3)]
+    sizes += [("batch_size", size) for size in BATCHES]
+    scaling: dict[str, Row] = {}
+    for name, size in sizes:
+        measure = partial(ours.trained, setting, presets[0], **{name: size})
+        scaling[f"scaling, {name.replace('_', ' ')} {size}"] = measure
+    return {"training": training, "generation": generation, "scaling": scaling}
+
+
+def measure_apart(name: str, base: str, seconds: float) -> Measured:
+    """Measure one row in a process of its own; what went wrong becomes its note."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--base", base, "--row", name]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return Measured(note="out of time")
+    if done.returncode:
+        print(done.stderr[-4000:], file=sys.stderr)
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        return Measured(note=lines[-1][:200])
+    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def write_random_base(folder: str) -> str:
+    """A base of SDXL's size in ``folder``, written by a process that gives its memory back."""
+    script = Path(__file__).with_name("random_sdxl.py")
+    subprocess.run([sys.executable, str(script), folder], check=True, stdout=sys.stderr)
+    return folder
+
+
+def header(setting: Setting) -> str:
+    """The machine and what is the same for all rows."""
+    device = (
+        torch.cuda.get_device_name(setting.device)
+        if setting.device.type == "cuda"
+        else f"{platform.processor() or platform.machine()}, CPU threads: {torch.get_num_threads()}"
+    )
+    return (
+        f"{device}; torch {torch.__version__}; base {setting.base.spec}, {setting.resolution} px, batch 1, "
+        f"rank {setting.common_rank}, {str(setting.dtype).removeprefix('torch.')}\n"
+    )
+
+
+def report(setting: Setting, results: Mapping[str, Mapping[str, Measured]]) -> str:
+    """The header and every table that has rows."""
+    parts = [RENDERERS[table](measured) for table, measured in results.items() if measured]
+    return "\n".join([header(setting), *parts])
+
+
+def save(folder: Path, setting: Setting, results: Mapping[str, Mapping[str, Measured]]) -> None:
+    """The tables and the numbers behind them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "speed.md").write_text(report(setting, results), encoding="utf-8")
+    numbers = {
+        table: {name: asdict(row) for name, row in measured.items()} for table, measured in results.items()
+    }
+    text = json.dumps({"header": header(setting).strip(), **numbers}, indent=2)
+    (folder / "speed.json").write_text(text, encoding="utf-8")
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--base",
+        help="any base, or `random` to write one of SDXL's size; left out: random on a GPU, else mini",
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--presets", help="presets of our rows, by comma; the first one is scaled")
+    parser.add_argument("--rank", type=int, help="rank of all rows (64 or the preset's; on mini 16)")
+    parser.add_argument("--resolution", type=int, help="side of the picture in all rows (the base's own)")
+    parser.add_argument("--steps", type=int, help="steps of our rows (40; on a CPU 16)")
+    parser.add_argument("--quick", action="store_true", help="half the steps")
+    parser.add_argument("--scaling", action="store_true", help="our training by rank, size and batch too")
+    parser.add_argument("--only", default="", help="rows whose names contain this")
+    parser.add_argument("--deadline", type=float, default=9.0, help="minutes after which rows are given up")
+    parser.add_argument("--out", type=Path, help="folder for speed.md and speed.json")
+    parser.add_argument("--row", help="measure this row in this very process and print its numbers")
+    return parser.parse_args()
+
+
+def prepare(args: argparse.Namespace, spec: str) -> tuple[Setting, list[str]]:
+    """The setting of all rows, and the presets."""
+    base = resolve_base(spec, offline=True)[0]
+    device = torch.device(args.device)
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    small = base.kind == "builtin"
+    steps = args.steps or (16 if device.type == "cpu" else 40)
+    shipped = [name for name in (*PRESETS, *(["mini"] if small else [])) if name in resources.preset_names()]
+    setting = Setting(
+        base=base,
+        device=device,
+        rank=args.rank or (16 if small else None),
+        resolution=args.resolution or native_resolution(base),
+        steps=max(12, steps // 2) if args.quick else steps,
+    )
+    return setting, args.presets.split(",") if args.presets else shipped
+
+
+def measure_all(args: argparse.Namespace, spec: str, begun: float) -> None:
+    """Measure row after row, each apart, and print the tables."""
+    setting, presets = prepare(args, spec)
+    results: dict[str, dict[str, Measured]] = {}
+    for table, named in rows(setting, presets).items():
+        results[table] = {}
+        for name, row in named.items():
+            if args.only not in name or (table == "scaling" and not args.scaling):
+                continue
+            left = 60 * args.deadline - (time.monotonic() - begun)
+            if row is None:
+                measured = Measured(note=f"not on {setting.device.type}")
+            elif left <= 0:
+                measured = Measured(note="out of time")
+            else:
+                measured = measure_apart(name, spec, left)
+            results[table][name] = measured
+            spent = time.monotonic() - begun
+            print(f"[{spent:5.0f}s] {name}: {measured}", file=sys.stderr, flush=True)
+            if args.out:
+                save(args.out, setting, results)
+    print(report(setting, results))
+
+
+def main() -> None:
+    """Measure, or be the process that measures one row."""
+    args = parse()
+    begun = time.monotonic()
+    if args.row:
+        setting, presets = prepare(args, args.base)
+        every = {name: row for named in rows(setting, presets).values() for name, row in named.items() if row}
+        print(json.dumps(asdict(every[args.row]())))
+        return
+    spec = args.base or ("random" if args.device.startswith("cuda") else "mini")
+    with ExitStack() as stack:
+        if spec == "random":
+            spec = write_random_base(stack.enter_context(tempfile.TemporaryDirectory()))
+        measure_all(args, spec, begun)
+
+
+if __name__ == "__main__":
+    tame_openmp()
+    main()

@@ -1,0 +1,120 @@
+"""Drawing with both LoRAs against diffusers' own pipeline with none: same scheduler, guidance and size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from benchmarks.speed_methods.measured import Measured, Stopwatch
+from benchmarks.speed_methods.task import PROMPTS, TOKENS, Setting, hollow_unet, pooled_width, random_unet
+from unziplora_cli.config import GenerateConfig
+from unziplora_cli.diffusion.fuse import Branches
+from unziplora_cli.diffusion.generate import Progress, Request, generate
+from unziplora_cli.diffusion.load import load_scheduler, load_vae
+from unziplora_cli.method.inject import adapted_projections
+from unziplora_cli.method.lora import LoRA, LoRAWeights
+from unziplora_cli.training.memory import peak_memory
+
+GUIDANCE = 5.0
+READ_EVERY = 2
+WARM_READINGS = 2
+
+
+class DrawingWatch:
+    """Times the steps of one picture, and the memory that they need."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.device = setting.device
+        self.watch = Stopwatch(setting.device, READ_EVERY)
+        self.memory = 0
+
+    def step(self) -> None:
+        """A denoising step is over."""
+        self.watch.tick()
+        self.memory = peak_memory(self.device)
+
+    def measured(self) -> Measured:
+        """The row; the first readings are warm-up."""
+        return Measured(self.watch.median(WARM_READINGS), self.memory)
+
+
+def plain(setting: Setting) -> Measured:
+    """StableDiffusionXLPipeline without any LoRA, prompts given as embeddings."""
+    base, device, dtype = setting.base, setting.device, setting.dtype
+    unet = random_unet(setting)
+    pipeline = StableDiffusionXLPipeline(
+        vae=load_vae(base, device=device, dtype=dtype),
+        text_encoder=None,
+        text_encoder_2=None,
+        tokenizer=None,
+        tokenizer_2=None,
+        unet=unet,
+        scheduler=load_scheduler(base),
+        add_watermarker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    watch = DrawingWatch(setting)
+
+    def on_step(_pipeline: Any, _number: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        watch.step()
+        return tensors
+
+    tokens = torch.randn(2, 1, TOKENS, unet.config.cross_attention_dim, device=device, dtype=dtype)
+    texts = torch.randn(2, 1, pooled_width(unet), device=device, dtype=dtype)
+    pipeline(
+        prompt_embeds=tokens[0],
+        negative_prompt_embeds=tokens[1],
+        pooled_prompt_embeds=texts[0],
+        negative_pooled_prompt_embeds=texts[1],
+        width=setting.resolution,
+        height=setting.resolution,
+        num_inference_steps=setting.steps,
+        guidance_scale=GUIDANCE,
+        output_type="latent",
+        callback_on_step_end=on_step,
+    )
+    return watch.measured()
+
+
+def combined(setting: Setting) -> Measured:
+    """What `unziplora combine` does, with two random LoRAs and random merge weights."""
+    watch = DrawingWatch(setting)
+
+    def on_progress(progress: Progress) -> None:
+        if progress.phase == "draw":
+            watch.step()
+
+    side = setting.resolution
+    config = GenerateConfig(steps=setting.steps, guidance=GUIDANCE, width=side, height=side)
+    request = Request(PROMPTS, random_branches(setting), config)
+    for _ in generate(
+        setting.base, [request], device=setting.device, dtype=setting.dtype, on_progress=on_progress
+    ):
+        pass
+    return watch.measured()
+
+
+VARIANTS = {"diffusers' pipeline, no LoRA": plain, "ours, combine": combined}
+"""The rows by name; the first is what the others are compared with."""
+
+
+def random_branches(setting: Setting) -> Branches:
+    """Two LoRAs for every adapted projection of the base, as large as those that training starts with."""
+    projections = adapted_projections(hollow_unet(setting.base))
+    rank = setting.common_rank
+
+    def lora() -> LoRA:
+        return {
+            name: LoRAWeights(
+                down=torch.randn(rank, linear.in_features) / rank,
+                up=torch.randn(linear.out_features, rank) / rank,
+            )
+            for name, linear in projections.items()
+        }
+
+    def merge() -> dict[str, torch.Tensor]:
+        return {name: torch.rand(linear.out_features) for name, linear in projections.items()}
+
+    return Branches(content=lora(), style=lora(), content_merge=merge(), style_merge=merge())

@@ -1,0 +1,72 @@
+"""The least time that the arithmetic of a training step can take on this device."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.speed_methods.measured import Measured, wait_for
+from benchmarks.speed_methods.task import TOKENS, Setting, hollow_unet, pooled_width
+from unziplora_cli.diffusion.base import latent_factor
+from unziplora_cli.diffusion.device import settle_threads
+from unziplora_cli.method.inject import adapted_projections
+
+
+def floor(setting: Setting) -> Measured:
+    """The U-Net's operations at the rate of a large matrix product in the format of training."""
+    unet = hollow_unet(setting.base)
+    settle_threads(unet)
+    operations = step_operations(unet, setting.resolution // latent_factor(setting.base))
+    rate = product_rate(setting.device, setting.dtype)
+    note = f"{operations / 1e12:.3g} TFLOP at {rate / 1e12:.3g} TFLOP/s"
+    return Measured(seconds=operations / rate, note=note)
+
+
+def step_operations(unet: UNet2DConditionModel, side: int) -> int:
+    """Floating-point operations of one training step on one picture of ``side`` x ``side`` latents.
+
+    ``unet`` is frozen and on the meta device. Counted are its forward and what any training of its attention
+    projections has to send back through it; not the gradients of frozen weights, the LoRAs' own products, or
+    what attention kernels compute a second time to save memory.
+    """
+    shape = unet.config
+    handles = [each.register_forward_hook(_learns) for each in adapted_projections(unet).values()]
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.device("meta"):
+        prediction = unet(
+            torch.empty(1, shape.in_channels, side, side),
+            torch.empty(1),
+            encoder_hidden_states=torch.empty(1, TOKENS, shape.cross_attention_dim),
+            added_cond_kwargs={
+                "text_embeds": torch.empty(1, pooled_width(unet)),
+                "time_ids": torch.empty(1, 6),
+            },
+            return_dict=False,
+        )[0]
+        prediction.sum().backward()
+    for handle in handles:
+        handle.remove()
+    return int(counter.get_total_flops())
+
+
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of a large square matrix product of random numbers."""
+    side, products = (8192, 200) if device.type == "cuda" else (1024, 20)
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    for _ in range(3):
+        left @ right
+    wait_for(device)
+    began = time.perf_counter()
+    for _ in range(products):
+        left @ right
+    wait_for(device)
+    return 2 * side**3 * products / (time.perf_counter() - began)
+
+
+def _learns(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """A LoRA on ``module`` would need the gradient of its output."""
+    return output if output.requires_grad else output.requires_grad_()

@@ -1,0 +1,137 @@
+"""What all rows share, and the network and inputs of one training step for the rows of others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import Tensor
+
+from benchmarks.random_sdxl import random_weights
+from unziplora_cli.config import Prompts
+from unziplora_cli.diffusion.base import BaseRef, config, latent_factor
+from unziplora_cli.diffusion.device import pick_dtype, settle_threads
+
+TOKENS = 77
+PAPER_RANK = 64
+PROMPTS = Prompts("a monadikos fox in watercolor style", "a monadikos fox", "a fox in watercolor style")
+MAX_GRAD_NORM = 1.0
+LEARNING_RATE = 5e-5
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Base, machine and size of all rows of one run.
+
+    ``rank`` None leaves each preset its own, and gives the others 64. ``steps`` are those of a training of
+    ours, and of a picture.
+    """
+
+    base: BaseRef
+    device: torch.device
+    rank: int | None
+    resolution: int
+    steps: int
+
+    @property
+    def common_rank(self) -> int:
+        """The rank of every row that has no preset."""
+        return self.rank or PAPER_RANK
+
+    @property
+    def few(self) -> int:
+        """Steps of the slower trainings of others."""
+        return max(2, self.steps // 4)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What ``--precision auto`` means on this device."""
+        return pick_dtype("auto", self.device)
+
+
+def hollow_unet(base: BaseRef) -> UNet2DConditionModel:
+    """The base's U-Net without weights, on the meta device, frozen."""
+    diffusers.logging.set_verbosity_error()
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(dict(config(base, "unet")))
+    return unet.eval().requires_grad_(False)
+
+
+def pooled_width(unet: UNet2DConditionModel) -> int:
+    """The width of the pooled text embedding, which the U-Net takes beside six embedded numbers."""
+    shape = unet.config
+    return int(shape.projection_class_embeddings_input_dim - 6 * shape.addition_time_embed_dim)
+
+
+def random_unet(setting: Setting) -> UNet2DConditionModel:
+    """diffusers' own U-Net of the base's shape, frozen, with random weights made on the device.
+
+    What the weights are makes no difference to the time, and nothing of ours has touched its layers.
+    """
+    unet = random_weights(hollow_unet(setting.base).to(setting.dtype), str(setting.device)).to(setting.dtype)
+    settle_threads(unet)
+    if setting.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(setting.device)
+    return unet
+
+
+class Task:
+    """A frozen U-Net of the base's shape, and the inputs of a training step, which stay where they are.
+
+    A CUDA graph reads its inputs from fixed places, so :meth:`draw` fills them anew instead of making others.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.device, self.dtype = setting.device, setting.dtype
+        self.unet = random_unet(setting)
+        shape = self.unet.config
+        side = setting.resolution // latent_factor(setting.base)
+        self.latents = self._random(1, shape.in_channels, side, side)
+        self.noise, self.noisy = torch.empty_like(self.latents), torch.empty_like(self.latents)
+        self.timesteps = torch.zeros(1, dtype=torch.long, device=self.device)
+        self.full, self.content, self.style = (
+            self._random(1, TOKENS, shape.cross_attention_dim) for _ in range(3)
+        )
+        self.pooled = self._random(1, pooled_width(self.unet))
+        self.time_ids = torch.full((1, 6), float(setting.resolution), device=self.device)
+        schedule = DDPMScheduler.from_config(config(setting.base, "scheduler"))
+        self.kept = schedule.alphas_cumprod.to(self.device)
+
+    def draw(self) -> None:
+        """The noise, timestep and noisy picture of the next step."""
+        self.noise.normal_()
+        self.timesteps.random_(0, len(self.kept))
+        kept = self.kept[self.timesteps].view(-1, 1, 1, 1)
+        self.noisy.copy_(kept.sqrt() * self.latents + (1.0 - kept).sqrt() * self.noise)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Mixed precision; its cache of casts would find nothing twice, and is no good to a CUDA graph."""
+        mixed = self.dtype is not torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=mixed, cache_enabled=False)
+
+    def loss(self, **texts: Tensor) -> Tensor:
+        """The denoising loss; ``texts`` go to every attention beside the full prompt."""
+        with self.autocast():
+            prediction = self.unet(
+                self.noisy,
+                self.timesteps,
+                encoder_hidden_states=self.full,
+                added_cond_kwargs={"text_embeds": self.pooled, "time_ids": self.time_ids},
+                cross_attention_kwargs=texts or None,
+                return_dict=False,
+            )[0]
+        return F.mse_loss(prediction.float(), self.noise.float())
+
+    def adamw(self, groups: Iterable[Any]) -> torch.optim.AdamW:
+        """The one-kernel AdamW, fit for a CUDA graph."""
+        return torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True, capturable=self.device.type == "cuda")
+
+    def _random(self, *shape: int) -> Tensor:
+        return torch.randn(shape, device=self.device, dtype=self.dtype)
