@@ -9,6 +9,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from unziplora_cli.diffusion.attention import separate_prompts
 from unziplora_cli.diffusion.conditioning import Conditioning, predict_noise
 from unziplora_cli.method.fold import fold, projections
+from unziplora_cli.method.importance import column_scores
 from unziplora_cli.method.inject import extract, inject, load_branch
 from unziplora_cli.method.layer import BRANCHES, DualLoRALinear, Mode
 from unziplora_cli.method.losses import overlap_penalty
@@ -120,6 +121,19 @@ def test_folded_weights_are_given_up_before_the_backward_pass() -> None:
     assert seen[0].expired()
     prediction.sum().backward()  # makes them again
     assert len(seen) == 1
+
+
+def test_layers_do_not_keep_the_gradients_of_their_fold() -> None:
+    unet = network()
+    layers = separated(unet)
+    folds = fold(unet, layers)
+    predict_noise(unet, *told(1)).sum().backward()
+    gradients = [StorageWeakRef(each.content.up.grad.untyped_storage()) for each in folds.values()]
+    scores = [column_scores(layer.content, "magnitude") for _, layer in projections(folds)]
+    assert all(score.any() for score in scores)
+    for each in folds.values():
+        each.zero_grad()
+    assert all(gradient.expired() for gradient in gradients)
 
 
 def test_nothing_stays_prepared() -> None:

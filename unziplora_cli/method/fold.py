@@ -113,14 +113,16 @@ class Fold(nn.Module):
         """Put the frozen weights back where they were."""
         self._move_frozen(self.device)
 
-    def with_gradients(self) -> Mapping[str, DualLoRALinear]:
-        """The layers by name, their branches' gradients views of this fold's."""
-        for i, layer in enumerate(self.layers.values()):
+    def with_gradients(self) -> Iterator[tuple[str, DualLoRALinear]]:
+        """Each layer by name; while it is looked at, its branches' gradients are views of this fold's."""
+        for i, (name, layer) in enumerate(self.layers.items()):
             for single, shared in zip(layer.branches(), self.branches(), strict=True):
-                for name, parameter in single.named_parameters():
-                    grad = shared.get_parameter(name).grad
+                for part, parameter in single.named_parameters():
+                    grad = shared.get_parameter(part).grad
                     parameter.grad = None if grad is None else grad[i]
-        return self.layers
+            yield name, layer
+            for single in layer.branches():  # a view would keep the memory of all gradients
+                single.zero_grad()
 
     def _groups(self) -> list[list[DualLoRALinear]]:
         """The layers in order; query, key and value of one self-attention read the same and are one group."""
@@ -197,7 +199,7 @@ def projections(layers: Mapping[str, DualLoRALinear | Fold]) -> Iterator[tuple[s
     """Every single projection by name, its gradients in place."""
     for name, each in layers.items():
         if isinstance(each, Fold):
-            yield from each.with_gradients().items()
+            yield from each.with_gradients()
         else:
             yield name, each
 
