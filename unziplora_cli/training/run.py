@@ -110,7 +110,8 @@ class Run:
                     else:
                         self._seconds += time.monotonic() - began
                     yield from self._after(step)
-                    agreed = self._agreed(stop.received) and self.done < config.steps
+                    if self.done < config.steps and (reads or self.accelerator.num_processes == 1):
+                        agreed = self._agreed(stop.received)
                     if agreed:
                         raise KeyboardInterrupt
             except KeyboardInterrupt:
