@@ -11,38 +11,46 @@ from torch import Tensor
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class _Recording:
+    """``graph`` reads ``noisy`` and ``timestep`` and writes ``result``, all of which stay in place."""
+
+    graph: torch.cuda.CUDAGraph
+    noisy: Tensor
+    timestep: Tensor
+    result: Tensor
+
+
 @dataclass(slots=True)
 class Replayed:
     """Calls ``denoiser`` with noisy pictures and a timestep; the second call records, later ones replay.
 
     All calls must have the same shapes, and what ``denoiser`` reads beside its arguments must stay in place.
-    The result is overwritten by the next call. Away from CUDA, ``denoiser`` is called as it is.
+    Away from CUDA, and where a recording cannot be had, as for want of memory, it is called as it is.
     """
 
     denoiser: Denoiser
-    _warm: bool = field(default=False, init=False)
-    _graph: torch.cuda.CUDAGraph | None = field(default=None, init=False)
-    _noisy: Tensor | None = field(default=None, init=False)
-    _timestep: Tensor | None = field(default=None, init=False)
-    _result: Tensor | None = field(default=None, init=False)
+    _calls: int = field(default=0, init=False)
+    _recording: _Recording | None = field(default=None, init=False)
 
     def __call__(self, noisy: Tensor, timestep: Tensor) -> Tensor:
-        if noisy.device.type != "cuda" or not self._warm:
-            self._warm = True
+        self._calls += 1
+        if noisy.device.type == "cuda" and self._calls == 2:
+            self._recording = self._record(noisy, timestep)
+        if self._recording is None:
             return self.denoiser(noisy, timestep)
-        if self._graph is None:
-            self._record(noisy, timestep)
-        assert self._noisy is not None
-        assert self._timestep is not None
-        assert self._result is not None
-        self._noisy.copy_(noisy)
-        self._timestep.copy_(timestep)
-        assert self._graph is not None
-        self._graph.replay()
-        return self._result
+        self._recording.noisy.copy_(noisy)
+        self._recording.timestep.copy_(timestep)
+        self._recording.graph.replay()
+        return self._recording.result.clone()
 
-    def _record(self, noisy: Tensor, timestep: Tensor) -> None:
-        self._noisy, self._timestep = noisy.clone(), timestep.to(noisy.device, copy=True)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._result = self.denoiser(self._noisy, self._timestep)
+    def _record(self, noisy: Tensor, timestep: Tensor) -> _Recording | None:
+        noisy, timestep = noisy.clone(), timestep.to(noisy.device, copy=True)
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.empty_cache()
+        try:
+            with torch.cuda.device(noisy.device), torch.cuda.graph(graph):
+                result = self.denoiser(noisy, timestep)
+        except RuntimeError:
+            return None
+        return _Recording(graph, noisy, timestep, result)
