@@ -16,9 +16,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import UsageError
 
-_FUSED = ("cpu", "mps")
-"""Further devices on which torch has the one-kernel AdamW."""
-
 
 def build_optimizer(config: TrainConfig, groups: Sequence[dict[str, Any]]) -> Optimizer:
     """The optimiser that ``config`` names over ``groups``, each with its own learning rate.
@@ -54,7 +51,7 @@ def build_optimizer(config: TrainConfig, groups: Sequence[dict[str, Any]]) -> Op
     if device.type == "cuda":  # counters and learning rates on the device, where a CUDA graph reads them
         rates = [{**group, "lr": torch.tensor(float(group["lr"]), device=device)} for group in groups]
         return torch.optim.AdamW(rates, fused=True, capturable=True, **settings)
-    return torch.optim.AdamW(groups, fused=device.type in _FUSED, **settings)
+    return torch.optim.AdamW(groups, fused=device.type == "cpu", **settings)
 
 
 def build_lr_scheduler(config: TrainConfig, optimizer: Optimizer) -> LRScheduler:
