@@ -1,4 +1,4 @@
-"""The plan of a training against exact counts, against what autograd really saves, and against measurements."""
+"""The plan of a training against exact counts, what autograd really saves, and measurements."""
 
 from __future__ import annotations
 
@@ -121,9 +121,7 @@ def test_what_autograd_saves_is_counted(
     if again:
         _checkpoint_gradients(unet)
     fold(unet, inject(unet, 4), by_block=again)
-    settings = TrainConfig(
-        rank=4, resolution=8 * SIDE, batch_size=BATCH, gradient_checkpointing=again
-    )
+    settings = TrainConfig(rank=4, resolution=8 * SIDE, batch_size=BATCH, gradient_checkpointing=again)
     expected = predict_memory(base, settings, Target("cpu", "fp32", fused)).saved
     assert saved_bytes(unet, monkeypatch) == pytest.approx(expected, rel=0.15)
 
@@ -142,9 +140,7 @@ def test_operations_are_those_that_torch_counts(small: tuple[dict[str, Any], Bas
     assert operations_of(base, settings) == pytest.approx(counter.get_total_flops(), rel=0.15)
 
 
-def test_files_have_the_sizes_that_are_planned(
-    small: tuple[dict[str, Any], Base], tmp_path: Path
-) -> None:
+def test_files_have_the_sizes_that_are_planned(small: tuple[dict[str, Any], Base], tmp_path: Path) -> None:
     config, base = small
     unet = UNet2DConditionModel(**config).requires_grad_(False)
     layers = inject(unet, 8)
@@ -152,7 +148,8 @@ def test_files_have_the_sizes_that_are_planned(
     write_layers(tmp_path, layers, {}, chosen=False)
     written = sum(file.stat().st_size for file in tmp_path.iterdir())
     assert project_bytes(base.unet, settings) == pytest.approx(written, rel=0.15)
-    assert project_bytes(base.unet, replace(settings, save_every=200)) == 4 * project_bytes(base.unet, settings)
+    saving = replace(settings, save_every=200)
+    assert project_bytes(base.unet, saving) == 4 * project_bytes(base.unet, settings)
     assert read_lora(tmp_path / "content.safetensors").lora.keys() == layers.keys()
     optimizer = build_optimizer(settings, parameter_groups(layers, content_lr=1, style_lr=1, merge_lr=1))
     state = TrainingState(layers, optimizer, build_lr_scheduler(settings, optimizer))
@@ -180,7 +177,7 @@ def test_presets_are_proposed_in_their_order(sdxl: Base) -> None:
 
     assert proposed(12) == {"preset": "fast"}
     assert proposed(8) == {"preset": "low-vram"}
-    assert proposed(12, rank=64) == {"preset": "low-vram"}, "the user's rank stays, so that fast saves nothing"
+    assert proposed(12, rank=64) == {"preset": "low-vram"}, "the rank stays, so fast saves nothing"
     small = proposed(5)
     assert small["preset"] == "low-vram"
     assert small["resolution"] < 1024

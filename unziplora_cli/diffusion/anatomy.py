@@ -64,7 +64,8 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Anatomy:
-    """All parts of a U-Net; ``timing`` are the layers that embed time and size, ``weights`` all parameters."""
+    """All parts of a U-Net; ``timing`` are the layers that embed time and size, ``weights`` counts all
+    parameters."""
 
     parts: tuple[Part, ...]
     timing: tuple[Linear, ...]
@@ -141,9 +142,7 @@ def anatomy(config: Mapping[str, Any]) -> Anatomy:
     return Anatomy(tuple(parts), timing, weights)
 
 
-def _part(
-    kind: Kind, level: int, modules: list[nn.Module], adapted: set[nn.Linear], **more: Any
-) -> Part:
+def _part(kind: Kind, level: int, modules: list[nn.Module], adapted: set[nn.Linear], **more: Any) -> Part:
     named = [(name, each) for module in modules for name, each in module.named_modules()]
     layers, projections = [], []
     for name, each in named:

@@ -191,4 +191,3 @@ def _checkpoint_gradients(unet: UNet2DConditionModel) -> None:
     for module in unet.modules():
         if isinstance(module, nn.Dropout):
             module.eval()
-

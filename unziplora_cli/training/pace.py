@@ -24,12 +24,12 @@ from unziplora_cli.training.plan import Base, Target, passes, pixels_of
 
 # What was measured, and not derived.
 EFFICIENCY = {"cuda": 0.33, "mps": 0.3, "cpu": 0.13}
-"""The share of the rate of large products that a step reaches: attention, norms and small layers are slower."""
+"""The share of the rate of large products that a step reaches: attention, norms, small layers are slower."""
 CHECKPOINTED = 0.75
 """Times that, where activations are computed again, and what is kept in int8 is unpacked."""
 RECORDED, LAUNCHED = 0.1e-3, 2e-3
 """Seconds that a part of the U-Net takes at least, forward and back: replayed, or launched by Python."""
-LOADING = {"cuda": 30.0, "mps": 60.0, "cpu": 5.0}
+LOADING = {"cuda": 30.0, "mps": 60.0, "cpu": 10.0}
 """Seconds before the first step: libraries, texts, pictures, the U-Net."""
 SECONDS_OF_MEASURING = 0.2
 

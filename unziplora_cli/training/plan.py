@@ -5,8 +5,8 @@ A training on a GPU goes through three phases, and its peak is the largest of th
     texts     the two text encoders
     pictures  the VAE in float32 + PLANES feature maps of the picture's size
     steps     frozen + state + the largest of
-              - backward pass at part i of the U-Net: what autograd saved of the parts up to i, the gradients of
-                those after i, the folded weights of i's region and their gradients, and what i works with
+              - backward pass at part i of the U-Net: what autograd saved of the parts up to i, the gradients
+                of those after i, the folded weights of i's region and their gradients, and what i works with
               - update: all gradients
 
     frozen    the base's weights: 2 bytes in bf16 and fp16, 4 in fp32, 1 in int8 where a layer is large; those
@@ -42,10 +42,12 @@ CONTEXT = 0.5 * GIB
 """What CUDA itself takes of a card, beside torch's peak."""
 FRAGMENTS = 0.5 * GIB
 """What torch's allocator cannot use of what it holds."""
-PROCESS = 0.53e9
+PROCESS = 0.5e9
 """The program with its libraries in main memory."""
 PLANES = 6.1
 """Feature maps [channels of the first block, height, width] that encoding a picture holds at once."""
+NAMES = 1100
+"""Bytes per projection in the headers of a project's three files."""
 FOLDED_COPIES = 3
 """Of a region's weights in its backward pass: folded, the gradient of each, and all gradients stacked."""
 
@@ -56,7 +58,7 @@ MOMENTS = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a training computes: ``device`` is cpu, cuda or mps; ``fused`` says that the fused kernels run."""
+    """Where a training computes: ``device`` is cpu, cuda or mps; ``fused``: with the fused kernels."""
 
     device: str
     precision: str
@@ -194,9 +196,11 @@ def text_weights(config: Mapping[str, Any]) -> int:
 
 
 def project_bytes(unet: Anatomy, config: TrainConfig) -> int:
-    """The files of the finished project, in float32; those saved on the way included."""
+    """The files of the finished project, LoRAs in fp16, merge weights in fp32; those saved on the way too."""
     saved = config.steps // config.save_every if config.save_every else 0
-    return trained_numbers(unet, config.rank) * 4 * (1 + saved)
+    columns, layers = sum(each.outputs for each in unet.projections()), len(list(unet.projections()))
+    files = 2 * (trained_numbers(unet, config.rank) - 2 * columns) + 8 * columns + NAMES * layers
+    return files * (1 + saved)
 
 
 def checkpoint_bytes(unet: Anatomy, config: TrainConfig) -> int:
@@ -212,8 +216,7 @@ def checkpoints_bytes(unet: Anatomy, config: TrainConfig) -> int:
 
 
 def _steps(base: Base, config: TrainConfig, target: Target, trained: int) -> tuple[int, int]:
-    """What autograd holds when the backward pass begins, and the most that there is beside weights and
-    state."""
+    """What autograd holds when the backward pass begins; the most that there is beside weights and state."""
     parts = base.unet.learning()
     again = config.gradient_checkpointing
     whole = [_saved(part, base, config, target) for part in parts]
@@ -226,11 +229,12 @@ def _steps(base: Base, config: TrainConfig, target: Target, trained: int) -> tup
     several = passes(config) > 1  # the gradients of the first are there while the next computes
     gradients = 4 * trained if several else 0
     workspace = int(KERNELS) if target.device == "cuda" else 0
-    saved = sum(kept) + copies
+    before = [part for part in base.unet.parts[: -len(parts)] if again and part.kind == "resnet"]
+    saved = sum(kept) + copies + sum(_input(part, base, config, target) for part in before)
     worst = 4 * trained
     left = saved
     for part, full, held, count in reversed(list(zip(parts, whole, kept, numbers, strict=True))):
-        region = [part] if again else [other for other in parts if part.region and other.region == part.region]
+        region = [part] if again or not part.region else [p for p in parts if p.region == part.region]
         folded = sum(p.weights for each in region for p in each.projections if p.reads != "text")
         moment = left + gradients + FOLDED_COPIES * folded * target.bytes + _work(part, base, config, target)
         worst = max(worst, moment + (full if full != held else 0))

@@ -22,8 +22,8 @@ class TrainRequest:
     than the base's own. ``metadata`` goes into the files of weights, by part.
 
     ``resume`` goes on after the newest good checkpoint in ``checkpoints``, by default that in ``folder``.
-    ``identity`` names what has to be the same then. ``name`` is what hints call the project. ``typed`` are the
-    words of the command that asked for this, for hints to repeat, and ``given`` the settings that it gave.
+    ``identity`` names what has to be the same then. ``name`` is what hints call the project. ``typed`` are
+    the words of the command that asked for this, for hints to repeat, ``given`` the settings that it gave.
     """
 
     base: BaseRef

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 class TrainingPlan:
     """The forecast for one picture on ``device``; bytes and seconds.
 
-    ``memory`` is what torch will have taken at most, as the manifest records it; ``needed`` what must be free,
-    ``free`` and ``total`` what the device has. ``changes`` are settings that would fit where these do not.
+    ``memory`` is what torch will have taken at most, as the manifest records it; ``needed`` what must be
+    free, ``free`` and ``total`` what the device has. ``changes`` are settings that would fit where these do
+    not.
     """
 
     base: str
@@ -45,9 +46,7 @@ class TrainingPlan:
         return self.needed <= self.free
 
 
-def plan_training(
-    base: BaseRef, config: TrainConfig, device: str, given: Mapping[str, Any]
-) -> TrainingPlan:
+def plan_training(base: BaseRef, config: TrainConfig, device: str, given: Mapping[str, Any]) -> TrainingPlan:
     """Look at ``device`` and at the configurations of ``base``; nothing is loaded or written.
 
     ``given`` are the settings that the user gave, which a proposal keeps. Raises UsageError for a device or
