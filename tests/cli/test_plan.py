@@ -12,7 +12,7 @@ import pytest
 
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.diffusion import load
-from unziplora_cli.training import memory, pace
+from unziplora_cli.training import materials, memory, pace, workshop
 from unziplora_cli.training.plan import base_of, needed, predict_memory
 from unziplora_cli.training.proposal import PRESETS
 from unziplora_cli.workflows.planning import plan_training, sdxl_unseen
@@ -27,8 +27,9 @@ def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a plan needs no weights and no words")
 
-    for name in ("load_unet", "load_vae", "load_text_encoders"):
-        monkeypatch.setattr(load, name, refuse)
+    for module in (load, materials, workshop):
+        for name in ("load_unet", "load_vae", "load_text_encoders"):
+            monkeypatch.setattr(module, name, refuse, raising=False)
     monkeypatch.setattr(pace, "SECONDS_OF_MEASURING", 0.001)
 
     class Terminal:

@@ -31,8 +31,9 @@ from unziplora_cli.method.fold import fold
 from unziplora_cli.method.inject import inject
 from unziplora_cli.training import engine, foresight, workshop
 from unziplora_cli.training.checkpoint import TrainingState
+from unziplora_cli.training.disk import checkpoint_bytes, checkpoints_bytes, project_bytes
 from unziplora_cli.training.engine import _checkpoint_gradients, train
-from unziplora_cli.training.events import Finished, Notice
+from unziplora_cli.training.events import Finished, Notice, Phase
 from unziplora_cli.training.export import write_layers
 from unziplora_cli.training.optimizer import build_lr_scheduler, build_optimizer
 from unziplora_cli.training.pace import CLASSES, operations_of, predict_pace
@@ -41,11 +42,8 @@ from unziplora_cli.training.plan import (
     Base,
     Target,
     base_of,
-    checkpoint_bytes,
-    checkpoints_bytes,
     needed,
     predict_memory,
-    project_bytes,
     text_weights,
     trained_numbers,
 )
@@ -231,19 +229,26 @@ def test_a_training_that_goes_on_keeps_its_settings(
     assert "anew with --force --preset low-vram" in caught.value.hint
 
 
-def test_a_training_that_may_not_fit_says_so_first(
+def test_a_training_that_may_not_fit_says_so_before_its_unet_comes(
     make_request: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = make_request(tmp_path, request={"typed": ("train", "fox.png")}, steps=6)
-    warned = foresight.Foresight(request, torch.device("cpu"), "fp32")
-    assert warned.warning() == ""
-    warned.free = 10_000_000
-    assert warned.warning().startswith("This takes about 0.5 GB of the GPU, of which 0.0 GB are free")
-    monkeypatch.setattr(engine, "pick_device", lambda _: SimpleNamespace(type="cpu", index=None))
-    monkeypatch.setattr(foresight, "propose", lambda *_: None)
-    events = list(train(request))
-    assert isinstance(events[-1], Finished)
-    assert not any(isinstance(event, Notice) and "GPU" in event.text for event in events)
+    """A GPU in name alone: what computes is the CPU."""
+    monkeypatch.setattr(engine, "pick_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(foresight, "propose", lambda *_: {"preset": "low-vram"})
+    events: dict[int, list[Any]] = {}
+    for free in (10**8, 10**10):
+        monkeypatch.setattr(foresight, "free_memory", lambda _, free=free: free)
+        request = make_request(tmp_path / str(free), request={"typed": ("train", "fox.png")})
+        events[free] = list(train(request))
+        assert isinstance(events[free][-1], Finished)
+    enough = [each for each in events[10**10] if isinstance(each, Notice) and "GPU" in each.text]
+    short = [each for each in events[10**8] if isinstance(each, Notice) and "GPU" in each.text]
+    assert enough == []
+    assert len(short) == 1
+    assert "of which 0.1 GB are free: it may not fit." in short[0].text
+    assert short[0].text.endswith("This would: unziplora train fox.png --preset low-vram")
+    loads = next(each for each in events[10**8] if isinstance(each, Phase) and each.name == "load U-Net")
+    assert events[10**8].index(short[0]) < events[10**8].index(loads)
 
 
 def test_every_pace_has_a_class(small: tuple[dict[str, Any], Base]) -> None:

@@ -107,7 +107,7 @@ def anatomy(config: Mapping[str, Any]) -> Anatomy:
         *((f"up_blocks.{i}", block) for i, block in enumerate(unet.up_blocks)),
     ]
     for name, block in blocks:
-        attentions = list(getattr(block, "attentions", None) or ())
+        attentions = [a for a in getattr(block, "attentions", ()) if hasattr(a, "transformer_blocks")]
         resnets = list(block.resnets)
         if name == "mid_block":  # one more, in front
             add("resnet", level, resnets.pop(0))

@@ -1,4 +1,4 @@
-"""How much memory and disk a training will take, from its settings and the base's configurations alone.
+"""How much memory a training will take, from its settings and the base's configurations alone.
 
 A training on a GPU goes through three phases, and its peak is the largest of theirs::
 
@@ -31,7 +31,6 @@ from unziplora_cli.diffusion.anatomy import Anatomy, Linear, Part, anatomy
 from unziplora_cli.diffusion.base import BaseRef, latent_factor
 from unziplora_cli.diffusion.base import config as part_config
 from unziplora_cli.diffusion.quantize import LEAST_WEIGHTS
-from unziplora_cli.training.checkpoints import KEPT
 
 GIB = 2**30
 
@@ -46,12 +45,15 @@ PROCESS = 0.5e9
 """The program with its libraries in main memory."""
 PLANES = 6.1
 """Feature maps [channels of the first block, height, width] that encoding a picture holds at once."""
-NAMES = 1100
-"""Bytes per projection in the headers of a project's three files."""
 FOLDED_COPIES = 3
 """Of a region's weights in its backward pass: folded, the gradient of each, and all gradients stacked."""
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+CLIP = {
+    **{"vocab_size": 49408, "max_position_embeddings": 77, "hidden_size": 512},
+    **{"intermediate_size": 2048, "num_hidden_layers": 12},
+}
+"""What transformers takes where a text encoder's configuration says nothing."""
 MOMENTS = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}
 """What an optimiser keeps per trained number."""
 
@@ -82,7 +84,7 @@ class Base:
 
     @property
     def tokens(self) -> int:
-        return int(self.texts[0].get("max_position_embeddings", 77))
+        return int({**CLIP, **self.texts[0]}["max_position_embeddings"])
 
 
 def base_of(ref: BaseRef) -> Base:
@@ -190,29 +192,10 @@ def passes(config: TrainConfig) -> int:
 
 def text_weights(config: Mapping[str, Any]) -> int:
     """Parameters of a CLIP text encoder: its vocabulary, and per layer four projections and a network."""
-    width, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
-    vocabulary = int(config["vocab_size"]) + int(config.get("max_position_embeddings", 77))
-    return width * (vocabulary + layers * (4 * width + 2 * int(config["intermediate_size"])))
-
-
-def project_bytes(unet: Anatomy, config: TrainConfig) -> int:
-    """The files of the finished project, LoRAs in fp16, merge weights in fp32; those saved on the way too."""
-    saved = config.steps // config.save_every if config.save_every else 0
-    columns, layers = sum(each.outputs for each in unet.projections()), len(list(unet.projections()))
-    files = 2 * (trained_numbers(unet, config.rank) - 2 * columns) + 8 * columns + NAMES * layers
-    return files * (1 + saved)
-
-
-def checkpoint_bytes(unet: Anatomy, config: TrainConfig) -> int:
-    """One checkpoint: every trained number with two moments, and per column gate, score and mask."""
-    columns = 2 * sum(each.outputs for each in unet.projections())
-    return 12 * (trained_numbers(unet, config.rank) + 2 * columns) + columns
-
-
-def checkpoints_bytes(unet: Anatomy, config: TrainConfig) -> int:
-    """All that lie on the disk at once: the last two, and the next while it is written; none on the way with
-    ``checkpoint_every`` 0."""
-    return (1 if config.checkpoint_every == 0 else 1 + KEPT) * checkpoint_bytes(unet, config)
+    values = {**CLIP, **config}
+    width, inner, layers = values["hidden_size"], values["intermediate_size"], values["num_hidden_layers"]
+    vocabulary = values["vocab_size"] + values["max_position_embeddings"]
+    return int(width * (vocabulary + layers * (4 * width + 2 * inner)))
 
 
 def _steps(base: Base, config: TrainConfig, target: Target, trained: int) -> tuple[int, int]:

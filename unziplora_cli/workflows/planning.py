@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from unziplora_cli.config import TrainConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from unziplora_cli.diffusion.base import BaseRef
     from unziplora_cli.training.plan import Memory
 
@@ -54,7 +56,7 @@ def plan_training(base: BaseRef, config: TrainConfig, device: str, given: Mappin
     """
     from unziplora_cli.diffusion.base import check_trainable
     from unziplora_cli.diffusion.device import PRECISIONS, SMALL_NETWORK, pick_device, pick_dtype
-    from unziplora_cli.training import pace, plan
+    from unziplora_cli.training import disk, pace, plan
     from unziplora_cli.training.foresight import target_of
     from unziplora_cli.training.memory import free_memory, total_memory
     from unziplora_cli.training.proposal import propose
@@ -72,7 +74,7 @@ def plan_training(base: BaseRef, config: TrainConfig, device: str, given: Mappin
     return TrainingPlan(
         base=base.spec,
         device=str(chosen),
-        name=_device_name(chosen.type),
+        name=_device_name(chosen),
         precision=precision,
         config=config,
         memory=memory,
@@ -84,8 +86,8 @@ def plan_training(base: BaseRef, config: TrainConfig, device: str, given: Mappin
         step_seconds=forecast.step,
         step_class=forecast.step_class,
         seconds=forecast.total,
-        project_bytes=plan.project_bytes(known.unet, config),
-        checkpoint_bytes=plan.checkpoints_bytes(known.unet, config),
+        project_bytes=disk.project_bytes(known.unet, config),
+        checkpoint_bytes=disk.checkpoints_bytes(known.unet, config),
         changes=None if need <= free else propose(known, config, target, free, given),
     )
 
@@ -97,9 +99,9 @@ def sdxl_unseen() -> BaseRef:
     return BaseRef("sdxl", "folder", SDXL_ID, SDXL_CONFIG, SDXL_REVISION, None, SDXL_REVISION)
 
 
-def _device_name(kind: str) -> str:
-    if kind == "cuda":
-        import torch
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        from torch import cuda
 
-        return torch.cuda.get_device_name()
-    return {"mps": "Apple GPU", "cpu": "CPU"}[kind]
+        return cuda.get_device_name(device)
+    return {"mps": "Apple GPU", "cpu": "CPU"}[device.type]
