@@ -144,7 +144,8 @@ def anatomy(config: Mapping[str, Any]) -> Anatomy:
 
 def _part(kind: Kind, level: int, modules: list[nn.Module], adapted: set[nn.Linear], **more: Any) -> Part:
     named = [(name, each) for module in modules for name, each in module.named_modules()]
-    layers, projections = [], []
+    layers: list[Linear] = []
+    projections: list[Linear] = []
     for name, each in named:
         if isinstance(each, nn.Linear | nn.Conv2d):
             text = f".{name}".endswith(TEXT_PROJECTIONS)

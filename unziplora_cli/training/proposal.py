@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -74,16 +74,21 @@ def lower(config: TrainConfig, precision: str) -> list[Changes]:
 def _candidates(config: TrainConfig, given: Mapping[str, Any]) -> Iterator[Changes]:
     for preset in PRESETS:
         yield {"preset": preset}
-    smaller: Callable[[int], int] = lambda number: number // 64 * 64 or number // 8 * 8  # noqa: E731
     batch = {"batch_size": 1} if config.batch_size > 1 else {}
     if batch:
         yield {"preset": PRESETS[-1], **batch}
     for share in (0.75, 0.5):
-        resolution = {"resolution": max(64, smaller(int(config.resolution * share)))}
+        resolution = {"resolution": _smaller(config.resolution, share)}
         yield {"preset": PRESETS[-1], **batch, **resolution}
         for rank in (config.rank // 2, config.rank // 4, config.rank // 8):
             if rank:
                 yield {"preset": PRESETS[-1], **batch, **resolution, "rank": rank}
+
+
+def _smaller(resolution: int, share: float) -> int:
+    """A share of ``resolution``, in whole 64 where there are any."""
+    pixels = int(resolution * share)
+    return pixels // 64 * 64 or max(32, pixels // 8 * 8)
 
 
 def _given(config: TrainConfig, given: Mapping[str, Any] | None) -> Mapping[str, Any]:
