@@ -20,7 +20,7 @@ from unziplora_cli.cli.render import Output
 from unziplora_cli.formats import read_lora
 from unziplora_cli.formats.merge import read_merge
 from unziplora_cli.project.store import ProjectStore
-from unziplora_cli.training import events, validation
+from unziplora_cli.training import events, validation, workshop
 from unziplora_cli.workflows import training
 
 WORDS = ("--subject=fox", "--style=watercolor")
@@ -152,6 +152,18 @@ def test_validation_and_saved_models_lie_in_the_project(unziplora, photos, setti
     assert len(list((folder / "validation").rglob("*.png"))) >= 6
     assert "validation pictures after step 3" in ended.err
     assert "saved after step 6" in ended.err
+
+
+def test_out_of_memory_ends_with_the_line_to_type(refused, photos, settings, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(workshop, "load_unet", full)
+    said = refused(5, "train", photos / "fox.png", *WORDS, *settings, "--batch-size=2")
+    line = said.split(" -> ")[1].split(" If that is not enough: ")[0]
+    assert line.startswith(f"unziplora train {photos / 'fox.png'} --subject=fox --style=watercolor")
+    assert "--batch-size=2 --preset low-vram" in line
+    assert "--preset=mini" not in line
 
 
 def test_an_existing_project_is_kept_without_force(unziplora, photos, settings, two_projects):

@@ -98,7 +98,8 @@ def test_main_memory():
     [
         (24, 20, "ok", ""),
         (24, 3, "note", "nvidia-smi"),
-        (8, 7, "note", "--gradient-checkpointing"),
+        (12, 11, "note", "--preset low-vram"),
+        (8, 7, "note", "--plan"),
     ],
 )
 def test_memory_of_the_gpu(total, free, level, mend):

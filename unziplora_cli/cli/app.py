@@ -100,7 +100,7 @@ def _global_options(
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code."""
     tame_openmp()
-    session = Session()
+    session = Session(typed=tuple(arguments))
     arguments = _global_options_first(arguments) or ["--help"]
     session.output.json = "--json" in arguments
     session.output.verbose = "-v" in arguments or "--verbose" in arguments

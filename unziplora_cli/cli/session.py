@@ -20,6 +20,8 @@ class Session:
     output: Output = field(default_factory=Output)
     home: Path | None = None
     offline: bool = False
+    typed: tuple[str, ...] = ()
+    """The words of the command line."""
 
     def store(self) -> "ProjectStore":
         """The projects of the chosen home."""

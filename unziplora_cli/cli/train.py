@@ -10,6 +10,7 @@ import typer
 from unziplora_cli.cli.choices import BASE, DEVICE, VAE, find_base, preset_for
 from unziplora_cli.cli.completion import unfinished_names
 from unziplora_cli.cli.options import config_options
+from unziplora_cli.cli.plan import repeatable, show_plan
 from unziplora_cli.cli.render import duration, size
 from unziplora_cli.cli.session import Session
 from unziplora_cli.config import TrainConfig, Words, resolve
@@ -85,6 +86,12 @@ def train(
         str | None,
         typer.Option(help="Scene of the validation pictures, as --prompt elsewhere.", show_default=False),
     ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan", help="Start nothing: tell what it would take of this machine, and what would fit."
+        ),
+    ] = False,
     settings: dict[str, Any] | None = None,
 ) -> None:
     """Learn a content LoRA and a style LoRA from one picture, both at once, with their merge weights."""
@@ -96,7 +103,8 @@ def train(
     if resume is not None:
         decided = {"--name": name, "--preset": preset, "--base": base, "--vae": vae, "--subject": subject}
         prompts = {"--full-prompt": full_prompt, "--content-prompt": content_prompt, "--style": style}
-        _refuse(pictures, {**decided, **prompts, "--style-prompt": style_prompt, "--force": force or None})
+        flags = {"--force": force or None, "--plan": plan or None}
+        _refuse(pictures, {**decided, **prompts, "--style-prompt": style_prompt, **flags})
         order = order_to_resume(store, resume, settings or {}, None if device == "auto" else device)
         _finish(session, [order], store)
         return
@@ -109,6 +117,9 @@ def train(
         raise UsageError("--name names one project, but there are several pictures.", hint="Leave it out.")
     check_pictures(pictures)
     names = _names(groups, name)
+    if plan:
+        show_plan(session, len(groups), base=base, preset=preset, device=device, settings=settings or {})
+        return
     done = set() if force else _done(store, names)
     replacing = [each in done or _may_replace(session, store, each, force=force) for each in names]
     words = [
@@ -244,6 +255,8 @@ def _orders(
             vae=vae,
             validation=shown[i],
             force=replacing[i],
+            typed=repeatable(session.typed),
+            given=settings,
         )
         for i, group in enumerate(groups)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -80,13 +80,13 @@ def settle_threads(network: nn.Module) -> None:
 
 
 @contextmanager
-def memory_guard(advice: str) -> Iterator[None]:
+def memory_guard(advice: str | Callable[[], str]) -> Iterator[None]:
     """Turn a failed allocation, on the GPU or in main memory, into OutOfMemory with ``advice`` as hint."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory("The device has too little memory for this.", hint=advice) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        where = "device" if isinstance(error, torch.OutOfMemoryError | MemoryError) else "machine"
+        if where == "machine" and "can't allocate memory" not in str(error):
             raise
-        raise OutOfMemory("The machine has too little memory for this.", hint=advice) from error
+        hint = advice if isinstance(advice, str) else advice()
+        raise OutOfMemory(f"The {where} has too little memory for this.", hint=hint) from error

@@ -8,8 +8,11 @@ from unziplora_cli.doctor.environment import Environment, Gpu
 from unziplora_cli.doctor.reinstall import cuda_build, torch_line
 from unziplora_cli.doctor.versions import release
 
-SDXL_GPU_MEMORY = 15.4 * GB
-"""What SDXL takes at 1024 px and rank 64 in bf16."""
+SDXL_GPU_MEMORY = 13.5 * GB
+"""What must be free for SDXL at 1024 px and rank 64 in bf16."""
+
+LOW_VRAM_GPU_MEMORY = 7.3 * GB
+"""The same with the preset low-vram."""
 
 
 def torch(env: Environment) -> Check:
@@ -124,8 +127,10 @@ def gpu_memory(env: Environment) -> Check | None:
     need = f"SDXL at 1024 px and rank 64 takes {gigabytes(SDXL_GPU_MEMORY)}"
     if total >= SDXL_GPU_MEMORY:
         return Check("gpu memory", "note", f"{says}; {need}.", "Close what uses it: nvidia-smi shows that.")
-    mend = "unziplora train ... --gradient-checkpointing --resolution 768 --rank 32"
-    return Check("gpu memory", "note", f"{says}; {need}.", mend)
+    if free >= LOW_VRAM_GPU_MEMORY:
+        return Check("gpu memory", "note", f"{says}; {need}.", "unziplora train ... --preset low-vram")
+    least = f"{need}, {gigabytes(LOW_VRAM_GPU_MEMORY)} with --preset low-vram"
+    return Check("gpu memory", "note", f"{says}; {least}.", "What would fit: unziplora train PICTURE --plan")
 
 
 def _build(env: Environment) -> str | None:

@@ -28,6 +28,7 @@ from unziplora_cli.training.checkpoints import Checkpoints
 from unziplora_cli.training.divergence import Watch
 from unziplora_cli.training.echoes import with_echoes
 from unziplora_cli.training.events import Event, Finished, Notice, Phase
+from unziplora_cli.training.foresight import Foresight
 from unziplora_cli.training.materials import Materials
 from unziplora_cli.training.optimizer import build_lr_scheduler, build_optimizer
 from unziplora_cli.training.request import TrainRequest
@@ -55,7 +56,8 @@ def train(request: TrainRequest, workshop: Workshop | None = None) -> Iterator[E
     device = pick_device(request.device)
     dtype = pick_dtype(request.config.precision, device)
     accelerator = _accelerator(request, device, dtype)
-    with memory_guard(_advice(request.config, dtype)):
+    foresight = Foresight(request, device, NAMES[dtype])
+    with memory_guard(foresight.advice):
         materials = None
         for event in workshop.materials(request, accelerator, dtype):
             if isinstance(event, Materials):
@@ -64,6 +66,8 @@ def train(request: TrainRequest, workshop: Workshop | None = None) -> Iterator[E
                 yield event
         assert materials is not None
 
+        if device.type == "cuda" and (warning := foresight.warning()):
+            yield Notice(warning)
         yield Phase("load U-Net", request.base.id)
         unet = workshop.unet(request, accelerator.device, dtype)
         run = _prepare(request, materials, unet, accelerator, dtype, started)
@@ -187,16 +191,3 @@ def _checkpoint_gradients(unet: UNet2DConditionModel) -> None:
     for module in unet.modules():
         if isinstance(module, nn.Dropout):
             module.eval()
-
-
-def _advice(config: TrainConfig, dtype: torch.dtype) -> str:
-    """What to change when memory runs out."""
-    ways = []
-    if not (config.gradient_checkpointing and config.quantize == "int8"):
-        ways.append("--preset low-vram")
-    if dtype is torch.float32:
-        ways.append("--precision bf16")
-    if config.batch_size > 1:
-        ways.append("--batch-size 1")
-    ways += [f"--resolution {config.resolution // 2 // 8 * 8}", f"--rank {max(1, config.rank // 2)}"]
-    return "Try " + ", then ".join(ways) + "."

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from unziplora_cli.config import Prompts, TrainConfig
 from unziplora_cli.diffusion.base import BaseRef
@@ -21,7 +22,8 @@ class TrainRequest:
     than the base's own. ``metadata`` goes into the files of weights, by part.
 
     ``resume`` goes on after the newest good checkpoint in ``checkpoints``, by default that in ``folder``.
-    ``identity`` names what has to be the same then. ``name`` is what hints call the project.
+    ``identity`` names what has to be the same then. ``name`` is what hints call the project. ``typed`` are
+    the words of the command that asked for this, for hints to repeat, ``given`` the settings that it gave.
     """
 
     base: BaseRef
@@ -37,3 +39,5 @@ class TrainRequest:
     identity: Mapping[str, Scalar] = field(default_factory=dict)
     resume: bool = False
     checkpoints: Path | None = None
+    typed: Sequence[str] = ()
+    given: Mapping[str, Any] | None = None

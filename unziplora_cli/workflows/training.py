@@ -15,7 +15,7 @@ from functools import partial
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import unziplora_cli
 from unziplora_cli.atomic import sync
@@ -47,7 +47,8 @@ class TrainOrder:
     ``pictures`` is one file, or a few that show the same subject in the same style; ``validation`` are the
     prompts of the pictures drawn on the way, by default those of training. ``created`` is the time that the
     files and the manifest tell, by default now: equal trainings of equal times make equal files. ``resume``
-    goes on with the unfinished training of that name.
+    goes on with the unfinished training of that name. ``typed`` are the words of the command, which hints
+    repeat, and ``given`` the settings among them.
     """
 
     name: str
@@ -62,6 +63,8 @@ class TrainOrder:
     force: bool = False
     created: str | None = None
     resume: bool = False
+    typed: Sequence[str] = ()
+    given: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -239,6 +242,8 @@ def _request(order: TrainOrder, folder: Path, pictures: tuple[Path, ...]) -> Tra
         metadata=_metadata(replace(order, pictures=pictures)),
         name=order.name,
         resume=order.resume,
+        typed=order.typed,
+        given=order.given,
     )
 
 
