@@ -108,10 +108,16 @@ class Result:
     pictures: dict[tuple[str, int], list[np.ndarray]]
 
 
-def measure(bench: Bench, methods: Sequence[Method], *, limit: int, keep: set[str]) -> Iterator[Result]:
-    """Train and judge all ``methods``, at most ``limit`` trainings at once."""
+def measure(
+    bench: Bench, methods: Sequence[Method], *, limit: int, keep: set[str], deadline: float
+) -> Iterator[Result]:
+    """Train and judge all ``methods``, at most ``limit`` trainings at once; no stack begins after
+    ``deadline`` minutes."""
     for group in _groups(methods, bench, limit):
         began = time.monotonic()
+        if began - bench.begun > 60 * deadline:
+            bench.say("out of time")
+            return
         jobs: list[Job] = []
         trained: dict[str, dict[int, Trained]] = {}
         for method in group:
@@ -257,7 +263,8 @@ def main() -> None:
     keep = set(rows.SHOWN) if args.out else set()
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-    for result in measure(bench, methods, limit=args.limit if device.type == "cuda" else 8, keep=keep):
+    limit = args.limit if device.type == "cuda" else 8
+    for result in measure(bench, methods, limit=limit, keep=keep, deadline=args.deadline):
         results[result.method.name] = result.columns
         bench.say(
             f"{result.method.name}: "
@@ -270,9 +277,6 @@ def main() -> None:
                 sheet(bench.pictures, result.pictures).save(
                     args.out / f"{result.method.name.replace(' ', '-').replace('/', '-')}.png"
                 )
-        if time.monotonic() - begun > 60 * args.deadline:
-            bench.say("out of time")
-            break
     named = [next(iter(results)), *(method.name for method in methods if method.name in results)]
     text = markdown({name: results[name] for name in named})
     print(text)
