@@ -82,13 +82,10 @@ class Bench:
     def stack(self, jobs: Sequence[Job]) -> Stack:
         """A fresh stack of trainings."""
         unet = load_unet(self.base, device=self.device, dtype=self.dtype)
-        ids, config = time_ids(128, 128).to(self.device), jobs[0].config
-        echoes = None
-        if config.echoes:
-            contents = [job.prompts.content for job in jobs]
-            prompts = {job.sample: text for job, text in zip(jobs, contents, strict=True)}
-            args = (self.latents[:, 0], prompts, self.text, ids, self.dtype)
-            echoes = all_echoes(unet, self.alphas, config, *args)
+        ids, echoes = time_ids(128, 128).to(self.device), None
+        if any(job.config.echoes for job in jobs):
+            args = (self.latents[:, 0], self.text, ids, self.dtype)
+            echoes = all_echoes(unet, self.alphas, jobs, *args)
         return Stack(unet, jobs, self.latents, self.text, ids, self.alphas, self.dtype, echoes)
 
 
@@ -111,10 +108,16 @@ class Result:
     pictures: dict[tuple[str, int], list[np.ndarray]]
 
 
-def measure(bench: Bench, methods: Sequence[Method], *, limit: int, keep: set[str]) -> Iterator[Result]:
-    """Train and judge all ``methods``, at most ``limit`` trainings at once."""
+def measure(
+    bench: Bench, methods: Sequence[Method], *, limit: int, keep: set[str], deadline: float
+) -> Iterator[Result]:
+    """Train and judge all ``methods``, at most ``limit`` trainings at once; no stack begins after
+    ``deadline`` minutes."""
     for group in _groups(methods, bench, limit):
         began = time.monotonic()
+        if began - bench.begun > 60 * deadline:
+            bench.say("out of time")
+            return
         jobs: list[Job] = []
         trained: dict[str, dict[int, Trained]] = {}
         for method in group:
@@ -190,13 +193,11 @@ def seconds(bench: Bench, method: Method, steps: int = 12) -> float:
 
 
 def _groups(methods: Sequence[Method], bench: Bench, limit: int) -> Iterator[list[Method]]:
-    """Methods whose trainings have the same shape and length, packed into stacks."""
-    kinds: dict[tuple[object, ...], list[Method]] = {}
-    for method in methods:
-        c = method.config(0)
-        echo = (c.echoes, c.echo_strength, c.echo_fresh, c.echo_prompt)
-        key = ("none",) if method.kind == "none" else (c.rank, c.steps, echo)
-        kinds.setdefault(key, []).append(method)
+    """Methods whose trainings have the same shape, packed into stacks; those of like length together."""
+    kinds: dict[tuple[int, ...], list[Method]] = {}
+    for method in sorted(methods, key=lambda each: each.config(0).steps):
+        config = method.config(0)
+        kinds.setdefault(() if method.kind == "none" else (config.rank, config.echoes), []).append(method)
     for alike in kinds.values():
         group: list[Method] = []
         size = 0
@@ -262,7 +263,8 @@ def main() -> None:
     keep = set(rows.SHOWN) if args.out else set()
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-    for result in measure(bench, methods, limit=args.limit if device.type == "cuda" else 8, keep=keep):
+    limit = args.limit if device.type == "cuda" else 8
+    for result in measure(bench, methods, limit=limit, keep=keep, deadline=args.deadline):
         results[result.method.name] = result.columns
         bench.say(
             f"{result.method.name}: "
@@ -275,10 +277,8 @@ def main() -> None:
                 sheet(bench.pictures, result.pictures).save(
                     args.out / f"{result.method.name.replace(' ', '-').replace('/', '-')}.png"
                 )
-        if time.monotonic() - begun > 60 * args.deadline:
-            bench.say("out of time")
-            break
-    text = markdown(results)
+    named = [next(iter(results)), *(method.name for method in methods if method.name in results)]
+    text = markdown({name: results[name] for name in named})
     print(text)
     if args.out:
         (args.out / "table.md").write_text(text)

@@ -168,6 +168,18 @@ class TrainConfig(Checked):
     echo_only: bool = echo(
         False, "The content LoRA learns from the echoes alone, if there are any; off: from the picture too."
     )
+    echo_contrast: bool = echo(
+        True,
+        "Follow the picture into noise under the full prompt and guide its echo away from that, so that only "
+        "the style changes; off: follow it under the content prompt and guide away from no text.",
+    )
+    echo_guidance: float = echo(
+        5.0,
+        "How strongly an echo is drawn to its prompt: more is less of the picture's style, and less of the "
+        "picture.",
+        min=1.0,
+        max=100.0,
+    )
     echo_prompt: str = echo("a photo of {content}", "What an echo shows; {content} is the content prompt.")
 
     validate_every: int = watching(

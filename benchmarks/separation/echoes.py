@@ -1,51 +1,72 @@
-"""The echoes of all pictures, as `unziplora_cli.training.echoes` makes those of one."""
+"""The echoes of many trainings, as `unziplora_cli.training.echoes` makes those of one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.separation.stack import Job
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.diffusion.conditioning import Conditioning, predict_plain
-from unziplora_cli.training.echoes import echo
+from unziplora_cli.training.echoes import echo, echo_texts, fresh_noise
+from unziplora_cli.training.materials import EchoTexts
 
 
 @torch.no_grad()
 def all_echoes(
     unet: nn.Module,
     alphas_cumprod: Tensor,
-    config: TrainConfig,
+    jobs: Sequence[Job],
     pictures: Tensor,
-    contents: Mapping[int, str],
     texts: Callable[[str], tuple[Tensor, Tensor]],
     time_ids: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Echoes [samples, echoes, channels, h, w] of ``pictures`` [samples, channels, h, w].
+    """Echoes [jobs, echoes, channels, h, w] of ``pictures`` [samples, channels, h, w].
 
-    ``contents`` is the content prompt of each picture; pictures without one get no echo, but zeros.
+    Trainings that want none get zeros; all others want the same number.
     """
-    numbers = sorted(contents)
-    ids = time_ids.to(pictures.device, dtype).expand(len(numbers), -1)
+    count = max(job.config.echoes for job in jobs)
+    found = torch.zeros(len(jobs), count, *pictures.shape[1:], device=pictures.device)
+    ids = time_ids.to(pictures.device, dtype)
 
     def told(prompts: list[str]) -> Conditioning:
         known = [texts(prompt) for prompt in prompts]
         tokens, pooled = (torch.cat([each[part] for each in known]) for part in range(2))
-        return Conditioning.one_prompt(tokens, pooled, ids).to(device=pictures.device, dtype=dtype)
+        told = Conditioning.one_prompt(tokens, pooled, ids.expand(len(prompts), -1))
+        return told.to(device=pictures.device, dtype=dtype)
 
-    learned = told([contents[number] for number in numbers])
-    shown = told([config.echo_prompt.replace("{content}", contents[number]) for number in numbers])
-    nothing = Conditioning.one_prompt(torch.zeros_like(shown.full), torch.zeros_like(shown.pooled), ids)
-    conditions = {"picture": learned, "echo": shown, "nothing": nothing}
-
-    def predict(noisy: Tensor, timestep: Tensor, text: str) -> Tensor:
-        return predict_plain(unet, noisy.to(dtype), timestep.to(noisy.device), conditions[text]).float()
-
-    found = torch.zeros(len(pictures), config.echoes, *pictures.shape[1:], device=pictures.device)
-    for number in range(config.echoes):
-        found[numbers, number] = echo(
-            predict, alphas_cumprod.to(pictures.device), pictures[numbers], config, number
+    for config, places in _alike(jobs).items():
+        own = [jobs[place].prompts for place in places]
+        known = EchoTexts(
+            told([config.echo_prompt.replace("{content}", each.content) for each in own]),
+            told([each.full for each in own]),
+            told([each.content for each in own]),
         )
+        conditions = echo_texts(known, None, config)
+
+        def predict(noisy: Tensor, timestep: Tensor, text: str, conditions=conditions) -> Tensor:  # type: ignore[no-untyped-def]
+            prediction = predict_plain(unet, noisy.to(dtype), timestep.to(noisy.device), conditions[text])
+            return prediction.float()
+
+        shown = pictures[[jobs[place].sample for place in places]]
+        for number in range(count):
+            drawn = [fresh_noise(jobs[place].config.seed, number, shown[:1].shape) for place in places]
+            fresh = torch.cat(drawn).to(shown.device)
+            found[places, number] = echo(
+                predict, alphas_cumprod.to(shown.device), shown, fresh, config, number
+            )
     return found
+
+
+def _alike(jobs: Sequence[Job]) -> dict[TrainConfig, list[int]]:
+    """The places of the trainings whose echoes are made alike, with the settings of the first of them."""
+    found: dict[tuple[object, ...], list[int]] = {}
+    for place, job in enumerate(jobs):
+        if job.config.echoes:
+            settings = {name: value for name, value in asdict(job.config).items() if name.startswith("echo")}
+            found.setdefault(tuple(settings.values()), []).append(place)
+    return {jobs[places[0]].config: places for places in found.values()}

@@ -62,25 +62,25 @@ def ablations() -> list[Method]:
 
     return [
         changed("without echoes", echoes=0, echo_only=False),
-        changed("content from the picture too", echo_only=False),
+        changed("echoes guided from no text", echo_contrast=False),
+        changed(
+            "echoes as before",
+            echo_contrast=False,
+            echo_guidance=5.0,
+            echo_fresh=0.3,
+            echo_prompt="a photo of {content}",
+            content_lr=2e-3,
+        ),
+        changed("echo prompt a photo of", echo_prompt="a photo of {content}"),
+        changed("echo strength .6", echo_strength=0.6),
+        changed("echo guidance 5", echo_guidance=5.0),
+        changed("fresh noise .3", echo_fresh=0.3),
         changed("echoes at all timesteps", echo_floor=0.0),
-        changed("timesteps uniform", timestep_bias=0.0),
-        changed("learning rates 3e-4", content_lr=3e-4, style_lr=3e-4),
-        changed("style learning rate 2e-3", style_lr=2e-3),
-        changed("start at zero", start="zero", importance_steps=20),
-        changed("importance of one step", importance_steps=1, accumulate_importance=False),
-        changed("count score, strict top", importance_score="count", strict_top=True),
-        changed("column ratio .2", column_ratio=0.2),
-        changed("columns chosen once", recalibrations=1),
-        changed("no overlap penalty", overlap_weight=0.0),
+        changed("content from the picture too", echo_only=False),
+        changed("content learning rate 2e-3", content_lr=2e-3),
         changed("no prompt separation", prompt_separation=False),
         changed("no column separation", column_separation=False),
         changed("no block separation", block_separation=False),
-        replace(changed("style prompt without subject"), style_prompt="in {style} style"),
-        changed("echo strength .6", echo_strength=0.6),
-        changed("one echo, of strength .7", echoes=1, echo_strength=0.7),
-        changed("300 steps", steps=300),
-        changed("rank 8", rank=8),
     ]
 
 
@@ -97,5 +97,5 @@ def quick() -> list[Method]:
     return [
         Method("base alone", "none"),
         Method("paper", "pair", settings=short),
-        Method("ours", "pair", "mini", settings={"steps": 120, "style_lr": 2e-3, "echoes": 2}),
+        Method("ours", "pair", "mini", settings={**short, "echoes": 2}),
     ]

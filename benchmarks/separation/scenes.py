@@ -32,7 +32,7 @@ GALLERY = 6
 POSES = 4
 """Drawn photos of each individual of a gallery."""
 PHOTO = STYLES[0]
-SEEDS = {"test": 20_260, "tune": 777, "quick": 4_711}
+SEEDS = {"test": 31_415, "tune": 777, "quick": 4_711}
 
 
 @dataclass(frozen=True)

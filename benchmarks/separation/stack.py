@@ -149,8 +149,7 @@ class Stack:
     """K trainings of one rank in ``unet``, whose projections it replaces.
 
     ``latents`` is mean and spread of every picture, [samples, 2, channels, h, w]; ``echoes`` those of every
-    picture, [samples, echoes, channels, h, w], or None when no training learns them. ``texts`` encodes a
-    prompt.
+    training, [K, echoes, channels, h, w], or None when no training learns them. ``texts`` encodes a prompt.
     """
 
     unet: nn.Module
@@ -190,6 +189,7 @@ class Stack:
         self.from_picture = self._of(lambda job: not (job.config.echoes and job.config.echo_only))[:, None]
         self.echo_floor = self._of(lambda job: job.config.echo_floor * len(self.alphas_cumprod))
         self.samples = self._of(lambda job: job.sample).long()
+        self.places = torch.arange(count, device=self.device)
         self.overlap_weight = self._of(lambda job: job.config.overlap_weight)[:, None]
         self.echo_weight = self._of(lambda job: job.config.prior_weight_content if job.config.echoes else 0.0)
         self.own_columns = self._of(lambda job: job.config.finetune_mask)[:, None] > 0
@@ -300,7 +300,7 @@ class Stack:
             noise = torch.cat([each.noise for each in prior]).to(self.device)[pick.to(self.device)]
             which = torch.cat([each.crop for each in prior]).to(self.device)[pick.to(self.device)]
             self.echo_noise.copy_(noise)
-            self.echo_noisy.copy_(self._noised(self.echoes[self.samples, which], noise))
+            self.echo_noisy.copy_(self._noised(self.echoes[self.places, which], noise))
         for k, job in enumerate(self.jobs):
             if job.config.snr_gamma is not None:
                 self.weights[k] = min_snr_weight(self.alphas_cumprod, times[k : k + 1], job.config.snr_gamma)[

@@ -52,7 +52,7 @@ SHORT = {
             "importance_steps": 3,  # of which some lie above the floor: without a gradient all scores tie
             "accumulate_importance": True,
         },
-        {"echoes": 2, "prior_weight_content": 2.0, "timestep_bias": 1.0},
+        {"echoes": 2, "echo_contrast": False, "prior_weight_content": 2.0, "timestep_bias": 1.0},
         {"echoes": 1, "prompt_separation": False},
     ],
 )
@@ -77,14 +77,10 @@ def test_a_stack_trains_each_pair_as_the_program_trains_it_alone(
         return embeddings.tokens, embeddings.pooled
 
     unet, alphas, ids = load_unet(base, device=cpu, dtype=single), alphas_cumprod(base), time_ids(64, 64)
+    jobs = [Job(n, config, prompts) for n, (config, prompts) in enumerate(zip(configs, PROMPTS, strict=True))]
     echoes = None
     if configs[0].echoes:
-        own = [
-            all_echoes(unet, alphas, c, latents[n : n + 1, 0], {0: p.content}, text, ids, single)[0]
-            for n, (c, p) in enumerate(zip(configs, PROMPTS, strict=True))
-        ]
-        echoes = torch.stack(own)
-    jobs = [Job(n, config, prompts) for n, (config, prompts) in enumerate(zip(configs, PROMPTS, strict=True))]
+        echoes = all_echoes(unet, alphas, jobs, latents[:, 0], text, ids, single)
     stack = Stack(unet, jobs, latents, text, ids, alphas, single, echoes)
     losses = torch.stack([loss.clone() for _, loss in stack.train()])  # [steps, 2]
 

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.diffusion.base import BaseRef
+from unziplora_cli.diffusion.conditioning import Conditioning
 from unziplora_cli.diffusion.load import alphas_cumprod, load_unet
 from unziplora_cli.method.inject import extract, inject
-from unziplora_cli.training.echoes import ddim, echo
+from unziplora_cli.training.echoes import ddim, echo, echo_texts
 from unziplora_cli.training.engine import train
 from unziplora_cli.training.events import Finished, TrainResult
+from unziplora_cli.training.materials import EchoTexts
 from unziplora_cli.training.noise import add_noise, draw, noise_of, velocity
 from unziplora_cli.training.request import TrainRequest
 
@@ -41,14 +43,13 @@ def test_a_velocity_means_the_noise_it_was_made_of(curve: Tensor) -> None:
 
 
 def test_an_echo_of_a_model_that_hears_no_text_is_the_picture_unless_noise_is_fresh(curve: Tensor) -> None:
-    picture = torch.randn(1, 4, 8, 8)
-    noise = torch.randn(1, 4, 8, 8)
+    picture, noise, other = torch.randn(3, 1, 4, 8, 8).unbind()
 
     def predict(noisy: Tensor, timestep: Tensor, text: str) -> Tensor:
         return noise
 
     kept, fresh = (
-        echo(predict, curve, picture, TrainConfig(echoes=1, echo_strength=0.5, echo_fresh=share), 0)
+        echo(predict, curve, picture, other, TrainConfig(echoes=1, echo_strength=0.5, echo_fresh=share), 0)
         for share in (0.0, 0.5)
     )
     torch.testing.assert_close(kept, picture, atol=1e-4, rtol=1e-4)
@@ -65,10 +66,42 @@ def test_an_echo_leans_towards_its_prompt(curve: Tensor) -> None:
         return (noisy - alpha.sqrt() * clean) / (1.0 - alpha).sqrt()
 
     near, far = (
-        echo(predict, curve, picture, TrainConfig(echoes=1, echo_strength=s, echo_fresh=0.0), 0).mean()
+        echo(
+            predict, curve, picture, picture, TrainConfig(echoes=1, echo_strength=s, echo_fresh=0.0), 0
+        ).mean()
         for s in (0.3, 0.9)
     )
     assert far > near > 0.0
+
+
+def test_guidance_changes_only_what_the_two_prompts_differ_in(curve: Tensor) -> None:
+    # Two exact denoisers whose clean pictures share one half and differ in the other: the shared half comes
+    # back as it was, and guidance 2 takes the other to twice the difference.
+    picture, wanted = torch.zeros(2, 1, 4, 8, 8).unbind()
+    picture[..., :4] = wanted[..., :4] = 0.7
+    wanted[..., 4:] = 0.1
+
+    def predict(noisy: Tensor, timestep: Tensor, text: str) -> Tensor:
+        alpha = curve[timestep]
+        return (noisy - alpha.sqrt() * (wanted if text == "echo" else picture)) / (1.0 - alpha).sqrt()
+
+    config = TrainConfig(echoes=1, echo_strength=0.9, echo_fresh=0.0, echo_guidance=2.0)
+    found = echo(predict, curve, picture, picture, config, 0)
+    torch.testing.assert_close(found[..., :4], picture[..., :4], atol=1e-3, rtol=0.0)
+    torch.testing.assert_close(found[..., 4:], 2.0 * wanted[..., 4:], atol=0.02, rtol=0.0)
+
+
+@pytest.mark.parametrize("contrast", [True, False])
+def test_an_echo_hears_the_style_only_when_it_is_to_be_led_away_from_it(contrast: bool) -> None:
+    shown, full, content = (
+        Conditioning.one_prompt(torch.full((1, 2, 3), value), torch.full((1, 3), value), torch.zeros(1, 6))
+        for value in (1.0, 2.0, 3.0)
+    )
+    config = TrainConfig(echoes=1, echo_contrast=contrast)
+    texts = echo_texts(EchoTexts(shown, full, content), None, config)
+    assert texts["echo"] is shown
+    assert texts["picture"] is (full if contrast else content)
+    assert texts["away"] is full if contrast else not texts["away"].full.any()
 
 
 def test_the_echoes_of_one_training_differ_and_are_the_same_again(make_request: Make, tmp_path: Path) -> None:

@@ -33,13 +33,22 @@ class Prior:
 
 
 @dataclass(frozen=True, slots=True)
+class EchoTexts:
+    """What an echo shows, and what the picture is said to show: as a whole, and of its content alone."""
+
+    shown: Conditioning
+    full: Conditioning
+    content: Conditioning
+
+
+@dataclass(frozen=True, slots=True)
 class Materials:
     """What the steps draw from; all on the CPU.
 
     ``latents`` has one entry per picture; ``priors`` one per branch that has class pictures. ``validation``
     says what the full, content and style validation pictures are told; ``empty`` what guidance moves away
-    from, None for zeros; ``echo`` what an echo shows and what the content branch is told of it, None without
-    echoes. ``velocity`` says that the base predicts the velocity and not the noise.
+    from, None for zeros; ``echo`` the texts of the echoes, None without them. ``velocity`` says that the base
+    predicts the velocity and not the noise.
     """
 
     conditioning: Conditioning
@@ -47,7 +56,7 @@ class Materials:
     priors: Mapping[str, Prior]
     validation: Mapping[str, Conditioning]
     empty: TextEmbeddings | None
-    echo: tuple[Conditioning, Conditioning] | None = None
+    echo: EchoTexts | None = None
     velocity: bool = False
 
 
@@ -124,7 +133,7 @@ def _materials(
         },
         empty=texts.get(_NO_TEXT),
         velocity=predicts_velocity(request.base),
-        echo=(_one(texts[echo], ids), _one(texts[request.prompts.content], ids)) if echo else None,
+        echo=_echo_texts(texts, echo, request.prompts, ids) if echo else None,
     )
 
 
@@ -183,6 +192,10 @@ def _three(
         (texts[prompts.content], texts[prompts.style]) if config.prompt_separation else (full, full)
     )
     return Conditioning(full.tokens, content.tokens, style.tokens, full.pooled, ids)
+
+
+def _echo_texts(texts: Mapping[str, TextEmbeddings], echo: str, prompts: Prompts, ids: Tensor) -> EchoTexts:
+    return EchoTexts(*(_one(texts[text], ids) for text in (echo, prompts.full, prompts.content)))
 
 
 def _one(text: TextEmbeddings, ids: Tensor) -> Conditioning:
