@@ -122,5 +122,5 @@ def fresh_noise(seed: int, number: int, shape: Sequence[int]) -> Tensor:
 def _freshened(latents: Tensor, picture: Tensor, alpha: Tensor, fresh: Tensor, share: float) -> Tensor:
     """``latents`` with ``share`` of the variance of their noise taken from ``fresh``."""
     own = (latents - alpha.sqrt() * picture) / (1.0 - alpha).sqrt()
-    mixed = (1.0 - share) ** 0.5 * own + share**0.5 * fresh
+    mixed: Tensor = (1.0 - share) ** 0.5 * own + share**0.5 * fresh
     return alpha.sqrt() * picture + (1.0 - alpha).sqrt() * mixed
