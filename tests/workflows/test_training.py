@@ -20,7 +20,7 @@ from unziplora_cli.project.store import ProjectStore
 from unziplora_cli.training import engine, events, history
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.wording import make_prompts
-from unziplora_cli.workflows.training import Trained, TrainOrder, train
+from unziplora_cli.workflows.training import Trained, TrainOrder, own_share, train
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 WORDS = Words("fox", "watercolor")
@@ -220,3 +220,24 @@ def test_another_process_of_the_training_makes_no_project(store, tmp_path, monke
     told = list(train(make_order(tmp_path / "fox.png"), store))
     assert not any(isinstance(event, Trained) for event in told)
     assert store.names() == []
+
+
+def test_processes_share_out_several_pictures_and_train_each_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = [make_order(tmp_path / f"{name}.png", name=name) for name in ("fox", "rose", "cat")]
+    assert own_share(orders) == orders
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    shares = []
+    for rank in (0, 1):
+        for variable, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", 2)):
+            monkeypatch.setenv(variable, str(value))
+        assert own_share(orders[:1]) == orders[:1]  # a single picture is everybody's
+        shares.append([(order.name, order.device) for order in own_share(orders)])
+        assert "WORLD_SIZE" not in os.environ
+    assert shares == [[("fox", "cuda:0"), ("cat", "cuda:0")], [("rose", "cuda:1")]]
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    chosen = [replace(order, device="cpu") for order in orders]
+    assert [order.device for order in own_share(chosen)] == ["cpu", "cpu"]
