@@ -21,7 +21,6 @@ from unziplora_cli.diffusion.fuse import Branches, cache_text, check_fit, forget
 from unziplora_cli.diffusion.latents import latent_scale
 from unziplora_cli.diffusion.load import load_scheduler, load_text_encoders, load_unet, load_vae
 from unziplora_cli.diffusion.prompts import TextEmbeddings, cut_note, encode, no_text
-from unziplora_cli.diffusion.replay import Replayed
 from unziplora_cli.diffusion.sampling import sample, stack, unconditional
 
 PARAMETERS_SCHEMA = 1
@@ -298,7 +297,7 @@ def draw(
 
     try:
         return sample(
-            Replayed(denoiser),
+            denoiser,
             load_scheduler(base, config.scheduler),
             noise.to(unet.device),
             steps=config.steps,
