@@ -46,7 +46,7 @@ class CapturedStep:
         action = self.step.schedule.action(number)
         ordinary = action in (Action.GATE, Action.NONE)
         if not (ordinary and self._settled):
-            self._give_up()
+            self.give_up()
             self._settled = ordinary
             return self.step(number, accumulated)
         if self._recording is None:
@@ -71,7 +71,8 @@ class CapturedStep:
             result = replace(result, grad_norm=self.step.update(action))
         return _Recording(learn, update, batches, gradients, result)
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """Give the memory of the recording back; it is made anew when it is needed."""
         if self._recording is not None:
             self._recording = None
             free_device_memory()

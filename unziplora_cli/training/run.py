@@ -133,6 +133,8 @@ class Run:
         if not self.accelerator.is_main_process:
             return
         if config.validate_every and self.done % config.validate_every == 0:
+            if isinstance(self.step, CapturedStep):
+                self.step.give_up()
             yield Validated(self.done, self.validation.draw(self.done))
         if config.save_every and self.done % config.save_every == 0:
             yield self._save()
