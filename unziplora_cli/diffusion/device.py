@@ -17,6 +17,7 @@ SMALL_NETWORK = 50_000_000
 _THREADS = torch.get_num_threads()
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISION_NAMES = {dtype: name for name, dtype in PRECISIONS.items()}
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from unziplora_cli.diffusion.conditioning import Conditioning
 from unziplora_cli.errors import AdapterError
+from unziplora_cli.method.fold import TEXT_PROJECTIONS
 from unziplora_cli.method.inject import adapted_projections
 from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.method.lora import LoRA, MergeWeights
-
-TEXT_PROJECTIONS = (".attn2.to_k", ".attn2.to_v")
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,17 +43,13 @@ class Fold(nn.Module):
             self._move_frozen(torch.device("cpu"))
         self.content = _gathered([layer.content for layer in parts])
         self.style = _gathered([layer.style for layer in parts])
+        self._groups = _groups(self.layers)
         self._known = WeakTensorKeyDictionary()
-        self.again: _Again | None = None
         self._frozen: Tensor | None = None
         if all(isinstance(layer.base.weight, nn.Parameter) for layer in parts):
             self._frozen = torch.stack([layer.base.weight.detach() for layer in parts])
             for layer, weight in zip(parts, self._frozen, strict=True):
                 layer.base.weight.data = weight
-
-    @property
-    def out_features(self) -> int:
-        return int(self.content.up.shape[1])
 
     def frozen(self) -> Tensor:
         """The weights of the base, [layers, out, in]."""
@@ -75,20 +71,23 @@ class Fold(nn.Module):
         """The content and the style branch, in that order."""
         return self.content, self.style
 
-    def fold(self) -> None:
-        """Prepare the layers for a picture: ``folded`` = W + (B_c * g_c) A_c + (B_s * g_s) A_s, [out, in]."""
+    def fold(self) -> Remade:
+        """Prepare the layers for a picture: ``folded`` = W + (B_c * g_c) A_c + (B_s * g_s) A_s, [out, in].
+
+        Returns what can stand for these weights until the backward pass.
+        """
         frozen = self.frozen()
         acting = [self._factors(branch, frozen.dtype) for branch in self._acting()]
         down = torch.cat([down for down, _ in acting], dim=-2)  # [layers, 1 or 2 ranks, in]
         up = torch.cat([up for _, up in acting], dim=-1)  # [layers, out, 1 or 2 ranks]
         weights = torch.baddbmm(frozen, up, down)
-        self.again = _Again(partial(torch.baddbmm, frozen, up.detach(), down.detach()), weights.data_ptr())
-        sizes = [len(group) for group in self._groups()]
-        for group, joint in zip(self._groups(), torch.split(weights, sizes), strict=True):
+        sizes = [len(group) for group in self._groups]
+        for group, joint in zip(self._groups, torch.split(weights, sizes), strict=True):
             if len(group) > 1:
                 group[0].joint = joint.flatten(0, 1)
             for layer, weight in zip(group, joint, strict=True):
                 layer.folded = weight
+        return Remade(partial(torch.baddbmm, frozen, up.detach(), down.detach()), weights.data_ptr())
 
     def read(self, full: Tensor, content: Tensor, style: Tensor) -> None:
         """Prepare the layers for texts [batch, tokens, in] to the base, content and style branch."""
@@ -105,7 +104,6 @@ class Fold(nn.Module):
 
     def forget(self) -> None:
         """Let the layers compute by themselves again."""
-        self.again = None
         for layer in self.layers.values():
             layer.folded = layer.joint = layer.answer = None
 
@@ -123,16 +121,6 @@ class Fold(nn.Module):
             yield name, layer
             for single in layer.branches():  # a view would keep the memory of all gradients
                 single.zero_grad()
-
-    def _groups(self) -> list[list[DualLoRALinear]]:
-        """The layers in order; query, key and value of one self-attention read the same and are one group."""
-        groups: list[list[DualLoRALinear]] = []
-        for name, layer in self.layers.items():
-            if name.endswith((".attn1.to_k", ".attn1.to_v")):
-                groups[-1].append(layer)
-            else:
-                groups.append([layer])
-        return groups
 
     def _move_frozen(self, device: torch.device) -> None:
         for layer in self.layers.values():
@@ -168,8 +156,8 @@ def fold(network: nn.Module, layers: Mapping[str, DualLoRALinear], *, by_block: 
     for region, kinds in groups.items():
         own = {kind: Fold(members, text=kind == "text") for kind, members in kinds.items()}
         folds.update({f"{region}.{kind}": each for kind, each in own.items()})
-        hooks = _Region(own, saves=not by_block)
         module = network.get_submodule(region)
+        hooks = _Region(own, inspect.signature(module.forward), saves=not by_block)
         module.register_forward_pre_hook(hooks.prepare, with_kwargs=True)
         module.register_forward_hook(hooks.forget, always_call=True)
     return folds
@@ -210,22 +198,23 @@ class _Region:
     With ``saves``, autograd keeps no folded weights for the backward pass: they are made again when it comes.
     """
 
-    def __init__(self, folds: Folds, *, saves: bool) -> None:
+    def __init__(self, folds: Folds, signature: inspect.Signature, *, saves: bool) -> None:
         self.folds = folds
+        self.signature = signature
         self.saves = saves
         self.keeping = ExitStack()
 
     def prepare(self, region: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Fold the weights and read the texts that ``region`` is called with."""
-        told = inspect.signature(region.forward).bind(*args, **kwargs).arguments
+        told = self.signature.bind(*args, **kwargs).arguments
         texts = told["cross_attention_kwargs"]
         for kind, each in self.folds.items():
             if kind == "text":
                 each.read(told["encoder_hidden_states"], texts["content_states"], texts["style_states"])
                 continue
-            each.fold()
-            if self.saves and each.again is not None:
-                hooks = torch.autograd.graph.saved_tensors_hooks(each.again.pack, each.again.unpack)
+            weights = each.fold()
+            if self.saves:
+                hooks = torch.autograd.graph.saved_tensors_hooks(weights.pack, weights.unpack)
                 self.keeping.enter_context(hooks)
 
     def forget(self, region: nn.Module, args: Any, output: Any) -> None:
@@ -238,7 +227,7 @@ class _Region:
 _Part = tuple[torch.Size, tuple[int, ...], int]
 
 
-class _Again:
+class Remade:
     """Stands for folded weights that autograd would keep; ``make`` makes them anew for the backward pass."""
 
     def __init__(self, make: Callable[[], Tensor], pointer: int) -> None:
@@ -264,6 +253,17 @@ class _Again:
         if self.left == 0:
             self.weights = None
         return part
+
+
+def _groups(layers: Mapping[str, DualLoRALinear]) -> list[list[DualLoRALinear]]:
+    """The layers in order; query, key and value of one self-attention read the same and are one group."""
+    groups: list[list[DualLoRALinear]] = []
+    for name, layer in layers.items():
+        if name.endswith((".attn1.to_k", ".attn1.to_v")):
+            groups[-1].append(layer)
+        else:
+            groups.append([layer])
+    return groups
 
 
 def _gathered(branches: Sequence[Branch]) -> Branch:

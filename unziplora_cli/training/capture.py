@@ -6,13 +6,13 @@ that the graphs hold, so these are given up before them and recorded anew after.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
+from unziplora_cli.diffusion.generate import free
 from unziplora_cli.method.schedule import Action
 from unziplora_cli.training.step import Batch, StepResult, TrainingStep
 
@@ -62,7 +62,7 @@ class CapturedStep:
 
     def _record(self, number: int, action: Action, accumulated: Batches) -> _Recording:
         batches = [[_copy(batch) for batch in part] for part in accumulated]
-        free_device_memory()
+        free(torch.device("cuda"))
         learn, update = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(learn):
             result = self.step.learn(number, batches)
@@ -75,7 +75,7 @@ class CapturedStep:
         """Give the memory of the recording back; it is made anew when it is needed."""
         if self._recording is not None:
             self._recording = None
-            free_device_memory()
+            free(torch.device("cuda"))
 
 
 def capturable(step: TrainingStep) -> bool:
@@ -86,12 +86,6 @@ def capturable(step: TrainingStep) -> bool:
     groups = step.optimizer.param_groups
     on_device = all(each.is_cuda for group in groups for each in group["params"])
     return on_device and step.accelerator.scaler is None and all(group.get("capturable") for group in groups)
-
-
-def free_device_memory() -> None:
-    """Give back what torch keeps for later, so that a graph, or what follows one, can have it."""
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 def _flat(batches: Batches) -> list[Batch]:

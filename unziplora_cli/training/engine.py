@@ -13,7 +13,13 @@ from torch import nn
 
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.diffusion.attention import separate_prompts
-from unziplora_cli.diffusion.device import memory_guard, pick_device, pick_dtype, start_threads
+from unziplora_cli.diffusion.device import (
+    PRECISION_NAMES,
+    memory_guard,
+    pick_device,
+    pick_dtype,
+    start_threads,
+)
 from unziplora_cli.diffusion.load import alphas_cumprod
 from unziplora_cli.method.fold import fold
 from unziplora_cli.method.inject import eject, inject
@@ -38,8 +44,6 @@ from unziplora_cli.training.trackers import Logbook, check_tracker
 from unziplora_cli.training.validation import Validation
 from unziplora_cli.training.workshop import Workshop
 
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-
 
 def train(request: TrainRequest, workshop: Workshop | None = None) -> Iterator[Event]:
     """Train, and tell about it; the last event is Finished.
@@ -56,7 +60,8 @@ def train(request: TrainRequest, workshop: Workshop | None = None) -> Iterator[E
     device = pick_device(request.device)
     dtype = pick_dtype(request.config.precision, device)
     accelerator = _accelerator(request, device, dtype)
-    foresight = Foresight(request, device, NAMES[dtype])
+    precision = PRECISION_NAMES[dtype]
+    foresight = Foresight(request, device, precision)
     with memory_guard(foresight.advice):
         materials = None
         for event in workshop.materials(request, accelerator, dtype):
@@ -73,7 +78,7 @@ def train(request: TrainRequest, workshop: Workshop | None = None) -> Iterator[E
         run = _prepare(request, materials, unet, accelerator, dtype, started)
         if request.resume:
             yield from map(Notice, run.go_on())
-        yield Phase("train", f"{request.config.steps} steps on {accelerator.device}, {NAMES[dtype]}")
+        yield Phase("train", f"{request.config.steps} steps on {accelerator.device}, {precision}")
         yield from run.steps()
 
         yield Phase("finish")
@@ -147,10 +152,10 @@ def _prepare(
         checkpoints=Checkpoints(request.checkpoints or request.folder / CHECKPOINTS, config.checkpoint_every),
         identity={
             **request.identity,
-            "precision": NAMES[dtype],
+            "precision": PRECISION_NAMES[dtype],
             "processes": accelerator.num_processes,
         },
-        precision=NAMES[dtype],
+        precision=PRECISION_NAMES[dtype],
         started=started,
         watch=Watch(scaled=accelerator.scaler is not None),
     )
@@ -164,7 +169,7 @@ def _accelerator(request: TrainRequest, device: torch.device, dtype: torch.dtype
     tracker = request.config.tracker
     return Accelerator(
         cpu=device.type == "cpu",
-        mixed_precision="no" if dtype is torch.float32 else NAMES[dtype],
+        mixed_precision="no" if dtype is torch.float32 else PRECISION_NAMES[dtype],
         log_with=None if tracker == "none" else tracker,
         project_dir=request.folder / "logs",
     )

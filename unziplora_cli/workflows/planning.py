@@ -55,7 +55,7 @@ def plan_training(base: BaseRef, config: TrainConfig, device: str, given: Mappin
     precision that this machine does not have, ModelError for a base that cannot be trained on.
     """
     from unziplora_cli.diffusion.base import check_trainable
-    from unziplora_cli.diffusion.device import PRECISIONS, SMALL_NETWORK, pick_device, pick_dtype
+    from unziplora_cli.diffusion.device import PRECISION_NAMES, SMALL_NETWORK, pick_device, pick_dtype
     from unziplora_cli.training import disk, pace, plan
     from unziplora_cli.training.foresight import target_of
     from unziplora_cli.training.memory import free_memory, total_memory
@@ -64,7 +64,7 @@ def plan_training(base: BaseRef, config: TrainConfig, device: str, given: Mappin
     check_trainable(base)
     chosen = pick_device(device)
     dtype = pick_dtype(config.precision, chosen)
-    precision = next(name for name, known in PRECISIONS.items() if known is dtype)
+    precision = PRECISION_NAMES[dtype]
     free = free_memory(chosen)
     target, known = target_of(chosen, precision), plan.base_of(base)
     memory = plan.predict_memory(known, config, target)

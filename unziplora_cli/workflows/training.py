@@ -239,7 +239,6 @@ def _request(order: TrainOrder, folder: Path, pictures: tuple[Path, ...]) -> Tra
         device=order.device,
         validation=order.validation,
         vae=order.vae,
-        metadata=_metadata(replace(order, pictures=pictures)),
         name=order.name,
         resume=order.resume,
         typed=order.typed,
@@ -266,6 +265,7 @@ def _learn(
             pictures = tuple(training / each.file for each in source)
     request = replace(
         _request(order, folder, pictures),
+        metadata=_metadata(replace(order, pictures=pictures)),
         identity=identity,
         checkpoints=None if training is None else training / CHECKPOINTS,
     )
