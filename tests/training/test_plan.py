@@ -298,13 +298,13 @@ def saved_bytes(unet: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> int:
             held[pointer] = tensor
         return tensor
 
-    pack = folding._Again.pack
+    pack = folding.Remade.pack
 
     def hold_in_region(self: Any, tensor: Tensor) -> Any:
         packed = pack(self, tensor)
         return hold(packed) if isinstance(packed, Tensor) else packed
 
-    monkeypatch.setattr(folding._Again, "pack", hold_in_region)
+    monkeypatch.setattr(folding.Remade, "pack", hold_in_region)
     with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
         predict(unet)
     return sum(each.untyped_storage().nbytes() for each in held.values())
