@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import platform
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -40,6 +43,13 @@ PRESETS = ("paper", "fast", "low-vram")
 RANKS, BATCHES = (4, 16, 64, 128), (2, 4)
 """Of the table by size; one of the ranks is that of all other rows, at the full size and batch 1."""
 RENDERERS = {"training": tables.training, "generation": tables.generation, "scaling": tables.scaling}
+
+PRELOADED = [
+    "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl",
+    "peft",
+    "unziplora_cli.training.engine",
+]
+"""What takes long to import; once for all rows."""
 
 Row = Callable[[], Measured] | None
 """Measures one row; None where this machine cannot."""
@@ -68,18 +78,35 @@ def rows(setting: Setting, presets: list[str]) -> dict[str, dict[str, Row]]:
     return {"training": training, "generation": generation, "scaling": scaling}
 
 
-def measure_apart(name: str, base: str, seconds: float) -> Measured:
-    """Measure one row in a process of its own; what went wrong becomes its note."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--base", base, "--row", name]
+def measure_apart(row: Callable[[], Measured], seconds: float) -> Measured:
+    """Measure ``row`` in a process of its own; what went wrong becomes its note.
+
+    The process is forked from one that has imported everything and touched no GPU.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_tell, args=(row, sender))
+    process.start()
+    sender.close()
+    measured = Measured(note="out of time")
+    if receiver.poll(seconds):
+        try:
+            measured = receiver.recv()
+        except EOFError:
+            process.join()
+            measured = Measured(note=f"ended with exit code {process.exitcode}")
+    process.kill()
+    process.join()
+    return measured
+
+
+def _tell(row: Callable[[], Measured], sender: Connection) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        return Measured(note="out of time")
-    if done.returncode:
-        print(done.stderr[-4000:], file=sys.stderr)
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return Measured(note=lines[-1][:200])
-    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+        sender.send(row())
+    except Exception as error:
+        traceback.print_exc()
+        sender.send(Measured(note=f"{type(error).__name__}: {error}".splitlines()[0][:200]))
 
 
 def write_random_base(folder: str) -> str:
@@ -138,7 +165,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="rows whose names contain this")
     parser.add_argument("--deadline", type=float, default=9.0, help="minutes after which rows are given up")
     parser.add_argument("--out", type=Path, help="folder for speed.md and speed.json")
-    parser.add_argument("--row", help="measure this row in this very process and print its numbers")
     return parser.parse_args()
 
 
@@ -176,7 +202,7 @@ def measure_all(args: argparse.Namespace, spec: str, begun: float) -> None:
             elif left <= 0:
                 measured = Measured(note="out of time")
             else:
-                measured = measure_apart(name, spec, left)
+                measured = measure_apart(row, left)
             results[table][name] = measured
             spent = time.monotonic() - begun
             print(f"[{spent:5.0f}s] {name}: {measured}", file=sys.stderr, flush=True)
@@ -186,14 +212,9 @@ def measure_all(args: argparse.Namespace, spec: str, begun: float) -> None:
 
 
 def main() -> None:
-    """Measure, or be the process that measures one row."""
+    """Measure on the base asked for."""
     args = parse()
     begun = time.monotonic()
-    if args.row:
-        setting, presets = prepare(args, args.base)
-        every = {name: row for named in rows(setting, presets).values() for name, row in named.items() if row}
-        print(json.dumps(asdict(every[args.row]())))
-        return
     spec = args.base or ("random" if args.device.startswith("cuda") else "mini")
     with ExitStack() as stack:
         if spec == "random":
