@@ -44,13 +44,6 @@ RANKS, BATCHES = (4, 16, 64, 128), (2, 4)
 """Of the table by size; one of the ranks is that of all other rows, at the full size and batch 1."""
 RENDERERS = {"training": tables.training, "generation": tables.generation, "scaling": tables.scaling}
 
-PRELOADED = [
-    "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl",
-    "peft",
-    "unziplora_cli.training.engine",
-]
-"""What takes long to import; once for all rows."""
-
 Row = Callable[[], Measured] | None
 """Measures one row; None where this machine cannot."""
 
@@ -79,12 +72,8 @@ def rows(setting: Setting, presets: list[str]) -> dict[str, dict[str, Row]]:
 
 
 def measure_apart(row: Callable[[], Measured], seconds: float) -> Measured:
-    """Measure ``row`` in a process of its own; what went wrong becomes its note.
-
-    The process is forked from one that has imported everything and touched no GPU.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    """Measure ``row`` in a process of its own; what went wrong becomes its note."""
+    context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_tell, args=(row, sender))
     process.start()

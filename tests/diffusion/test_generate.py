@@ -14,7 +14,7 @@ from unziplora_cli.config import GenerateConfig, Prompts
 from unziplora_cli.diffusion.attention import join_prompts, separate_prompts
 from unziplora_cli.diffusion.base import BaseRef
 from unziplora_cli.diffusion.conditioning import Conditioning, predict_noise
-from unziplora_cli.diffusion.fuse import Branches, forget_text, fuse, restore
+from unziplora_cli.diffusion.fuse import Branches, fuse, restore
 from unziplora_cli.diffusion.generate import (
     Progress,
     Request,
@@ -26,6 +26,7 @@ from unziplora_cli.diffusion.generate import (
 )
 from unziplora_cli.diffusion.load import load_scheduler, load_unet
 from unziplora_cli.diffusion.prompts import TextEncoders, encode
+from unziplora_cli.diffusion.replay import Replayed
 from unziplora_cli.diffusion.sampling import sample, stack
 from unziplora_cli.errors import AdapterError
 from unziplora_cli.formats import write_lora
@@ -52,7 +53,7 @@ def drawn(base: BaseRef, unet: UNet2DConditionModel, request: Request) -> Tensor
     texts = encode_requests(base, [request], device=CPU, dtype=torch.float32)
     originals = fuse(unet, request.weighted)
     told, empty = condition(base, request, texts, device=CPU, dtype=torch.float32)
-    latents = draw(base, unet, request, list(request.seeds), told, empty, lambda step, steps: None)
+    latents = draw(base, Replayed(unet), request, list(request.seeds), told, empty, lambda step, steps: None)
     restore(unet, originals)
     return latents
 
@@ -193,7 +194,7 @@ def test_texts_are_projected_once_per_picture_not_once_per_step(
     request = Request(PROMPTS, random_branches(unet, "content", "style"), settings())
     texts = encode_requests(base, [request], device=CPU, dtype=torch.float32)
     told, empty = condition(base, request, texts, device=CPU, dtype=torch.float32)
-    draw(base, unet, request, [0], told, empty, lambda step, steps: None)
+    draw(base, Replayed(unet), request, [0], told, empty, lambda step, steps: None)
     for hook in hooks:
         hook.remove()
     assert len(calls) == len(set(calls)) == 34
@@ -299,13 +300,3 @@ def test_a_lora_of_another_base_is_refused(
     )
     with pytest.raises(AdapterError, match="style LoRA"):
         next(pictures)
-
-
-def test_forgetting_the_text_leaves_a_stock_network(base: BaseRef, unet: UNet2DConditionModel) -> None:
-    before = {name: type(p) for name, p in unet.attn_processors.items()}
-    request = Request(PROMPTS, config=settings())
-    texts = encode_requests(base, [request], device=CPU, dtype=torch.float32)
-    told, empty = condition(base, request, texts, device=CPU, dtype=torch.float32)
-    draw(base, unet, request, [0], told, empty, lambda step, steps: None)
-    forget_text(unet)
-    assert {name: type(p) for name, p in unet.attn_processors.items()} == before

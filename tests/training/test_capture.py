@@ -36,6 +36,7 @@ def distance(one: TrainResult, other: TrainResult) -> float:
     "changes",
     [
         {},
+        {"recalibrations": 3, "importance_steps": 3},
         {"column_separation": False},
         {"batch_size": 2, "grad_accumulation": 2, "snr_gamma": 5.0},
         {"lr_scheduler": "cosine", "lr_warmup_steps": 3},
@@ -57,6 +58,21 @@ def test_replayed_steps_learn_what_launched_ones_learn(
     for launched, replayed in zip(results[0].losses, results[1].losses, strict=True):
         assert replayed == pytest.approx(launched, rel=1e-3)
     assert distance(*results) < 1e-2
+
+
+def test_without_room_for_a_second_recording_the_same_is_learned(
+    make_request: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.backends.cudnn.allow_tf32 = False
+
+    def request(name: str) -> TrainRequest:
+        return make_request(tmp_path / name, request={"device": "cuda"}, steps=24, recalibrations=3)
+
+    roomy = learned(request("roomy"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (0, 2**40))
+    cramped = learned(request("cramped"))
+    assert cramped.losses == pytest.approx(roomy.losses, rel=1e-3)
+    assert distance(roomy, cramped) < 1e-2
 
 
 def test_a_replayed_training_goes_on_where_it_was(make_request: Make, tmp_path: Path) -> None:

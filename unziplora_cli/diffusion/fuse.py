@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from unziplora_cli.diffusion.conditioning import Conditioning
@@ -112,6 +112,11 @@ class CachedTextProcessor:
         self.key = key
         self.value = value
 
+    def fill(self, key: Tensor, value: Tensor) -> None:
+        """Take others of the same shape, in place: a recording reads them there."""
+        self.key.copy_(key)
+        self.value.copy_(value)
+
     def __call__(
         self,
         attn: Attention,
@@ -140,13 +145,11 @@ def cache_text(network: nn.Module, branches: Branches, told: Conditioning) -> No
                 summed = summed + F.linear(F.linear(text, down.to(text.device)), up.to(text.device))
             heads = summed.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             pair.append(heads.to(linear.weight.dtype).contiguous())
-        attn.set_processor(CachedTextProcessor(*pair))
-
-
-def forget_text(network: nn.Module) -> None:
-    """Undo :func:`cache_text`."""
-    for _, attn in _cross_attentions(network):
-        attn.set_processor(AttnProcessor2_0())
+        cached = attn.processor
+        if isinstance(cached, CachedTextProcessor) and cached.key.shape == pair[0].shape:
+            cached.fill(*pair)
+        else:
+            attn.set_processor(CachedTextProcessor(*pair))
 
 
 def _cross_attentions(network: nn.Module) -> Iterator[tuple[str, Attention]]:

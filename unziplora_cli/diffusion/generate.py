@@ -8,19 +8,20 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
 import unziplora_cli
 from unziplora_cli.config import GenerateConfig, Prompts
 from unziplora_cli.diffusion.base import BaseRef, latent_factor, native_resolution, scheduler_name
-from unziplora_cli.diffusion.conditioning import Conditioning, predict_plain
+from unziplora_cli.diffusion.conditioning import Conditioning
 from unziplora_cli.diffusion.device import memory_guard, settle_threads
-from unziplora_cli.diffusion.fuse import Branches, cache_text, check_fit, forget_text, fuse, restore
+from unziplora_cli.diffusion.fuse import Branches, cache_text, check_fit, fuse, restore
 from unziplora_cli.diffusion.latents import latent_scale
 from unziplora_cli.diffusion.load import load_scheduler, load_text_encoders, load_unet, load_vae
 from unziplora_cli.diffusion.prompts import TextEmbeddings, cut_note, encode, no_text
+from unziplora_cli.diffusion.replay import Replayed
 from unziplora_cli.diffusion.sampling import sample, stack, unconditional
 
 PARAMETERS_SCHEMA = 1
@@ -123,6 +124,7 @@ def generate(
         for request in requests:
             check_fit(unet, request.branches)
         decoder = load_decoder(base, device=device, dtype=dtype, vae=vae)
+        predict = Replayed(unet)
 
         originals: dict[str, Tensor] = {}
         for number, request in enumerate(requests):
@@ -134,7 +136,7 @@ def generate(
             told, empty = condition(base, request, texts, device=device, dtype=dtype)
             for first in range(0, request.config.count, batch_size):
                 seeds = request.seeds[first : first + batch_size]
-                latents = draw(base, unet, request, seeds, told, empty, _stepper(report, done, total))
+                latents = draw(base, predict, request, seeds, told, empty, _stepper(report, done, total))
                 report(Progress("decode", done, total))
                 for seed, latent in zip(seeds, latents.split(1), strict=True):
                     image = decode(decoder, latent)[0]
@@ -276,37 +278,30 @@ def free(device: torch.device) -> None:
 @torch.no_grad()
 def draw(
     base: BaseRef,
-    unet: UNet2DConditionModel,
+    predict: Replayed,
     request: Request,
     seeds: Sequence[int],
     told: Conditioning,
     empty: Conditioning,
     on_step: Callable[[int, int], None],
 ) -> Tensor:
-    """The finished latents of ``seeds``, [n, channels, height, width], float32; ``unet`` is fused already."""
-    config = request.config
+    """The finished latents of ``seeds``, [n, channels, height, width], float32; by a U-Net fused already."""
+    config, unet = request.config, predict.unet
     height, width = (side // latent_factor(base) for side in size(base, config))
     noise, generators = initial_noise(seeds, unet.config.in_channels, height, width)
     batch = told.expand(len(seeds))
     if config.guidance > 1.0:
         batch = stack(empty.expand(len(seeds)), batch)
     cache_text(unet, request.weighted, batch)
-
-    def denoiser(noisy: Tensor, timestep: Tensor) -> Tensor:
-        return predict_plain(unet, noisy.to(unet.dtype), timestep, batch).float()
-
-    try:
-        return sample(
-            denoiser,
-            load_scheduler(base, config.scheduler),
-            noise.to(unet.device),
-            steps=config.steps,
-            guidance=config.guidance,
-            generators=generators,
-            on_step=lambda step: on_step(step + 1, config.steps),
-        )
-    finally:
-        forget_text(unet)
+    return sample(
+        lambda noisy, timestep: predict(noisy, timestep, batch),
+        load_scheduler(base, config.scheduler),
+        noise.to(unet.device),
+        steps=config.steps,
+        guidance=config.guidance,
+        generators=generators,
+        on_step=lambda step: on_step(step + 1, config.steps),
+    )
 
 
 def _stepper(report: Callable[[Progress], None], done: int, total: int) -> Callable[[int, int], None]:

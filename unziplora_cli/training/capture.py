@@ -1,7 +1,9 @@
-"""Ordinary steps recorded once as CUDA graphs and then replayed: thousands of kernels for one launch.
+"""Training steps recorded as CUDA graphs and then replayed: thousands of kernels for one launch.
 
-Only steps that score or choose columns, or open a window, are made kernel by kernel. They need the memory
-that the graphs hold, so these are given up before them and recorded anew after.
+Three recordings in one pool of memory: the gradients of a separated step, those of a step that explores, and
+the update after an ordinary step. Scoring and choosing columns is launched kernel by kernel, on recorded
+gradients. Where memory is short, steps that explore are launched as well; the other recordings are given up
+before them and made anew after.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unziplora_cli.diffusion.generate import free
 from unziplora_cli.method.schedule import Action
@@ -19,62 +21,104 @@ from unziplora_cli.training.step import Batch, StepResult, TrainingStep
 Batches = Sequence[Sequence[Batch]]
 
 
-@dataclass(slots=True)
-class _Recording:
-    """What is replayed: ``learn`` fills the gradients, ``update`` uses them; ``batches`` is what it reads."""
+@dataclass(frozen=True, slots=True)
+class _Learning:
+    """``graph`` reads ``batches`` and fills ``gradients``, all of which stay in place, and so does
+    ``result``."""
 
-    learn: torch.cuda.CUDAGraph
-    update: torch.cuda.CUDAGraph
+    graph: torch.cuda.CUDAGraph
     batches: Batches
-    gradients: Sequence[Tensor]
+    gradients: Sequence[tuple[nn.Parameter, Tensor]]
     result: StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class _Updating:
+    """``graph`` uses the gradients of a separated step and writes ``grad_norm``."""
+
+    graph: torch.cuda.CUDAGraph
+    grad_norm: Tensor
 
 
 @dataclass(slots=True)
 class CapturedStep:
     """A :class:`TrainingStep` on a CUDA device, called as that is; its optimiser must be capturable.
 
-    The first ordinary step after any other is made kernel by kernel: it creates what the optimiser keeps of
-    weights that did not learn before. Two graphs, so that several processes can exchange gradients between.
+    All steps up to the first ordinary one are launched kernel by kernel: libraries choose their kernels, and
+    the optimiser creates what it keeps. Gradients and update are recorded apart, so that several processes
+    can exchange gradients between.
     """
 
     step: TrainingStep
-    _recording: _Recording | None = field(default=None, init=False)
+    _learning: dict[bool, _Learning] = field(default_factory=dict, init=False)
+    """By whether the branches are separated."""
+    _updating: _Updating | None = field(default=None, init=False)
     _settled: bool = field(default=False, init=False)
 
     def __call__(self, number: int, accumulated: Batches) -> StepResult:
         action = self.step.schedule.action(number)
         ordinary = action in (Action.GATE, Action.NONE)
-        if not (ordinary and self._settled):
-            self.give_up()
+        if not self._learning and not (ordinary and self._settled):
             self._settled = ordinary
             return self.step(number, accumulated)
-        if self._recording is None:
-            self._recording = self._record(number, action, accumulated)
-        recording = self._recording
-        for kept, new in zip(_flat(recording.batches), _flat(accumulated), strict=True):
+        separated = self.step.schedule.separated(number)
+        if separated not in self._learning:
+            if self._learning and not self._has_room():
+                self.give_up()
+                self._settled = False
+                return self.step(number, accumulated)
+            self._learning[separated] = self._record_learning(number, accumulated)
+        learning = self._learning[separated]
+        for kept, new in zip(_flat(learning.batches), _flat(accumulated), strict=True):
             _fill(kept, new)
-        recording.learn.replay()
-        self.step.average(recording.gradients)
-        recording.update.replay()
+        learning.graph.replay()
+        self.step.average([gradient for _, gradient in learning.gradients])
+        grad_norm = self._replay_update(action, learning) if ordinary else self._update(action, learning)
         self.step.lr_scheduler.step()
-        return recording.result
+        return replace(learning.result, grad_norm=grad_norm)
 
-    def _record(self, number: int, action: Action, accumulated: Batches) -> _Recording:
+    def _record_learning(self, number: int, accumulated: Batches) -> _Learning:
+        """The second recording fills the gradients of the first, which a graph of its own would double."""
         batches = [[_copy(batch) for batch in part] for part in accumulated]
-        free(torch.device("cuda"))
-        learn, update = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(learn):
+        shared = [pair for other in self._learning.values() for pair in other.gradients]
+        if not shared:
+            free(torch.device("cuda"))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool()):
+            for parameter, gradient in shared:
+                parameter.grad = gradient.zero_() if parameter.requires_grad else None
             result = self.step.learn(number, batches)
-        gradients = [p.grad for p in self.step.parameters() if p.grad is not None]
-        with torch.cuda.graph(update, pool=learn.pool()):
-            result = replace(result, grad_norm=self.step.update(action))
-        return _Recording(learn, update, batches, gradients, result)
+        gradients = [(each, each.grad) for each in self.step.parameters() if each.grad is not None]
+        return _Learning(graph, batches, gradients, result)
+
+    def _replay_update(self, action: Action, learning: _Learning) -> Tensor:
+        if self._updating is None:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool()):
+                grad_norm = self._update(action, learning)
+            self._updating = _Updating(graph, grad_norm)
+        self._updating.graph.replay()
+        return self._updating.grad_norm
+
+    def _update(self, action: Action, learning: _Learning) -> Tensor:
+        for parameter, gradient in learning.gradients:
+            parameter.grad = gradient
+        return self.step.update(action)
+
+    def _has_room(self) -> bool:
+        """Whether a second recording fits: the gradients of the first stay where they are meanwhile."""
+        held = sum(each.nbytes for kept in self._learning.values() for _, each in kept.gradients)
+        return torch.cuda.mem_get_info()[0] > 2 * held
+
+    def _pool(self) -> tuple[int, int] | None:
+        """The memory of what was recorded already."""
+        return next((each.graph.pool() for each in self._learning.values()), None)
 
     def give_up(self) -> None:
-        """Give the memory of the recording back; it is made anew when it is needed."""
-        if self._recording is not None:
-            self._recording = None
+        """Give the memory of the recordings back; they are made anew when they are needed."""
+        if self._learning:
+            self._learning.clear()
+            self._updating = None
             free(torch.device("cuda"))
 
 

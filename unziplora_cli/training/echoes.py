@@ -19,12 +19,14 @@ from dataclasses import replace
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from diffusers import UNet2DConditionModel
+from torch import Tensor
 
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.diffusion.base import BaseRef
-from unziplora_cli.diffusion.conditioning import Conditioning, predict_plain
+from unziplora_cli.diffusion.conditioning import Conditioning
 from unziplora_cli.diffusion.load import alphas_cumprod
+from unziplora_cli.diffusion.replay import Replayed
 from unziplora_cli.diffusion.sampling import unconditional
 from unziplora_cli.training.data import LatentDistribution
 from unziplora_cli.training.materials import EchoTexts, Materials, Prior
@@ -40,7 +42,7 @@ Predict = Callable[[Tensor, Tensor, str], Tensor]
 
 
 def with_echoes(
-    materials: Materials, unet: nn.Module, base: BaseRef, config: TrainConfig, device: torch.device
+    materials: Materials, unet: UNet2DConditionModel, base: BaseRef, config: TrainConfig, device: torch.device
 ) -> Materials:
     """``materials`` with ``config.echoes`` echoes as the content branch's class pictures.
 
@@ -48,15 +50,15 @@ def with_echoes(
     """
     if materials.echo is None:
         return materials
-    dtype = next(unet.parameters()).dtype
     empty = materials.empty
     texts = echo_texts(materials.echo, None if empty is None else (empty.tokens, empty.pooled), config)
-    texts = {name: told.to(device=device, dtype=dtype) for name, told in texts.items()}
+    texts = {name: told.to(device=device, dtype=unet.dtype) for name, told in texts.items()}
     alphas = alphas_cumprod(base)
+    replayed = Replayed(unet)
 
     @torch.no_grad()
     def predict(noisy: Tensor, timestep: Tensor, text: str) -> Tensor:
-        prediction = predict_plain(unet, noisy.to(dtype), timestep.to(device), texts[text]).float()
+        prediction = replayed(noisy, timestep, texts[text])
         return noise_of(prediction, noisy, alphas[timestep]) if materials.velocity else prediction
 
     echoes = []
