@@ -297,8 +297,12 @@ def free_run(recording: Recording, table: Table, dtype: torch.dtype) -> tuple[UN
         max_grad_norm=settings["max_grad_norm"],
     )
     make = CapturedStep(step) if on_gpu else step
-    predictions: list[Tensor] = []
-    unet.register_forward_hook(lambda module, args, output: predictions.append(output[0].detach()))
+    predictions: dict[bool, Tensor] = {}  # by whether separated: a replayed step writes where it was recorded
+
+    def keep(module: nn.Module, args: object, output: tuple[Tensor]) -> None:
+        predictions[recording.schedule.separated(observer.step)] = output[0].detach()
+
+    unet.register_forward_hook(keep)
 
     truth = recording.tensors("steps" if single else "replay64")
     states = recording.tensors("states")
@@ -320,7 +324,7 @@ def free_run(recording: Recording, table: Table, dtype: torch.dtype) -> tuple[UN
         )
         table.add(
             f"prediction, abs.{suffix}",
-            (predictions[-1] - truth["model_pred"][number]).abs(),
+            (predictions[recording.schedule.separated(number)] - truth["model_pred"][number]).abs(),
             recording.tolerance("model_pred_abs", kind),
         )
         table.add(

@@ -1,4 +1,8 @@
-"""How long a training step takes, about: its operations over what the device does with large products.
+"""How long a training step takes, about: what it computes over what the device does with large products.
+
+On a GPU part of it does not grow with the picture: weights are read, folded and updated::
+
+    seconds = (operations / efficiency + handling * weights) / rate
 
 A step is the forward pass and the gradients with respect to activations, for adapted projections also those
 with respect to their folded weights::
@@ -23,11 +27,12 @@ from unziplora_cli.diffusion.anatomy import Part
 from unziplora_cli.training.plan import Base, Target, passes, pixels_of
 
 # What was measured, and not derived.
-EFFICIENCY = {"cuda": 0.33, "mps": 0.3, "cpu": 0.13}
+EFFICIENCY = {"cuda": 0.62, "mps": 0.3, "cpu": 0.13}
 """The share of the rate of large products that a step reaches: attention, norms, small layers are slower."""
-CHECKPOINTED = 0.75
-"""Times that, where activations are computed again, and what is kept in int8 is unpacked."""
-RECORDED, LAUNCHED = 0.1e-3, 2e-3
+HANDLING, CHECKPOINTED = 7.3e3, 17.8e3
+"""Operations that a CUDA device could make while it handles a weight once per pass; where activations are
+computed again, and weights are kept in int8."""
+RECORDED, LAUNCHED = 0.1e-3, 3e-3
 """Seconds that a part of the U-Net takes at least, forward and back: replayed, or launched by Python."""
 LOADING = {"cuda": 30.0, "mps": 60.0, "cpu": 10.0}
 """Seconds before the first step: libraries, texts, pictures, the U-Net."""
@@ -61,10 +66,12 @@ def predict_pace(base: Base, config: TrainConfig, target: Target, rate: float) -
     """The pace on a device that makes ``rate`` operations per second of large products."""
     count = passes(config)
     operations = count * operations_of(base, config)
-    share = EFFICIENCY[target.device] * (CHECKPOINTED if config.gradient_checkpointing else 1.0)
+    handling = 0.0
+    if target.device == "cuda":
+        handling = count * base.unet.weights * (CHECKPOINTED if config.gradient_checkpointing else HANDLING)
     recorded = target.device == "cuda" and config.capture and target.precision != "fp16"
     least = (RECORDED if recorded else LAUNCHED if target.device != "cpu" else 0.0) * len(base.unet.parts)
-    step = max(operations / (rate * share), count * least)
+    step = max((operations / EFFICIENCY[target.device] + handling) / rate, count * least)
     return Pace(operations, step, LOADING[target.device] + config.steps * step)
 
 

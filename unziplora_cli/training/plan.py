@@ -16,6 +16,9 @@ A training on a GPU goes through three phases, and its peak is the largest of th
               block 11 width + 2 inner (+ inner where GEGLU is not fused), resnet 2 (in + out) (3 where group
               norm and SiLU are not fused), convolution in; low-precision copies of what is trained
 
+Where a second recording of the step fits, a training on CUDA takes up to the size of all gradients more; that
+is not counted.
+
 With gradient checkpointing only the input of a block or resnet is saved, and all the rest for one part at a
 time. Bytes everywhere; a GiB is 2^30 of them.
 """
