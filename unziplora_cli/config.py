@@ -57,7 +57,7 @@ class TrainConfig(Checked):
         choices=("none", "int8"),
     )
     capture: bool = training(
-        True, "On an NVIDIA GPU, record the training step once and replay it; off: launch every kernel anew."
+        True, "On an NVIDIA GPU, record steps and echoes once and replay them; off: launch every kernel anew."
     )
     seed: int = training(0, "Seed of everything random.", min=0, max=SEED_MAX)
 

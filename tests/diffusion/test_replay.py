@@ -33,9 +33,9 @@ def texts(unet: UNet2DConditionModel, batch: int = 1) -> Conditioning:
 
 
 @torch.no_grad()
-def compare(predict: Replayed, told: Conditioning, side: int = 8) -> None:
+def compare(predict: Replayed, told: Conditioning, side: int = 8, first: float = 900) -> None:
     """Four calls, the last three replayed, each with its own picture and timestep."""
-    for timestep in torch.tensor([900, 600, 300, 1]):
+    for timestep in torch.tensor([first, first - 300, first - 600, first - 899]):
         noisy = random(len(told.full), 4, side, side)
         expected = predict_plain(predict.unet, noisy, timestep, told)
         torch.testing.assert_close(predict(noisy, timestep, told), expected, rtol=1e-4, atol=1e-4)
@@ -45,6 +45,7 @@ def test_it_follows_pictures_texts_and_shapes(unet: UNet2DConditionModel) -> Non
     predict = Replayed(unet)
     for batch, side in [(1, 8), (1, 8), (2, 8), (2, 16), (1, 8)]:
         compare(predict, texts(unet, batch), side)
+    compare(predict, texts(unet), first=900.5)
 
 
 def test_it_follows_weights_and_cached_texts(unet: UNet2DConditionModel) -> None:

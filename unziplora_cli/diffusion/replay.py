@@ -25,27 +25,28 @@ class _Recording:
 class Replayed:
     """:func:`~unziplora_cli.diffusion.conditioning.predict_plain` of ``unet``, float32 in and out.
 
-    The second call in a row with inputs of the same shapes records, later ones replay. The weights, and keys
-    and values that were cached, may change between calls where they are, but must stay there. Away from CUDA,
-    and where a recording cannot be had, as for want of memory, the network is called as it is.
+    The second call in a row with inputs of the same kind records, later ones replay. The weights, and keys
+    and values that were cached, may change between calls where they are, but must stay there. The network is
+    called as it is with ``records`` off, away from CUDA, and where a recording cannot be had, as for want of
+    memory.
     """
 
     unet: UNet2DConditionModel
-    _shapes: list[torch.Size] = field(default_factory=list, init=False)
+    records: bool = True
+    _kinds: Sequence[tuple[torch.Size, torch.dtype]] = field(default=(), init=False)
     _recording: _Recording | None = field(default=None, init=False)
-    _refused: bool = field(default=False, init=False)
 
     def __call__(self, noisy: Tensor, timestep: Tensor, told: Conditioning) -> Tensor:
         """``noisy`` [batch, channels, height, width], a scalar ``timestep`` -> noise of that shape."""
         inputs = (noisy, timestep.to(noisy.device), *(getattr(told, f.name) for f in fields(told)))
-        shapes = [each.shape for each in inputs]
-        if noisy.device.type != "cuda" or self._refused or shapes != self._shapes:
-            self._recording, self._shapes = None, shapes
+        kinds = [(each.shape, each.dtype) for each in inputs]
+        if not self.records or noisy.device.type != "cuda" or kinds != self._kinds:
+            self._recording, self._kinds = None, kinds
             return self._predict(*inputs)
         if self._recording is None:
             self._recording = self._record(inputs)
         if self._recording is None:
-            self._refused = True
+            self.records = False
             return self._predict(*inputs)
         for kept, new in zip(self._recording.inputs, inputs, strict=True):
             kept.copy_(new)

@@ -54,7 +54,7 @@ def with_echoes(
     texts = echo_texts(materials.echo, None if empty is None else (empty.tokens, empty.pooled), config)
     texts = {name: told.to(device=device, dtype=unet.dtype) for name, told in texts.items()}
     alphas = alphas_cumprod(base)
-    replayed = Replayed(unet)
+    replayed = Replayed(unet, records=config.capture)
 
     @torch.no_grad()
     def predict(noisy: Tensor, timestep: Tensor, text: str) -> Tensor:
