@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tests.tiny_base import unet_config
 from unziplora_cli.diffusion import faster
-from unziplora_cli.diffusion.faster import available, slow_down, speed_up
+from unziplora_cli.diffusion.faster import available, speed_up
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
@@ -48,8 +48,8 @@ def test_triton_that_cannot_run_counts_as_none(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("anywhere")
-def test_every_kind_of_module_is_swapped_and_swapped_back(unet: UNet2DConditionModel) -> None:
-    before, names = state(unet), list(unet.state_dict())
+def test_every_kind_of_module_is_swapped_once(unet: UNet2DConditionModel) -> None:
+    names = list(unet.state_dict())
     assert speed_up(unet)
     faster_state = state(unet)
     kinds = {type(module) for module in unet.modules()}
@@ -60,15 +60,6 @@ def test_every_kind_of_module_is_swapped_and_swapped_back(unet: UNet2DConditionM
 
     assert speed_up(unet)
     assert state(unet) == faster_state
-    slow_down(unet)
-    assert state(unet) == before
-
-
-def test_slowing_down_a_plain_network_changes_nothing(unet: UNet2DConditionModel) -> None:
-    unet.to(memory_format=torch.channels_last)
-    before = state(unet)
-    slow_down(unet)
-    assert state(unet) == before
 
 
 @pytest.mark.usefixtures("anywhere")

@@ -32,16 +32,6 @@ def speed_up(unet: nn.Module) -> bool:
     return True
 
 
-def slow_down(unet: nn.Module) -> None:
-    """Undo :func:`speed_up`, exactly."""
-    plain = {faster: kind for kind, faster in _FASTER.items()}
-    if not any(type(module) in plain for module in unet.modules()):
-        return
-    for module in unet.modules():
-        module.__class__ = plain.get(type(module), type(module))
-    unet.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-
-
 @cache
 def available(device: torch.device) -> bool:
     """Whether the fused kernels run on ``device``: a GPU, with Triton and the C compiler that it calls."""
