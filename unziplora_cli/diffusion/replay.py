@@ -37,7 +37,7 @@ class Replayed:
     _recording: _Recording | None = field(default=None, init=False)
 
     def __call__(self, noisy: Tensor, timestep: Tensor, told: Conditioning) -> Tensor:
-        """``noisy`` [batch, channels, height, width], a scalar ``timestep`` -> noise of that shape."""
+        """``noisy`` [batch, channels, height, width], ``timestep`` [] or [batch] -> noise of that shape."""
         inputs = (noisy, timestep.to(noisy.device), *(getattr(told, f.name) for f in fields(told)))
         kinds = [(each.shape, each.dtype) for each in inputs]
         if not self.records or noisy.device.type != "cuda" or kinds != self._kinds:

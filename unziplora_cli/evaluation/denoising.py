@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
 from unziplora_cli.diffusion.base import BaseRef, config, predicts_velocity
-from unziplora_cli.diffusion.conditioning import Conditioning, predict_plain
+from unziplora_cli.diffusion.conditioning import Conditioning
 from unziplora_cli.diffusion.device import memory_guard, settle_threads
 from unziplora_cli.diffusion.fuse import Branches, cache_text, check_fit, fuse, restore
 from unziplora_cli.diffusion.generate import Request, condition, encode_requests
 from unziplora_cli.diffusion.load import load_unet
+from unziplora_cli.diffusion.replay import Replayed
 
 REBUILD_STEPS = 20
 """Steps of the whole noise schedule when the picture is drawn back."""
@@ -95,6 +96,7 @@ def denoise(
         texts = encode_requests(base, tuple(ways.values()), device=device, dtype=dtype)
         unet = load_unet(base, device=device, dtype=dtype)
         settle_threads(unet)
+        predict = Replayed(unet)
         for way in ways.values():
             check_fit(unet, way.branches)
         draws = make_draws(latents, count, seed, noising.config.num_train_timesteps)
@@ -109,7 +111,7 @@ def denoise(
                 restore(unet, originals)
                 originals, fused = fuse(unet, way.branches), way.branches
             told, _ = condition(base, way, texts, device=device, dtype=dtype)
-            ask = _Asked(unet, way.branches, told, batch_size)
+            ask = _Asked(predict, way.branches, told, batch_size)
             prediction = ask(noisy, draws.timesteps)
             loss = (prediction - target).square().flatten(1).mean(dim=1)
             rebuilt = _rebuild(ask, draws, schedule) if name in rebuild else None
@@ -127,20 +129,19 @@ def relative_gap(one: Tensor, other: Tensor, reference: Tensor) -> float:
 class _Asked:
     """The fused network with one way's texts: noisy latents and timesteps to its prediction, on the CPU."""
 
-    unet: UNet2DConditionModel
+    predict: Replayed
     branches: Branches
     told: Conditioning
     batch_size: int
 
     def __call__(self, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        unet, parts = self.unet, []
+        unet, parts = self.predict.unet, []
         for latents, times in zip(
             noisy.split(self.batch_size), timesteps.split(self.batch_size), strict=True
         ):
             told = self.told.expand(len(latents))
             cache_text(unet, self.branches, told)
-            prediction = predict_plain(unet, latents.to(unet.device, unet.dtype), times.to(unet.device), told)
-            parts.append(prediction.float().cpu())
+            parts.append(self.predict(latents.to(unet.device), times, told).cpu())
         return torch.cat(parts)
 
 
