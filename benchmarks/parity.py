@@ -27,17 +27,17 @@ from diffusers.optimization import get_scheduler
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from unziplora_cli.diffusion.attention import join_prompts, separate_prompts
-from unziplora_cli.diffusion.conditioning import Conditioning, predict_noise
-from unziplora_cli.diffusion.sampling import sample, stack, unconditional
+from unziplora_cli.accel.fused_lora import fold, projections
 from unziplora_cli.method.blocks import policy
-from unziplora_cli.method.fold import fold, projections
 from unziplora_cli.method.inject import eject, extract, inject, load_branch
 from unziplora_cli.method.layer import BRANCHES, Branch, DualLoRALinear
 from unziplora_cli.method.lora import LoRAWeights
 from unziplora_cli.method.schedule import Action, Schedule
 from unziplora_cli.method.separation import Layers, Separation, Trained, separate, set_mode
-from unziplora_cli.training.capture import CapturedStep
+from unziplora_cli.sdxl.attention import join_prompts, separate_prompts
+from unziplora_cli.sdxl.sampling import sample, stack, unconditional
+from unziplora_cli.sdxl.text import Conditioning, predict_noise
+from unziplora_cli.training.captured_step import CapturedStep
 from unziplora_cli.training.step import Batch, TrainingStep, parameter_groups
 
 GUIDANCE = 5.0
@@ -561,7 +561,7 @@ def forwards(recording: Recording, table: Table, unet: UNet2DConditionModel, lay
 
 def reference_lora(recording: Recording, branch: str) -> dict[str, LoRAWeights]:
     """The LoRA of one branch as the reference implementation saved it."""
-    from unziplora_cli.formats import read_lora
+    from unziplora_cli.adapters.lora_file import read_lora
 
     return dict(
         read_lora(recording.folder / "saved" / f"m_{branch}" / "pytorch_lora_weights.safetensors").lora
@@ -570,7 +570,7 @@ def reference_lora(recording: Recording, branch: str) -> dict[str, LoRAWeights]:
 
 def reference_merge(recording: Recording, branch: str) -> dict[str, Tensor]:
     """The merge weights of one branch as the reference implementation saved them."""
-    from unziplora_cli.formats.merge import read_reference_merge
+    from unziplora_cli.adapters.merge_weights import read_reference_merge
 
     return dict(read_reference_merge(recording.folder / "saved" / f"m_merger_{branch}.pth")[1])
 

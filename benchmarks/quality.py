@@ -32,13 +32,13 @@ from benchmarks.separation.scenes import Sample, gallery, real_photos, samples
 from benchmarks.separation.stack import Job, Stack
 from benchmarks.separation.tables import markdown, sheet
 from unziplora_cli import resources
-from unziplora_cli.diffusion.base import BaseRef, resolve_base
-from unziplora_cli.diffusion.generate import time_ids
-from unziplora_cli.diffusion.load import alphas_cumprod, load_text_encoders, load_unet, load_vae
-from unziplora_cli.diffusion.prompts import encode
-from unziplora_cli.evaluation.judge import Judge
-from unziplora_cli.threads import tame_openmp
-from unziplora_cli.training.data import encode_latents, prepare
+from unziplora_cli.environment import tame_openmp
+from unziplora_cli.evaluation.classifier import Judge
+from unziplora_cli.sdxl.base import BaseRef, resolve_base
+from unziplora_cli.sdxl.generate import time_ids
+from unziplora_cli.sdxl.latents import encode_latents, prepare
+from unziplora_cli.sdxl.load import alphas_cumprod, load_text_encoders, load_unet, load_vae
+from unziplora_cli.sdxl.text import encode
 
 
 @dataclass

@@ -34,8 +34,8 @@ from benchmarks.speed_methods.floor import floor
 from benchmarks.speed_methods.measured import Measured
 from benchmarks.speed_methods.task import Setting
 from unziplora_cli import resources
-from unziplora_cli.diffusion.base import native_resolution, resolve_base
-from unziplora_cli.threads import tame_openmp
+from unziplora_cli.environment import tame_openmp
+from unziplora_cli.sdxl.base import native_resolution, resolve_base
 
 PRESETS = ("paper", "fast", "low-vram")
 """Those of them that ship are measured unless others are named."""

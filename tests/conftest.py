@@ -13,11 +13,12 @@ from hypothesis import settings
 
 from tests.hub_server import hub  # noqa: F401  (a fixture)
 from tests.tiny_base import tiny_base  # noqa: F401  (a fixture)
+from unziplora_cli import files
 from unziplora_cli.config import TrainConfig, Words
-from unziplora_cli.project import files, manifest
-from unziplora_cli.project.manifest import Artifact, BaseRecord, Manifest, SourcePicture
-from unziplora_cli.project.store import Project, ProjectStore
-from unziplora_cli.wording import make_prompts
+from unziplora_cli.projects import manifest
+from unziplora_cli.projects.manifest import Artifact, BaseRecord, Manifest, SourcePicture
+from unziplora_cli.projects.store import Project, ProjectStore
+from unziplora_cli.prompts import make_prompts
 
 # Libraries read these once, when they are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from unziplora_cli.adapters.lora_file import write_lora
+from unziplora_cli.adapters.merge_weights import write_merge
 from unziplora_cli.config import Prompts, Words
-from unziplora_cli.formats import write_lora
-from unziplora_cli.formats.merge import write_merge
+from unziplora_cli.files import sha256
+from unziplora_cli.images import save_png
 from unziplora_cli.method.lora import LoRAWeights
-from unziplora_cli.project import manifest
-from unziplora_cli.project.files import sha256
-from unziplora_cli.project.manifest import Artifact, Evaluation, Manifest, ScoreRecord
-from unziplora_cli.project.store import Project
-from unziplora_cli.report.png import save_png
-from unziplora_cli.training import history
+from unziplora_cli.projects import manifest
+from unziplora_cli.projects.manifest import Artifact, Evaluation, Manifest, ScoreRecord
+from unziplora_cli.projects.store import Project
+from unziplora_cli.training import metrics
 
 HOSTILE = Words(
     subject="<script>alert('subject')</script>",
@@ -47,7 +47,7 @@ def fill(project: Project) -> Project:
     folder = project.folder
     Image.new("RGB", (96, 80), ORANGE).save(folder / "source.png")
     _write_weights(folder)
-    history.append(folder / "history.csv", (_row(step) for step in range(1, 41)))
+    metrics.append(folder / "history.csv", (_row(step) for step in range(1, 41)))
     _draw(folder)
     record = project.manifest
     artifacts = [
@@ -92,9 +92,9 @@ def _write_weights(folder: Path) -> None:
     write_merge(folder / "merge.safetensors", *merges)
 
 
-def _row(step: int) -> history.Row:
+def _row(step: int) -> metrics.Row:
     overlap = None if step % 20 < 3 else 1 / step
-    return history.Row(step, 1 / step, 1 / step, overlap, 0.1, 1 - step / 80, 1 - step / 60, 0.1)
+    return metrics.Row(step, 1 / step, 1 / step, overlap, 0.1, 1 - step / 80, 1 - step / 60, 0.1)
 
 
 def _draw(folder: Path) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from unziplora_cli import cache, paths
+from unziplora_cli.cli._errors import hint
 from unziplora_cli.cli.app import run
-from unziplora_cli.diffusion import base
 from unziplora_cli.errors import ModelError
 from unziplora_cli.hub import choose_files
+from unziplora_cli.sdxl import base
 
 REVISION = "a" * 40
 WEIGHTS = {
@@ -133,7 +134,7 @@ def test_a_base_pulled_in_part_says_how_to_go_on():
     with pytest.raises(ModelError) as caught:
         base.resolve_base("sdxl", offline=True)
     assert not isinstance(caught.value, base.BaseNotCached)
-    assert caught.value.hint == "unziplora models pull sdxl"
+    assert hint(caught.value) == "unziplora models pull sdxl"
     assert base.resolve_base(None, offline=True)[0].spec == "mini"
 
 

@@ -4,6 +4,7 @@ from dataclasses import fields
 import pytest
 
 from unziplora_cli import resources
+from unziplora_cli.cli._errors import hint
 from unziplora_cli.config import GenerateConfig, TrainConfig, load_preset, resolve, resolve_generate
 from unziplora_cli.errors import UsageError
 
@@ -72,7 +73,7 @@ def test_a_preset_file_that_cannot_be_read(tmp_path, content):
 def test_an_unknown_preset_names_the_nearest_and_all():
     with pytest.raises(UsageError, match="Did you mean 'paper'") as caught:
         load_preset("papper")
-    assert "mini, paper" in caught.value.hint
+    assert "mini, paper" in hint(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_a_value_out_of_range_names_field_range_and_value(field, value, says):
 def test_windows_too_short_to_train_the_chosen_columns_are_refused():
     with pytest.raises(UsageError, match="never trained") as caught:
         TrainConfig(steps=4)
-    needed = int(caught.value.hint.split("--steps ")[1].split()[0])
+    needed = int(hint(caught.value).split("--steps ")[1].split()[0])
     assert TrainConfig(steps=needed).window == 3
     with pytest.raises(UsageError):
         TrainConfig(steps=needed - 1)

@@ -18,10 +18,11 @@ from tests.hub_server import TOKEN, Hub, Repository, sha256, use_endpoint
 from tests.test_cache import sdxl_files
 from unziplora_cli import hub as hubs
 from unziplora_cli import paths
+from unziplora_cli.cli._errors import hint
 from unziplora_cli.cli.app import run
-from unziplora_cli.diffusion import base
-from unziplora_cli.diffusion.load import load_unet
-from unziplora_cli.diffusion.single_file import find_tokenizers
+from unziplora_cli.sdxl import base
+from unziplora_cli.sdxl.load import load_unet
+from unziplora_cli.sdxl.single_file import find_tokenizers
 
 UNET = "unet/diffusion_pytorch_model.fp16.safetensors"
 LARGE = bytes(range(256)) * 100_000  # more than two of the pieces in which the library reads
@@ -181,7 +182,7 @@ def test_what_was_cut_off_is_listed_counted_and_removed(hub, unziplora):
     assert ended.code == 3
     with pytest.raises(base.ModelError) as error:
         base.resolve_base("owner/name", offline=True)
-    assert error.value.hint == "unziplora models pull owner/name"
+    assert hint(error.value) == "unziplora models pull owner/name"
     removed = unziplora("models", "remove", "owner/name", "--yes", "--json").result
     assert removed["bytes"] == listed["bytes"]
     assert not blob(LARGE).parent.parent.exists()

@@ -67,7 +67,7 @@ def test_presets_and_prompts_work_from_an_installed_wheel(site):
     program = (
         "from unziplora_cli.config import Words, resolve\n"
         "from unziplora_cli.resources import preset_names\n"
-        "from unziplora_cli.wording import make_prompts\n"
+        "from unziplora_cli.prompts import make_prompts\n"
         "print([resolve(name, {}).rank for name in preset_names()], make_prompts(Words('fox', 'ink')).style)"
     )
     assert "a fox in ink style" in run(site, program)
@@ -75,7 +75,7 @@ def test_presets_and_prompts_work_from_an_installed_wheel(site):
 
 def test_the_tested_versions_are_read_from_an_installed_wheel(site):
     program = (
-        "from unziplora_cli.doctor.versions import read_pins\n"
+        "from unziplora_cli.doctor.environment import read_pins\n"
         "from unziplora_cli.resources import constraints\n"
         "print(constraints('tested.txt'), read_pins(constraints('lowest.txt'))['torch'])"
     )

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unziplora_cli import paths, resources
-from unziplora_cli.diffusion.snapshots import Snapshot, blob, snapshots
 from unziplora_cli.errors import ModelError
-from unziplora_cli.project.files import Problem, folder_size, sha256
+from unziplora_cli.files import Problem, folder_size, sha256
+from unziplora_cli.hub_cache import Snapshot, blob, snapshots
 
 if TYPE_CHECKING:
     from huggingface_hub import DeleteCacheStrategy
@@ -135,7 +135,7 @@ def refuse_others(id: str, revision: str) -> None:
 
 def _lack(folder: Path) -> str:
     """What a model lacks, or nothing."""
-    from unziplora_cli.diffusion.base import check, find_vae
+    from unziplora_cli.sdxl.base import check, find_vae
 
     try:
         if (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
@@ -149,7 +149,7 @@ def _lack(folder: Path) -> str:
 
 def hub_id(spec: str) -> tuple[str, str | None]:
     """Id and revision of `sdxl`, `owner/name` or `owner/name@revision`; raises ModelError."""
-    from unziplora_cli.diffusion.base import HUB_ID, SDXL_ID, SDXL_REVISION
+    from unziplora_cli.sdxl.base import HUB_ID, SDXL_ID, SDXL_REVISION
 
     if spec == "sdxl":
         return SDXL_ID, SDXL_REVISION
@@ -183,7 +183,7 @@ def _model(snapshot: Snapshot) -> Model:
 
 def _spec(snapshot: Snapshot) -> str:
     """The shortest name that means this very commit."""
-    from unziplora_cli.diffusion.base import SDXL_ID, SDXL_REVISION
+    from unziplora_cli.sdxl.base import SDXL_ID, SDXL_REVISION
 
     if (snapshot.id, snapshot.revision) == (SDXL_ID, SDXL_REVISION):
         return "sdxl"

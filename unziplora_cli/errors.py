@@ -11,18 +11,35 @@
 Any other exception is a defect of the program and ends with exit code 1.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """One way to fix an error, as data; only `cli/_errors` turns it into a command line.
+
+    `advice` is a plain sentence without commands or options. `command` is the path of a subcommand, such as
+    "models pull", with its positional `arguments`. `settings` maps names of settings to the values to use:
+    {"content_lr": 1e-5}; True and False are flags, None means that the setting is named without a value.
+    """
+
+    advice: str = ""
+    command: str = ""
+    arguments: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class UnziploraError(Exception):
-    """A failure with a message that says what happened and a hint that says what to do next."""
+    """A failure with a message that says what happened, and remedies that say what to do next."""
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *remedies: Remedy, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.remedies = (*remedies, Remedy(hint)) if hint else remedies
 
 
 class UsageError(UnziploraError):

@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 from unziplora_cli import paths
 from unziplora_cli.cache import hub_id
-from unziplora_cli.diffusion.snapshots import repository
 from unziplora_cli.errors import ModelError, UnziploraError
-from unziplora_cli.project.files import sha256
+from unziplora_cli.files import sha256
+from unziplora_cli.hub_cache import repository
 
 Part = Literal["tokenizers"]
 

@@ -1,4 +1,4 @@
-"""The echoes of many trainings, as `unziplora_cli.training.echoes` makes those of one."""
+"""The echoes of many trainings, as `unziplora_cli.training.destyle` makes those of one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from benchmarks.separation.stack import Job
 from unziplora_cli.config import TrainConfig
-from unziplora_cli.diffusion.conditioning import Conditioning, predict_plain
-from unziplora_cli.training.echoes import echo, echo_texts, fresh_noise
-from unziplora_cli.training.materials import EchoTexts
+from unziplora_cli.sdxl.text import Conditioning, predict_plain
+from unziplora_cli.training.destyle import echo, echo_texts, fresh_noise
+from unziplora_cli.training.inputs import EchoTexts
 
 
 @torch.no_grad()

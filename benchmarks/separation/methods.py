@@ -9,7 +9,7 @@ from typing import Any, Literal
 from benchmarks.separation.scenes import Sample
 from benchmarks.separation.stack import Job
 from unziplora_cli.config import Prompts, TrainConfig, Words, resolve
-from unziplora_cli.wording import make_prompts
+from unziplora_cli.prompts import make_prompts
 
 Kind = Literal["none", "pair", "one", "two", "blocks"]
 CONTENT_BLOCK, STYLE_BLOCK = "up_blocks.0.attentions.0.", "up_blocks.0.attentions.1."

@@ -24,7 +24,7 @@ from recipes.mini.scene import (
     Scene,
     random_individual,
 )
-from unziplora_cli.evaluation.judge import Judge
+from unziplora_cli.evaluation.classifier import Judge
 
 SIZE = 128
 GALLERY = 6

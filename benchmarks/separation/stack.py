@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from unziplora_cli.config import Prompts, TrainConfig
-from unziplora_cli.diffusion.attention import separate_prompts
-from unziplora_cli.diffusion.conditioning import Conditioning, predict_noise
 from unziplora_cli.method.blocks import policy
 from unziplora_cli.method.inject import adapted_projections
 from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.method.lora import LoRAWeights
 from unziplora_cli.method.losses import min_snr_weight
 from unziplora_cli.method.schedule import Action, Schedule
+from unziplora_cli.sdxl.attention import separate_prompts
+from unziplora_cli.sdxl.text import Conditioning, predict_noise
 from unziplora_cli.training.noise import CONTENT_PRIOR, add_noise, draw
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.separation.methods import Drawing
 from benchmarks.separation.scenes import PHOTO, Sample
-from unziplora_cli.evaluation.judge import Judge
+from unziplora_cli.evaluation.classifier import Judge
 
 SEPARATION = ("content", "style", "combine", "cross")
 COLUMNS = (

@@ -9,12 +9,12 @@ from diffusers import StableDiffusionXLPipeline
 
 from benchmarks.speed_methods.measured import Measured, Stopwatch
 from benchmarks.speed_methods.task import PROMPTS, TOKENS, Setting, hollow_unet, pooled_width, random_unet
+from unziplora_cli.accel.merged_unet import Branches
 from unziplora_cli.config import GenerateConfig
-from unziplora_cli.diffusion.fuse import Branches
-from unziplora_cli.diffusion.generate import Progress, Request, generate
-from unziplora_cli.diffusion.load import load_scheduler, load_vae
 from unziplora_cli.method.inject import adapted_projections
 from unziplora_cli.method.lora import LoRA, LoRAWeights
+from unziplora_cli.sdxl.generate import Progress, Request, generate
+from unziplora_cli.sdxl.load import load_scheduler, load_vae
 from unziplora_cli.training.memory import peak_memory
 
 GUIDANCE = 5.0

@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed_methods.measured import Measured, wait_for
 from benchmarks.speed_methods.task import TOKENS, Setting, hollow_unet, pooled_width
-from unziplora_cli.diffusion.base import latent_factor
-from unziplora_cli.diffusion.device import settle_threads
+from unziplora_cli.accel.device import settle_threads
 from unziplora_cli.method.inject import adapted_projections
+from unziplora_cli.sdxl.base import latent_factor
 
 
 def floor(setting: Setting) -> Measured:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from benchmarks.speed_methods.measured import Measured, time_steps
 from benchmarks.speed_methods.task import LEARNING_RATE, MAX_GRAD_NORM, Setting, Task
-from unziplora_cli.diffusion.attention import attend
 from unziplora_cli.method.inject import adapted_projections
+from unziplora_cli.sdxl.attention import attend
 from unziplora_cli.training.memory import peak_memory
 
 WARM_UP = 2

@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw
 from benchmarks.speed_methods.measured import Measured
 from benchmarks.speed_methods.task import PROMPTS, Setting
 from unziplora_cli.config import TrainConfig, resolve
+from unziplora_cli.job import TrainRequest
 from unziplora_cli.training.engine import train
 from unziplora_cli.training.events import Finished, Phase, StepDone
-from unziplora_cli.training.request import TrainRequest
 
 SETTLING = 3
 """Steps after the last that scores columns and before all are alike: the choice, the first step on the chosen

@@ -14,9 +14,9 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from benchmarks.random_sdxl import random_weights
+from unziplora_cli.accel.device import pick_dtype, settle_threads
 from unziplora_cli.config import Prompts
-from unziplora_cli.diffusion.base import BaseRef, config, latent_factor
-from unziplora_cli.diffusion.device import pick_dtype, settle_threads
+from unziplora_cli.sdxl.base import BaseRef, config, latent_factor
 
 TOKENS = 77
 PAPER_RANK = 64

@@ -22,7 +22,7 @@ from recipes.mini.scene import (
     Individual,
     Scene,
 )
-from unziplora_cli.evaluation.judge import Judge
+from unziplora_cli.evaluation.classifier import Judge
 
 GUIDANCE = 5.0
 STEPS = 25

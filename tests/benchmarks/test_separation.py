@@ -13,14 +13,14 @@ from benchmarks.separation.methods import Drawing, Method
 from benchmarks.separation.scenes import samples
 from benchmarks.separation.stack import Job, Stack
 from unziplora_cli.config import Prompts, TrainConfig
-from unziplora_cli.diffusion.base import resolve_base
-from unziplora_cli.diffusion.generate import time_ids
-from unziplora_cli.diffusion.load import alphas_cumprod, load_text_encoders, load_unet, load_vae
-from unziplora_cli.diffusion.prompts import encode
-from unziplora_cli.training.data import encode_latents, prepare
+from unziplora_cli.job import TrainRequest
+from unziplora_cli.sdxl.base import resolve_base
+from unziplora_cli.sdxl.generate import time_ids
+from unziplora_cli.sdxl.latents import encode_latents, prepare
+from unziplora_cli.sdxl.load import alphas_cumprod, load_text_encoders, load_unet, load_vae
+from unziplora_cli.sdxl.text import encode
 from unziplora_cli.training.engine import train
 from unziplora_cli.training.events import Finished, StepDone
-from unziplora_cli.training.request import TrainRequest
 
 PROMPTS = (
     Prompts("a monadikos fox in sketch style", "a monadikos fox", "a fox in sketch style"),

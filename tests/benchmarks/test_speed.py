@@ -12,9 +12,9 @@ from benchmarks.speed_methods import drawing, naive, ours, plain, tables
 from benchmarks.speed_methods.floor import step_operations
 from benchmarks.speed_methods.measured import Measured
 from benchmarks.speed_methods.task import TOKENS, Setting, Task, hollow_unet, pooled_width
-from unziplora_cli.diffusion.base import resolve_base
 from unziplora_cli.method.inject import inject
 from unziplora_cli.method.layer import DualLoRALinear
+from unziplora_cli.sdxl.base import resolve_base
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from unziplora_cli.project.store import ProjectStore
+from unziplora_cli.projects.store import ProjectStore
 
 WORDS = ("--subject=fox", "--style=watercolor")
 QUICK = ("--steps=2", "--device=cpu")
@@ -219,9 +219,9 @@ def full_disk(*args: object, **named: object) -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        "unziplora_cli.workflows.training.shutil.copyfile",
-        "unziplora_cli.formats.tensors.save",
-        "unziplora_cli.project.manifest.files.write_bytes",
+        "unziplora_cli.workflows.train.shutil.copyfile",
+        "unziplora_cli.adapters.tensors.save",
+        "unziplora_cli.projects.manifest.files.write_bytes",
     ],
 )
 def test_a_disk_that_fills_up_while_training(refused, photos, settings, two_projects, monkeypatch, target):
@@ -272,9 +272,9 @@ def test_a_bad_command_to_draw(refused, two_projects, code, line, says):
 def test_a_place_that_cannot_be_written_is_told_before_drawing(
     refused, two_projects, tmp_path, monkeypatch, command
 ):
-    from unziplora_cli.workflows import drawing
+    from unziplora_cli.workflows import generate
 
-    monkeypatch.setattr(drawing, "pictures", lambda *_: pytest.fail("it was drawn"))
+    monkeypatch.setattr(generate, "pictures", lambda *_: pytest.fail("it was drawn"))
     (tmp_path / "file").write_text("mine")
     said = refused(3, command, "fox", *QUICK, "--out", tmp_path / "file/below")
     assert "file is not a folder" in said

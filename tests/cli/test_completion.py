@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import typer
 
-from tests.diffusion.cached import put_in_cache
+from tests.sdxl.cached import put_in_cache
 from unziplora_cli.cli import app
 
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "PIL", "huggingface_hub", "rich")

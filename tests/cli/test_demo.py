@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from unziplora_cli.config import TrainConfig
-from unziplora_cli.project.store import ProjectStore
+from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.workflows import demo
 
 PIXELS = 64

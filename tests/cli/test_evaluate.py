@@ -7,10 +7,10 @@ import pytest
 from tests.cli import envelopes
 from tests.evaluation.tiny_encoders import make_clip, make_dino, put_encoders_in_cache
 from tests.hub_server import Hub, Repository
-from unziplora_cli.evaluation import encoders
-from unziplora_cli.evaluation.encoders import CLIP, DINO
-from unziplora_cli.project import manifest
-from unziplora_cli.workflows.evaluation import fetch_encoders
+from unziplora_cli.evaluation import scorers
+from unziplora_cli.evaluation.scorers import CLIP, DINO
+from unziplora_cli.projects import manifest
+from unziplora_cli.workflows.evaluate import fetch_encoders
 
 QUICK = ("--count=1", "--draws=2", "--device=cpu")
 
@@ -63,7 +63,7 @@ def test_pull_fetches_both_models_and_only_what_is_needed(unziplora, two_project
         hub.repositories[id] = Repository({**files, "pytorch_model.bin": b"pickled", "README.md": b"Hello"})
     ended = unziplora("eval", "fox", "--pull", *QUICK)
     assert ended.code == 0, ended.err
-    assert encoders.missing() == ()
+    assert scorers.missing() == ()
     assert f"Fetching {DINO}" in ended.said
     assert not hub.sent("pytorch_model.bin")
     asked = len(hub.requests)

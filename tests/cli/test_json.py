@@ -14,7 +14,7 @@ from tests.doctor.machines import SOUND
 from tests.hub_server import TOKEN, Hub, Repository
 from tests.test_cache import sdxl_files
 from unziplora_cli.cli import app
-from unziplora_cli.cli.render import Output
+from unziplora_cli.cli._output import Output
 from unziplora_cli.workflows import demo, doctor
 
 PROGRAM = {" ".join(path): node for path, node in commands(typer.main.get_command(app.app))}

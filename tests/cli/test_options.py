@@ -5,7 +5,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from unziplora_cli.cli.options import config_options
+from unziplora_cli.cli._options import config_options
 from unziplora_cli.config import GenerateConfig, TrainConfig, resolve
 
 

@@ -9,8 +9,8 @@ import torch
 import typer
 from diffusers import StableDiffusionXLPipeline
 
+from unziplora_cli.adapters.lora_file import read_lora
 from unziplora_cli.cli import app
-from unziplora_cli.formats import read_lora
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 

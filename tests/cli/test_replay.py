@@ -6,8 +6,8 @@ import shutil
 import pytest
 from PIL import Image
 
-from unziplora_cli.formats import read_lora
-from unziplora_cli.project.store import ProjectStore
+from unziplora_cli.adapters.lora_file import read_lora
+from unziplora_cli.projects.store import ProjectStore
 
 
 @pytest.fixture

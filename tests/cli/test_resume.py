@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_train import WORDS, Terminal, at_step
-from unziplora_cli.cli import progress
+from unziplora_cli.cli import _output
 from unziplora_cli.cli.app import run
-from unziplora_cli.project.store import ProjectStore
+from unziplora_cli.projects.store import ProjectStore
 
 
 def no_more() -> None:
@@ -34,7 +34,7 @@ def cut_home(photos: Path, settings: list[str], tmp_path_factory: pytest.TempPat
     home = tmp_path_factory.mktemp("cut")
     command = ["train", str(photos / "fox.png"), *WORDS, *settings, "--checkpoint-every=2", f"--home={home}"]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()):
-        patch.setattr(progress.Display, "event", at_step(5, no_more))
+        patch.setattr(_output.Display, "event", at_step(5, no_more))
         assert run(command) == 5
     return home
 
@@ -174,7 +174,7 @@ def test_there_may_be_nothing_to_go_on_with(unziplora, two_projects):
 
 def test_ctrl_c_keeps_a_project_that_can_go_on(unziplora, train, own_home, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(progress.Display, "event", at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        patch.setattr(_output.Display, "event", at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
         ended = unziplora(*train)
     assert ended.code == 130
     assert "Go on: unziplora train --resume fox Look at it: unziplora combine fox" in ended.said
@@ -194,7 +194,7 @@ def test_an_older_project_stays_until_the_new_one_is_complete(
     before = leftovers()
     old = weights(two_projects)
     with monkeypatch.context() as patch:
-        patch.setattr(progress.Display, "event", at_step(3, lambda: os.kill(os.getpid(), signal.SIGINT)))
+        patch.setattr(_output.Display, "event", at_step(3, lambda: os.kill(os.getpid(), signal.SIGINT)))
         ended = unziplora(*train, "--force", "--seed=5")
     assert ended.code == 130
     assert "the older project 'fox' stays" in ended.said

@@ -7,9 +7,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.cli.conftest import SETTINGS
-from tests.diffusion.checkpoint import write_checkpoint
-from unziplora_cli.diffusion import base as bases
-from unziplora_cli.report.png import read_parameters
+from tests.sdxl.checkpoint import write_checkpoint
+from unziplora_cli.images import read_parameters
+from unziplora_cli.sdxl import base as bases
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ import jsonschema
 import pytest
 
 from unziplora_cli import resources
-from unziplora_cli.cli import progress
-from unziplora_cli.cli.render import Output
-from unziplora_cli.formats import read_lora
-from unziplora_cli.formats.merge import read_merge
-from unziplora_cli.project.store import ProjectStore
-from unziplora_cli.training import events, validation, workshop
-from unziplora_cli.workflows import training
+from unziplora_cli.adapters.lora_file import read_lora
+from unziplora_cli.adapters.merge_weights import read_merge
+from unziplora_cli.cli import _output
+from unziplora_cli.cli._output import Output
+from unziplora_cli.projects.store import ProjectStore
+from unziplora_cli.training import events, inputs, validation
+from unziplora_cli.workflows import train as workflow
 
 WORDS = ("--subject=fox", "--style=watercolor")
 
@@ -47,9 +47,9 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def at_step(step: int, action: Callable[[], None]) -> Callable[..., None]:
     """A display that does something when a step is done."""
-    show = progress.Display.event
+    show = _output.Display.event
 
-    def event(self: progress.Display, event: events.Event) -> None:
+    def event(self: _output.Display, event: events.Event) -> None:
         show(self, event)
         if isinstance(event, events.StepDone) and event.step == step:
             action()
@@ -158,7 +158,7 @@ def test_out_of_memory_ends_with_the_line_to_type(refused, photos, settings, mon
     def full(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(workshop, "load_unet", full)
+    monkeypatch.setattr(inputs, "load_unet", full)
     said = refused(5, "train", photos / "fox.png", *WORDS, *settings, "--batch-size=2")
     line = said.split(" -> ")[1].split(" If that is not enough: ")[0]
     assert line.startswith(f"unziplora train {photos / 'fox.png'} --subject=fox --style=watercolor")
@@ -193,7 +193,7 @@ def test_on_a_terminal_it_asks_before_it_replaces(unziplora, photos, settings, t
 
 
 def test_a_project_that_appears_meanwhile_is_not_replaced(unziplora, photos, settings, own_home, monkeypatch):
-    find = training.check_pictures
+    find = workflow.check_pictures
 
     def meanwhile(pictures: tuple[Path, ...]) -> None:
         find(pictures)
@@ -234,7 +234,7 @@ def test_prompts_given_outright_are_used_and_a_comma_stays_a_comma(unziplora, ph
 
 def test_ctrl_c_keeps_what_was_learned(unziplora, photos, settings, own_home, monkeypatch):
     stop = at_step(4, lambda: os.kill(os.getpid(), signal.SIGINT))
-    monkeypatch.setattr(progress.Display, "event", stop)
+    monkeypatch.setattr(_output.Display, "event", stop)
     ended = unziplora("train", photos / "fox.png", *WORDS, *settings)
     assert ended.code == 130
     assert "Stopped after step" in ended.said
@@ -248,11 +248,11 @@ def test_ctrl_c_keeps_what_was_learned(unziplora, photos, settings, own_home, mo
 
 
 def test_ctrl_c_before_the_first_step_leaves_nothing(unziplora, photos, settings, leftovers, monkeypatch):
-    def event(self: progress.Display, event: events.Event) -> None:
+    def event(self: _output.Display, event: events.Event) -> None:
         if isinstance(event, events.Phase) and event.name == "load U-Net":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(progress.Display, "event", event)
+    monkeypatch.setattr(_output.Display, "event", event)
     ended = unziplora("train", photos / "fox.png", *WORDS, *settings)
     assert (ended.code, leftovers()) == (130, [])
     assert "Interrupted." in ended.said
@@ -296,7 +296,7 @@ def test_a_failure_leaves_nothing_and_an_older_project_as_it_was(
     def fail() -> None:
         raise RuntimeError("the roof came down")
 
-    monkeypatch.setattr(progress.Display, "event", at_step(3, fail))
+    monkeypatch.setattr(_output.Display, "event", at_step(3, fail))
     ended = unziplora("train", photos / "fox.png", *WORDS, *settings, "--force")
     assert ended.code == 1
     assert "the roof came down" in ended.said
@@ -310,14 +310,14 @@ def test_a_failure_leaves_nothing_and_an_older_project_as_it_was(
 def test_a_project_that_is_done_stays_when_the_next_one_fails(
     unziplora, photos, settings, own_home, monkeypatch
 ):
-    show = progress.Display.event
+    show = _output.Display.event
 
-    def event(self: progress.Display, event: events.Event) -> None:
+    def event(self: _output.Display, event: events.Event) -> None:
         show(self, event)
         if self.title == "rose":
             raise MemoryError
 
-    monkeypatch.setattr(progress.Display, "event", event)
+    monkeypatch.setattr(_output.Display, "event", event)
     ended = unziplora("train", photos / "fox.png", photos / "rose.jpg", *WORDS, *settings)
     assert ended.code == 5
     assert f"fox: done, {own_home / 'projects/fox'}" in ended.err
@@ -350,7 +350,7 @@ def test_the_bar_fits_into_80_columns(monkeypatch, color):
     if not color:
         monkeypatch.setenv("NO_COLOR", "1")
     name = "a-project-with-quite-a-long-name-as-files-from-cameras-have-them"
-    with progress.Display(Output(), name) as display:
+    with _output.Display(Output(), name) as display:
         display.event(
             events.Phase("encode prompts", "a monadikos fox in watercolor style on a beach in the snow")
         )

@@ -3,9 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from unziplora_cli.doctor.check import Check
 from unziplora_cli.doctor.checks import examine
-from unziplora_cli.doctor.environment import Base, Environment, Gpu, Library, Place, Torch
+from unziplora_cli.doctor.environment import Base, Check, Environment, Gpu, Library, Place, Torch
 
 GB = 10**9
 H200 = Gpu("nvidia", "NVIDIA H200", 140 * GB, 139 * GB, "9.0")

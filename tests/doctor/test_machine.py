@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from unziplora_cli import resources
-from unziplora_cli.doctor import gpus, machine
-from unziplora_cli.doctor.versions import read_pins, release
+from unziplora_cli.doctor import gpus, inspect
+from unziplora_cli.doctor.environment import read_pins, release
 
 SMI = "NVIDIA H200, 143771, 142903, 9.0, 580.82.07\nTesla K80, [N/A], [N/A], [Not Supported], 580.82.07\n"
 
@@ -88,7 +88,7 @@ BROKEN = {
 def test_a_torch_that_cannot_be_imported_is_told(code, tmp_path, monkeypatch):
     write(tmp_path, {"torch/__init__.py": code})
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    torch, errors = machine._imported()
+    torch, errors = inspect._imported()
     assert BROKEN[code] in torch.error
     assert errors == {}
 
@@ -98,7 +98,7 @@ def test_a_torch_that_hangs_is_given_up(monkeypatch):
         raise subprocess.TimeoutExpired(command, options["timeout"])
 
     monkeypatch.setattr(subprocess, "run", hang)
-    torch, errors = machine._imported()
+    torch, errors = inspect._imported()
     assert "more than 300 s" in torch.error
     assert errors == {}
 
@@ -106,14 +106,14 @@ def test_a_torch_that_hangs_is_given_up(monkeypatch):
 def test_a_library_that_cannot_be_imported_is_told(tmp_path, monkeypatch):
     write(tmp_path, {"peft/__init__.py": "raise ImportError('wrong torch')"})
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    torch, errors = machine._imported()
+    torch, errors = inspect._imported()
     assert torch.error == ""
     assert errors["peft"] == "ImportError: wrong torch"
 
 
 def test_downloads_that_broke_off_are_counted(tmp_path):
     write(tmp_path, {"models--a--b/blobs/x.incomplete": "12345", "models--a--b/blobs/y": "1"})
-    assert machine._unfinished(tmp_path) == 5
+    assert inspect._unfinished(tmp_path) == 5
 
 
 def test_the_hub_is_asked_at_its_address_without_a_token(monkeypatch):
@@ -128,7 +128,7 @@ def test_the_hub_is_asked_at_its_address_without_a_token(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example/")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    hub = machine._hub()
+    hub = inspect._hub()
     assert (hub.url, hub.error) == ("https://mirror.example", "OSError: no route")
     assert asked[0].full_url.startswith("https://mirror.example/")
     assert "hf_secret" not in str(asked[0].headers)
@@ -158,6 +158,6 @@ def test_a_file_of_a_librarys_name_in_the_current_folder_is_not_run(tmp_path, mo
     write(tmp_path, {"path/torch/__init__.py": "raise ImportError('the one on the path')"})
     monkeypatch.chdir(here)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
-    torch, _ = machine._imported()
+    torch, _ = inspect._imported()
     assert torch.error == "ImportError: the one on the path"
     assert not proof.exists()

@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from tests.tiny_base import unet_config
-from unziplora_cli.diffusion.fuse import Branches
+from unziplora_cli.accel.merged_unet import Branches
 from unziplora_cli.evaluation.columns import by_block, merge_cosine, read_columns, shared_share
 from unziplora_cli.method.inject import extract, extract_merge, inject
 from unziplora_cli.method.lora import LoRAWeights

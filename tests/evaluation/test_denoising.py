@@ -7,17 +7,17 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
+from unziplora_cli.accel.merged_unet import Branches
 from unziplora_cli.config import GenerateConfig, Prompts
-from unziplora_cli.diffusion.attention import separate_prompts
-from unziplora_cli.diffusion.base import config, resolve_base
-from unziplora_cli.diffusion.conditioning import predict_noise
-from unziplora_cli.diffusion.fuse import Branches
-from unziplora_cli.diffusion.generate import Request, condition, encode_requests
 from unziplora_cli.errors import AdapterError
 from unziplora_cli.evaluation import denoising
 from unziplora_cli.evaluation.denoising import denoise, make_draws, relative_gap
 from unziplora_cli.method.inject import extract, extract_merge, inject
 from unziplora_cli.method.lora import LoRAWeights
+from unziplora_cli.sdxl.attention import separate_prompts
+from unziplora_cli.sdxl.base import config, resolve_base
+from unziplora_cli.sdxl.generate import Request, condition, encode_requests
+from unziplora_cli.sdxl.text import predict_noise
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 PROMPTS = Prompts("a monadikos fox in sketch style", "a monadikos fox", "a fox in sketch style")

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from unziplora_cli.evaluation.distance import lora_distance, merge_distance
+from unziplora_cli.evaluation.metrics import lora_distance, merge_distance
 from unziplora_cli.method.lora import LoRAWeights
 
 

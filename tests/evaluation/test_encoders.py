@@ -7,12 +7,12 @@ from PIL import Image
 
 from tests.evaluation.tiny_encoders import put_encoders_in_cache
 from unziplora_cli import paths
+from unziplora_cli.cli._errors import hint
 from unziplora_cli.config import Words
 from unziplora_cli.errors import ModelError
-from unziplora_cli.evaluation import encoders
-from unziplora_cli.evaluation.clip_viewer import ClipViewer
-from unziplora_cli.evaluation.encoders import CLIP, DINO, Encoders
-from unziplora_cli.evaluation.scenes import CONTEXTS, SUBJECTS
+from unziplora_cli.evaluation import scorers
+from unziplora_cli.evaluation.prompts import CONTEXTS, SUBJECTS
+from unziplora_cli.evaluation.scorers import CLIP, DINO, ClipViewer, Encoders
 
 
 @pytest.fixture
@@ -28,17 +28,17 @@ def pictures():
 
 
 def test_an_empty_cache_lacks_both_and_says_how_to_get_them():
-    assert encoders.missing() == (DINO, CLIP)
+    assert scorers.missing() == (DINO, CLIP)
     with pytest.raises(ModelError, match=DINO) as caught:
         Encoders.load()
-    assert "--pull" in caught.value.hint
+    assert "--pull" in hint(caught.value)
 
 
 def test_a_model_that_lacks_a_file_is_missing(tmp_path):
     put_encoders_in_cache(tmp_path)
-    assert encoders.missing() == ()
+    assert scorers.missing() == ()
     next(paths.hub_cache().glob("models--openai*/snapshots/*/merges.txt")).unlink()
-    assert encoders.missing() == (CLIP,)
+    assert scorers.missing() == (CLIP,)
 
 
 def test_damaged_weights_are_a_clear_error(tmp_path):

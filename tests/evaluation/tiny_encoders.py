@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.diffusion.cached import put_in_cache
+from tests.sdxl.cached import put_in_cache
 from tests.tiny_base import write_tokenizer
 
 PIXELS = 28
@@ -62,7 +62,7 @@ def make_clip(folder: Path) -> Path:
 
 def put_encoders_in_cache(folder: Path) -> None:
     """Place both in the test's Hugging Face cache; ``folder`` is for building them."""
-    from unziplora_cli.evaluation.encoders import CLIP, DINO
+    from unziplora_cli.evaluation.scorers import CLIP, DINO
 
     put_in_cache(make_dino(folder / "dino"), DINO, "d" * 40)
     put_in_cache(make_clip(folder / "clip"), CLIP, "c" * 40)

@@ -115,7 +115,7 @@ class Lab:
     def command(self, trial: Path, *arguments: str) -> Callable[[], int]:
         """A command line in this process."""
         from unziplora_cli.cli.app import run
-        from unziplora_cli.project import manifest
+        from unziplora_cli.projects import manifest
 
         manifest.now = lambda: CREATED
         os.environ["UNZIPLORA_HOME"] = str(trial / "home")
@@ -180,10 +180,10 @@ class Lab:
 
     def weights(self, trial: Path, name: str = "fox") -> dict[str, str]:
         """The hashes of a project's weights, which have to load."""
-        from unziplora_cli.formats import read_lora
-        from unziplora_cli.formats.merge import read_merge
-        from unziplora_cli.project import files
-        from unziplora_cli.project.store import ProjectStore
+        from unziplora_cli import files
+        from unziplora_cli.adapters.lora_file import read_lora
+        from unziplora_cli.adapters.merge_weights import read_merge
+        from unziplora_cli.projects.store import ProjectStore
 
         project = ProjectStore(trial / "home").open(name)
         read_merge(project.path("merge"))
@@ -198,7 +198,7 @@ class Lab:
 
     def verify(self, trial: Path) -> list[str]:
         """All projects of a trial, each of them whole."""
-        from unziplora_cli.project.store import ProjectStore
+        from unziplora_cli.projects.store import ProjectStore
 
         store = ProjectStore(trial / "home")
         projects, damaged = store.list()
@@ -212,7 +212,7 @@ class Lab:
 
     def finish(self, trial: Path, *more: str) -> str:
         """Do what a person would: go on, or type the command again; nothing of the fault may remain."""
-        from unziplora_cli.project.store import ProjectStore
+        from unziplora_cli.projects.store import ProjectStore
 
         store = ProjectStore(trial / "home")
         said = ""
@@ -284,6 +284,6 @@ def whole_checkpoints(trial: Path) -> Iterator[int]:
 
 def steps_told(trial: Path) -> list[int]:
     """The steps in the history of the project fox."""
-    from unziplora_cli.training import history
+    from unziplora_cli.training import metrics
 
-    return [row.step for row in history.read(trial / "home/projects/fox/history.csv")]
+    return [row.step for row in metrics.read(trial / "home/projects/fox/history.csv")]

@@ -8,15 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.faults.lab import (
-    EVERY,
-    Lab,
-    clock_jumps_back,
-    full_disk_at,
-    kill_at,
-    signal_at,
-    whole_checkpoints,
-)
+from tests.faults.lab import EVERY, Lab, clock_jumps_back, full_disk_at, kill_at, signal_at, whole_checkpoints
 
 
 class Skip(Exception):
@@ -110,7 +102,7 @@ def killed_removal(lab: Lab, folder: Path, chance: random.Random) -> None:
 
 
 def killed_export(lab: Lab, folder: Path, chance: random.Random) -> None:
-    from unziplora_cli.formats import read_lora
+    from unziplora_cli.adapters.lora_file import read_lora
 
     trial = lab.trial(folder.name, lab.done)
     out = trial / "out"

@@ -11,13 +11,12 @@ import torch
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save
 
-from unziplora_cli import resources, wording
+from unziplora_cli import images, prompts, resources
 from unziplora_cli.config import GenerateConfig, TrainConfig, Words
-from unziplora_cli.diffusion import base
 from unziplora_cli.method.layer import DualLoRALinear
-from unziplora_cli.project import manifest, unfinished
-from unziplora_cli.report import png
-from unziplora_cli.training import history
+from unziplora_cli.projects import manifest, unfinished
+from unziplora_cli.sdxl import base
+from unziplora_cli.training import metrics
 from unziplora_cli.training.checkpoint import TrainingState
 from unziplora_cli.training.step import parameter_groups
 
@@ -42,7 +41,7 @@ def seeds(target: str) -> list[bytes]:
             files = (*parts, "scheduler/scheduler_config.json")
             return [bytes([i]) + (mini / file).read_bytes() for i, file in enumerate(files)]
         case "history":
-            head = ",".join(history.COLUMNS).encode()
+            head = ",".join(metrics.COLUMNS).encode()
             return [head + b"\n1,0.5,0.4,,1.0,1,1,0.1\n2,0.4,0.4,0.1,1.0,1,1,0.1\n"]
         case "checkpoint":
             return [_sample_checkpoint()]
@@ -96,7 +95,7 @@ def _tensor_files() -> Iterator[bytes]:
 def _sample_png() -> bytes:
 
     info = PngImagePlugin.PngInfo()
-    info.add_itxt(png.KEY, '{"schema": 1, "prompts": {"full": "a fox"}}')
+    info.add_itxt(images.KEY, '{"schema": 1, "prompts": {"full": "a fox"}}')
     file = io.BytesIO()
     Image.new("RGB", (64, 64), "red").save(file, format="PNG", pnginfo=info)
     return file.getvalue()
@@ -117,7 +116,7 @@ def _sample_manifest() -> bytes:
         base=manifest.BaseRecord(spec="mini", kind="builtin", id="mini", hash="0" * 64),
         source=(manifest.SourcePicture("source.png", "0" * 64, 64, 64, "PNG"),),
         words=words,
-        prompts=wording.make_prompts(words),
+        prompts=prompts.make_prompts(words),
         training=asdict(TrainConfig()),
         seed=0,
         device="cpu",

@@ -14,19 +14,18 @@ from typing import Any
 
 from tests.fuzz.guard import confined
 from tests.fuzz.seeds import training_state
-from unziplora_cli import cache, config, resources, wording
+from unziplora_cli import cache, config, files, images, prompts, resources
+from unziplora_cli.adapters.lora_file import read_lora
+from unziplora_cli.adapters.merge_weights import read_merge, read_reference_merge
 from unziplora_cli.cli import app
 from unziplora_cli.config import GenerateConfig, TrainConfig, Words
-from unziplora_cli.diffusion import base
 from unziplora_cli.errors import UnziploraError
-from unziplora_cli.formats import read_lora
-from unziplora_cli.formats.merge import read_merge, read_reference_merge
-from unziplora_cli.project import lock, manifest, names, unfinished
-from unziplora_cli.project.store import ProjectStore
-from unziplora_cli.project.verification import inside
-from unziplora_cli.report import png
-from unziplora_cli.training import history, pictures
-from unziplora_cli.training.checkpoints import Checkpoints
+from unziplora_cli.projects import manifest, names, unfinished
+from unziplora_cli.projects.store import ProjectStore
+from unziplora_cli.projects.verify import inside
+from unziplora_cli.sdxl import base
+from unziplora_cli.training import metrics
+from unziplora_cli.training.checkpoint import Checkpoints
 
 Target = Callable[[bytes, Path], None]
 
@@ -120,12 +119,12 @@ def _base_json(data: bytes, folder: Path) -> None:
 
 
 def _history(data: bytes, folder: Path) -> None:
-    path = folder / history.FILE_NAME
+    path = folder / metrics.FILE_NAME
     path.write_bytes(data)
-    kept = history.cut(path, 10)
-    assert history.read(path) == kept
+    kept = metrics.cut(path, 10)
+    assert metrics.read(path) == kept
     path.write_bytes(data)
-    history.read(path)
+    metrics.read(path)
 
 
 def _plan(data: bytes, folder: Path) -> None:
@@ -154,19 +153,19 @@ def _ref(data: bytes, folder: Path) -> None:
 def _png(data: bytes, folder: Path) -> None:
     path = folder / "drawn.png"
     path.write_bytes(data)
-    assert isinstance(png.read_parameters(path), dict)
+    assert isinstance(images.read_parameters(path), dict)
 
 
 def _picture(data: bytes, folder: Path) -> None:
     path = folder / "picture.png"
     path.write_bytes(data)
-    assert pictures.load_picture(path).image.mode == "RGB"
+    assert images.load_picture(path).image.mode == "RGB"
 
 
 def _prompt(data: bytes, folder: Path) -> None:
     subject, style, trigger, prompt, *_ = [*_text(data).split("\n", 3), "", "", "", ""]
     words = Words(subject or "fox", style or "ink", trigger or "monadikos")
-    made = wording.make_prompts(words, prompt, {"style": trigger or None})
+    made = prompts.make_prompts(words, prompt, {"style": trigger or None})
     assert made.full.strip()
     assert all(text.encode().decode() == text for text in asdict(made).values())
 
@@ -183,7 +182,7 @@ def _name(data: bytes, folder: Path) -> None:
 def _lock_note(data: bytes, folder: Path) -> None:
     note = folder / "fox.json"
     note.write_bytes(data)
-    assert lock._holder(note).startswith(" by ")
+    assert files._holder(note).startswith(" by ")
 
 
 def _command_line(data: bytes, folder: Path) -> None:

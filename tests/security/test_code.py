@@ -21,10 +21,10 @@ FORBIDDEN_IMPORTS = {
     # parsers that follow references
     *("xml", "lxml"),
 }
-PROCESSES = {"doctor/gpus.py", "doctor/machine.py"}
+PROCESSES = {"doctor/gpus.py", "doctor/inspect.py"}
 """The only modules that start other programs."""
 DYNAMIC_IMPORTS = {"doctor/probe.py"}
-NETWORK = {"hub.py", "doctor/machine.py"}
+NETWORK = {"hub.py", "doctor/inspect.py"}
 """The only modules that import an HTTP library."""
 
 
@@ -71,7 +71,7 @@ def test_torch_load_is_called_once_and_guarded():
         for name, call in calls(file)
         if name.endswith("torch.load") or (name == "load" and "torch.load" in imported(file))
     ]
-    assert [file for file, _ in found] == ["formats/merge.py"]
+    assert [file for file, _ in found] == ["adapters/merge_weights.py"]
     assert found[0][1]["weights_only"] == "True"
 
 

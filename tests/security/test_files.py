@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from unziplora_cli.adapters.lora_file import read_lora
+from unziplora_cli.adapters.merge_weights import read_merge, read_reference_merge
 from unziplora_cli.errors import AdapterError
-from unziplora_cli.formats import read_lora
-from unziplora_cli.formats.merge import read_merge, read_reference_merge
-from unziplora_cli.project.store import ProjectStore
+from unziplora_cli.projects.store import ProjectStore
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unziplora_cli.project.store import ProjectStore
+from unziplora_cli.projects.store import ProjectStore
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
 

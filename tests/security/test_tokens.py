@@ -5,7 +5,7 @@ import json
 import pytest
 
 from unziplora_cli.cli import projects
-from unziplora_cli.cli.sanitize import shown, without_tokens
+from unziplora_cli.cli._output import shown, without_tokens
 from unziplora_cli.errors import ModelError
 
 TOKEN = "hf_" + "aB3" * 11

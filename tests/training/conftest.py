@@ -11,13 +11,13 @@ from accelerate import Accelerator
 from PIL import Image
 
 from unziplora_cli.config import Prompts, TrainConfig
-from unziplora_cli.diffusion.attention import separate_prompts
-from unziplora_cli.diffusion.base import BaseRef, resolve_base
-from unziplora_cli.diffusion.load import load_unet
+from unziplora_cli.job import TrainRequest
 from unziplora_cli.method.inject import inject
 from unziplora_cli.method.schedule import Schedule
 from unziplora_cli.method.separation import Layers, Separation
-from unziplora_cli.training.request import TrainRequest
+from unziplora_cli.sdxl.attention import separate_prompts
+from unziplora_cli.sdxl.base import BaseRef, resolve_base
+from unziplora_cli.sdxl.load import load_unet
 from unziplora_cli.training.step import TrainingStep, parameter_groups
 
 PROMPTS = Prompts("a monadikos fox in sketch style", "a monadikos fox", "a fox in sketch style")

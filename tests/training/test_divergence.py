@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from unziplora_cli.training.divergence import Watch
+from unziplora_cli.training.metrics import Watch
 
 
 def seen(watch: Watch, losses: list[float], grad_norm: float = 1.0) -> list[str | None]:

@@ -10,10 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from unziplora_cli.adapters.lora_file import read_lora
+from unziplora_cli.adapters.merge_weights import read_merge
+from unziplora_cli.cli._errors import hint
 from unziplora_cli.errors import Interrupted, OutOfMemory, UsageError
-from unziplora_cli.formats import read_lora
-from unziplora_cli.formats.merge import read_merge
-from unziplora_cli.training import batches, history, validation, workshop
+from unziplora_cli.job import TrainRequest
+from unziplora_cli.training import batches, inputs, metrics, validation
 from unziplora_cli.training.checkpoint import OtherTraining, TrainingState
 from unziplora_cli.training.engine import train
 from unziplora_cli.training.events import (
@@ -28,8 +30,7 @@ from unziplora_cli.training.events import (
     TrainResult,
     Validated,
 )
-from unziplora_cli.training.request import TrainRequest
-from unziplora_cli.training.run import Diverged
+from unziplora_cli.training.trainer import Diverged
 
 Make = Callable[..., TrainRequest]
 
@@ -107,7 +108,7 @@ def test_result_holds_the_chosen_columns_alone(run: list[Event]) -> None:
 
 
 def test_the_history_has_every_step(run: list[Event], folder: Path) -> None:
-    rows = history.read(folder / "history.csv")
+    rows = metrics.read(folder / "history.csv")
     steps = only(StepDone, run)
     assert [row.step for row in rows] == list(range(1, 9))
     for row, step in zip(rows, steps, strict=True):
@@ -212,7 +213,7 @@ def test_after_ctrl_c_a_training_goes_on_as_if_nothing_had_been(
     assert Notice(f"Going on after step {after}.") in again
     assert only(StepDone, again)[0].step == after + 1
     assert_same(finished(again), finished(run))
-    assert [row.step for row in history.read(tmp_path / "history.csv")] == list(range(1, 9))
+    assert [row.step for row in metrics.read(tmp_path / "history.csv")] == list(range(1, 9))
 
 
 def test_a_training_goes_on_from_every_checkpoint(
@@ -313,10 +314,10 @@ def test_a_loss_that_is_no_number_stops_the_training(
     with pytest.raises(Diverged, match="no longer a number at step 5") as caught:
         list(train(make_request(tmp_path, save_every=4, checkpoint_every=3, request={"name": "fox"})))
     advice = "Go on after step 3 with lower learning rates: unziplora train --resume fox --content-lr 0.0003"
-    assert caught.value.hint.startswith(advice)
-    assert str(tmp_path / "saved/step-000004") in caught.value.hint
+    assert hint(caught.value).startswith(advice)
+    assert str(tmp_path / "saved/step-000004") in hint(caught.value)
     assert (tmp_path / "saved/step-000004/content.safetensors").exists()
-    rows = history.read(tmp_path / "history.csv")
+    rows = metrics.read(tmp_path / "history.csv")
     assert [row.step for row in rows] == [1, 2, 3, 4]
 
     monkeypatch.setattr(batches, "add_noise", add_noise)
@@ -379,7 +380,7 @@ def test_missing_class_pictures_are_drawn_once(make_request: Make, tmp_path: Pat
 def test_class_pictures_need_a_prompt(make_request: Make, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--prior-style") as caught:
         list(train(make_request(tmp_path, prior_style=str(tmp_path))))
-    assert "--prior-style-prompt" in caught.value.hint
+    assert "--prior-style-prompt" in hint(caught.value)
 
 
 def test_the_user_learns_what_was_done_to_the_input(make_request: Make, tmp_path: Path) -> None:
@@ -407,10 +408,10 @@ def test_running_out_of_memory_says_what_to_change(
     def full(*arguments: object, **options: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(workshop, "load_unet", full)
+    monkeypatch.setattr(inputs, "load_unet", full)
     with pytest.raises(OutOfMemory) as caught:
         list(train(make_request(tmp_path, rank=8, batch_size=2)))
-    assert caught.value.hint == (
+    assert hint(caught.value) == (
         "Try --preset low-vram, then --precision bf16, then --batch-size 1, then --resolution 32, "
         "then --rank 4."
     )

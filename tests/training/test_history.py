@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from unziplora_cli.errors import ProjectError
-from unziplora_cli.training import history
-from unziplora_cli.training.history import Row
+from unziplora_cli.training import metrics
+from unziplora_cli.training.metrics import Row
 
 
 def row(step: int, **changes: float | None) -> Row:
@@ -19,14 +19,14 @@ def row(step: int, **changes: float | None) -> Row:
 
 def test_what_was_written_is_read_to_the_last_bit(tmp_path: Path) -> None:
     path = tmp_path / "history.csv"
-    history.append(path, [row(1), row(2, overlap=0.25)])
-    history.append(path, [row(3, loss=1 / 3)])
-    assert history.read(path) == (row(1), row(2, overlap=0.25), row(3, loss=1 / 3))
+    metrics.append(path, [row(1), row(2, overlap=0.25)])
+    metrics.append(path, [row(3, loss=1 / 3)])
+    assert metrics.read(path) == (row(1), row(2, overlap=0.25), row(3, loss=1 / 3))
 
 
 def test_a_spreadsheet_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "history.csv"
-    history.append(path, [row(1, grad_norm=math.inf, merge_style=None)])
+    metrics.append(path, [row(1, grad_norm=math.inf, merge_style=None)])
     with path.open(newline="") as file:
         (only,) = csv.DictReader(file)
     assert list(only) == [
@@ -38,19 +38,19 @@ def test_a_spreadsheet_reads_it(tmp_path: Path) -> None:
 
 def test_a_cut_leaves_no_gap_no_double_and_no_half_line(tmp_path: Path) -> None:
     path = tmp_path / "history.csv"
-    history.append(path, [row(step) for step in range(1, 6)])
+    metrics.append(path, [row(step) for step in range(1, 6)])
     with path.open("a") as file:
         file.write("6,0.5,0.")
-    assert [kept.step for kept in history.cut(path, 9)] == [1, 2, 3, 4, 5]
-    assert [kept.step for kept in history.cut(path, 3)] == [1, 2, 3]
-    history.append(path, [row(4)])
-    assert history.read(path) == tuple(row(step) for step in range(1, 5))
-    assert history.cut(tmp_path / "none.csv", 3) == ()
+    assert [kept.step for kept in metrics.cut(path, 9)] == [1, 2, 3, 4, 5]
+    assert [kept.step for kept in metrics.cut(path, 3)] == [1, 2, 3]
+    metrics.append(path, [row(4)])
+    assert metrics.read(path) == tuple(row(step) for step in range(1, 5))
+    assert metrics.cut(tmp_path / "none.csv", 3) == ()
 
 
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", ",".join(history.COLUMNS) + "\n1,2\n", "\udcff"])
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", ",".join(metrics.COLUMNS) + "\n1,2\n", "\udcff"])
 def test_what_is_no_history_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "history.csv"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ProjectError, match="history"):
-        history.read(path)
+        metrics.read(path)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from unziplora_cli.cli._errors import hint
 from unziplora_cli.config import SCHEDULERS, TrainConfig
 from unziplora_cli.errors import UsageError
 from unziplora_cli.training.optimizer import build_lr_scheduler, build_optimizer
@@ -42,14 +43,14 @@ def test_a_missing_package_is_named_with_the_line_to_type(
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UsageError, match=package) as caught:
         build_optimizer(TrainConfig(optimizer=name), groups())
-    assert caught.value.hint == f"pip install 'unziplora[{extra}]'"
+    assert hint(caught.value) == f"pip install 'unziplora[{extra}]'"
 
 
 def test_prodigy_refuses_unequal_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     with pytest.raises(UsageError, match=r"0\.01, 0\.02, 0\.03") as caught:
         build_optimizer(TrainConfig(optimizer="prodigy"), groups())
-    assert "--content-lr 1" in caught.value.hint
+    assert "--content-lr 1" in hint(caught.value)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

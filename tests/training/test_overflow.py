@@ -6,11 +6,11 @@ from contextlib import nullcontext
 import torch
 
 from tests.training.conftest import Parts
-from unziplora_cli.diffusion.conditioning import Conditioning
 from unziplora_cli.method.importance import column_scores
 from unziplora_cli.method.layer import Branch
 from unziplora_cli.method.schedule import Schedule
 from unziplora_cli.method.separation import Separation
+from unziplora_cli.sdxl.text import Conditioning
 from unziplora_cli.training.step import Batch
 
 

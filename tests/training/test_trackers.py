@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.training.conftest import Parts
+from unziplora_cli.cli._errors import hint
 from unziplora_cli.errors import UsageError
-from unziplora_cli.training.heatmap import COLORS, column_map
-from unziplora_cli.training.trackers import check_tracker, merge_curves
+from unziplora_cli.training.trackers import COLORS, check_tracker, column_map, merge_curves
 
 
 def test_a_missing_tracker_is_named_with_the_line_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,7 +18,7 @@ def test_a_missing_tracker_is_named_with_the_line_to_type(monkeypatch: pytest.Mo
     check_tracker("none")
     with pytest.raises(UsageError, match="tensorboard") as caught:
         check_tracker("tensorboard")
-    assert caught.value.hint == "pip install 'unziplora[tensorboard]'"
+    assert hint(caught.value) == "pip install 'unziplora[tensorboard]'"
 
 
 def test_merge_curves_are_the_mean_and_least_of_each_block(make_parts: Callable[[], Parts]) -> None:

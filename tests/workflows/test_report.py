@@ -14,8 +14,8 @@ from PIL import Image
 
 from tests.full_project import COLUMNS, HOSTILE, OPEN, PROMPTS, SECRET, fill, rewrite
 from unziplora_cli.errors import ProjectError, UsageError
-from unziplora_cli.project.manifest import BaseRecord
-from unziplora_cli.project.store import Project
+from unziplora_cli.projects.manifest import BaseRecord
+from unziplora_cli.projects.store import Project
 from unziplora_cli.workflows.report import report
 
 VOID = {"meta", "link", "img", "br"}

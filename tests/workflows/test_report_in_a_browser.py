@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests import browser
 from tests.full_project import GREEN, HOSTILE, ORANGE, fill
-from unziplora_cli.project.store import Project
+from unziplora_cli.projects.store import Project
 from unziplora_cli.workflows.report import report
 
 pytestmark = pytest.mark.skipif(browser.PROGRAM is None, reason="there is no Chromium on this machine")

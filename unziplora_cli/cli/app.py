@@ -7,29 +7,42 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from unziplora_cli import __version__
-from unziplora_cli.cli import (
-    demo,
-    doctor,
-    draw,
-    evaluate,
-    exchange,
-    models,
-    projects,
-    push,
-    replay,
-    report,
-    train,
-)
-from unziplora_cli.cli.failures import describe
-from unziplora_cli.cli.overview import Program
-from unziplora_cli.cli.session import Session
+from unziplora_cli.cli import adapters, evaluate, generate, models, projects, publish, replay, system, train
+from unziplora_cli.cli._errors import describe
+from unziplora_cli.cli._session import Session
+from unziplora_cli.environment import tame_openmp
 from unziplora_cli.errors import Interrupted
-from unziplora_cli.threads import tame_openmp
+
+
+class Program(TyperGroup):
+    """The top of the command tree; each command below it has Typer's own help."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help with Typer's plain formatter."""
+        self.rich_markup_mode = None
+        super().format_help(ctx, formatter)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List the commands under the heading of their help panel."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            if command is not None and not command.hidden:
+                heading = getattr(command, "rich_help_panel", None)
+                text = command.get_short_help_str(limit=80)
+                panels.setdefault(heading if isinstance(heading, str) else "Commands", []).append(
+                    (name, text)
+                )
+        for heading, rows in panels.items():
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
 
 app = typer.Typer(
     name="unziplora",
@@ -39,16 +52,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 train.register(app)
-draw.register(app)
-demo.register(app)
+generate.register(app)
+system.register_demo(app)
 projects.register(app)
-report.register(app)
-exchange.register(app)
+publish.register_report(app)
+adapters.register(app)
 evaluate.register(app)
 models.register(app)
-doctor.register(app)
+system.register_doctor(app)
 replay.register(app)
-push.register(app)
+publish.register_push(app)
 
 # Global options that a person may also write behind the command; True: an option that takes a value.
 _GLOBAL = {

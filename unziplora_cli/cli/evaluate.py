@@ -5,16 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unziplora_cli.cli.choices import preset_for, project_base
-from unziplora_cli.cli.completion import project_names
-from unziplora_cli.cli.options import config_options
-from unziplora_cli.cli.render import Table, size
-from unziplora_cli.cli.session import Session
+from unziplora_cli.cli._completion import project_names
+from unziplora_cli.cli._options import config_options, preset_for, project_base
+from unziplora_cli.cli._output import Table, size
+from unziplora_cli.cli._session import Session
 from unziplora_cli.config import Studio, resolve_generate
-from unziplora_cli.workflows.evaluation import EvalConfig
+from unziplora_cli.workflows.evaluate import EvalConfig
 
 if TYPE_CHECKING:
-    from unziplora_cli.project.manifest import Evaluation, ScoreRecord
+    from unziplora_cli.projects.manifest import Evaluation, ScoreRecord
 
 
 def register(app: typer.Typer) -> None:
@@ -39,24 +38,24 @@ def evaluate(
     settings: dict[str, Any] | None = None,
 ) -> None:
     """Tell how well content and style came apart: what was kept, what leaked, and what to do about it."""
-    from unziplora_cli.cli.progress import Display
-    from unziplora_cli.workflows import evaluation
+    from unziplora_cli.cli._output import Display
+    from unziplora_cli.workflows import evaluate
 
     session: Session = ctx.obj
     config, studio = EvalConfig(**(settings or {})), Studio(**(computing or {}))
     found = session.store().open(project)
     if pull:
         session.use_network("Fetching DINOv2 and CLIP")
-        evaluation.fetch_encoders(lambda id, bytes: session.output.message(f"Fetching {id}, {size(bytes)}."))
+        evaluate.fetch_encoders(lambda id, bytes: session.output.message(f"Fetching {id}, {size(bytes)}."))
     base = project_base(session, studio.base, [found])
-    order = evaluation.EvalOrder(project, base, config, resolve_generate(preset_for(base), {}), studio)
+    order = evaluate.EvalOrder(project, base, config, resolve_generate(preset_for(base), {}), studio)
     with Display(session.output, "eval") as display:
 
-        def show(doing: evaluation.Doing) -> None:
+        def show(doing: evaluate.Doing) -> None:
             line = f"eval: {doing.what} {doing.done:.0f} of {doing.total:.0f}"
             display.show(doing.what, doing.done, doing.total, "", line)
 
-        done = evaluation.evaluate(order, session.store(), show)
+        done = evaluate.evaluate(order, session.store(), show)
     made = done.evaluation
     data = {"name": project, "evaluation": asdict(made), "sheet": str(done.sheet) if done.sheet else None}
     tables = (columns_table(made), scores_table(made, explain=session.output.verbose))
@@ -75,7 +74,7 @@ def scores_table(evaluation: "Evaluation", *, explain: bool = False) -> Table:
             "high" if score.higher_is_better else "low",
             *([score.about] if explain else []),
         ]
-        for score in evaluation.scores
+        for score in evaluate.scores
     ]
     return Table(("score", "value", "base alone", "best", *(["what it is"] if explain else [])), rows)
 
@@ -84,22 +83,22 @@ def columns_table(evaluation: "Evaluation") -> Table:
     """Which branch uses how many columns in which block of the U-Net."""
     rows = [
         [each.block, str(each.content), str(each.style), str(each.shared), str(each.total)]
-        for each in evaluation.columns
+        for each in evaluate.columns
     ]
     return Table(("columns of", "content", "style", "shared", "total"), rows)
 
 
 def summary(evaluation: "Evaluation") -> str:
     """The verdict, and each piece of advice on a line of its own."""
-    return "\n".join([evaluation.verdict, *(f"- {each}" for each in evaluation.advice)])
+    return "\n".join([evaluate.verdict, *(f"- {each}" for each in evaluate.advice)])
 
 
 def evaluation_rows(evaluation: "Evaluation | None") -> list[list[str]]:
     """The verdict, the advice and the scores as lines of two cells; none without an evaluation."""
     if evaluation is None:
         return []
-    rows = [["verdict", evaluation.verdict], *(["advice", each] for each in evaluation.advice)]
-    for score in evaluation.scores:
+    rows = [["verdict", evaluate.verdict], *(["advice", each] for each in evaluate.advice)]
+    for score in evaluate.scores:
         base = f" (base alone {_number(score, score.base)})" if score.base is not None else ""
         rows.append([score.name, _number(score, score.value) + base])
     return rows

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from unziplora_cli.cli.completion import model_names
-from unziplora_cli.cli.render import Table, size
-from unziplora_cli.cli.session import Session
+from unziplora_cli.cli._completion import model_names
+from unziplora_cli.cli._output import Table, size
+from unziplora_cli.cli._session import Session
 from unziplora_cli.errors import Interrupted, ModelError
 
 if TYPE_CHECKING:

@@ -4,15 +4,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unziplora_cli.cli.completion import project_names
+from unziplora_cli.cli._completion import project_names
+from unziplora_cli.cli._output import Table, duration, size
+from unziplora_cli.cli._session import Session
 from unziplora_cli.cli.evaluate import evaluation_rows
-from unziplora_cli.cli.render import Table, duration, size
-from unziplora_cli.cli.session import Session
 from unziplora_cli.errors import ProjectError
 
 if TYPE_CHECKING:
-    from unziplora_cli.project.store import Project
-    from unziplora_cli.project.unfinished import Unfinished
+    from unziplora_cli.projects.store import Project
+    from unziplora_cli.projects.unfinished import Unfinished
 
 PANEL = "Projects"
 NAME = typer.Argument(

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unziplora_cli.cli.choices import DEVICE
+from unziplora_cli.cli._options import DEVICE
+from unziplora_cli.cli._output import Table, duration
+from unziplora_cli.cli._session import Session
 from unziplora_cli.cli.projects import NAME, PANEL
-from unziplora_cli.cli.render import Table, duration
-from unziplora_cli.cli.session import Session
 
 if TYPE_CHECKING:
     from unziplora_cli.workflows.replay import FileDistance, Replayed
@@ -29,8 +29,8 @@ def replay(
     device: Annotated[str | None, DEVICE] = None,
 ) -> None:
     """Train a project again from its manifest alone, and say how far the result is from the recorded one."""
-    from unziplora_cli.cli.progress import Display
-    from unziplora_cli.project.names import check_name
+    from unziplora_cli.cli._output import Display
+    from unziplora_cli.projects.names import check_name
     from unziplora_cli.workflows.replay import Replayed
     from unziplora_cli.workflows.replay import replay as run
 

@@ -7,20 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unziplora_cli.cli.choices import BASE, DEVICE, VAE, find_base, preset_for
-from unziplora_cli.cli.completion import unfinished_names
-from unziplora_cli.cli.options import config_options
-from unziplora_cli.cli.plan import repeatable, show_plan
-from unziplora_cli.cli.render import duration, size
-from unziplora_cli.cli.session import Session
-from unziplora_cli.config import TrainConfig, Words, resolve
+from unziplora_cli.cli._completion import unfinished_names
+from unziplora_cli.cli._options import BASE, DEVICE, VAE, config_options, find_base, preset_for
+from unziplora_cli.cli._output import duration, size
+from unziplora_cli.cli._session import Session
+from unziplora_cli.cli.estimate import repeatable, show_plan
+from unziplora_cli.config import TrainConfig, Words, check_given, resolve
 from unziplora_cli.errors import ProjectError, UsageError
-from unziplora_cli.fields import check_given
 
 if TYPE_CHECKING:
-    from unziplora_cli.project.store import ProjectStore
-    from unziplora_cli.training.workshop import Workshop
-    from unziplora_cli.workflows.training import Trained, TrainOrder
+    from unziplora_cli.projects.store import ProjectStore
+    from unziplora_cli.training.inputs import Workshop
+    from unziplora_cli.workflows.train import Trained, TrainOrder
 
 PANEL = "Pictures"
 
@@ -96,7 +94,7 @@ def train(
 ) -> None:
     """Learn a content LoRA and a style LoRA from one picture, both at once, with their merge weights."""
     from unziplora_cli.workflows.resume import order_to_resume
-    from unziplora_cli.workflows.training import check_pictures
+    from unziplora_cli.workflows.train import check_pictures
 
     session: Session = ctx.obj
     store = session.store()
@@ -203,7 +201,7 @@ def _offer(session: Session, store: "ProjectStore", order: "TrainOrder") -> "Tra
 
 
 def _finish(session: Session, orders: "list[TrainOrder]", store: "ProjectStore") -> None:
-    from unziplora_cli.workflows.training import own_share, workshop_for
+    from unziplora_cli.workflows.train import own_share, workshop_for
 
     finished = []
     orders = list(own_share(orders))
@@ -233,8 +231,8 @@ def _orders(
     settings: dict[str, Any],
     replacing: list[bool],
 ) -> "list[TrainOrder]":
-    from unziplora_cli.wording import make_prompts
-    from unziplora_cli.workflows.training import TrainOrder
+    from unziplora_cli.prompts import make_prompts
+    from unziplora_cli.workflows.train import TrainOrder
 
     prompts = [make_prompts(each, None, given) for each in words]
     shown = [None if validation_prompt is None else make_prompts(each, validation_prompt) for each in words]
@@ -263,8 +261,8 @@ def _orders(
 
 
 def _train(session: Session, order: "TrainOrder", store: "ProjectStore", workshop: "Workshop") -> "Trained":
-    from unziplora_cli.cli.progress import Display
-    from unziplora_cli.workflows.training import Trained, train
+    from unziplora_cli.cli._output import Display
+    from unziplora_cli.workflows.train import Trained, train
 
     output = session.output
     output.message(f"{order.name}: full     {order.prompts.full}")
@@ -284,7 +282,7 @@ def _train(session: Session, order: "TrainOrder", store: "ProjectStore", worksho
 
 def _names(groups: list[tuple[Path, ...]], name: str | None) -> list[str]:
     """The name of each project: the given one, or that of its first picture's file."""
-    from unziplora_cli.project.names import check_name, slugify
+    from unziplora_cli.projects.names import check_name, slugify
 
     if name is not None:
         return [check_name(name)]
@@ -331,7 +329,7 @@ def _word(
             f"What {flag} has {picture.name}?",
             hint=f"Say it in a word or two: --{flag} " + ("fox" if flag == "subject" else "watercolor"),
         )
-    from unziplora_cli.project.names import slugify
+    from unziplora_cli.projects.names import slugify
 
     guess = slugify(picture.stem).replace("-", " ").replace("_", " ") if flag == "subject" else None
     answer: str = typer.prompt(f"{question} ({picture.name})", default=guess, err=True)

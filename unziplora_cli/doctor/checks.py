@@ -2,11 +2,18 @@
 
 from collections.abc import Callable
 
-from unziplora_cli.doctor.check import GB, Check, gigabytes
-from unziplora_cli.doctor.environment import Environment, Library, Place
+from unziplora_cli.doctor.environment import (
+    GB,
+    PYTHONS,
+    Check,
+    Environment,
+    Library,
+    Place,
+    gigabytes,
+    release,
+)
 from unziplora_cli.doctor.gpu_checks import driver, gpu, gpu_memory, torch
 from unziplora_cli.doctor.reinstall import libraries_line
-from unziplora_cli.doctor.versions import PYTHONS, release
 
 SDXL_DOWNLOAD = 7 * GB
 SDXL_PROJECT = 6 * GB

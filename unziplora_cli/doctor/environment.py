@@ -1,7 +1,55 @@
-"""Everything about a machine that decides whether it can train, as one frozen record."""
+"""Version numbers, and the range of each library that was tested."""
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+PYTHONS = ("3.11", "3.12")
+"""The lowest and the newest Python that the tests run with."""
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The numbers of a version, for comparing: `2.13.0+cpu` is (2, 13), as `2.13` is."""
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    parts = [int(part) for part in numbers.group().split(".")] if numbers else []
+    while parts and parts[-1] == 0:
+        parts.pop()
+    return tuple(parts)
+
+
+def read_pins(path: Path) -> dict[str, str]:
+    """The versions of a constraints file by the library's name, with dashes."""
+    pins = re.findall(r"^([\w.-]+)==([^\s;]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {name.replace("_", "-").lower(): version for name, version in pins}
+
+
+# The answer to one question about a machine.
+
+
+Level = Literal["ok", "note", "problem"]
+"""Fine; worth knowing; blocks training or keeps it off the GPU."""
+
+GB = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The answer to one question, and the line to type that mends what is wrong."""
+
+    name: str
+    level: Level
+    says: str
+    mend: str = ""
+
+
+def gigabytes(number: float) -> str:
+    """Bytes as `6.9 GB`."""
+    return f"{number / GB:.1f} GB"
+
+
+# Everything about a machine that decides whether it can train, as one frozen record.
+
 
 Vendor = Literal["nvidia", "amd", "intel", "apple"]
 Installer = Literal["pipx", "pip", "uv"]

@@ -3,10 +3,8 @@
 import re
 from collections.abc import Iterable
 
-from unziplora_cli.doctor.check import GB, Check, gigabytes
-from unziplora_cli.doctor.environment import Environment, Gpu
+from unziplora_cli.doctor.environment import GB, Check, Environment, Gpu, gigabytes, release
 from unziplora_cli.doctor.reinstall import cuda_build, torch_line
-from unziplora_cli.doctor.versions import release
 
 SDXL_GPU_MEMORY = 13.5 * GB
 """What must be free for SDXL at 1024 px and rank 64 in bf16."""

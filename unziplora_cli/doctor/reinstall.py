@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from unziplora_cli.doctor.environment import Environment, Library
-from unziplora_cli.doctor.versions import release
+from unziplora_cli.doctor.environment import Environment, Library, release
 
 INDEX = "https://download.pytorch.org/whl"
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unziplora_cli.diffusion.fuse import Branches
+from unziplora_cli.accel.merged_unet import Branches
 from unziplora_cli.method.lora import LoRAWeights
-from unziplora_cli.project.manifest import BlockColumns
+from unziplora_cli.projects.manifest import BlockColumns
 
 
 @dataclass(frozen=True, slots=True)

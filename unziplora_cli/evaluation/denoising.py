@@ -13,13 +13,13 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
-from unziplora_cli.diffusion.base import BaseRef, config, predicts_velocity
-from unziplora_cli.diffusion.conditioning import Conditioning
-from unziplora_cli.diffusion.device import memory_guard, settle_threads
-from unziplora_cli.diffusion.fuse import Branches, cache_text, check_fit, fuse, restore
-from unziplora_cli.diffusion.generate import Request, condition, encode_requests
-from unziplora_cli.diffusion.load import load_unet
-from unziplora_cli.diffusion.replay import Replayed
+from unziplora_cli.accel.cuda_graph import Replayed
+from unziplora_cli.accel.device import memory_guard, settle_threads
+from unziplora_cli.accel.merged_unet import Branches, cache_text, check_fit, fuse, restore
+from unziplora_cli.sdxl.base import BaseRef, config, predicts_velocity
+from unziplora_cli.sdxl.generate import Request, condition, encode_requests
+from unziplora_cli.sdxl.load import load_unet
+from unziplora_cli.sdxl.text import Conditioning
 
 REBUILD_STEPS = 20
 """Steps of the whole noise schedule when the picture is drawn back."""

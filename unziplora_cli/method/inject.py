@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from unziplora_cli.method.fold import unfold
+from unziplora_cli.accel.fused_lora import unfold
 from unziplora_cli.method.layer import DualLoRALinear, Start
 from unziplora_cli.method.lora import LoRA, LoRAWeights, MergeWeights
 from unziplora_cli.method.separation import Layers

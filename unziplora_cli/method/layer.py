@@ -18,7 +18,7 @@ class Branch(nn.Module):
     """The low-rank update of one branch, with its merge weight and its columns.
 
     ``down`` [rank, in], ``up`` [out, rank]; ``merge`` [out] starts at one. A *column* is one output feature,
-    that is a row of ``up``. In a :class:`~unziplora_cli.method.fold.Fold` all have a leading dimension.
+    that is a row of ``up``. In a :class:`~unziplora_cli.accel.fused_lora.Fold` all have a leading dimension.
 
     ``mask`` [out] holds the columns chosen so far; ``gate`` [out] is what the forward multiplies by: the mask
     while the branches are separated, ones while every column is open.
@@ -78,7 +78,7 @@ class DualLoRALinear(nn.Module):
     In mode ``content`` or ``style`` that branch acts alone and without its merge weight. The in x out matrix
     ``B A`` is never formed: the column factors scale the rows of ``B``.
 
-    While a :class:`~unziplora_cli.method.fold.Fold` has prepared it, ``folded`` is W + B A with all factors
+    While a :class:`~unziplora_cli.accel.fused_lora.Fold` has prepared it, ``folded`` is W + B A with all factors
     [out, in], or where the input is a text, ``answer`` is y itself; then that is used. ``joint`` is that of
     query, key and value one below the other.
     """

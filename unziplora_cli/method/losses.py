@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from unziplora_cli.method.fold import Fold
+from unziplora_cli.accel.fused_lora import Fold
 from unziplora_cli.method.layer import DualLoRALinear
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from unziplora_cli.accel.fused_lora import Fold, projections
 from unziplora_cli.method.blocks import policy
-from unziplora_cli.method.fold import Fold, projections
 from unziplora_cli.method.importance import Score, choose_columns, column_scores
 from unziplora_cli.method.layer import DualLoRALinear, Mode
 from unziplora_cli.method.schedule import Action

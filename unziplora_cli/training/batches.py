@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from unziplora_cli.config import TrainConfig
-from unziplora_cli.diffusion.conditioning import Conditioning
 from unziplora_cli.method.layer import Mode
 from unziplora_cli.method.losses import min_snr_velocity_weight, min_snr_weight
-from unziplora_cli.training.data import LatentDistribution
-from unziplora_cli.training.materials import Materials
+from unziplora_cli.sdxl.latents import LatentDistribution
+from unziplora_cli.sdxl.text import Conditioning
+from unziplora_cli.training.class_images import STREAMS
+from unziplora_cli.training.inputs import Materials
 from unziplora_cli.training.noise import PICTURE, StepNoise, add_noise, draw, velocity
-from unziplora_cli.training.priors import STREAMS
 from unziplora_cli.training.step import Batch
 
 

@@ -11,38 +11,30 @@ from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from unziplora_cli.accel.device import PRECISION_NAMES, memory_guard, pick_device, pick_dtype, start_threads
+from unziplora_cli.accel.fused_lora import fold
 from unziplora_cli.config import TrainConfig
-from unziplora_cli.diffusion.attention import separate_prompts
-from unziplora_cli.diffusion.device import (
-    PRECISION_NAMES,
-    memory_guard,
-    pick_device,
-    pick_dtype,
-    start_threads,
-)
-from unziplora_cli.diffusion.load import alphas_cumprod
-from unziplora_cli.method.fold import fold
+from unziplora_cli.job import TrainRequest
 from unziplora_cli.method.inject import eject, inject
 from unziplora_cli.method.layer import Start
 from unziplora_cli.method.schedule import Schedule
 from unziplora_cli.method.separation import Separation
-from unziplora_cli.project.unfinished import CHECKPOINTS
+from unziplora_cli.projects.unfinished import CHECKPOINTS
+from unziplora_cli.sdxl.attention import separate_prompts
+from unziplora_cli.sdxl.load import alphas_cumprod
 from unziplora_cli.training.batches import BatchSource
-from unziplora_cli.training.capture import CapturedStep, capturable
-from unziplora_cli.training.checkpoint import TrainingState
-from unziplora_cli.training.checkpoints import Checkpoints
-from unziplora_cli.training.divergence import Watch
-from unziplora_cli.training.echoes import with_echoes
+from unziplora_cli.training.captured_step import CapturedStep, capturable
+from unziplora_cli.training.checkpoint import Checkpoints, TrainingState
+from unziplora_cli.training.destyle import with_echoes
+from unziplora_cli.training.estimate import Foresight
 from unziplora_cli.training.events import Event, Finished, Notice, Phase
-from unziplora_cli.training.foresight import Foresight
-from unziplora_cli.training.materials import Materials
+from unziplora_cli.training.inputs import Materials, Workshop
+from unziplora_cli.training.metrics import Watch
 from unziplora_cli.training.optimizer import build_lr_scheduler, build_optimizer
-from unziplora_cli.training.request import TrainRequest
-from unziplora_cli.training.run import Run
 from unziplora_cli.training.step import TrainingStep, parameter_groups
 from unziplora_cli.training.trackers import Logbook, check_tracker
+from unziplora_cli.training.trainer import Run
 from unziplora_cli.training.validation import Validation
-from unziplora_cli.training.workshop import Workshop
 
 
 def train(request: TrainRequest, workshop: Workshop | None = None) -> Iterator[Event]:

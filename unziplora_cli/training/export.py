@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from unziplora_cli.formats import write_lora
-from unziplora_cli.formats.merge import write_merge
+from unziplora_cli.adapters.lora_file import write_lora
+from unziplora_cli.adapters.merge_weights import write_merge
 from unziplora_cli.method.inject import extract, extract_merge
 from unziplora_cli.method.lora import LoRA, MergeWeights
 from unziplora_cli.method.separation import Layers

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from unziplora_cli.diffusion.conditioning import Conditioning, predict_noise
 from unziplora_cli.method.layer import Mode
 from unziplora_cli.method.losses import denoising_loss, overlap_penalty
 from unziplora_cli.method.schedule import Action, Schedule
@@ -24,6 +23,7 @@ from unziplora_cli.method.separation import (
     set_learning,
     set_mode,
 )
+from unziplora_cli.sdxl.text import Conditioning, predict_noise
 
 MOST_HALVINGS = 24
 """Of fp16's loss scale, which starts at 2 to the 16, to find one at which no gradient overflows."""

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.method.separation import Layers
 from unziplora_cli.training.events import StepDone
-from unziplora_cli.training.heatmap import column_map
 from unziplora_cli.training.optimizer import require
 
 RUN = "unziplora"
@@ -90,3 +90,23 @@ def merge_curves(layers: Layers) -> dict[str, float]:
         for name, row in zip(joined, table, strict=True)
         for what, value in zip(("mean", "min"), row, strict=True)
     }
+
+
+# Which branch holds which column of which layer, as a picture.
+
+
+COLORS = np.array([[238, 238, 238], [214, 126, 44], [44, 110, 178], [120, 54, 128]], dtype=np.uint8)
+"""Neither branch, style alone, content alone, both."""
+
+WIDTH, HEIGHT = 800, 560
+
+
+def column_map(layers: Layers) -> Image.Image:
+    """One row per layer in the U-Net's order, its columns from left to right; narrow layers are stretched."""
+    width = max(layer.out_features for layer in layers.values())
+    rows = []
+    for layer in layers.values():
+        kinds = (2 * layer.content.mask.int() + layer.style.mask.int()).cpu().numpy()  # [out], 0 to 3
+        rows.append(kinds[np.arange(width) * len(kinds) // width])
+    picture = COLORS[np.repeat(np.stack(rows), max(1, HEIGHT // len(rows)), axis=0)]
+    return Image.fromarray(np.repeat(picture, max(1, WIDTH // width), axis=1))

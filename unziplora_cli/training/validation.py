@@ -10,16 +10,15 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 
-from unziplora_cli.diffusion.base import latent_factor
-from unziplora_cli.diffusion.conditioning import Conditioning, predict_noise
-from unziplora_cli.diffusion.generate import decode, free, initial_noise, load_decoder
-from unziplora_cli.diffusion.load import load_scheduler
-from unziplora_cli.diffusion.prompts import TextEmbeddings
-from unziplora_cli.diffusion.sampling import sample, stack, unconditional
+from unziplora_cli.job import TrainRequest
 from unziplora_cli.method.layer import Mode
 from unziplora_cli.method.separation import Layers, set_mode
-from unziplora_cli.training.materials import Materials
-from unziplora_cli.training.request import TrainRequest
+from unziplora_cli.sdxl.base import latent_factor
+from unziplora_cli.sdxl.generate import decode, free, initial_noise, load_decoder
+from unziplora_cli.sdxl.load import load_scheduler
+from unziplora_cli.sdxl.sampling import sample, stack, unconditional
+from unziplora_cli.sdxl.text import Conditioning, TextEmbeddings, predict_noise
+from unziplora_cli.training.inputs import Materials
 
 STEPS, GUIDANCE = 20, 5.0
 MODES: dict[str, Mode] = {"full": "both", "content": "content", "style": "style"}

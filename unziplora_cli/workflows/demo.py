@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from unziplora_cli import resources
 from unziplora_cli.config import GenerateConfig, Words, resolve, resolve_generate
 from unziplora_cli.errors import ProjectError, UsageError
-from unziplora_cli.project.store import Project, ProjectStore
-from unziplora_cli.wording import make_prompts
-from unziplora_cli.workflows.drawing import DrawOrder, Shelf, Studio, check_place, pictures, source
-from unziplora_cli.workflows.training import Trained, TrainOrder, train
+from unziplora_cli.projects.store import Project, ProjectStore
+from unziplora_cli.prompts import make_prompts
+from unziplora_cli.workflows.generate import DrawOrder, Shelf, Studio, check_place, pictures, source
+from unziplora_cli.workflows.train import Trained, TrainOrder, train
 
 if TYPE_CHECKING:
-    from unziplora_cli.diffusion.base import BaseRef
-    from unziplora_cli.diffusion.generate import Progress
+    from unziplora_cli.sdxl.base import BaseRef
+    from unziplora_cli.sdxl.generate import Progress
     from unziplora_cli.training.events import Event
 
 PRESET = "mini"
@@ -61,7 +61,7 @@ def demo(
     The projects are called ``demo-fox`` and ``demo-cat``; older ones of these names are replaced. ``out`` is
     a picture file, or a folder to put one in; raises UsageError or ProjectError at once when it cannot be.
     """
-    from unziplora_cli.diffusion.base import resolve_base
+    from unziplora_cli.sdxl.base import resolve_base
 
     started = time.monotonic()
     out = _sheet_file(out)
@@ -168,7 +168,7 @@ def _draw(
     device: str,
     on_progress: Callable[[Progress], None] | None,
 ) -> tuple[Any, int]:
-    from unziplora_cli.report.sheet import Cell, Heading, contact_sheet
+    from unziplora_cli.report.contact_sheet import Cell, Heading, contact_sheet
 
     shelf = Shelf()
     orders = [order for row in rows for _, order in row.cells]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from unziplora_cli.doctor.check import Check
 from unziplora_cli.doctor.checks import examine
-from unziplora_cli.doctor.environment import Environment
-from unziplora_cli.doctor.machine import look
+from unziplora_cli.doctor.environment import Check, Environment
+from unziplora_cli.doctor.inspect import look
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unziplora_cli.config import Prompts, Words
-from unziplora_cli.project import manifest
-from unziplora_cli.project.manifest import BaseRecord
-from unziplora_cli.project.store import Project
-from unziplora_cli.wording import make_prompts
+from unziplora_cli.projects import manifest
+from unziplora_cli.projects.manifest import BaseRecord
+from unziplora_cli.projects.store import Project
+from unziplora_cli.prompts import make_prompts
 
 if TYPE_CHECKING:
-    from unziplora_cli.diffusion.base import BaseRef
-    from unziplora_cli.formats.metadata import Origin
+    from unziplora_cli.adapters.metadata import Origin
+    from unziplora_cli.sdxl.base import BaseRef
 
 NATIVE = 1024
 """The resolution of SDXL, for what was not trained here."""
@@ -41,8 +41,8 @@ def origin(
 
     Of a base on this disk only the last part of its path is told.
     """
-    from unziplora_cli.formats.metadata import Origin, thumbnail
-    from unziplora_cli.training.pictures import load_picture
+    from unziplora_cli.adapters.metadata import Origin, thumbnail
+    from unziplora_cli.images import load_picture
 
     phrase = make_prompts(words, "{style}").style
     return Origin(

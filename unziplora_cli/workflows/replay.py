@@ -9,16 +9,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unziplora_cli import files
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import Interrupted, ProjectError, UsageError
-from unziplora_cli.project import files
-from unziplora_cli.project.store import Project, ProjectStore
-from unziplora_cli.project.verification import inside
-from unziplora_cli.workflows.drawing import shared_base
-from unziplora_cli.workflows.training import Trained, TrainOrder, train
+from unziplora_cli.projects.store import Project, ProjectStore
+from unziplora_cli.projects.verify import inside
+from unziplora_cli.workflows.generate import shared_base
+from unziplora_cli.workflows.train import Trained, TrainOrder, train
 
 if TYPE_CHECKING:
-    from unziplora_cli.diffusion.base import BaseRef
+    from unziplora_cli.sdxl.base import BaseRef
     from unziplora_cli.training.events import Event
 
 SCRATCH = "replays"
@@ -161,9 +161,9 @@ def again(
 
 def compare(recorded: Project, new: Project) -> Iterator[FileDistance]:
     """How far the weights of one project are from those of another."""
-    from unziplora_cli.evaluation.distance import lora_distance, merge_distance
-    from unziplora_cli.formats import read_lora
-    from unziplora_cli.formats.merge import read_merge
+    from unziplora_cli.adapters.lora_file import read_lora
+    from unziplora_cli.adapters.merge_weights import read_merge
+    from unziplora_cli.evaluation.metrics import lora_distance, merge_distance
 
     for role in ("content", "style"):
         ours, theirs = recorded.path(role), new.path(role)
@@ -193,7 +193,7 @@ def _nothing_kept(name: str) -> Iterator[None]:
 
 def _base(project: Project) -> BaseRef:
     """The base that a project was trained on; raises ProjectError when another has its place."""
-    from unziplora_cli.diffusion.base import resolve_base
+    from unziplora_cli.sdxl.base import resolve_base
 
     recorded = project.manifest.base
     spec = shared_base([project])

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import unziplora_cli
 from unziplora_cli import resources
-from unziplora_cli.atomic import replacing
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import AdapterError, ProjectError, UsageError
-from unziplora_cli.project import manifest
-from unziplora_cli.project.manifest import Scalar
-from unziplora_cli.project.store import Project
-from unziplora_cli.workflows.drawing import check_place
+from unziplora_cli.files import replacing
+from unziplora_cli.projects import manifest
+from unziplora_cli.projects.manifest import Scalar
+from unziplora_cli.projects.store import Project
+from unziplora_cli.workflows.generate import check_place
 
 if TYPE_CHECKING:
     from unziplora_cli.evaluation.columns import LayerColumns
@@ -67,7 +67,7 @@ def report(project: Project, out: Path | None = None) -> Reported:
     ProjectError when the page cannot be written.
     """
     from unziplora_cli.report.html import render
-    from unziplora_cli.workflows.gallery import pictures_of
+    from unziplora_cli.workflows.project_images import pictures_of
 
     file = _destination(project, out)
     check_place(file.parent)
@@ -136,12 +136,12 @@ def _commands(name: str, drawn: Sequence[str]) -> list[str]:
 def _charts(project: Project, notes: list[str]) -> Mapping[str, LineChart | None]:
     """The curves of the training; none for a project without a history."""
     from unziplora_cli.report.charts import line_chart
-    from unziplora_cli.training import history
+    from unziplora_cli.training import metrics
 
     if project.manifest.artifact("history") is None:
         return {"loss": None, "merge": None, "overlap": None}
     try:
-        rows = history.read(project.path("history"))
+        rows = metrics.read(project.path("history"))
     except ProjectError as error:
         notes.append(f"There are no curves. {error.message}")
         rows = ()
@@ -161,10 +161,10 @@ def _charts(project: Project, notes: list[str]) -> Mapping[str, LineChart | None
 
 def _columns(project: Project, notes: list[str]) -> Mapping[str, LayerColumns]:
     """Every projection's columns; empty when the weights cannot be read."""
-    from unziplora_cli.diffusion.fuse import Branches
+    from unziplora_cli.accel.merged_unet import Branches
+    from unziplora_cli.adapters.lora_file import read_lora
+    from unziplora_cli.adapters.merge_weights import read_merge
     from unziplora_cli.evaluation.columns import read_columns
-    from unziplora_cli.formats import read_lora
-    from unziplora_cli.formats.merge import read_merge
 
     has = project.manifest.artifact
     try:
@@ -184,8 +184,8 @@ def _columns(project: Project, notes: list[str]) -> Mapping[str, LayerColumns]:
 
 def _maps(layers: Mapping[str, LayerColumns], training: Mapping[str, Scalar]) -> dict[str, Any]:
     """The map of each block, the sums of all, and which block belongs wholly to whom."""
+    from unziplora_cli.evaluation.column_maps import block_maps, totals
     from unziplora_cli.method.blocks import policy
-    from unziplora_cli.report.columns import block_maps, totals
 
     maps = block_maps({name: (each.content.numpy(), each.style.numpy()) for name, each in layers.items()})
     separated = bool(training.get("column_separation") and training.get("block_separation"))

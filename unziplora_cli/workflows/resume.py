@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from unziplora_cli.config import TrainConfig
+from unziplora_cli import files
+from unziplora_cli.config import TrainConfig, check_given
 from unziplora_cli.errors import ProjectError, UsageError
-from unziplora_cli.fields import check_given
-from unziplora_cli.project import files
-from unziplora_cli.project.manifest import Scalar
-from unziplora_cli.project.store import ProjectStore
-from unziplora_cli.project.unfinished import RETUNABLE, Plan, Unfinished, differences
-from unziplora_cli.workflows.training import TrainOrder, plan_of
+from unziplora_cli.projects.manifest import Scalar
+from unziplora_cli.projects.store import ProjectStore
+from unziplora_cli.projects.unfinished import RETUNABLE, Plan, Unfinished, differences
+from unziplora_cli.workflows.train import TrainOrder, plan_of
 
 
 def order_to_resume(
@@ -25,7 +24,7 @@ def order_to_resume(
     there is nothing to go on with, when an older project is in the way, or when the base, this version or
     ``settings`` are others than it began with.
     """
-    from unziplora_cli.diffusion.base import resolve_base
+    from unziplora_cli.sdxl.base import resolve_base
 
     check_given(TrainConfig, settings)
     unfinished = store.unfinished(name)

@@ -1,0 +1,58 @@
+"""The U-Net replayed from a CUDA graph against the same network launched kernel by kernel."""
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from tests.sdxl.adapters import random_branches
+from unziplora_cli.accel.cuda_graph import Replayed
+from unziplora_cli.accel.merged_unet import cache_text, fuse
+from unziplora_cli.sdxl.base import BaseRef
+from unziplora_cli.sdxl.load import load_unet
+from unziplora_cli.sdxl.text import Conditioning, predict_plain
+
+pytestmark = pytest.mark.gpu
+GPU = torch.device("cuda")
+
+
+@pytest.fixture
+def unet(base: BaseRef) -> UNet2DConditionModel:
+    return load_unet(base, device=GPU, dtype=torch.float32)
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, device=GPU)
+
+
+def texts(unet: UNet2DConditionModel, batch: int = 1) -> Conditioning:
+    shape = unet.config
+    tokens = random(batch, 77, shape.cross_attention_dim)
+    pooled = shape.projection_class_embeddings_input_dim - 6 * shape.addition_time_embed_dim
+    return Conditioning.one_prompt(tokens, random(batch, pooled), random(batch, 6))
+
+
+@torch.no_grad()
+def compare(predict: Replayed, told: Conditioning, side: int = 8, first: float = 900) -> None:
+    """Four calls, the last three replayed, each with its own picture and timestep."""
+    for timestep in torch.tensor([first, first - 300, first - 600, first - 899]):
+        noisy = random(len(told.full), 4, side, side)
+        expected = predict_plain(predict.unet, noisy, timestep, told)
+        torch.testing.assert_close(predict(noisy, timestep, told), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_it_follows_pictures_texts_and_shapes(unet: UNet2DConditionModel) -> None:
+    predict = Replayed(unet)
+    for batch, side in [(1, 8), (1, 8), (2, 8), (2, 16), (1, 8)]:
+        compare(predict, texts(unet, batch), side)
+    compare(predict, texts(unet), first=900.5)
+
+
+def test_it_follows_weights_and_cached_texts(unet: UNet2DConditionModel) -> None:
+    predict = Replayed(unet)
+    for _ in range(2):
+        branches = random_branches(unet, "content", "style")
+        told = texts(unet)
+        fuse(unet, branches)
+        cache_text(unet, branches, told)
+        compare(predict, told)

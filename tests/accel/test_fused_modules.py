@@ -1,0 +1,105 @@
+import os
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from tests.tiny_base import unet_config
+from unziplora_cli.accel import fused_modules
+from unziplora_cli.accel.fused_modules import available, speed_up
+
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+
+
+@pytest.fixture
+def unet() -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    return UNet2DConditionModel(**unet_config()).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every device counts as a GPU with Triton; modules may be swapped, but not run."""
+    monkeypatch.setattr(fused_modules, "available", lambda device: True)
+
+
+def state(unet: nn.Module) -> list[object]:
+    """Classes, names, places and strides: all that a swap may touch."""
+    weights = [(name, p.stride(), p.dtype, id(p)) for name, p in unet.named_parameters()]
+    return [*map(type, unet.modules()), *weights, *unet.state_dict()]
+
+
+def test_a_cpu_has_no_fused_kernels(unet: UNet2DConditionModel) -> None:
+    before = state(unet)
+    assert not available(torch.device("cpu"))
+    assert not speed_up(unet)
+    assert state(unet) == before
+
+
+def test_a_machine_without_triton_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_modules, "find_spec", lambda name: None)
+    assert not available.__wrapped__(torch.device("cuda"))
+
+
+def test_triton_that_cannot_run_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_modules, "find_spec", lambda name: object())
+    assert not available.__wrapped__(torch.device("cuda", 99))
+
+
+@pytest.mark.usefixtures("anywhere")
+def test_every_kind_of_module_is_swapped_once(unet: UNet2DConditionModel) -> None:
+    names = list(unet.state_dict())
+    assert speed_up(unet)
+    faster_state = state(unet)
+    kinds = {type(module) for module in unet.modules()}
+    assert kinds >= set(fused_modules._FASTER.values())
+    assert not kinds & set(fused_modules._FASTER)
+    assert list(unet.state_dict()) == names
+    assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+
+    assert speed_up(unet)
+    assert state(unet) == faster_state
+
+
+@pytest.mark.usefixtures("anywhere")
+def test_blocks_of_another_kind_are_left_alone(unet: UNet2DConditionModel) -> None:
+    unet.mid_block.resnets[0].output_scale_factor = 2.0
+    before = type(unet.mid_block.resnets[0])
+    speed_up(unet)
+    assert type(unet.mid_block.resnets[0]) is before
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("anywhere")
+def test_the_network_computes_the_same(unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prediction and gradients of 16 x 24 latents, and the layout at the blocks' borders."""
+    pytest.importorskip("triton")
+    unet.to(DEVICE)
+    learned = [module.weight for name, module in unet.named_modules() if name.endswith("attn1.to_q")]
+    for weight in learned:
+        weight.requires_grad_()
+    config = unet.config
+    shapes = {"latents": (2, 4, 16, 24), "text": (2, 7, config.cross_attention_dim), "times": (2, 6)}
+    shapes["pooled"] = (2, config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim)
+    torch.manual_seed(1)
+    given = {name: torch.randn(shape).to(DEVICE) for name, shape in shapes.items()}
+    conditions = {"text_embeds": given["pooled"], "time_ids": given["times"]}
+
+    def run() -> tuple[Tensor, ...]:
+        out = unet(given["latents"], 300, given["text"], added_cond_kwargs=conditions).sample
+        return out, *torch.autograd.grad(out.square().mean(), learned)
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    plain = run()
+    speed_up(unet)
+    layouts = []
+    for block in (*unet.down_blocks, *unet.up_blocks):
+        for module in (*block.resnets, *getattr(block, "attentions", ())):
+            module.register_forward_hook(lambda _, __, out: layouts.append(out))
+    fused = run()
+    for a, b in zip(fused, plain, strict=True):
+        assert (a - b).abs().max() <= 1e-4 * b.abs().max()
+    outputs = [out if isinstance(out, Tensor) else out[0] for out in layouts]
+    assert outputs
+    assert all(out.is_contiguous(memory_format=torch.channels_last) for out in outputs)

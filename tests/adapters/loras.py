@@ -1,0 +1,55 @@
+"""Random LoRAs for SDXL's block list, far narrower than SDXL, and files of them in every format."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.tiny_base import unet_config
+from unziplora_cli.adapters.layer_names import to_ldm
+from unziplora_cli.adapters.lora_file import write_lora
+from unziplora_cli.method.inject import adapted_projections
+from unziplora_cli.method.lora import LoRAWeights
+from unziplora_cli.sdxl.meta import hollow_unet
+
+SDXL_BLOCKS = {**unet_config(), "transformer_layers_per_block": (1, 2, 10)}
+"""SDXL's 70 transformer blocks with 560 projections, 40 times narrower."""
+
+FORMATS = ("kohya", "ldm", "diffusers", "peft", "comfyui", "paper")
+
+
+def sdxl_lora(seed: int = 0, rank: int = 2) -> dict[str, LoRAWeights]:
+    """A LoRA on every projection, exact in float16."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return (torch.randn(*shape, generator=generator) * 0.25).half().float()
+
+    return {
+        name: LoRAWeights(down=draw(rank, linear.in_features), up=draw(linear.out_features, rank))
+        for name, linear in adapted_projections(hollow_unet(SDXL_BLOCKS)).items()
+    }
+
+
+def write_as(path: Path, lora: dict[str, LoRAWeights], scheme: str) -> Path:
+    """A file in any format, also in those that the program only reads."""
+    if scheme in ("kohya", "ldm", "diffusers", "peft"):
+        write_lora(path, lora, scheme=scheme)  # type: ignore[arg-type]
+        return path
+    tensors = {}
+    for layer, weights in lora.items():
+        if scheme == "comfyui":
+            tensors[f"diffusion_model.{to_ldm(layer)}.lora_A.weight"] = weights.down
+            tensors[f"diffusion_model.{to_ldm(layer)}.lora_B.weight"] = weights.up
+        else:
+            tensors[f"unet.unet.{layer}.lora.down.weight"] = weights.down
+            tensors[f"unet.unet.{layer}.lora.up.weight"] = weights.up
+    save_file(tensors, path)
+    return path
+
+
+def change(path: Path, **changes: torch.Tensor | None) -> Path:
+    """The same file with some tensors replaced, added or (None) taken away."""
+    tensors = {**load_file(path), **changes}
+    save_file({key: tensor for key, tensor in tensors.items() if tensor is not None}, path)
+    return path

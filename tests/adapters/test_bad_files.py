@@ -1,0 +1,168 @@
+"""Files that a user or a stranger may hand over: each is named for what it is."""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from unziplora_cli.adapters import kohya
+from unziplora_cli.adapters.lora_file import read_lora, write_lora
+from unziplora_cli.adapters.merge_weights import read_merge
+from unziplora_cli.cli._errors import hint
+from unziplora_cli.errors import AdapterError
+from unziplora_cli.method.lora import LoRAWeights
+
+Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+MODULE = kohya.module_name(Q)
+ONES = torch.ones(2, 3)
+
+
+def good(path: Path) -> dict[str, torch.Tensor]:
+    write_lora(path, {Q: LoRAWeights(torch.ones(2, 3), torch.ones(5, 2))}, dtype=torch.float32)
+    return load_file(path)
+
+
+def raw(path: Path, header: bytes, length: int | None = None, payload: bytes = b"") -> None:
+    size = len(header) if length is None else length
+    path.write_bytes(struct.pack("<Q", size) + header + payload)
+
+
+def entry(dtype: str, shape: list[int], offsets: list[int]) -> bytes:
+    return json.dumps(
+        {f"{MODULE}.lora_down.weight": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
+    ).encode()
+
+
+HOSTILE: dict[str, Callable[[Path], object]] = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("I am not a LoRA"),
+    "pickle": lambda path: torch.save({"a": ONES}, path),
+    "header longer than the file": lambda path: raw(path, b"{}", 2**40),
+    "header of a petabyte": lambda path: raw(path, b"{}", 2**63 - 1),
+    "header that is no JSON": lambda path: raw(path, b"{]      "),
+    "nested header": lambda path: raw(path, b'{"a":' * 90_000),
+    "offsets behind the end": lambda path: raw(path, entry("F32", [2, 3], [0, 24])),
+    "offsets that do not fit": lambda path: raw(path, entry("F32", [2, 3], [0, 8]), payload=bytes(8)),
+    "shape that overflows": lambda path: raw(path, entry("F32", [2**40, 2**40], [0, 8]), payload=bytes(8)),
+    "negative shape": lambda path: raw(path, entry("F32", [-2, 3], [0, 8]), payload=bytes(8)),
+    "unknown dtype": lambda path: raw(path, entry("F31", [2], [0, 8]), payload=bytes(8)),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("read", [read_lora, read_merge])
+def test_a_damaged_or_hostile_file_is_no_safetensors(
+    tmp_path: Path, kind: str, read: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "a.safetensors"
+    good(path)
+    HOSTILE[kind](path)
+    with pytest.raises(AdapterError, match="not a whole safetensors file") as error:
+        read(path)
+    assert hint(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"lora_up.weight": None}, "only one half of the LoRA"),
+        ({"lora_down.weight": None, "lora_up.weight": None}, "only one half of the LoRA"),
+        ({"lora_up.weight": torch.ones(5, 2, dtype=torch.int64)}, "holds int64 numbers"),
+        ({"lora_up.weight": torch.ones(5, 2, dtype=torch.bool)}, "holds bool numbers"),
+        ({"lora_up.weight": torch.ones(5, 2, dtype=torch.complex64)}, "holds complex64 numbers"),
+        ({"lora_down.weight": torch.full((2, 3), torch.nan)}, "infinite or undefined"),
+        ({"lora_up.weight": torch.full((5, 2), torch.inf)}, "infinite or undefined"),
+        ({"lora_up.weight": torch.ones(5, 3)}, "do not fit"),
+        ({"lora_up.weight": torch.ones(5)}, "do not fit"),
+        ({"lora_up.weight": torch.ones(5, 0), "lora_down.weight": torch.ones(0, 3)}, "do not fit"),
+        ({"alpha": torch.tensor(torch.nan)}, "not one finite number"),
+        ({"alpha": torch.ones(2)}, "not one finite number"),
+    ],
+)
+def test_a_weight_that_cannot_be_used_is_named(
+    tmp_path: Path, changes: dict[str, torch.Tensor | None], says: str
+) -> None:
+    path = tmp_path / "a.safetensors"
+    tensors = {**good(path), **{f"{MODULE}.{part}": tensor for part, tensor in changes.items()}}
+    save_file({key: tensor for key, tensor in tensors.items() if tensor is not None}, path)
+    with pytest.raises(AdapterError, match=says) as error:
+        read_lora(path)
+    assert hint(error.value)
+
+
+FOREIGN = {
+    "a LoHa": [f"{MODULE}.hada_w1_a", f"{MODULE}.hada_w1_b", f"{MODULE}.alpha"],
+    "a LoKr": [f"{MODULE}.lokr_w1", f"{MODULE}.lokr_w2"],
+    "a DoRA": [f"{MODULE}.lora_down.weight", f"{MODULE}.lora_up.weight", f"{MODULE}.dora_scale"],
+    "an OFT or IA3": [f"{MODULE}.oft_blocks"],
+    "a LyCORIS": [f"{MODULE}.diff"],
+    "text encoders": [f"{MODULE}.lora_down.weight", "lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha"],
+    "for Stable Diffusion 1.5 or 2": [
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight",
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight",
+    ],
+    "for FLUX": [
+        "lora_unet_double_blocks_0_img_attn_proj.lora_down.weight",
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight",
+    ],
+}
+MORE = [
+    ("for Stable Diffusion 1.5 or 2", "lora_unet_input_blocks_1_1_proj_in.lora_down.weight"),
+    (
+        "for Stable Diffusion 1.5 or 2",
+        "unet.up_blocks.3.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight",
+    ),
+    ("for FLUX", "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight"),
+    ("for FLUX", "diffusion_model.double_blocks.0.img_attn.proj.lora_A.weight"),
+    ("a diffusion transformer", "transformer.transformer_blocks.0.attn.to_q.lora_A.weight"),
+    ("text encoders", "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight"),
+]
+
+
+@pytest.mark.parametrize(("kind", "keys"), [*FOREIGN.items(), *((kind, [key]) for kind, key in MORE)])
+def test_an_adapter_of_another_kind_is_named(tmp_path: Path, kind: str, keys: list[str]) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({key: torch.ones(2, 2) for key in keys}, path)
+    with pytest.raises(AdapterError, match=kind) as error:
+        read_lora(path)
+    assert hint(error.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_ff_net_2.lora_down.weight",
+        "lora_unet_input_blocks_4_1_proj_in.lora_down.weight",
+        "unet.down_blocks.1.attentions.0.proj_in.lora_A.weight",
+        "diffusion_model.input_blocks.4.1.proj_in.lora_A.weight",
+    ],
+)
+def test_layers_beside_the_attention_are_named(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({key: ONES}, path)
+    with pytest.raises(AdapterError, match="more than the attention of SDXL's U-Net") as error:
+        read_lora(path)
+    assert key in error.value.message
+
+
+def test_two_names_for_one_layer_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    tensors = good(path)
+    original = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
+    save_file({**tensors, f"{original}.lora_down.weight": ONES}, path)
+    with pytest.raises(AdapterError, match="two tensors for"):
+        read_lora(path)
+
+
+def test_merge_weights_that_are_no_numbers_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "merge.safetensors"
+    told = {"unziplora_format": "unziplora-merge", "unziplora_version": "1"}
+    for values in (torch.tensor([torch.nan, 1.0]), torch.ones(2, dtype=torch.int32)):
+        save_file({f"{Q}.content": values}, path, metadata=told)
+        with pytest.raises(AdapterError, match="no finite numbers"):
+            read_merge(path)

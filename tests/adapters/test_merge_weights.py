@@ -1,0 +1,83 @@
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from unziplora_cli.adapters.lora_file import write_lora
+from unziplora_cli.adapters.merge_weights import read_merge, read_reference_merge, write_merge
+from unziplora_cli.errors import AdapterError
+from unziplora_cli.method.lora import LoRAWeights
+
+SAVED = Path(__file__).parents[1] / "golden/golden_a/saved"
+Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+OUT = "mid_block.attentions.0.transformer_blocks.1.attn2.to_out.0"
+
+
+def test_both_branches_are_read_back(tmp_path: Path) -> None:
+    content, style = {Q: torch.rand(4), OUT: torch.rand(6)}, {Q: torch.rand(4), OUT: torch.rand(6)}
+    write_merge(tmp_path / "merge.safetensors", content, style, {"project": "fox"})
+    loaded = read_merge(tmp_path / "merge.safetensors")
+    for written, read in ((content, loaded.content), (style, loaded.style)):
+        assert written.keys() == read.keys()
+        assert all(torch.equal(written[name], read[name]) for name in written)
+    assert loaded.metadata["project"] == "fox"
+
+
+@pytest.mark.parametrize("branch", ["content", "style"])
+def test_the_reference_implementations_files_are_read(branch: str) -> None:
+    path = SAVED / f"m_merger_{branch}.pth"
+    found, merge = read_reference_merge(path)
+    stored = torch.load(path, weights_only=True)
+    assert found == branch
+    assert len(merge) == len(stored) == 136
+    assert torch.equal(merge[Q], stored[f"unet.{Q}.lora.merge_{branch}"])
+    assert all(float(values.min()) >= 0 and float(values.max()) <= 1 for values in merge.values())
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (Path("harmed"),)  # type: ignore[return-value]
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"unet.x.lora.merge_content": Harmful()}, "bad.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Harmful()))
+    for name in ("bad.pth", "plain.pth"):
+        with pytest.raises(AdapterError, match="more than tensors"):
+            read_reference_merge(tmp_path / name)
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_other_files_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="no file"):
+        read_reference_merge(tmp_path / "missing.pth")
+    (tmp_path / "short.pth").write_bytes((SAVED / "m_merger_style.pth").read_bytes()[:900])
+    with pytest.raises(AdapterError, match="damaged"):
+        read_reference_merge(tmp_path / "short.pth")
+    torch.save({"weight": torch.ones(2)}, tmp_path / "other.pth")
+    with pytest.raises(AdapterError, match="merge weights of one branch"):
+        read_reference_merge(tmp_path / "other.pth")
+    write_lora(tmp_path / "lora.safetensors", {Q: LoRAWeights(torch.ones(2, 3), torch.ones(4, 2))})
+    with pytest.raises(AdapterError, match="not a file of merge weights"):
+        read_merge(tmp_path / "lora.safetensors")
+    newer = {"unziplora_format": "unziplora-merge", "unziplora_version": "2"}
+    save_file({f"{Q}.content": torch.ones(2)}, tmp_path / "newer.safetensors", metadata=newer)
+    with pytest.raises(AdapterError, match="version 2"):
+        read_merge(tmp_path / "newer.safetensors")
+
+
+def test_a_new_file_follows_the_umask(tmp_path):
+    expected = tmp_path / "plain"
+    expected.touch()
+    write_merge(tmp_path / "merge.safetensors", {"x": torch.ones(2)}, {"x": torch.ones(2)})
+    assert (tmp_path / "merge.safetensors").stat().st_mode == expected.stat().st_mode
+
+
+def test_equal_weights_are_equal_bytes(tmp_path):
+    notes = {f"key {n}": "value" for n in range(12)}
+    for name in ("one", "two"):
+        write_merge(tmp_path / name, {"x": torch.ones(2)}, {"x": torch.ones(2)}, metadata=notes)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()

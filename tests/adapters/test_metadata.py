@@ -1,0 +1,119 @@
+import base64
+import hashlib
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+from PIL import Image
+from safetensors import safe_open
+
+from tests.adapters.loras import sdxl_lora
+from unziplora_cli.adapters.lora_file import read_lora, write_lora
+from unziplora_cli.adapters.metadata import Origin, describe, describe_all, thumbnail
+from unziplora_cli.config import Prompts, Words
+
+ORIGIN = Origin(
+    project="füchslein",
+    base="stabilityai/stable-diffusion-xl-base-1.0",
+    base_hash="0" * 40,
+    builtin=False,
+    words=Words("fox", "watercolor"),
+    prompts=Prompts("a monadikos fox in watercolor style", "a monadikos fox", "a fox in watercolor style"),
+    style_phrase="in watercolor style",
+    resolution=1024,
+    created="2026-01-02T03:04:05Z",
+    thumbnail=thumbnail(Image.linear_gradient("L").resize((300, 200))),
+)
+
+
+@pytest.fixture
+def metadata(tmp_path: Path) -> dict[str, str]:
+    path = tmp_path / "a.safetensors"
+    write_lora(path, sdxl_lora(), describe(ORIGIN, "content"))
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def test_the_keys_that_modelspec_asks_for_are_there(metadata: dict[str, str]) -> None:
+    """MUST and SHOULD of version 1.0.1, and those that listings show."""
+    spec = {key.removeprefix("modelspec."): text for key, text in metadata.items()}
+    assert spec["sai_model_spec"] == "1.0.1"
+    assert spec["architecture"] == "stable-diffusion-xl-v1-base/lora"
+    assert spec["implementation"] == "diffusers"
+    assert spec["title"] == "füchslein (content)"
+    assert spec["date"] == ORIGIN.created
+    assert spec["resolution"] == "1024x1024"
+    assert spec["trigger_phrase"] == "a monadikos fox"
+    assert "a monadikos fox" in spec["usage_hint"]
+    assert spec["description"]
+    kind, _, data = spec["thumbnail"].partition(",")
+    assert kind == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (256, 256))
+    assert len(data) < 20_000
+
+
+def test_the_keys_that_other_programs_read_are_there(metadata: dict[str, str]) -> None:
+    assert metadata["ss_base_model_version"].startswith("sdxl_")
+    assert metadata["ss_network_module"] == "networks.lora"
+    assert metadata["ss_network_dim"] == metadata["ss_network_alpha"] == "2"
+    assert metadata["ss_output_name"] == "füchslein-content"
+    assert metadata["ss_sd_model_name"] == ORIGIN.base
+    assert json.loads(metadata["ss_tag_frequency"]) == {"füchslein": {"a monadikos fox": 1}}
+
+
+def test_hashes_are_those_that_sd_scripts_would_write(tmp_path: Path, metadata: dict[str, str]) -> None:
+    """sd-scripts saves the tensors with the ss_ entries alone, and hashes that."""
+    path = tmp_path / "a.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    training = {key: text for key, text in metadata.items() if key.startswith("ss_")}
+    file = io.BytesIO(safetensors.torch.save(tensors, training))
+    length = int.from_bytes(file.read(8), "little")
+    file.seek(8 + length)
+    digest = hashlib.sha256(file.read()).hexdigest()
+    file.seek(0x100000)
+    legacy = hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+    assert metadata["sshs_model_hash"] == digest
+    assert metadata["modelspec.hash_sha256"] == f"0x{digest}"
+    assert metadata["sshs_legacy_hash"] == legacy
+
+
+def test_the_older_hash_sees_weights_behind_the_first_megabyte(tmp_path: Path) -> None:
+    found = []
+    for seed in (1, 2):
+        path = tmp_path / f"{seed}.safetensors"
+        write_lora(path, sdxl_lora(seed, rank=24))
+        assert path.stat().st_size > 0x110000
+        found.append(read_lora(path).metadata["sshs_legacy_hash"])
+    assert found[0] != found[1]
+
+
+def test_equal_weights_are_equal_bytes_and_the_date_changes_no_hash(tmp_path: Path) -> None:
+    lora = sdxl_lora()
+    later = replace(ORIGIN, created="2026-02-02T03:04:05Z")
+    for name, origin in (("a", ORIGIN), ("b", ORIGIN), ("c", later)):
+        write_lora(tmp_path / name, lora, describe(origin, "content"))
+    first, second, third = ((tmp_path / name).read_bytes() for name in "abc")
+    assert first == second
+    assert first.replace(ORIGIN.created.encode(), later.created.encode()) == third
+    kinds = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
+    notes = [read_lora(tmp_path / name).metadata for name in "ac"]
+    assert [notes[0][kind] for kind in kinds] == [notes[1][kind] for kind in kinds]
+
+
+def test_each_part_tells_its_own_words() -> None:
+    assert describe(ORIGIN, "style")["modelspec.trigger_phrase"] == "in watercolor style"
+    assert describe(ORIGIN, "combined")["modelspec.trigger_phrase"] == ORIGIN.prompts.full
+    merge = describe_all(ORIGIN)["merge"]
+    assert merge["unziplora.subject"] == "fox"
+    assert not any(key.startswith(("modelspec.", "ss_")) for key in merge)
+
+
+def test_the_built_in_base_is_not_called_sdxl() -> None:
+    """A1111 takes ss_base_model_version at its word."""
+    about = describe(replace(ORIGIN, base="mini", builtin=True), "content")
+    assert "ss_base_model_version" not in about
+    assert about["modelspec.architecture"] == "unziplora-mini/lora"

@@ -1,0 +1,354 @@
+"""export, import and check, as typed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageChops
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from unziplora_cli.adapters.lora_file import combine, read_lora
+from unziplora_cli.adapters.merge_weights import read_merge
+from unziplora_cli.projects import manifest
+
+QUICK = ("--steps=2", "--device=cpu")
+WORDS = ("--subject=fox", "--style=ink")
+
+
+@pytest.fixture
+def exported(unziplora, two_projects, tmp_path) -> Path:
+    """A folder with the three files of the project fox."""
+    assert unziplora("export", "fox", "--out", tmp_path / "out").code == 0
+    return tmp_path / "out"
+
+
+def metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata())
+
+
+def update(path: Path, layer: str) -> torch.Tensor:
+    weights = read_lora(path).lora[layer]
+    return weights.up @ weights.down
+
+
+def test_all_three_files_are_written_and_prove_to_load(unziplora, two_projects, tmp_path):
+    ended = unziplora("export", "fox", "--out", tmp_path / "loras", "--check", "--json")
+    files = ended.envelope["result"]["files"]
+    names = ["fox-content.safetensors", "fox-style.safetensors", "fox-merge.safetensors"]
+    assert [Path(each["file"]).name for each in files] == names
+    assert sorted(path.name for path in (tmp_path / "loras").iterdir()) == sorted(names)
+    content, _, merge = files
+    assert merge["check"] is None
+    assert content["check"]["projections"] == 136
+    assert content["check"]["error"] < 1e-3
+    assert all(
+        (program["layers"], program["left_out"], program["refusal"]) == (content["layers"], 0, "")
+        for program in content["check"]["programs"]
+    )
+
+
+@pytest.mark.parametrize("to", ["kohya", "ldm", "diffusers", "peft"])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+def test_every_format_and_number_format_holds_the_same_updates(unziplora, two_projects, tmp_path, to, dtype):
+    path = tmp_path / "a.safetensors"
+    options = (f"--to={to}", f"--dtype={dtype}", "--part=style", "--out", path)
+    assert unziplora("export", "fox", *options).code == 0
+    loaded, own = read_lora(path), read_lora(two_projects / "projects/fox/style.safetensors")
+    assert (loaded.scheme, loaded.dtype) == (to, dtype)
+    assert loaded.lora.keys() == own.lora.keys()
+    limit = 1e-2 if dtype == "bf16" else 1e-3
+    for layer, weights in own.lora.items():
+        wanted = weights.up @ weights.down
+        found = loaded.lora[layer].up @ loaded.lora[layer].down
+        assert float((found - wanted).norm() / wanted.norm()) < limit
+
+
+def test_a_combination_across_projects_carries_both_origins(unziplora, two_projects, tmp_path):
+    options = ("--part=combined", "--with=rose", "--dtype=fp32", "--check", "--out", tmp_path)
+    ended = unziplora("export", "fox", *options, "--json")
+    (file,) = ended.envelope["result"]["files"]
+    assert Path(file["file"]) == tmp_path / "fox-x-rose-combined.safetensors"
+    assert file["rank"] == 8
+    assert file["check"]["error"] < 1e-5
+    fox, rose = (two_projects / "projects" / name for name in ("fox", "rose"))
+    wanted = combine(
+        read_lora(fox / "content.safetensors").lora,
+        read_lora(rose / "style.safetensors").lora,
+        read_merge(fox / "merge.safetensors").content,
+        read_merge(rose / "merge.safetensors").style,
+    )
+    layer = next(iter(wanted))
+    torch.testing.assert_close(update(Path(file["file"]), layer), wanted[layer].up @ wanted[layer].down)
+    about = metadata(Path(file["file"]))
+    assert about["modelspec.merged_from"] == "fox (content), rose (style)"
+    assert about["modelspec.trigger_phrase"] == "a monadikos fox in sketch style"
+
+
+def test_a_lower_rank_tells_its_error(unziplora, two_projects, tmp_path):
+    options = ("--part=content", "--rank=1", "--dtype=fp32", "--check", "--out", tmp_path)
+    ended = unziplora("export", "fox", *options)
+    assert "%" in ended.out
+    path = tmp_path / "fox-content.safetensors"
+    assert read_lora(path).rank == 1
+    own = two_projects / "projects/fox/content.safetensors"
+    exact, near = read_lora(own).lora, read_lora(path).lora
+    updates = [(exact[x].up @ exact[x].down, near[x].up @ near[x].down) for x in exact]
+    lost = sum(float((one - other).square().sum()) for one, other in updates)
+    whole = sum(float(one.square().sum()) for one, _ in updates)
+    ended = unziplora("export", "fox", *options, "--force", "--json")
+    told = ended.envelope["result"]["files"][0]["rank_error"]
+    assert told == pytest.approx((lost / whole) ** 0.5, rel=1e-3)
+
+
+def test_the_picture_can_be_left_out(unziplora, exported, tmp_path):
+    path = tmp_path / "a.safetensors"
+    assert "modelspec.thumbnail" in metadata(exported / "fox-content.safetensors")
+    assert unziplora("export", "fox", "--part=content", "--no-picture", "--out", path).code == 0
+    assert "modelspec.thumbnail" not in metadata(path)
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "says"),
+    [
+        (3, ["nobody"], "There is no project"),
+        (2, ["fox", "--part=both"], "--part"),
+        (2, ["fox", "--to=onnx"], "--to"),
+        (2, ["fox", "--rank=0"], "--rank"),
+        (2, ["fox", "--with=rose"], "--part combined"),
+        (3, ["fox", "--part=combined", "--with=nobody"], "There is no project"),
+        (2, ["fox", "--out=fox.safetensors"], "is one file, but there are 3"),
+        (3, ["fox", "--out={taken}"], "There is a file"),
+        (3, ["fox", "--out={file}/below"], "is not a folder"),
+    ],
+)
+def test_what_cannot_be_exported_writes_nothing(refused, exported, tmp_path, code, options, says):
+    (tmp_path / "mine.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    places = {"taken": str(exported), "file": str(tmp_path / "mine.txt")}
+    assert says in refused(code, "export", *(option.format(**places) for option in options))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_projects_of_different_bases_are_not_combined(refused, two_projects, tmp_path):
+    path = two_projects / "projects/rose/manifest.json"
+    told = json.loads(path.read_text())
+    told["base"] = {"spec": "sdxl", "kind": "hub", "id": "owner/sdxl", "revision": "1", "hash": "1"}
+    path.write_text(json.dumps(told))
+    for command in (
+        ["export", "fox", "--part=combined", "--with=rose", "--out", tmp_path],
+        ["combine", "fox", "rose"],
+        ["cross", "fox", "rose"],
+    ):
+        assert "LoRAs of different bases cannot be combined" in refused(3, *command)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_project_exports_nothing(refused, two_projects, tmp_path):
+    path = two_projects / "projects/fox/style.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "is not a whole safetensors file" in refused(6, "export", "fox", "--out", tmp_path / "a/b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_does_not_prove_to_load_is_not_written(refused, two_projects, tmp_path, monkeypatch):
+    from unziplora_cli.sdxl import meta
+
+    monkeypatch.setattr(meta, "_error", lambda *_: 0.5)
+    said = refused(6, "export", "fox", "--part=content", "--check", "--out", tmp_path)
+    assert "relative error of 5.0e-01" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exported_project_comes_back_the_same(unziplora, exported, tiny_base, own_home):
+    ended = unziplora("import", exported, "--name=back", f"--base={tiny_base}", "--json")
+    assert ended.envelope["result"]["name"] == "back"
+    before, after = (own_home / "projects" / name for name in ("fox", "back"))
+    for branch in ("content", "style"):
+        one, other = (load_file(each / f"{branch}.safetensors") for each in (before, after))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    one, other = (manifest.read(each) for each in (before, after))
+    assert (one.words, one.prompts, one.base.hash) == (other.words, other.prompts, other.base.hash)
+    pictures = []
+    for name in ("fox", "back"):
+        (drawn,) = unziplora("combine", name, *QUICK, "--json").envelope["result"]["pictures"]
+        pictures.append(Image.open(drawn))
+    assert ImageChops.difference(*pictures).getbbox() is None
+
+
+def test_an_imported_project_is_a_project(unziplora, exported, tiny_base, photos, tmp_path):
+    content = exported / "fox-content.safetensors"
+    style = exported.parent / "style-of-rose.safetensors"
+    assert unziplora("export", "rose", "--part=style", "--to=peft", "--out", style).code == 0
+    for name, more in (("plain", []), ("pictured", ["--picture", photos / "fox.png"])):
+        ended = unziplora("import", content, style, f"--name={name}", f"--base={tiny_base}", *more)
+        assert ended.code == 0
+        assert "There are no merge weights for the style: all are 1." in ended.said
+        assert unziplora("verify", name).code == 0
+        assert "elsewhere: imported" in unziplora("show", name).out
+        for command in ("content", "style", "combine"):
+            assert unziplora(command, name, *QUICK).code == 0
+        assert unziplora("export", name, "--part=combined", "--check", "--out", tmp_path / name).code == 0
+    assert "imported" in unziplora("list").out
+    assert "a monadikos fox in sketch style" in unziplora("show", "plain").out
+    assert unziplora("cross", "plain", "pictured", *QUICK).code == 0
+
+
+@pytest.fixture
+def released(two_projects, tmp_path) -> Path:
+    """The project fox as the paper's authors would release it."""
+    project, folder = two_projects / "projects/fox", tmp_path / "released"
+    both = read_merge(project / "merge.safetensors")
+    for branch, merge in (("content", both.content), ("style", both.style)):
+        tensors = {}
+        for layer, weights in read_lora(project / f"{branch}.safetensors").lora.items():
+            tensors[f"unet.unet.{layer}.lora.down.weight"] = weights.down
+            tensors[f"unet.unet.{layer}.lora.up.weight"] = weights.up
+        (folder / f"cat_{branch}").mkdir(parents=True)
+        save_file(tensors, folder / f"cat_{branch}/pytorch_lora_weights.safetensors")
+        stored = {
+            f"unet.{layer}.lora.merge_{branch}": torch.nn.Parameter(values, requires_grad=False)
+            for layer, values in merge.items()
+        }
+        torch.save(stored, folder / f"cat_merger_{branch}.pth")
+    return folder
+
+
+def test_a_release_of_the_authors_draws_as_its_project(unziplora, released, tiny_base):
+    assert unziplora("import", released, *WORDS, f"--base={tiny_base}").code == 0
+    pictures = []
+    for name in ("fox", "cat"):
+        options = ("--full-prompt=a fox", "--content-prompt=a cat", "--style-prompt=a dog", *QUICK)
+        (drawn,) = unziplora("combine", name, *options, "--json").envelope["result"]["pictures"]
+        pictures.append(Image.open(drawn))
+    assert ImageChops.difference(*pictures).getbbox() is None
+
+
+class Harmful:
+    def __reduce__(self):
+        return Path.touch, (Path("harmed"),)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(refused, released, tiny_base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"unet.x.lora.merge_content": Harmful()}, released / "cat_merger_content.pth")
+    said = refused(6, "import", released, *WORDS, f"--base={tiny_base}")
+    assert "cat_merger_content.pth cannot be read as merge weights" in said
+    assert "it holds more than tensors" in said
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_words_that_nobody_tells_are_asked_for_by_flag(refused, released, tiny_base):
+    assert "--subject WORD" in refused(2, "import", released, f"--base={tiny_base}")
+    assert "--style WORD" in refused(2, "import", released, "--subject=fox", f"--base={tiny_base}")
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "says"),
+    [
+        (2, ["--name=../fox"], "cannot be the name of a project"),
+        (3, ["--name=rose"], "There is a project 'rose' already"),
+        (4, ["--base=no-such-folder"], "There is no base"),
+        (6, ["--base=mini"], "layers that this base lacks"),
+        (6, [], "fits neither SDXL nor the built-in base"),
+        (2, ["--picture=gone.png"], "There is no file"),
+        (2, ["--subject= "], "The subject is empty"),
+    ],
+)
+def test_what_cannot_be_imported_leaves_nothing(refused, exported, tiny_base, code, options, says):
+    base = [] if code == 6 else [f"--base={tiny_base}"]
+    assert says in refused(code, "import", exported, "--name=new", *base, *options)
+
+
+def test_a_strangers_words_are_not_printed(unziplora, refused, exported, tiny_base):
+    """What a file says of itself may hold anything, escape codes too."""
+    for part in ("content", "style"):
+        path = exported / f"fox-{part}.safetensors"
+        told = metadata(path) | {"unziplora.subject": "\x1b[2Jfox", "unziplora.project": "../../x"}
+        save_file(load_file(path), path, metadata=told)
+    assert "--subject WORD" in refused(2, "import", exported, f"--base={tiny_base}")
+    ended = unziplora("import", exported, "--subject=fox", f"--base={tiny_base}", "--json")
+    assert ended.envelope["result"]["name"] == "x"
+
+
+def test_check_tells_what_each_program_does(unziplora, two_projects, tiny_base, tmp_path):
+    path = tmp_path / "a.safetensors"
+    assert unziplora("export", "fox", "--part=content", "--to=peft", "--out", path).code == 0
+    found = unziplora("check", path, f"--base={tiny_base}", "--json").envelope["result"]
+    layers = {each["name"]: each["layers"] for each in found["programs"]}
+    assert layers["diffusers"] == found["layers"] > 0
+    assert layers["ComfyUI"] == layers["A1111"] == layers["InvokeAI"] == 0
+    assert "without effect" in unziplora("check", path, f"--base={tiny_base}").out
+
+
+def test_check_refuses_what_diffusers_applies_wrongly(refused, exported, tiny_base):
+    """Alphas that differ from layer to layer, as diffusers misapplies them."""
+    path = exported / "fox-content.safetensors"
+    tensors = load_file(path)
+    alphas = [key for key in tensors if key.endswith(".alpha")]
+    tensors[alphas[0]] = torch.tensor(1.0, dtype=torch.float16)
+    save_file(tensors, path)
+    assert "relative error" in refused(6, "check", path, f"--base={tiny_base}")
+
+
+def test_check_refuses_the_names_of_the_releases(refused, released, tiny_base):
+    path = released / "cat_content/pytorch_lora_weights.safetensors"
+    assert "import it" in refused(6, "check", path, f"--base={tiny_base}")
+
+
+def test_the_copy_of_a_project_folder_is_imported(unziplora, two_projects, tiny_base, tmp_path):
+    copy = shutil.copytree(two_projects / "projects/rose", tmp_path / "copy")
+    ended = unziplora("import", copy, f"--base={tiny_base}", "--name=again", "--json")
+    assert ended.envelope["result"]["merge_weights"]
+
+
+def spoil(path: Path, kind: str) -> None:
+    tensors = load_file(path)
+    up = next(key for key in tensors if key.endswith(".lora_up.weight"))
+    module = up.removesuffix(".lora_up.weight")
+    if kind == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+        return
+    if kind == "huge header":
+        path.write_bytes((2**60).to_bytes(8, "little") + path.read_bytes()[8:])
+        return
+    changes: dict[str, dict[str, torch.Tensor | None]] = {
+        "undefined": {up: torch.full_like(tensors[up], torch.nan)},
+        "half": {up: None},
+        "whole numbers": {up: tensors[up].to(torch.int32)},
+        "text encoder": {"lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha": torch.ones(1)},
+        "LoHa": {f"{module}.hada_w1_a": torch.ones(1)},
+        "FLUX": {"lora_unet_single_blocks_0_linear1.alpha": torch.ones(1)},
+    }
+    spoiled = {**tensors, **changes[kind]}
+    save_file({key: each for key, each in spoiled.items() if each is not None}, path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("cut", "is not a whole safetensors file"),
+        ("huge header", "is not a whole safetensors file"),
+        ("undefined", "infinite or undefined numbers"),
+        ("half", "only one half of the LoRA"),
+        ("whole numbers", "holds int32 numbers"),
+        ("text encoder", "adapts the text encoders"),
+        ("LoHa", "is a LoHa"),
+        ("FLUX", "is a LoRA for FLUX"),
+    ],
+)
+def test_a_bad_file_is_named_and_nothing_is_written(refused, exported, tiny_base, kind, says):
+    bad = exported / "fox-content.safetensors"
+    spoil(bad, kind)
+    for arguments in (["check", bad], ["import", bad, exported / "fox-style.safetensors", *WORDS]):
+        assert says in refused(6, *arguments, f"--base={tiny_base}")
+
+
+@pytest.mark.parametrize("command", ["content", "combine", "cross"])
+def test_a_project_with_a_bad_file_draws_nothing(refused, two_projects, command):
+    spoil(two_projects / "projects/fox/content.safetensors", "undefined")
+    assert "infinite or undefined numbers" in refused(6, command, "fox", *QUICK)

@@ -1,0 +1,246 @@
+"""Pictures from trained projects, as a user asks for them."""
+
+import json
+import shutil
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops
+
+from unziplora_cli.config import GenerateConfig
+from unziplora_cli.images import read_parameters
+from unziplora_cli.projects import manifest
+from unziplora_cli.projects.store import ProjectStore
+from unziplora_cli.sdxl.base import resolve_base
+from unziplora_cli.workflows.generate import DrawOrder, Studio, draw
+
+QUICK = ("--steps=2", "--device=cpu")
+
+
+def adapters(home: Path, content: str, style: str) -> dict[str, str]:
+    store = ProjectStore(home)
+    return {
+        role: store.open(name).manifest.artifact(role).sha256
+        for role, name in (("content", content), ("style", style))
+    }
+
+
+def same(one: Path, other: Path) -> bool:
+    with Image.open(one) as first, Image.open(other) as second:
+        return ImageChops.difference(first, second).getbbox() is None
+
+
+def edit(home: Path, name: str, **changes: object) -> None:
+    store = ProjectStore(home)
+    project = store.open(name)
+    manifest.write(project.folder, replace(project.manifest, **changes))
+
+
+def test_content_draws_the_subject_alone(two_projects, unziplora):
+    ended = unziplora("content", "fox", "--prompt", "on a beach", *QUICK, "--json")
+    (path,) = map(Path, ended.envelope["result"]["pictures"])
+    assert path == two_projects / "projects/fox/images/content-on-a-beach-001.png"
+    told = read_parameters(path)
+    assert told["prompts"]["full"] == told["prompts"]["content"] == "a monadikos fox on a beach"
+    assert told["branches"] == {"content": 1.0}
+    assert told["adapters"] == {"content": adapters(two_projects, "fox", "fox")["content"]}
+    assert (told["steps"], told["seed"], told["width"]) == (2, 0, 64)
+    assert told["merge_weights"] is False
+
+
+def test_style_draws_another_subject(two_projects, unziplora):
+    ended = unziplora("style", "fox", "--subject", "house", *QUICK)
+    assert ended.code == 0
+    assert "style    a house in watercolor style" in ended.err
+    told = read_parameters(Path(ended.out.strip()))
+    assert told["prompts"]["style"] == "a house in watercolor style"
+    assert told["projects"] == {"style": "fox"}
+
+
+def test_combine_takes_content_of_one_and_style_of_the_other(two_projects, unziplora):
+    drawn = {}
+    for content, style in (("fox", "rose"), ("rose", "fox"), ("fox", "fox")):
+        ended = unziplora("combine", content, style, *QUICK)
+        assert ended.code == 0
+        told = read_parameters(Path(ended.out.strip()))
+        assert told["projects"] == {"content": content, "style": style}
+        assert told["adapters"] == adapters(two_projects, content, style)
+        assert told["merge_weights"] is True
+        words = {"fox": "watercolor", "rose": "sketch"}
+        assert told["prompts"]["full"] == f"a monadikos {content} in {words[style]} style"
+        drawn[content, style] = ended.out.strip()
+    assert Path(drawn["fox", "rose"]).parent == two_projects / "projects/fox/images"
+    alone = unziplora("combine", "fox", *QUICK).out.strip()
+    assert same(Path(alone), Path(drawn["fox", "fox"]))
+
+
+def test_merge_weights_are_those_of_the_branches_taken(two_projects, unziplora, monkeypatch):
+    import torch
+
+    from unziplora_cli.adapters.merge_weights import read_merge
+    from unziplora_cli.workflows import generate
+
+    taken = []
+    generate = generate.pictures
+    monkeypatch.setattr(generate, "pictures", lambda r, *rest: taken.append(r[0]) or generate(r, *rest))
+    unziplora("combine", "fox", "rose", *QUICK)
+    store = ProjectStore(two_projects)
+    fox, rose = (read_merge(store.open(name).path("merge")) for name in ("fox", "rose"))
+    branches = taken[0].branches
+    assert all(torch.equal(branches.content_merge[name], value) for name, value in fox.content.items())
+    assert all(torch.equal(branches.style_merge[name], value) for name, value in rose.style.items())
+
+
+def test_a_seed_gives_the_same_picture_and_the_next_another(two_projects, unziplora):
+    first, second, third = (
+        Path(unziplora("combine", "fox", *QUICK, f"--seed={seed}").out.strip()) for seed in (7, 7, 8)
+    )
+    assert [path.name for path in (first, second, third)] == [
+        f"combine-fox-{number:03d}.png" for number in (1, 2, 3)
+    ]
+    assert same(first, second)
+    assert not same(first, third)
+    both = unziplora("combine", "fox", *QUICK, "--seed=7", "--count=2").out.split()
+    assert same(Path(both[0]), first)
+    assert same(Path(both[1]), third)
+
+
+def test_without_strength_the_base_alone_draws(two_projects, unziplora, tiny_base, tmp_path):
+    text = "--full-prompt=a fox", "--content-prompt=a fox", "--style-prompt=a fox"
+    off = "--content-strength=0", "--style-strength=0"
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    assert unziplora("combine", "fox", *text, *off, *QUICK, "-o", paths[0]).code == 0
+    assert unziplora("combine", "fox", *text, "--content-strength=4", *QUICK, "-o", paths[1]).code == 0
+    base, _ = resolve_base(str(tiny_base), offline=True)
+    alone = DrawOrder(base, GenerateConfig(steps=2), overrides={"full": "a fox"})
+    draw(alone, paths[2], Studio(device="cpu"))
+    assert same(paths[0], paths[2])
+    assert not same(paths[1], paths[2])
+
+
+def test_out_names_a_file_or_a_folder(two_projects, unziplora, tmp_path):
+    new = tmp_path / "new/place"
+    assert unziplora("content", "fox", *QUICK, "--out", new / "a.png").out.split() == [str(new / "a.png")]
+    assert unziplora("content", "fox", *QUICK, "--out", new).out.split() == [str(new / "content-001.png")]
+    assert unziplora("content", "fox", *QUICK, "--out", new / "a.png", "--count=2").out.split() == [
+        str(new / "a-001.png"),
+        str(new / "a-002.png"),
+    ]
+    assert sorted(path.name for path in new.iterdir()) == [
+        "a-001.png",
+        "a-002.png",
+        "a.png",
+        "content-001.png",
+    ]
+
+
+def test_cross_draws_every_cell_and_a_sheet(two_projects, unziplora, tmp_path):
+    ended = unziplora("cross", "fox", "rose", "--prompt=on a beach", *QUICK, "--out", tmp_path, "--json")
+    result = ended.envelope["result"]
+    assert [Path(path).name for path in result["pictures"]] == [
+        "fox.png",
+        "fox-x-rose.png",
+        "rose-x-fox.png",
+        "rose.png",
+    ]
+    for path, (content, style) in zip(result["pictures"], product(("fox", "rose"), repeat=2), strict=True):
+        assert read_parameters(Path(path))["adapters"] == adapters(two_projects, content, style)
+    with Image.open(result["sheet"]) as sheet:
+        assert min(sheet.size) > 2 * 64
+
+
+def test_a_cross_never_overwrites(two_projects, unziplora, tmp_path):
+    mine = tmp_path / "fox.png"
+    mine.write_bytes(b"the user's own")
+    ended = unziplora("cross", "fox", *QUICK, "--count=1", "--out", tmp_path, "--json")
+    assert Path(ended.envelope["result"]["sheet"]) == tmp_path / "cross-001/sheet.png"
+    assert mine.read_bytes() == b"the user's own"
+
+
+def test_a_cross_of_lists_has_a_row_per_content_and_a_column_per_style(two_projects, unziplora):
+    """Also with the same words in every prompt, and with several pictures per cell."""
+    edit(two_projects, "rose", words=ProjectStore(two_projects).open("fox").manifest.words)
+    options = ("--content=fox", "--content=rose", "--style=rose", "--count=2")
+    ended = unziplora("cross", *options, *QUICK, "--json")
+    assert ended.code == 0
+    names = [Path(path).name for path in ended.envelope["result"]["pictures"]]
+    assert names == ["fox-x-rose-1.png", "fox-x-rose-2.png", "rose-1.png", "rose-2.png"]
+    folder = two_projects / "projects/fox/images/cross-001"
+    assert read_parameters(folder / "rose-2.png")["adapters"] == adapters(two_projects, "rose", "rose")
+
+
+def test_a_lost_source_picture_is_told_before_anything_is_drawn(two_projects, unziplora, tmp_path):
+    (two_projects / "projects/rose/source.jpg").unlink()
+    ended = unziplora("cross", "fox", "rose", *QUICK, "--out", tmp_path)
+    assert ended.code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_projects_of_different_bases_cannot_be_combined(two_projects, unziplora, leftovers):
+    before = leftovers()
+    base = ProjectStore(two_projects).open("rose").manifest.base
+    edit(two_projects, "rose", base=replace(base, id="elsewhere", hash="sha256:" + "0" * 64))
+    for command in ("combine", "cross"):
+        ended = unziplora(command, "fox", "rose", *QUICK)
+        assert ended.code == 3
+        assert "LoRAs of different bases cannot be combined" in ended.said
+        assert "rose on elsewhere" in ended.said
+    assert leftovers() == before
+
+
+def test_the_same_base_in_another_place_is_the_same_base(two_projects, unziplora, tmp_path):
+    base = ProjectStore(two_projects).open("fox").manifest.base
+    moved = shutil.copytree(base.id, tmp_path / "moved")
+    edit(two_projects, "fox", base=replace(base, id=str(moved), spec="./moved"))
+    assert unziplora("combine", "fox", "rose", *QUICK).code == 0
+
+
+def test_a_base_that_changed_is_told(two_projects, unziplora):
+    base = ProjectStore(two_projects).open("fox").manifest.base
+    edit(two_projects, "fox", base=replace(base, hash="sha256:" + "0" * 64))
+    ended = unziplora("content", "fox", *QUICK)
+    assert ended.code == 0
+    assert "no longer what fox was trained on" in ended.said
+
+
+def test_a_long_prompt_says_what_is_cut(two_projects, unziplora):
+    text = "fox " * 28 + "cat and the dog on the beach"
+    ended = unziplora("content", "fox", "--content-prompt", text, *QUICK)
+    assert ended.code == 0
+    assert 'the base does not read: "' in ended.said
+    assert 'the beach"' in ended.said
+    assert "Note" not in unziplora("content", "fox", "--content-prompt=fox", *QUICK).err
+
+
+def test_progress_is_told_on_stderr_and_the_paths_on_stdout(two_projects, unziplora):
+    ended = unziplora("content", "fox", *QUICK, "--count=2")
+    assert "picture 2 of 2, step 2/2" in ended.err
+    assert all(Path(line).is_file() for line in ended.out.splitlines())
+
+
+@pytest.mark.parametrize("role", ["content", "merge"])
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_damaged_weights_end_with_6(two_projects, unziplora, leftovers, role, damage):
+    file = two_projects / f"projects/fox/{role}.safetensors"
+    data = file.read_bytes()
+    file.unlink()
+    if damage == "cut":
+        file.write_bytes(data[: len(data) // 2])
+    before = leftovers()
+    ended = unziplora("combine", "fox", *QUICK)
+    assert ended.code == 6
+    assert f"{role}.safetensors" in ended.said
+    assert "Traceback" not in ended.err
+    assert leftovers() == before
+
+
+def test_pictures_carry_what_other_programs_read(two_projects, unziplora):
+    path = Path(unziplora("content", "fox", *QUICK, "--negative-prompt=blurry").out.strip())
+    with Image.open(path) as image:
+        text, everything = image.info["parameters"], json.loads(image.info["unziplora"])
+    assert text.splitlines()[0] == "a monadikos fox"
+    assert "Negative prompt: blurry" in text
+    assert "Steps: 2" in text
+    assert everything["negative_prompt"] == "blurry"

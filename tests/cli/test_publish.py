@@ -1,0 +1,197 @@
+"""Projects on a hub of this machine, and the folders that would be uploaded."""
+
+import ast
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from tests.hub_server import TOKEN, Repository
+from unziplora_cli.config import Words
+from unziplora_cli.projects.manifest import BaseRecord
+from unziplora_cli.sdxl.base import SDXL_ID
+
+# The hub's library warns about the HTTP library beneath it when it uploads large files.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+WEIGHTS = {f"fox_{role}.safetensors": f"{role}.safetensors" for role in ("content", "style", "merge")}
+
+
+def front(card: str) -> dict[str, Any]:
+    """What the hub reads of a card."""
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+@pytest.fixture
+def drawn(make_project) -> Path:
+    """The project fox with a picture that says how it was made; returns its folder."""
+    from unziplora_cli.images import save_png
+
+    folder = make_project("fox").folder
+    (folder / "images").mkdir()
+    parameters = {"prompts": {"full": "a fox on a beach"}, "base": {"id": "/home/me/secret.safetensors"}}
+    save_png(Image.new("RGB", (64, 64), "red"), folder / "images/one.png", parameters)
+    return folder
+
+
+def test_a_dry_run_writes_the_folder_and_asks_nobody(unziplora, hub, drawn, tmp_path):
+    result = unziplora(
+        "push", "fox", "me/fox", "--dry-run", "--out", tmp_path / "out", "--license=cc-by-4.0", "--json"
+    ).envelope["result"]
+    assert hub.requests == []
+    files = bytes_of(tmp_path / "out")
+    assert sorted(files) == result["files"] == sorted([*WEIGHTS, "README.md", "images/1.png"])
+    for name, original in WEIGHTS.items():
+        assert files[name] == (drawn / original).read_bytes()
+    with Image.open(tmp_path / "out/images/1.png") as picture:
+        assert picture.info == {}
+        assert picture.getpixel((0, 0)) == (255, 0, 0)
+    card = files["README.md"].decode()
+    told = front(card)
+    assert told["license"] == "cc-by-4.0"
+    assert told["widget"] == [{"text": "a fox on a beach", "output": {"url": "images/1.png"}}]
+    assert told["instance_prompt"] == "a monadikos fox"
+    assert "![a fox on a beach](images/1.png)" in card
+
+
+def test_a_push_makes_one_commit_of_the_very_files(unziplora, hub, drawn, monkeypatch, own_home):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    ended = unziplora("push", "fox", "me/fox", "--private", "-v")
+    assert ended.code == 0
+    assert f"{hub.url}/me/fox" in ended.out
+    made = hub.repositories["me/fox"]
+    assert made.private
+    assert len(hub.commits) == 1
+    assert sorted(made.files) == sorted([*WEIGHTS, "README.md", "images/1.png"])
+    for name, original in WEIGHTS.items():
+        assert made.files[name] == (drawn / original).read_bytes()
+
+    assert {each.token for each in hub.requests if each.host == "127.0.0.1"} == {TOKEN}
+    assert {each.token for each in hub.requests if each.host != "127.0.0.1"} == {None}
+    written = [path.read_bytes() for path in own_home.parent.rglob("*") if path.is_file()]
+    said = (ended.out + ended.err).encode()
+    assert all(TOKEN.encode() not in each for each in [said, *written, *hub.bodies])
+
+    assert unziplora("push", "fox", "me/fox", "--private").code == 0  # again, into the same one
+    assert len(hub.commits) == 2
+
+
+@pytest.mark.parametrize("token", [None, "hf_wrong"])
+def test_without_the_right_token_the_hub_refuses(unziplora, hub, drawn, monkeypatch, token):
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    ended = unziplora("push", "fox", "me/fox", "-v")
+    assert ended.code == 4
+    assert "does not let you push to me/fox (401)" in ended.said
+    assert "hf auth login" in ended.said
+    assert "hf_wrong" not in ended.err
+    assert hub.repositories == {}
+
+
+def test_a_public_model_does_not_take_what_is_private(unziplora, hub, drawn, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.repositories["me/fox"] = Repository()
+    ended = unziplora("push", "fox", "me/fox", "--private")
+    assert ended.code == 4
+    assert "it is public" in ended.said
+    assert hub.commits == []
+
+
+def test_a_hub_that_goes_away_ends_in_one_message(unziplora, hub, drawn, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    ended = unziplora("push", "fox", "me/fox")
+    assert ended.code == 4
+    assert "Cannot push to me/fox (http://127.0.0.1:9): Connect" in ended.said
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "says"),
+    [
+        ("push fox fox", 2, "owner/name"),
+        ("push fox ../fox", 2, "owner/name"),
+        ("push fox me/fox --out x", 2, "--dry-run"),
+        ("push fix me/fox", 3, "Did you mean fox"),
+        ("push fox me/fox --picture nowhere.png", 2, "no file nowhere.png"),
+        ("--offline push fox me/fox", 4, "needs the network"),
+    ],
+)
+def test_a_wrong_line_is_told_before_the_hub_is_asked(unziplora, hub, drawn, line, code, says):
+    ended = unziplora(*line.split())
+    assert (ended.code, ended.out) == (code, "")
+    assert says in ended.said
+    assert hub.requests == []
+
+
+def test_a_damaged_project_is_not_published(unziplora, hub, drawn, tmp_path):
+    (drawn / "style.safetensors").write_bytes(b"other")
+    for more in ([], ["--dry-run", "--out", tmp_path / "out"]):
+        ended = unziplora("push", "fox", "me/fox", *more)
+        assert ended.code == 3
+        assert "unziplora verify fox" in ended.said
+    assert hub.requests == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_something_stays_as_it_is(unziplora, drawn, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    ended = unziplora("push", "fox", "me/fox", "--dry-run", "--out", tmp_path)
+    assert ended.code == 2
+    assert "there already" in ended.said
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_card_of_a_base_on_the_hub_names_it_and_its_python_is_python(unziplora, make_project, tmp_path):
+    make_project("fox", base=BaseRecord("sdxl", "hub", SDXL_ID, revision="ab" * 20))
+    assert unziplora("push", "fox", "me/fox", "--dry-run", "--out", tmp_path / "out").code == 0
+    card = (tmp_path / "out/README.md").read_text()
+    assert front(card)["base_model"] == SDXL_ID
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    ast.parse(code)
+    assert f'from_pretrained("{SDXL_ID}", torch_dtype=torch.float16, variant="fp16")' in code
+    assert 'load_lora_weights("me/fox", weight_name="fox_style.safetensors", adapter_name="style")' in code
+
+
+def test_nothing_published_tells_where_the_base_lies(unziplora, two_projects, tiny_base, tmp_path):
+    """The project of the shelf was trained on a base in a folder; its LoRAs and pictures say a lot."""
+    assert unziplora("content", "fox", "--steps=1", "--device=cpu").code == 0
+    assert unziplora("push", "fox", "me/fox", "--dry-run", "--out", tmp_path / "out").code == 0
+    files = bytes_of(tmp_path / "out")
+    assert "images/1.png" in files
+    for name, data in files.items():
+        assert str(tiny_base.parent).encode() not in data, name
+        assert str(two_projects).encode() not in data, name
+    assert "base_model" not in front(files["README.md"].decode())
+
+
+def test_words_of_the_user_are_neither_markup_nor_metadata(unziplora, make_project, tmp_path):
+    nasty = Words('fox"\nlicense: mit', "[ink](http://x.org) | *bold* <b>")
+    project = make_project("fox", words=nasty)
+    prompts = replace(project.manifest.prompts, content='a "fox": #1\n- x', full='a `fox` \\ "ink"')
+    make_project("rose", words=nasty, prompts=prompts)
+    assert unziplora("push", "rose", "me/rose", "--dry-run", "--out", tmp_path / "out").code == 0
+    card = (tmp_path / "out/README.md").read_text()
+    told = front(card)
+    assert "license" not in told
+    assert told["instance_prompt"] == prompts.content
+    links = re.findall(r"(?<!\\)\]\((.*?)\)", card)
+    assert [link for link in links if not link.startswith("images/")] == ["https://arxiv.org/abs/2412.04465"]
+    assert "<b>" not in card.replace("\\<b\\>", "")
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    (drawn,) = (node.args[0].value for node in ast.walk(ast.parse(code)) if called(node, "pipe"))
+    assert drawn == prompts.full
+
+
+def called(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name

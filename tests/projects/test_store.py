@@ -1,0 +1,225 @@
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from unziplora_cli import files
+from unziplora_cli.cli._errors import hint
+from unziplora_cli.errors import ProjectError, UsageError
+from unziplora_cli.files import replacing
+from unziplora_cli.projects import manifest
+from unziplora_cli.projects.store import ProjectStore
+
+
+@pytest.fixture
+def store(own_home) -> ProjectStore:
+    return ProjectStore(own_home)
+
+
+def everything(store: ProjectStore) -> list[str]:
+    return sorted(path.name for path in store.folder.iterdir())
+
+
+def test_an_empty_home_has_no_projects_and_stays_empty(store):
+    assert store.list() == ((), ())
+    assert not store.home.exists()
+
+
+def test_a_project_appears_when_it_is_finished(store, make_project):
+    make_project("fox")
+    make_project("rose")
+    assert store.names() == ["fox", "rose"]
+    assert store.open("fox").path("content").read_bytes() == b"the bytes of fox's content.safetensors"
+    assert everything(store) == ["fox", "rose"]
+
+
+def test_a_failed_creation_leaves_nothing(store):
+    with pytest.raises(KeyboardInterrupt), store.create("fox") as folder:
+        (folder / "source.png").write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert everything(store) == []
+
+
+def test_a_creation_without_manifest_is_refused(store):
+    with pytest.raises(ProjectError, match="no manifest"), store.create("fox"):
+        pass
+    assert everything(store) == []
+
+
+def test_errors_of_the_work_itself_pass_through_unchanged(store):
+    with pytest.raises(PermissionError), store.create("fox"):
+        raise PermissionError(13, "elsewhere")
+
+
+def test_a_taken_name_needs_force_and_survives_a_failure(store, make_project):
+    make_project("fox")
+    with pytest.raises(ProjectError, match="already") as caught, store.create("fox"):
+        pytest.fail("the block must not run")
+    assert "--force" in hint(caught.value)
+    with pytest.raises(RuntimeError), store.create("fox", force=True):
+        raise RuntimeError
+    assert not store.verify("fox").problems
+
+
+def test_force_replaces_the_whole_project(store, make_project, sample_manifest):
+    old = make_project("fox")
+    (old.folder / "extra.txt").write_text("old")
+    with store.create("fox", force=True) as folder:
+        for file in ("source.png", "content.safetensors", "style.safetensors", "merge.safetensors"):
+            (folder / file).write_bytes(b"new")
+        manifest.write(folder, sample_manifest(folder))
+    assert store.open("fox").path("style").read_bytes() == b"new"
+    assert not (old.folder / "extra.txt").exists()
+    assert everything(store) == ["fox"]
+
+
+def test_what_a_killed_process_left_is_swept_with_the_next_creation(store, make_project):
+    store.folder.mkdir(parents=True)
+    for name in ("fox", "fox.red", "rose"):
+        (store.folder / f".{name}.0123abcd.partial").mkdir()
+    assert store.names() == []
+    with store.lock("rose"):  # somebody is about to begin it
+        make_project("fox")
+    assert everything(store) == [".rose.0123abcd.partial", "fox"]
+
+
+@pytest.mark.parametrize("name", ["../fox", "/etc", "a/b", ""])
+def test_a_name_never_leaves_the_home(store, name):
+    for action in (store.open, store.remove, store.verify, store.exists):
+        with pytest.raises(UsageError):
+            action(name)
+    with pytest.raises(UsageError), store.create(name):
+        pass
+
+
+def test_an_unknown_project_names_its_neighbours(store, make_project):
+    make_project("lantern")
+    with pytest.raises(ProjectError, match="Did you mean lantern") as caught:
+        store.open("lanten")
+    assert "unziplora list" in hint(caught.value)
+
+
+def test_a_linked_folder_is_no_project(store, make_project, tmp_path):
+    project = make_project("fox")
+    elsewhere = project.folder.rename(tmp_path / "fox")
+    project.folder.symlink_to(elsewhere)
+    assert store.names() == []
+    with pytest.raises(ProjectError, match="link"):
+        store.remove("fox")
+    assert (elsewhere / "manifest.json").exists()
+
+
+def test_a_damaged_manifest_is_listed_and_can_be_removed(store, make_project):
+    (make_project("fox").folder / "manifest.json").write_text("{}")
+    make_project("rose")
+    projects, damaged = store.list()
+    assert [project.name for project in projects] == ["rose"]
+    assert [broken.name for broken in damaged] == ["fox"]
+    store.remove("fox")
+    assert everything(store) == ["rose"]
+
+
+def test_rename_moves_folder_and_manifest(store, make_project):
+    before = make_project("fox")
+    after = store.rename("fox", "red-fox")
+    assert after.manifest == replace(before.manifest, name="red-fox")
+    assert store.open("red-fox") == after
+    assert store.names() == ["red-fox"]
+    assert store.rename("red-fox", "red-fox") == after
+
+
+def test_rename_never_overwrites(store, make_project):
+    make_project("fox")
+    make_project("rose")
+    with pytest.raises(ProjectError, match="already"):
+        store.rename("fox", "rose")
+    assert store.open("rose").path("content").read_bytes().startswith(b"the bytes of rose")
+
+
+def test_the_folder_decides_the_name_when_it_was_copied(store, make_project):
+    project = make_project("fox")
+    project.folder.rename(project.folder.with_name("copy"))
+    assert store.open("copy").manifest.name == "copy"
+
+
+def test_verify_names_every_damaged_file(store, make_project, tmp_path):
+    project = make_project("fox")
+    assert store.verify("fox") == replace(store.verify("fox"), checked=4, problems=())
+    content, style, merge = (project.path(role) for role in ("content", "style", "merge"))
+    content.write_bytes(content.read_bytes().swapcase())
+    style.write_bytes(b"short")
+    merge.unlink()
+    (project.folder / "source.png").rename(tmp_path / "away.png")
+    (project.folder / "source.png").symlink_to(tmp_path / "away.png")
+    found = {problem.path: problem.reason for problem in store.verify("fox").problems}
+    assert "SHA-256 differs" in found["content.safetensors"]
+    assert "5 bytes instead of" in found["style.safetensors"]
+    assert "missing" in found["merge.safetensors"]
+    assert "leads out" in found["source.png"]
+
+
+def test_an_artifact_behind_a_link_out_of_the_project_is_not_opened(make_project, tmp_path):
+    project = make_project("fox")
+    content = project.path("content")
+    content.rename(tmp_path / "away")
+    content.symlink_to(tmp_path / "away")
+    with pytest.raises(ProjectError, match="leads out"):
+        project.path("content")
+
+
+def test_a_home_that_cannot_be_made_is_one_clear_error(tmp_path, make_project):
+    (tmp_path / "file").write_text("")
+    store = ProjectStore(tmp_path / "file" / "home")
+    with pytest.raises(ProjectError, match="Cannot use the home") as caught, store.create("fox"):
+        pytest.fail("the block must not run")
+    assert "--home" in hint(caught.value)
+
+
+def test_a_read_only_home_is_one_clear_error(store, make_project, monkeypatch):
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    with pytest.raises(ProjectError, match="Permission denied"), store.create("fox"):
+        pytest.fail("the block must not run")
+
+
+def test_a_project_in_use_names_its_holder(store, make_project):
+    make_project("fox")
+    with store.lock("fox"):
+        for attempt in (lambda: store.remove("fox"), lambda: store.rename("fox", "rose")):
+            with pytest.raises(ProjectError, match=r"in use by process \d+ on .*: "):
+                attempt()
+    store.remove("fox")
+
+
+def test_the_lock_of_a_killed_process_is_free(store, make_project):
+    make_project("fox")
+    holder = (
+        "import os, sys, pathlib; from unziplora_cli.projects.store import ProjectStore\n"
+        "with ProjectStore(pathlib.Path(sys.argv[1])).lock('fox'):\n"
+        "    print('held', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", holder, str(store.home)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(ProjectError, match=f"process {process.pid} "):
+            store.remove("fox")
+    finally:
+        process.kill()
+        process.communicate()
+    store.remove("fox")
+    assert store.names() == []
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    file = tmp_path / "manifest.json"
+    files.write_bytes(file, b"old")
+    with pytest.raises(RuntimeError), replacing(file) as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError
+    assert file.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]

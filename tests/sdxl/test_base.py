@@ -1,0 +1,211 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.sdxl.cached import put_in_cache
+from unziplora_cli.cli._errors import hint
+from unziplora_cli.errors import ModelError
+from unziplora_cli.sdxl import base as bases
+from unziplora_cli.sdxl.base import BaseNotCached, find_vae, native_resolution, part_variant, resolve_base
+
+
+@pytest.fixture
+def copy(tiny_base: Path, tmp_path: Path) -> Path:
+    """A base that a test may damage."""
+    return shutil.copytree(tiny_base, tmp_path / "copy")
+
+
+@pytest.fixture
+def mini(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny base in the place of the built-in one."""
+    monkeypatch.setattr(bases.resources, "mini_base", lambda: tiny_base)
+    return tiny_base
+
+
+def test_a_folder_is_found_and_told_apart_by_its_weights(copy: Path, tiny_base: Path) -> None:
+    first, notice = resolve_base(str(copy), offline=True)
+    assert (first.kind, first.path, notice) == ("folder", copy.resolve(), None)
+    assert first.fingerprint == resolve_base(str(tiny_base), offline=True)[0].fingerprint
+    file = copy / "unet/diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["conv_out.bias"][0] += 1
+    save_file(weights, file, metadata={"format": "pt"})
+    assert resolve_base(str(copy), offline=True)[0].fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize(("offline", "gpu"), [(True, True), (True, False), (False, False)])
+def test_mini_is_the_default_without_sdxl_and_says_so(mini: Path, offline: bool, gpu: bool) -> None:
+    base, notice = resolve_base(None, offline=offline, has_gpu=gpu)
+    assert (base.kind, base.path) == ("builtin", mini)
+    assert notice is not None
+    assert "unziplora models pull sdxl" in notice
+    assert "\n" not in notice
+
+
+def test_sdxl_is_the_default_where_it_can_be_used(tiny_base: Path) -> None:
+    with pytest.raises(BaseNotCached) as missing:
+        resolve_base(None, offline=False, has_gpu=True)
+    assert hint(missing.value) == "unziplora models pull sdxl"
+    folder = put_in_cache(tiny_base, bases.SDXL_ID, bases.SDXL_REVISION)
+    base, notice = resolve_base(None, offline=True, has_gpu=False)
+    assert (base.spec, base.kind, base.path, notice) == ("sdxl", "hub", folder, None)
+    assert (base.revision, base.fingerprint) == (bases.SDXL_REVISION, bases.SDXL_REVISION)
+
+
+@pytest.mark.parametrize("spec", ["owner/name", "owner/name@main", f"owner/name@{'ab' * 20}"])
+def test_a_hub_id_is_looked_up_in_the_cache_alone(tiny_base: Path, spec: str) -> None:
+    with pytest.raises(BaseNotCached, match=r"owner/name is not on this disk") as missing:
+        resolve_base(spec, offline=False)
+    assert hint(missing.value) == f"unziplora models pull {spec}"
+    folder = put_in_cache(tiny_base, "owner/name", "ab" * 20)
+    base, _ = resolve_base(spec, offline=False)
+    assert (base.id, base.path, base.revision) == ("owner/name", folder, "ab" * 20)
+
+
+@pytest.mark.parametrize(
+    "spec", ["nowhere", "./no/folder", "../up", "a b/c", "", "https://x.org/a.safetensors"]
+)
+def test_a_name_of_nothing_is_explained(spec: str) -> None:
+    with pytest.raises(ModelError, match="no such folder") as error:
+        resolve_base(spec, offline=True)
+    assert "--base" in hint(error.value)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae",
+        "text_encoder",
+        "text_encoder_2/model.safetensors",
+        "tokenizer/merges.txt",
+        "tokenizer_2",
+        "scheduler",
+    ],
+)
+def test_a_missing_part_is_named(copy: Path, part: str) -> None:
+    shutil.rmtree(copy / part) if (copy / part).is_dir() else (copy / part).unlink()
+    with pytest.raises(ModelError, match="lacks") as error:
+        resolve_base(str(copy), offline=True)
+    assert part.split("/")[0] in error.value.message
+
+
+def test_a_folder_of_something_else_is_not_a_base(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is not a base"):
+        resolve_base(str(tmp_path), offline=True)
+
+
+def test_pickled_weights_are_refused(copy: Path) -> None:
+    for weights in copy.glob("*/*.safetensors"):
+        weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ModelError) as error:
+        resolve_base(str(copy), offline=True)
+    assert "can run code" in hint(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"addition_embed_type": None}, "pooled text"),
+        ({"_class_name": "FluxTransformer2DModel"}, "FluxTransformer2DModel"),
+        ({"in_channels": 9}, "inpainting"),
+        ({"up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"]}, r"up_blocks\.1\.attentions"),
+        ({"layers_per_block": 1}, r"up_blocks\.0\.attentions\.2"),
+    ],
+)
+def test_a_network_of_another_shape_is_refused(copy: Path, changes: dict[str, object], why: str) -> None:
+    file = copy / "unet/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(ModelError, match=f"not of SDXL's shape: .*{why}"):
+        resolve_base(str(copy), offline=True)
+
+
+def test_another_kind_of_pipeline_is_refused(copy: Path) -> None:
+    (copy / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    with pytest.raises(ModelError, match="FluxPipeline"):
+        resolve_base(str(copy), offline=True)
+
+
+def test_a_broken_configuration_is_refused(copy: Path) -> None:
+    (copy / "unet/config.json").write_text("{")
+    with pytest.raises(ModelError, match="not valid JSON"):
+        resolve_base(str(copy), offline=True)
+
+
+@pytest.mark.parametrize(
+    ("names", "preferred", "chosen"),
+    [
+        (["model.safetensors"], None, None),
+        (["model.safetensors"], "fp16", None),
+        (["model.fp16.safetensors"], None, "fp16"),
+        (["model.fp16.safetensors", "model.safetensors"], "fp16", "fp16"),
+        (["model.fp16.safetensors", "model.safetensors"], None, None),
+        (["model.fp16-00001-of-00002.safetensors", "model.fp16-00002-of-00002.safetensors"], None, "fp16"),
+        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], "fp16", None),
+    ],
+)
+def test_weight_files_are_chosen(
+    tmp_path: Path, names: list[str], preferred: str | None, chosen: str | None
+) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    assert part_variant(tmp_path, preferred) == chosen
+
+
+def test_another_vae_is_found_as_folder_base_or_hub_id(tiny_base: Path) -> None:
+    assert find_vae(str(tiny_base)) == tiny_base / "vae"
+    assert find_vae(str(tiny_base / "vae")) == tiny_base / "vae"
+    with pytest.raises(ModelError) as error:
+        find_vae("owner/vae")
+    assert hint(error.value) == "unziplora models pull owner/vae"
+    folder = put_in_cache(tiny_base / "vae", "owner/vae", "cd" * 20)
+    assert find_vae("owner/vae") == folder
+
+
+def test_sizes_of_sdxl_itself() -> None:
+    sdxl = bases.BaseRef("x.safetensors", "file", "x", Path("x.safetensors"), None, None, "")
+    assert native_resolution(sdxl) == 1024
+    assert bases.latent_factor(sdxl) == 8
+
+
+def checkpoint(path: Path, *keys: str, channels: int = 4) -> Path:
+    tensors = {key: torch.zeros(1) for key in keys}
+    tensors["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(1, channels, 1, 1)
+    save_file(tensors, path)
+    return path
+
+
+SDXL_KEYS = (
+    "model.diffusion_model.label_emb.0.0.weight",
+    "conditioner.embedders.0.transformer.text_model.x",
+    "conditioner.embedders.1.model.x",
+    "first_stage_model.decoder.x",
+)
+
+
+def test_a_checkpoint_file_is_recognised_by_its_parts(tmp_path: Path) -> None:
+    base, _ = resolve_base(str(checkpoint(tmp_path / "x.safetensors", *SDXL_KEYS)), offline=True)
+    assert base.kind == "file"
+    with pytest.raises(ModelError, match="lacks the U-Net, the second text encoder"):
+        resolve_base(str(checkpoint(tmp_path / "sd1.safetensors", SDXL_KEYS[1], SDXL_KEYS[3])), offline=True)
+    with pytest.raises(ModelError, match="9 channels"):
+        resolve_base(str(checkpoint(tmp_path / "i.safetensors", *SDXL_KEYS, channels=9)), offline=True)
+
+
+def test_files_that_are_no_checkpoint_are_explained(tmp_path: Path) -> None:
+    short = tmp_path / "short.safetensors"
+    short.write_bytes(checkpoint(tmp_path / "x.safetensors", *SDXL_KEYS).read_bytes()[:200])
+    with pytest.raises(ModelError, match="damaged"):
+        resolve_base(str(short), offline=True)
+    (tmp_path / "x.ckpt").write_bytes(b"PK")
+    with pytest.raises(ModelError, match="can run code"):
+        resolve_base(str(tmp_path / "x.ckpt"), offline=True)
+    lora = tmp_path / "lora.safetensors"
+    save_file({"lora_unet_mid_block.lora_down.weight": torch.zeros(1)}, lora)
+    with pytest.raises(ModelError, match="is a LoRA"):
+        resolve_base(str(lora), offline=True)

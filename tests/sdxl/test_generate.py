@@ -1,0 +1,301 @@
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor
+
+from tests.sdxl.adapters import random_branches, random_lora
+from unziplora_cli.accel.cuda_graph import Replayed
+from unziplora_cli.accel.merged_unet import Branches, fuse, restore
+from unziplora_cli.adapters.lora_file import write_lora
+from unziplora_cli.config import GenerateConfig, Prompts
+from unziplora_cli.errors import AdapterError
+from unziplora_cli.method.inject import eject, inject, load_branch
+from unziplora_cli.method.separation import set_mode
+from unziplora_cli.sdxl.attention import join_prompts, separate_prompts
+from unziplora_cli.sdxl.base import BaseRef
+from unziplora_cli.sdxl.generate import (
+    Progress,
+    Request,
+    condition,
+    draw,
+    encode_requests,
+    generate,
+    initial_noise,
+)
+from unziplora_cli.sdxl.load import load_scheduler, load_unet
+from unziplora_cli.sdxl.sampling import sample, stack
+from unziplora_cli.sdxl.text import Conditioning, TextEncoders, encode, predict_noise
+
+CPU = torch.device("cpu")
+PROMPTS = Prompts("a monadikos fox in sketch style", "a monadikos fox", "a fox in sketch style")
+STEPS = 3
+
+
+def settings(**changes: object) -> GenerateConfig:
+    return GenerateConfig(**{"steps": STEPS, "guidance": 5.0, "width": 64, "height": 48, **changes})
+
+
+@pytest.fixture(scope="module")
+def unet(base: BaseRef) -> UNet2DConditionModel:
+    """The tiny base's U-Net; a test that changes it puts it back."""
+    return load_unet(base, device=CPU, dtype=torch.float32)
+
+
+def drawn(base: BaseRef, unet: UNet2DConditionModel, request: Request) -> Tensor:
+    """The latents that the product draws."""
+    texts = encode_requests(base, [request], device=CPU, dtype=torch.float32)
+    originals = fuse(unet, request.weighted)
+    told, empty = condition(base, request, texts, device=CPU, dtype=torch.float32)
+    latents = draw(base, Replayed(unet), request, list(request.seeds), told, empty, lambda step, steps: None)
+    restore(unet, originals)
+    return latents
+
+
+def drawn_by_layers(
+    base: BaseRef, unet: UNet2DConditionModel, encoders: TextEncoders, request: Request
+) -> Tensor:
+    """The same picture from the trained layers themselves, with nothing fused or kept.
+
+    The conditioning is spelled out from the paper's release: branches see zeros in the unconditional half,
+    and a negative prompt is for the base alone; a single LoRA is an ordinary pipeline with one prompt.
+    """
+    branches, config = request.branches, request.config
+    layers = inject(unet, rank=4)
+    separate_prompts(unet)
+    load_branch(layers, "content", branches.content or {}, branches.content_merge)
+    load_branch(layers, "style", branches.style or {}, branches.style_merge)
+    both = len(branches.names) == 2
+    set_mode(layers, "both" if both or not branches.names else branches.names[0])
+    full, content, style = (
+        (PROMPTS.full, PROMPTS.content, PROMPTS.style)
+        if both
+        else [getattr(PROMPTS, branches.names[0] if branches.names else "full")] * 3
+    )
+    negative = encode(encoders, [config.negative_prompt])
+    texts = [encode(encoders, [text]) for text in (full, content, style)]
+    nothing = torch.zeros_like(texts[0].tokens)
+    away = negative.tokens if config.negative_prompt else nothing
+    away_pooled = negative.pooled if config.negative_prompt else torch.zeros_like(negative.pooled)
+    branch_away = nothing if both else away
+    ids = torch.tensor([[48.0, 64.0, 0.0, 0.0, 48.0, 64.0]])
+    told = Conditioning(texts[0].tokens, texts[1].tokens, texts[2].tokens, texts[0].pooled, ids)
+    empty = Conditioning(away, branch_away, branch_away, away_pooled, ids)
+    joined = stack(empty, told) if config.guidance > 1 else told
+    noise = torch.randn(1, 4, 6, 8, generator=torch.Generator().manual_seed(config.seed))
+    latents = sample(
+        lambda noisy, t: predict_noise(unet, noisy, t, joined),
+        load_scheduler(base, config.scheduler),
+        noise,
+        steps=config.steps,
+        guidance=config.guidance,
+        generators=[torch.Generator().manual_seed(0)],
+    )
+    join_prompts(unet)
+    eject(unet)
+    return latents
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+@pytest.mark.parametrize("negative", ["", "sketch"])
+@pytest.mark.parametrize("names", [("content", "style"), ("content",), ("style",), ()], ids="+".join)
+def test_fused_drawing_equals_the_trained_layers(
+    base: BaseRef,
+    unet: UNet2DConditionModel,
+    encoders: TextEncoders,
+    names: tuple[str, ...],
+    negative: str,
+    guidance: float,
+) -> None:
+    request = Request(
+        PROMPTS, random_branches(unet, *names), settings(negative_prompt=negative, guidance=guidance, seed=7)
+    )
+    expected = drawn_by_layers(base, unet, encoders, request)
+    scale = expected.abs().max()
+    assert (drawn(base, unet, request) - expected).abs().max() < 1e-5 * max(1.0, scale)
+
+
+def test_every_part_of_the_method_shows_in_the_picture(base: BaseRef, unet: UNet2DConditionModel) -> None:
+    """The comparison above would be empty if branches, prompts or merge weights hardly changed anything."""
+    both = random_branches(unet, "content", "style")
+    plain = drawn(base, unet, Request(PROMPTS, both, settings()))
+    others = [
+        Request(PROMPTS, Branches(both.content, both.style), settings()),
+        Request(PROMPTS, both, settings(content_strength=0.5)),
+        Request(PROMPTS, both, settings(negative_prompt="sketch")),
+        Request(Prompts(PROMPTS.full, "a cat", PROMPTS.style), both, settings()),
+        Request(Prompts(PROMPTS.full, PROMPTS.content, "a dog"), both, settings()),
+        Request(PROMPTS, Branches(both.content), settings()),
+    ]
+    assert min(float((drawn(base, unet, other) - plain).abs().max()) for other in others) > 1e-2
+
+
+@pytest.mark.parametrize("branch", ["content", "style"])
+@pytest.mark.parametrize("negative", ["", "sketch"])
+def test_one_lora_alone_is_diffusers_own_pipeline_with_the_saved_file(
+    base: BaseRef, pipeline: StableDiffusionXLPipeline, tmp_path: Path, branch: str, negative: str
+) -> None:
+    lora = random_lora(pipeline.unet, seed=1)
+    write_lora(tmp_path / "lora.safetensors", lora)
+    request = Request(
+        Prompts("a fox", "a fox", "a fox"), Branches(**{branch: lora}), settings(negative_prompt=negative)
+    )
+    ours = next(generate(base, [request], device=CPU, dtype=torch.float32)).image
+
+    pipeline.load_lora_weights(tmp_path, weight_name="lora.safetensors")
+    noise, _ = initial_noise([0], 4, 6, 8)
+    theirs = pipeline(
+        "a fox",
+        negative_prompt=negative or None,
+        latents=noise,
+        num_inference_steps=STEPS,
+        guidance_scale=5.0,
+        width=64,
+        height=48,
+    ).images[0]
+    difference = np.abs(np.asarray(ours, dtype=int) - np.asarray(theirs, dtype=int))
+    assert difference.max() <= 1
+
+
+def test_strength_scales_the_update(base: BaseRef, unet: UNet2DConditionModel) -> None:
+    """Half the strength of a LoRA is a LoRA with half its `up`."""
+    both = random_branches(unet, "content", "style")
+    halved = {name: type(w)(down=w.down, up=w.up / 2) for name, w in (both.content or {}).items()}
+    weaker = drawn(base, unet, Request(PROMPTS, both, settings(content_strength=0.5)))
+    same = Branches(halved, both.style, both.content_merge, both.style_merge)
+    expected = drawn(base, unet, Request(PROMPTS, same, settings()))
+    torch.testing.assert_close(weaker, expected)
+
+
+def test_restoring_the_base_is_exact(base: BaseRef) -> None:
+    unet = load_unet(base, device=CPU, dtype=torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    originals = fuse(unet, random_branches(unet, "content", "style"))
+    changed = [name for name, tensor in unet.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert len(changed) == len(originals) == 136 * 6 // 8
+    restore(unet, originals)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
+
+
+def test_texts_are_projected_once_per_picture_not_once_per_step(
+    base: BaseRef, unet: UNet2DConditionModel
+) -> None:
+    calls: list[str] = []
+    hooks = []
+    for name, module in unet.named_modules():
+        if name.endswith(("attn2.to_k", "attn2.to_v")):
+            hooks.append(module.register_forward_hook(lambda *_, name=name: calls.append(name)))
+    request = Request(PROMPTS, random_branches(unet, "content", "style"), settings())
+    texts = encode_requests(base, [request], device=CPU, dtype=torch.float32)
+    told, empty = condition(base, request, texts, device=CPU, dtype=torch.float32)
+    draw(base, Replayed(unet), request, [0], told, empty, lambda step, steps: None)
+    for hook in hooks:
+        hook.remove()
+    assert len(calls) == len(set(calls)) == 34
+
+
+def images(base: BaseRef, requests: list[Request], **how: object) -> list[Image.Image]:
+    pictures = generate(base, requests, device=CPU, dtype=torch.float32, **how)  # type: ignore[arg-type]
+    return [picture.image for picture in pictures]
+
+
+def test_many_requests_share_one_loading_and_do_not_disturb_each_other(
+    base: BaseRef, unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = random_branches(unet, "content", "style")
+    requests = [
+        Request(PROMPTS, Branches(), settings(width=32, height=32)),
+        Request(PROMPTS, both, settings(count=2)),
+        Request(Prompts("a cat", "a cat", "a cat"), both, settings()),
+        Request(PROMPTS, Branches(content=both.content), settings(scheduler="ddim")),
+        Request(PROMPTS, both, settings(style_strength=0.25)),
+    ]
+    alone = list(itertools.chain.from_iterable(images(base, [request]) for request in requests))
+
+    loads = []
+    monkeypatch.setattr(
+        "unziplora_cli.sdxl.generate.load_unet", lambda *a, **k: loads.append(1) or load_unet(*a, **k)
+    )
+    together = images(base, requests)
+    assert len(loads) == 1
+    assert [image.size for image in together] == [(32, 32)] + [(64, 48)] * 5
+    assert all(one.tobytes() == other.tobytes() for one, other in zip(alone, together, strict=True))
+
+
+def test_a_batch_draws_what_single_pictures_would(base: BaseRef, unet: UNet2DConditionModel) -> None:
+    both = random_branches(unet, "content", "style")
+    request = Request(PROMPTS, both, settings(count=3, seed=5, scheduler="ddpm"))
+    one_by_one = images(base, [request])
+    batched = images(base, [request], batch_size=2)
+    for one, other in zip(one_by_one, batched, strict=True):
+        assert np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max() <= 1
+    assert len({image.tobytes() for image in batched}) == 3
+
+
+def test_half_precision_draws_the_same_picture(base: BaseRef, unet: UNet2DConditionModel) -> None:
+    requests = [Request(PROMPTS, random_branches(unet, "content", "style"), settings(count=2))]
+    pictures = generate(base, requests, device=CPU, dtype=torch.bfloat16)
+    half = [np.asarray(picture.image, dtype=float) for picture in pictures]
+    full = [np.asarray(image, dtype=float) for image in images(base, requests)]
+    apart = np.abs(full[0] - full[1]).mean()
+    for one, other in zip(half, full, strict=True):
+        assert np.abs(one - other).mean() < 0.2 * apart
+
+
+def test_a_single_seed_draws_the_same_picture_inside_any_count(base: BaseRef) -> None:
+    four = images(base, [Request(PROMPTS, config=settings(count=4))])
+    third = images(base, [Request(PROMPTS, config=settings(seed=2))])
+    assert four[2].tobytes() == third[0].tobytes()
+
+
+def test_progress_counts_steps_and_pictures(base: BaseRef) -> None:
+    seen: list[Progress] = []
+    pictures = generate(
+        base,
+        [Request(PROMPTS, config=settings(count=2))],
+        device=CPU,
+        dtype=torch.float32,
+        on_progress=seen.append,
+    )
+    assert [picture.seed for picture in pictures] == [0, 1]
+    steps = [(p.picture, p.step, p.steps) for p in seen if p.phase == "draw"]
+    assert steps == [(picture, step, STEPS) for picture in (0, 1) for step in (1, 2, 3)]
+    assert seen[0].phase == "load"
+    assert {p.pictures for p in seen} == {2}
+
+
+def test_parameters_say_how_to_draw_the_picture_again(base: BaseRef) -> None:
+    request = Request(
+        PROMPTS, config=settings(seed=3, negative_prompt="sketch"), notes={"command": "content"}
+    )
+    told = next(generate(base, [request], device=CPU, dtype=torch.float32)).parameters
+    assert told["prompts"] == {"full": PROMPTS.full, "content": PROMPTS.full, "style": PROMPTS.full}
+    assert (told["seed"], told["steps"], told["width"], told["height"]) == (3, STEPS, 64, 48)
+    assert (told["negative_prompt"], told["scheduler"], told["command"]) == ("sketch", "euler", "content")
+    assert told["base"]["fingerprint"] == base.fingerprint
+
+
+def wider(lora: dict) -> dict:
+    name, weights = next(iter(lora.items()))
+    return {name: type(weights)(down=torch.ones(4, 99), up=weights.up)}
+
+
+def renamed(lora: dict) -> dict:
+    return {"down_blocks.9.attentions.0.transformer_blocks.0.attn1.to_q": next(iter(lora.values()))}
+
+
+@pytest.mark.parametrize("spoil", [wider, renamed])
+def test_a_lora_of_another_base_is_refused(
+    base: BaseRef, unet: UNet2DConditionModel, spoil: Callable[[dict], dict]
+) -> None:
+    lora = spoil(random_lora(unet, 1))
+    pictures = generate(
+        base, [Request(PROMPTS, Branches(style=lora), settings())], device=CPU, dtype=torch.float32
+    )
+    with pytest.raises(AdapterError, match="style LoRA"):
+        next(pictures)

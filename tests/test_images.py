@@ -1,0 +1,142 @@
+"""Picture files of every mode, and the ones that are refused."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unziplora_cli.cli._errors import hint
+from unziplora_cli.errors import UsageError
+from unziplora_cli.images import load_picture, to_rgb
+
+ORANGE = (255, 102, 51)
+"""A colour of the web palette too."""
+
+
+def saved(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def centre(path: Path) -> tuple[int, ...]:
+    image = load_picture(path).image
+    assert image.mode == "RGB"
+    return image.getpixel((image.width // 2, image.height // 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("a.png", "RGB"),
+        ("a.png", "RGBA"),
+        ("a.png", "P"),
+        ("a.jpg", "RGB"),
+        ("a.jpg", "CMYK"),
+        ("a.tif", "CMYK"),
+        ("a.webp", "RGB"),
+        ("a.bmp", "RGB"),
+        ("a.gif", "P"),
+    ],
+)
+def test_colour_survives_every_mode_and_format(name: str, mode: str, tmp_path: Path) -> None:
+    path = saved(Image.new("RGB", (80, 80), ORANGE).convert(mode), tmp_path / name)
+    assert np.abs(np.subtract(centre(path), ORANGE)).max() <= 3
+
+
+def test_transparency_lies_on_white(tmp_path: Path) -> None:
+    rgba = saved(Image.new("RGBA", (80, 80), (255, 0, 0, 0)), tmp_path / "rgba.png")
+    half = saved(Image.new("LA", (80, 80), (0, 128)), tmp_path / "la.png")
+    palette = Image.new("P", (80, 80), 1)
+    palette.putpalette([0, 0, 0, 200, 0, 0])
+    keyed = saved(palette, tmp_path / "p.png", transparency=1)
+    assert centre(rgba) == (255, 255, 255)
+    assert centre(half) == pytest.approx((127, 127, 127), abs=1)
+    assert centre(keyed) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(("value", "grey"), [(0, 0), (65535, 255), (257 * 100, 100)])
+def test_16_bits_keep_their_brightness(value: int, grey: int, tmp_path: Path) -> None:
+    pixels = np.full((80, 80), value, dtype=np.uint16)
+    for name in ("a.png", "a.tif"):
+        path = saved(Image.fromarray(pixels), tmp_path / name)
+        assert centre(path) == (grey, grey, grey)
+
+
+@pytest.mark.parametrize("peak", [1.0, 255.0, 65535.0, 1e6])
+def test_floats_are_scaled_from_the_range_that_holds_them(peak: float) -> None:
+    pixels = np.array([[peak, peak / 2, -5.0, np.nan]], dtype=np.float32)
+    image = to_rgb(Image.fromarray(pixels))
+    assert [image.getpixel((x, 0))[0] for x in range(4)] == pytest.approx([255, 127.5, 0, 0], abs=0.5)
+
+
+def test_black_and_white(tmp_path: Path) -> None:
+    assert centre(saved(Image.new("1", (80, 80), 1), tmp_path / "a.png")) == (255, 255, 255)
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    image = Image.new("RGB", (120, 80), "white")
+    image.paste("black", (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    upright = load_picture(saved(image, tmp_path / "a.png", exif=exif)).image
+    assert upright.size == (80, 120)
+    assert upright.getpixel((75, 5)) == (0, 0, 0)
+
+
+def test_the_first_frame_of_an_animation_is_used_and_told(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (80, 80), colour) for colour in ("red", "blue", "green")]
+    path = saved(frames[0], tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    picture = load_picture(path)
+    assert picture.image.getpixel((40, 40)) == (255, 0, 0)
+    assert picture.notes == ("a.gif has 3 frames; the first one is used.",)
+
+
+def test_a_very_wide_picture_works(tmp_path: Path) -> None:
+    path = saved(Image.new("L", (20_000, 100), 7), tmp_path / "wide.png")
+    assert load_picture(path).image.size == (20_000, 100)
+
+
+def test_a_large_jpeg_is_decoded_smaller(tmp_path: Path) -> None:
+    path = saved(Image.new("L", (8200, 8200), 7), tmp_path / "large.jpg")
+    assert load_picture(path).image.size == (4100, 4100)
+
+
+def png_of_size(path: Path, width: int, height: int) -> Path:
+    """A PNG whose header claims a size, with no pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    )
+    return path
+
+
+def test_what_is_refused_and_why(tmp_path: Path) -> None:
+    text = tmp_path / "notes.png"
+    text.write_text("not a picture")
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    whole = saved(Image.effect_noise((200, 200), 90), tmp_path / "whole.png").read_bytes()
+    short = tmp_path / "short.png"
+    short.write_bytes(whole[: len(whole) // 2])
+    cases = {
+        tmp_path / "nowhere.png": "no file",
+        tmp_path: "is a folder",
+        text: "not a picture",
+        empty: "not a picture",
+        short: "damaged or cut short",
+        saved(Image.new("RGB", (1, 1)), tmp_path / "dot.png"): "1 x 1 px: too small",
+        saved(Image.new("RGB", (500, 63)), tmp_path / "thin.png"): "500 x 63 px: too small",
+        png_of_size(tmp_path / "bomb.png", 50_000, 50_000): "2500000000 pixels",
+    }
+    for path, reason in cases.items():
+        with pytest.raises(UsageError, match=reason) as caught:
+            load_picture(path)
+        assert str(path) in caught.value.message
+        assert hint(caught.value)

@@ -1,0 +1,34 @@
+"""Pictures with nothing in them train like any other."""
+
+from collections.abc import Callable
+from math import isfinite
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from unziplora_cli.job import TrainRequest
+from unziplora_cli.training.engine import train
+from unziplora_cli.training.events import Finished
+
+PLAIN = {
+    "one colour": ("RGB", (200, 120, 40)),
+    "black": ("L", 0),
+    "white": ("RGB", (255, 255, 255)),
+    "transparent": ("RGBA", (0, 0, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_plain_picture_trains(kind: str, make_request: Callable[..., TrainRequest], tmp_path: Path) -> None:
+    mode, colour = PLAIN[kind]
+    picture = tmp_path / "plain.png"
+    Image.new(mode, (80, 64), colour).save(picture)
+    request = make_request(tmp_path / "run", steps=4, recalibrations=1, request={"pictures": (picture,)})
+    *_, last = train(request)
+    assert isinstance(last, Finished)
+    result = last.result
+    assert all(isfinite(loss) for loss in result.losses)
+    for lora in (result.content, result.style):
+        assert all(each.up.isfinite().all() and each.down.isfinite().all() for each in lora.values())
+        assert any(each.up.any() for each in lora.values())

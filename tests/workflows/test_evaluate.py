@@ -1,0 +1,125 @@
+"""A project is measured, looked at and told about, on the built-in base with its judge."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from PIL import Image
+
+from unziplora_cli import resources
+from unziplora_cli.config import GenerateConfig, Studio, Words, resolve
+from unziplora_cli.errors import AdapterError, ProjectError
+from unziplora_cli.evaluation import metrics as names
+from unziplora_cli.method.inject import adapted_projections
+from unziplora_cli.method.lora import LoRAWeights
+from unziplora_cli.projects import manifest
+from unziplora_cli.projects.manifest import BaseRecord
+from unziplora_cli.projects.store import Project, ProjectStore
+from unziplora_cli.prompts import make_prompts
+from unziplora_cli.sdxl.base import resolve_base
+from unziplora_cli.sdxl.load import load_unet
+from unziplora_cli.training.export import write_adapters
+from unziplora_cli.workflows.evaluate import SHEET, EvalConfig, EvalOrder, evaluate
+
+MINI = resolve_base("mini", offline=True)[0]
+
+
+def order(project: Project) -> EvalOrder:
+    drawing, studio = GenerateConfig(steps=2, guidance=2.5), Studio(device="cpu", batch_size=4)
+    return EvalOrder(project.name, MINI, EvalConfig(count=1, draws=2), drawing, studio)
+
+
+@pytest.fixture
+def store(own_home) -> ProjectStore:
+    return ProjectStore(own_home)
+
+
+@pytest.fixture
+def fox(make_project: Callable[..., Project]) -> Callable[..., Project]:
+    """Makes a project on the built-in base from the shipped fox, with the weights of every layer given."""
+
+    def make(up: float, **changes: object) -> Project:
+        words = Words("fox", "stained glass")
+        project = make_project(
+            "fox",
+            words=words,
+            prompts=make_prompts(words),
+            base=BaseRecord("mini", "builtin", "mini", None, MINI.fingerprint),
+            training=asdict(resolve("mini", {})),
+            **changes,
+        )
+        shutil.copyfile(resources.samples()["fox"].picture, project.folder / "source.png")
+        layers = adapted_projections(load_unet(MINI, device="cpu", dtype=torch.float32))
+        generator = torch.Generator().manual_seed(0)
+        lora, merge = {}, {}
+        for name, linear in layers.items():
+            down = torch.randn(2, linear.in_features, generator=generator)
+            lora[name] = LoRAWeights(down, up * torch.randn(linear.out_features, 2, generator=generator))
+            merge[name] = torch.ones(linear.out_features)
+        same = {name: merge[name].clone() for name in merge}
+        write_adapters(project.folder, lora, lora, merge, same, {})
+        return project
+
+    return make
+
+
+def test_loras_that_change_nothing_score_as_the_base_and_are_told_so(fox, store):
+    done = evaluate(order(fox(0.0, state="interrupted", steps_done=7)), store)
+    assert "stopped after step 7 of" in done.evaluation.notes[0]
+    scores = {score.name: score for score in done.evaluation.scores}
+    for score in scores.values():
+        if score.base is not None:
+            assert score.value == score.base, score.name
+    assert scores[names.GAP].value == 0.0
+    assert scores[names.OVERLAP].value == 0.0
+    assert {(block.content, block.style) for block in done.evaluation.columns} == {(0, 0)}
+    assert "hardly learned" in done.evaluation.verdict
+    assert done.evaluation.pictures == 8
+    assert done.evaluation.judge == "the built-in judge"
+
+
+def test_loras_that_ruin_the_network_are_told_so_and_progress_is_shown(fox, store):
+    project, told = fox(0.3), []
+    done = evaluate(order(project), store, told.append)
+    scores = {score.name: score for score in done.evaluation.scores}
+    assert scores[names.LOSSES["full"]].value > 2 * scores[names.LOSSES["full"]].base
+    assert scores[names.SHARED].value == 1.0
+    assert scores[names.OVERLAP].value == pytest.approx(1.0)
+    assert done.evaluation.verdict.startswith("Content and style did not come apart")
+    assert manifest.read(project.folder).evaluation == done.evaluation
+    assert replace(manifest.read(project.folder), evaluation=None) == project.manifest
+    with Image.open(project.folder / SHEET) as sheet:
+        assert sheet.format == "PNG"
+    assert [doing.what for doing in told] == sorted(
+        (doing.what for doing in told), key=["encoding", "measuring", "drawing"].index
+    )
+    assert all(0 <= doing.done <= doing.total for doing in told)
+
+
+def test_the_same_seed_gives_the_same_evaluation(fox, store):
+    project = fox(0.02)
+    first, second = (evaluate(order(project), store).evaluation for _ in range(2))
+    assert replace(first, created=second.created) == second
+
+
+def test_a_project_in_use_stays_as_it_is(fox, store):
+    project = fox(0.0)
+    with store.lock("fox"), pytest.raises(ProjectError, match="in use"):
+        evaluate(order(project), store)
+    assert manifest.read(project.folder).evaluation is None
+
+
+def test_a_project_without_its_picture_is_refused(fox, store):
+    project = fox(0.0, source=())
+    with pytest.raises(ProjectError, match="no training picture"):
+        evaluate(order(project), store)
+
+
+def test_damaged_weights_are_refused_and_nothing_is_written(fox, store):
+    project = fox(float("inf"))
+    with pytest.raises(AdapterError):
+        evaluate(order(project), store)
+    assert manifest.read(project.folder).evaluation is None
+    assert not (project.folder / SHEET).exists()

@@ -1,0 +1,72 @@
+"""The authors' own files, read as their implementation means them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny_base import make_tiny_base
+from unziplora_cli.adapters.lora_file import read_lora
+from unziplora_cli.adapters.merge_weights import read_merge
+from unziplora_cli.config import Words
+from unziplora_cli.errors import AdapterError
+from unziplora_cli.projects.store import ProjectStore
+from unziplora_cli.workflows.export_lora import known_base
+from unziplora_cli.workflows.import_lora import ImportOrder, adopt, find, read
+
+GOLDEN = Path(__file__).parents[1] / "golden/golden_a"
+Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+@pytest.fixture(scope="module")
+def golden_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base of the shape that the recording was made on; its weights are others."""
+    base = make_tiny_base(tmp_path_factory.mktemp("golden") / "base")
+    recorded = json.loads((GOLDEN / "meta.json").read_text())["unet_config"]
+    path = base / "unet/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **recorded}))
+    return base
+
+
+def test_a_recorded_release_becomes_a_project_without_rounding(own_home: Path, golden_base: Path) -> None:
+    weights = read(find([GOLDEN / "saved"]))
+    base = known_base(str(golden_base))
+    made = adopt(ImportOrder("m", weights, Words("fox", "ink"), base), ProjectStore(own_home))
+    for branch in ("content", "style"):
+        released = read_lora(GOLDEN / f"saved/m_{branch}/pytorch_lora_weights.safetensors").lora
+        kept = read_lora(made.path(branch)).lora  # type: ignore[arg-type]
+        changing = {layer for layer, each in released.items() if bool(each.up.any())}
+        assert kept.keys() == changing
+        assert all(torch.equal(kept[layer].up, released[layer].up) for layer in kept)
+        assert all(torch.equal(kept[layer].down, released[layer].down) for layer in kept)
+        stored = torch.load(GOLDEN / f"saved/m_merger_{branch}.pth", weights_only=True)
+        merge = getattr(read_merge(made.path("merge")), branch)
+        assert len(merge) == len(stored)
+        assert torch.equal(merge[Q], stored[f"unet.{Q}.lora.merge_{branch}"])
+    assert made.manifest.training == {}
+    assert ProjectStore(own_home).verify("m").problems == ()
+
+
+def test_mixed_up_merge_weights_are_noticed(tmp_path: Path) -> None:
+    folder = shutil.copytree(GOLDEN / "saved", tmp_path / "saved")
+    shutil.copy(folder / "m_merger_style.pth", folder / "m_merger_content.pth")
+    with pytest.raises(AdapterError, match="of the style, not of the content"):
+        read(find([folder]))
+
+
+def test_merge_weights_of_another_training_are_noticed(tmp_path: Path) -> None:
+    folder = shutil.copytree(GOLDEN / "saved", tmp_path / "saved")
+    torch.save({f"unet.{Q}.lora.merge_content": torch.ones(7)}, folder / "m_merger_content.pth")
+    with pytest.raises(AdapterError, match="does not fit the content LoRA"):
+        read(find([folder]))
+
+
+def test_without_merge_weights_all_are_one_and_that_is_said(tmp_path: Path) -> None:
+    folder = shutil.copytree(GOLDEN / "saved", tmp_path / "saved")
+    (folder / "m_merger_style.pth").unlink()
+    weights = read(find([folder]))
+    assert [note for note in weights.notes if "style" in note and "1" in note] == list(weights.notes)
+    assert weights.style_merge.keys() == weights.style.lora.keys()
+    assert all(bool((values == 1).all()) for values in weights.style_merge.values())

@@ -1,0 +1,244 @@
+"""From an order to a project, without the training in between."""
+
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+
+from unziplora_cli.adapters.lora_file import read_lora
+from unziplora_cli.cli._errors import hint
+from unziplora_cli.config import TrainConfig, Words
+from unziplora_cli.errors import Interrupted, ModelError, ProjectError
+from unziplora_cli.job import TrainRequest
+from unziplora_cli.method.lora import LoRAWeights
+from unziplora_cli.projects.store import ProjectStore
+from unziplora_cli.prompts import make_prompts
+from unziplora_cli.sdxl.base import BaseRef
+from unziplora_cli.training import engine, events, metrics
+from unziplora_cli.workflows.train import Trained, TrainOrder, own_share, train
+
+LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+WORDS = Words("fox", "watercolor")
+Events = Iterator[events.Event]
+
+
+@pytest.fixture
+def store(own_home: Path) -> ProjectStore:
+    return ProjectStore(own_home)
+
+
+@pytest.fixture(autouse=True)
+def any_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unziplora_cli.sdxl.base.check_trainable", lambda base: None)
+
+
+def make_order(picture: Path, **changes: object) -> TrainOrder:
+    base = BaseRef("./base", "folder", "/models/base", Path("/models/base"), None, None, "sha256:" + "0" * 64)
+    Image.new("RGB", (80, 64), "red").save(picture, format="PNG")
+    values = {"name": "fox", "pictures": (picture,), "words": WORDS, "prompts": make_prompts(WORDS)}
+    return TrainOrder(**{**values, "base": base, "config": TrainConfig(rank=2), **changes})
+
+
+def lora(value: float) -> dict[str, LoRAWeights]:
+    return {LAYER: LoRAWeights(torch.ones(2, 3), torch.full((4, 2), value))}
+
+
+def merge() -> dict[str, torch.Tensor]:
+    return {LAYER: torch.ones(4)}
+
+
+def one_row(request: TrainRequest) -> None:
+    row = metrics.Row(1, 1.0, 1.0, None, 1.0, 1.0, 1.0, 0.1)
+    metrics.append(request.folder / "history.csv", [row])
+
+
+def finish(request: TrainRequest, workshop: object) -> Events:
+    one_row(request)
+    losses = (*[1.0] * 10, *[0.5] * 10)
+    result = events.TrainResult(lora(1), lora(2), merge(), merge(), 600, losses, 9.0, 10, "cpu", "fp32")
+    yield events.StepDone(600, 600, "joint", 0.5, 0.5, None, 1.0, (1e-4,) * 3, 0.015, 10)
+    yield events.Finished(result)
+
+
+def stop(request: TrainRequest, workshop: object) -> Events:
+    one_row(request)
+    result = events.TrainResult(lora(7), lora(8), merge(), merge(), 7, (1.0,) * 7, 9.0, 10, "cpu", "fp32")
+    yield events.Stopped(result)
+    raise Interrupted("Stopped.")
+
+
+def stop_at_once(request: TrainRequest, workshop: object) -> Events:
+    yield events.Phase("train")
+    raise Interrupted("Stopped.")
+
+
+def fail(request: TrainRequest, workshop: object) -> Events:
+    yield events.Phase("train")
+    raise ModelError("The base is gone.")
+
+
+def test_the_finished_project_is_told_last(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "train", finish)
+    told = list(train(make_order(tmp_path / "fox.png"), store))
+    assert isinstance(told[-1], Trained)
+    assert told[-1].seconds_per_step == 0.015
+    manifest = store.open("fox").manifest
+    assert (manifest.state, manifest.steps_done, manifest.seconds) == ("complete", 600, 9.0)
+    assert manifest.metrics == {"loss_first": 1.0, "loss_last": 0.5}
+    assert manifest.base.id == "/models/base"
+    assert store.verify("fox").problems == ()
+    loaded = read_lora(store.open("fox").path("style"))
+    assert torch.equal(loaded.lora[LAYER].up, lora(2)[LAYER].up)
+    assert loaded.metadata["unziplora.subject"] == "fox"
+
+
+def test_a_stopped_training_keeps_what_was_saved_last(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "train", stop)
+    with pytest.raises(Interrupted, match="Stopped after step 7 of 600") as caught:
+        list(train(make_order(tmp_path / "fox.png"), store))
+    assert "unziplora combine fox" in hint(caught.value)
+    project = store.open("fox")
+    assert (project.manifest.state, project.manifest.steps_done) == ("interrupted", 7)
+    assert float(read_lora(project.path("content")).lora[LAYER].up[0, 0]) == 7
+    assert store.verify("fox").problems == ()
+
+
+@pytest.mark.parametrize(("run", "error"), [(stop_at_once, Interrupted), (fail, ModelError)])
+def test_nothing_stays_of_a_training_that_learned_nothing(store, tmp_path, monkeypatch, run, error):
+    monkeypatch.setattr(engine, "train", run)
+    with pytest.raises(error):
+        list(train(make_order(tmp_path / "fox.png"), store))
+    assert list(store.folder.iterdir()) == []
+
+
+def fail_later(request: TrainRequest, workshop: object) -> Events:
+    (request.folder / "checkpoints").mkdir()
+    (request.folder / "checkpoints/step-000005.safetensors").write_bytes(b"a state")
+    yield events.Phase("train")
+    raise ModelError("The base is gone.")
+
+
+def test_a_training_that_fails_after_a_checkpoint_can_go_on(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "train", fail_later)
+    order = make_order(tmp_path / "fox.png", device="cpu", config=TrainConfig(rank=2, seed=3))
+    with pytest.raises(ModelError):
+        list(train(order, store))
+    assert store.names() == []
+    ((unfinished,), ()) = store.all_unfinished()
+    assert (unfinished.name, unfinished.step, unfinished.steps) == ("fox", 5, 600)
+    with pytest.raises(ProjectError, match="not finished") as caught:
+        store.open("fox")
+    assert hint(caught.value) == "Go on with it: unziplora train --resume fox"
+
+    asked: list[TrainRequest] = []
+
+    def go_on(request: TrainRequest, workshop: object) -> Events:
+        asked.append(request)
+        yield from finish(request, workshop)
+
+    monkeypatch.setattr(engine, "train", go_on)
+    list(train(replace(order, resume=True, pictures=()), store))
+    (request,) = asked
+    assert request.resume
+    assert request.pictures == (unfinished.folder / "source.png",)
+    assert request.identity["seed"] == 3
+    assert store.verify("fox").problems == ()
+    assert sorted(p.name for p in store.open("fox").folder.iterdir()) == [
+        *("content.safetensors", "history.csv", "manifest.json"),
+        *("merge.safetensors", "source.png", "style.safetensors"),
+    ]
+    assert [p.name for p in store.folder.iterdir()] == ["fox"]
+
+
+def test_a_forced_training_that_is_stopped_leaves_the_older_project(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "train", finish)
+    order = make_order(tmp_path / "fox.png", force=True)
+    list(train(order, store))
+    monkeypatch.setattr(engine, "train", stop)
+    (store.folder / "fox/checkpoints").mkdir()
+    with pytest.raises(Interrupted, match="older project 'fox' stays") as caught:
+        list(train(order, store))
+    assert "unziplora train --resume fox" in hint(caught.value)
+    assert "unziplora remove fox --unfinished" in hint(caught.value)
+    assert store.open("fox").manifest.state == "complete"
+    assert store.verify("fox").problems == ()
+    monkeypatch.setattr(engine, "train", finish)
+    list(train(replace(order, resume=True), store))
+    assert store.all_unfinished() == ((), ())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        SafetensorError(f"I/O error: {os.strerror(errno.ENOSPC)} (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_an_error_of_the_project(store, tmp_path, monkeypatch, error):
+    def fill(request: TrainRequest, workshop: object) -> Events:
+        yield events.Phase("train")
+        raise error
+
+    monkeypatch.setattr(engine, "train", fill)
+    with pytest.raises(ProjectError, match="No space left") as caught:
+        list(train(make_order(tmp_path / "fox.png"), store))
+    assert "--home" in hint(caught.value)
+    assert list(store.folder.iterdir()) == []
+
+
+def test_an_older_project_stays_unless_forced(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "train", finish)
+    order = make_order(tmp_path / "fox.png")
+    list(train(order, store))
+    with pytest.raises(ProjectError, match="already"):
+        list(train(order, store))
+    monkeypatch.setattr(engine, "train", fail)
+    with pytest.raises(ModelError):
+        list(train(make_order(tmp_path / "fox.png", force=True), store))
+    assert store.verify("fox").problems == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [("fox.PNG", "source.png"), ("fox", "source"), ("fox.a b", "source"), ("fox.日本", "source")],
+)
+def test_a_picture_keeps_its_ending_when_that_is_plain(store, tmp_path, monkeypatch, name, source):
+    monkeypatch.setattr(engine, "train", finish)
+    list(train(make_order(tmp_path / name), store))
+    (record,) = store.open("fox").manifest.source
+    assert (record.file, record.width, record.height, record.format) == (source, 80, 64, "PNG")
+
+
+def test_another_process_of_the_training_makes_no_project(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "train", finish)
+    monkeypatch.setenv("RANK", "1")
+    told = list(train(make_order(tmp_path / "fox.png"), store))
+    assert not any(isinstance(event, Trained) for event in told)
+    assert store.names() == []
+
+
+def test_processes_share_out_several_pictures_and_train_each_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = [make_order(tmp_path / f"{name}.png", name=name) for name in ("fox", "rose", "cat")]
+    assert own_share(orders) == orders
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    shares = []
+    for rank in (0, 1):
+        for variable, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", 2)):
+            monkeypatch.setenv(variable, str(value))
+        assert own_share(orders[:1]) == orders[:1]  # a single picture is everybody's
+        shares.append([(order.name, order.device) for order in own_share(orders)])
+        assert "WORLD_SIZE" not in os.environ
+    assert shares == [[("fox", "cuda:0"), ("cat", "cuda:0")], [("rose", "cuda:1")]]
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    chosen = [replace(order, device="cpu") for order in orders]
+    assert [order.device for order in own_share(chosen)] == ["cpu", "cpu"]

@@ -1,0 +1,99 @@
+"""Merge weights: our own safetensors file of both branches, and the pickled ones of the paper's releases."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unziplora_cli.adapters.tensors import read_tensors, some, write_tensors
+from unziplora_cli.errors import AdapterError
+from unziplora_cli.method.layer import BRANCHES
+from unziplora_cli.method.lora import MergeWeights
+
+FORMAT = "unziplora-merge"
+VERSION = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedMerge:
+    """The merge weights of both branches, float32 on the CPU, and the file's metadata."""
+
+    content: MergeWeights
+    style: MergeWeights
+    metadata: Mapping[str, str]
+
+
+def write_merge(
+    path: Path, content: MergeWeights, style: MergeWeights, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write both branches as float32 under ``<layer>.content`` and ``<layer>.style``."""
+    tensors = {
+        f"{layer}.{branch}": merge.float()
+        for branch, weights in zip(BRANCHES, (content, style), strict=True)
+        for layer, merge in weights.items()
+    }
+    write_tensors(
+        path, tensors, {**(metadata or {}), "unziplora_format": FORMAT, "unziplora_version": VERSION}
+    )
+
+
+def read_merge(path: Path) -> LoadedMerge:
+    """Read what :func:`write_merge` wrote; raises AdapterError."""
+    tensors, metadata = read_tensors(path)
+    if metadata.get("unziplora_format") != FORMAT:
+        raise AdapterError(f"{path.name} is not a file of merge weights.", hint="Train the project again.")
+    if metadata.get("unziplora_version") != VERSION:
+        raise AdapterError(
+            f"{path.name} is of version {metadata.get('unziplora_version')}; this program reads {VERSION}.",
+            hint="Use a newer unziplora.",
+        )
+    branches: dict[str, dict[str, Tensor]] = {branch: {} for branch in BRANCHES}
+    unknown = []
+    for key, tensor in tensors.items():
+        layer, _, branch = key.rpartition(".")
+        if branch in branches and tensor.ndim == 1:
+            branches[branch][layer] = _checked(path, tensor)
+        else:
+            unknown.append(key)
+    if unknown:
+        raise AdapterError(f"{path.name} holds more than merge weights: {some(unknown)}.")
+    return LoadedMerge(branches["content"], branches["style"], metadata)
+
+
+def read_reference_merge(path: Path) -> tuple[str, dict[str, Tensor]]:
+    """The branch and the merge weights of one ``.pth`` file of the paper's releases; raises AdapterError.
+
+    Such files are pickles; nothing but tensors is let out of them.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise AdapterError(f"There is no file {path}.") from error
+    except Exception as error:  # damaged bytes make the unpickler raise nearly anything
+        raise AdapterError(
+            f"{path} cannot be read as merge weights: damaged, or it holds more than tensors.",
+            hint="Fetch the file again; files of unknown origin are better left alone.",
+        ) from error
+    merge: dict[str, dict[str, Tensor]] = {branch: {} for branch in BRANCHES}
+    for key, tensor in stored.items() if isinstance(stored, dict) else ():
+        layer, _, branch = str(key).rpartition(".lora.merge_")
+        if branch in merge and isinstance(tensor, Tensor) and tensor.ndim == 1:
+            merge[branch][layer.removeprefix("unet.")] = _checked(path, tensor.detach())
+    found = [branch for branch in BRANCHES if merge[branch]]
+    if len(found) != 1:
+        raise AdapterError(f"{path} does not hold the merge weights of one branch.")
+    return found[0], merge[found[0]]
+
+
+def _checked(path: Path, merge: Tensor) -> Tensor:
+    if not merge.is_floating_point() or not torch.isfinite(merge).all():
+        raise AdapterError(
+            f"{path.name} holds merge weights that are no finite numbers.", hint="The file is damaged."
+        )
+    return merge.float()

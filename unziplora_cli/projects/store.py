@@ -1,0 +1,320 @@
+"""The projects below one home."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from unziplora_cli import files
+from unziplora_cli.errors import ProjectError
+from unziplora_cli.projects import manifest, verify
+from unziplora_cli.projects.folders import Places, delete
+from unziplora_cli.projects.manifest import Manifest, Role
+from unziplora_cli.projects.names import check_name
+from unziplora_cli.projects.unfinished import CHECKPOINTS, PLAN, Plan, Unfinished, read_plan, write_plan
+from unziplora_cli.projects.verify import Verification, inside, refuse_links
+
+_SEE_ALL = "See them all: unziplora list"
+
+
+@dataclass(frozen=True)
+class Project:
+    """One project on disk."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """The name, which is the name of its folder."""
+        return self.folder.name
+
+    @property
+    def images(self) -> Path:
+        """Where drawn pictures go unless the user says otherwise."""
+        return self.folder / "images"
+
+    def path(self, role: Role) -> Path:
+        """The file of an artifact; raises ProjectError when the project has none of that role."""
+        artifact = self.manifest.artifact(role)
+        if artifact is None:
+            raise ProjectError(f"The project {self.name!r} has no {role} file.")
+        return inside(self.folder, artifact.path)
+
+    def size(self) -> int:
+        """Bytes of everything in the folder."""
+        return files.folder_size(self.folder)
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A folder among the projects whose manifest cannot be read."""
+
+    name: str
+    reason: str
+
+
+class ProjectStore(Places):
+    """The projects below one home."""
+
+    def names(self) -> list[str]:
+        """The names of all project folders, sorted."""
+        for name in self.hidden("ready"):
+            self.settle(name)
+        with self.home_errors():
+            try:
+                return sorted(entry.name for entry in self.folder.iterdir() if _is_project_folder(entry))
+            except FileNotFoundError:
+                return []
+
+    def exists(self, name: str) -> bool:
+        """Whether anything has this name already; a training that is not finished does not."""
+        self.settle(check_name(name))
+        return os.path.lexists(self.folder / name)
+
+    def unfinished(self, name: str) -> Unfinished | None:
+        """The training of this name that can go on, if there is one; raises ProjectError for a damaged one.
+
+        One that was stopped by the user and is a project in the meantime counts too.
+        """
+        for folder in (self.place(check_name(name), "unfinished"), self.folder / name):
+            if (folder / PLAN).is_file():
+                return Unfinished(name, folder, read_plan(folder))
+        return None
+
+    def all_unfinished(self) -> tuple[tuple[Unfinished, ...], tuple[Damaged, ...]]:
+        """All trainings that are under way or were cut off and are no projects, and damaged ones."""
+        found, damaged = [], []
+        for name in self.hidden("unfinished"):
+            folder = self.place(name, "unfinished")
+            try:
+                found.append(Unfinished(name, folder, read_plan(folder)))
+            except ProjectError as error:
+                damaged.append(Damaged(name, error.message))
+        return tuple(found), tuple(damaged)
+
+    def list(self) -> tuple[tuple[Project, ...], tuple[Damaged, ...]]:
+        """All projects, and the folders that are damaged ones."""
+        projects, damaged = [], []
+        for name in self.names():
+            try:
+                projects.append(self.open(name))
+            except ProjectError as error:
+                damaged.append(Damaged(name, error.message))
+        return tuple(projects), tuple(damaged)
+
+    def open(self, name: str) -> Project:
+        """The project of this name; raises ProjectError for an unknown, damaged or linked-out one."""
+        project = self._read(name)
+        refuse_links(project.folder)
+        return project
+
+    @contextmanager
+    def create(self, name: str, *, force: bool = False) -> Iterator[Path]:
+        """A new folder to fill, manifest included; it becomes the project when the block ends well.
+
+        When the block fails nothing is left behind, and with `force` the older project stays as it was.
+        Raises ProjectError when the name is taken (without `force`), in use, or the home cannot be written.
+        """
+        check_name(name)
+        with ExitStack() as stack:
+            with self.home_errors():
+                stack.enter_context(self.writing(name))
+                self._check_free(name, force=force)
+                if self.place(name, "unfinished").exists():
+                    raise _taken_by_training(name)
+                partial = self.partial(name)
+                partial.mkdir()
+                stack.callback(delete, partial)
+            yield partial
+            manifest.read(partial)
+            with self.home_errors():
+                partial.rename(self.place(name, "ready"))
+                self.settle_held(name)
+
+    @contextmanager
+    def training(
+        self, name: str, prepare: Callable[[Path], Plan] | None, *, force: bool = False
+    ) -> Iterator[Path]:
+        """The folder of a training, which outlives whatever ends the process during the block.
+
+        `prepare` puts the pictures into a new folder and says the plan; without it the unfinished training
+        of this name goes on. What the block leaves decides what becomes of the folder: with a manifest that
+        says `complete` it is the project, in the place of an older one; with one that says `interrupted` it
+        is a project if there is none yet; with checkpoints or saved models it stays an unfinished training;
+        otherwise it is deleted. Raises ProjectError when the name is taken (without `force`), in use, or
+        there is nothing to go on with, or the home cannot be written.
+        """
+        check_name(name)
+        folder = self.place(name, "unfinished")
+        with ExitStack() as stack:
+            with self.home_errors():
+                stack.enter_context(self.writing(name))
+                if prepare is None:
+                    self.reopen(name)
+                else:
+                    self._check_free(name, force=force)
+            if prepare is not None:
+                self._begin(name, prepare)
+            try:
+                yield folder
+            except BaseException:
+                with suppress(OSError, ProjectError):  # what ended the block matters more
+                    self._leave(name)
+                raise
+            with self.home_errors():
+                self._leave(name)
+
+    def reopen(self, name: str) -> Path:
+        """Turn a project that was stopped into an unfinished training again; returns the folder of that.
+
+        The caller holds its lock, or is another process of the training that does.
+        """
+        folder = self.place(name, "unfinished")
+        if (folder / PLAN).is_file():
+            return folder
+        with suppress(FileNotFoundError):
+            if (self.folder / name / PLAN).is_file():
+                refuse_links(self.folder / name)
+                (self.folder / name).rename(folder)
+        if not (folder / PLAN).is_file():
+            raise self.nothing_to_resume(name)
+        return folder
+
+    def nothing_to_resume(self, name: str) -> ProjectError:
+        """Why there is no unfinished training of this name."""
+        if not os.path.lexists(self.folder / name):
+            near = [each.name for each in self.all_unfinished()[0]]
+            known = f" Unfinished are: {', '.join(near)}." if near else ""
+            return ProjectError(f"There is no unfinished training {name!r}.{known}", hint=_SEE_ALL)
+        return ProjectError(
+            f"The project {name!r} is finished: there is nothing to go on with.",
+            hint=f"Look at it: unziplora show {name}",
+        )
+
+    def update(self, project: Project, new: Manifest) -> Project:
+        """Write a project's manifest anew; the caller holds its lock."""
+        manifest.write(project.folder, new)
+        return replace(project, manifest=new)
+
+    def rename(self, old: str, new: str) -> Project:
+        """Give a project another name; raises ProjectError when that is taken."""
+        folder = self.folder_of(old)
+        if old == check_name(new):
+            return self.open(old)
+        first, second = sorted((old, new))
+        with self.home_errors(), self.lock(first), self.lock(second):
+            content = manifest.read(folder)
+            if self.place(new, "unfinished").exists():
+                raise _taken_by_training(new)
+            if self.exists(new):
+                raise ProjectError(
+                    f"There is a project {new!r} already.", hint=f"Remove it first: unziplora remove {new}"
+                )
+            folder.rename(self.folder / new)
+            return self.update(Project(self.folder / new, content), replace(content, name=new))
+
+    def to_remove(self, name: str, *, unfinished: bool = False) -> tuple[Path, ...]:
+        """The folders that :meth:`remove` deletes; raises ProjectError when there are none."""
+        training = self.place(check_name(name), "unfinished")
+        if unfinished and not training.is_dir():
+            raise ProjectError(f"There is no unfinished training {name!r}.", hint=_SEE_ALL)
+        if unfinished:
+            return (training,)
+        if not training.is_dir():
+            return (self.folder_of(name),)
+        return tuple(each for each in (self.folder / name, training) if os.path.lexists(each))
+
+    def remove(self, name: str, *, unfinished: bool = False) -> None:
+        """Delete a project with all its files, a damaged one too, and its unfinished training.
+
+        With `unfinished` only the latter. Raises ProjectError when there is nothing to delete.
+        """
+        self.to_remove(name, unfinished=unfinished)
+        with self.home_errors(), self.writing(name):
+            for folder in self.to_remove(name, unfinished=unfinished):
+                delete(folder.rename(self.partial(name)))
+
+    def verify(self, name: str) -> Verification:
+        """Compare every file that the manifest names with its recorded size and hash."""
+        project = self._read(name)
+        return verify.verify(project.folder, project.manifest)
+
+    def folder_of(self, name: str) -> Path:
+        """The folder of an existing project, damaged or not; raises ProjectError."""
+        self.settle(check_name(name))
+        folder = self.folder / name
+        if _is_project_folder(folder):
+            return folder
+        if folder.is_symlink():
+            raise ProjectError(f"{folder} is a link; a project has to lie inside its home.")
+        if self.place(name, "unfinished").is_dir():
+            raise ProjectError(
+                f"The training of {name!r} is not finished.",
+                hint=f"Go on with it: unziplora train --resume {name}",
+            )
+        near = get_close_matches(name, self.names(), n=3)
+        guess = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise ProjectError(f"There is no project {name!r}.{guess}", hint=_SEE_ALL)
+
+    def _read(self, name: str) -> Project:
+        folder = self.folder_of(name)
+        inside(folder, manifest.FILE_NAME)
+        return Project(folder, replace(manifest.read(folder), name=name))
+
+    def _check_free(self, name: str, *, force: bool) -> None:
+        folder = self.folder / name
+        if os.path.lexists(folder) and not force:
+            raise ProjectError(
+                f"There is a project {name!r} already.",
+                hint="Choose another with --name, or replace it with --force.",
+            )
+        if folder.is_dir() and not os.access(folder, os.W_OK):
+            raise ProjectError(
+                f"The project {name!r} cannot be replaced: its folder {folder} is read-only.",
+                hint="Choose another with --name.",
+            )
+
+    def _begin(self, name: str, prepare: Callable[[Path], Plan]) -> None:
+        """Prepare a training; it takes the place of an older one that was not finished."""
+        partial, folder = self.partial(name), self.place(name, "unfinished")
+        try:
+            with self.home_errors():
+                partial.mkdir()
+            plan = prepare(partial)
+            with self.home_errors():
+                write_plan(partial, plan)
+                if folder.exists():
+                    delete(folder.rename(self.partial(name)))
+                partial.rename(folder)
+                files.sync(self.folder)
+        finally:
+            delete(partial)
+
+    def _leave(self, name: str) -> None:
+        """Put the folder of a training where its state belongs; the caller holds its lock."""
+        folder = self.place(name, "unfinished")
+        if (folder / manifest.FILE_NAME).exists():
+            state = manifest.read(folder).state
+            if state == "complete":
+                folder.rename(self.place(name, "ready"))
+                self.settle_held(name)
+            elif not os.path.lexists(self.folder / name):
+                folder.rename(self.folder / name)
+                files.sync(self.folder)
+        elif not any((folder / CHECKPOINTS).glob("*")) and not any((folder / "saved").glob("*")):
+            delete(folder)
+
+
+def _taken_by_training(name: str) -> ProjectError:
+    return ProjectError(
+        f"A training of {name!r} is not finished.",
+        hint=f"Go on with it: unziplora train --resume {name}   Give it up: "
+        f"unziplora remove {name} --unfinished",
+    )
+
+
+def _is_project_folder(entry: Path) -> bool:
+    return not entry.name.startswith(".") and entry.is_dir() and not entry.is_symlink()

@@ -1,0 +1,68 @@
+"""Whether the files of a project are whole, unchanged and its own."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from unziplora_cli import files
+from unziplora_cli.errors import ProjectError
+from unziplora_cli.files import Problem
+from unziplora_cli.projects.manifest import Manifest
+
+_LEADS_OUT = "is a link that leads out of the project"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What checking a project found."""
+
+    name: str
+    checked: int
+    problems: tuple[Problem, ...]
+
+
+def verify(folder: Path, manifest: Manifest) -> Verification:
+    """Compare every file that the manifest names with its recorded size and hash."""
+    expected: list[tuple[str, str, int | None]] = [
+        *((each.file, each.sha256, None) for each in manifest.source),
+        *((each.path, each.sha256, each.bytes) for each in manifest.artifacts),
+    ]
+    problems = []
+    for path, digest, size in expected:
+        reason = _difference(folder, path, digest, size)
+        if reason:
+            problems.append(Problem(path, reason))
+    known = {path for path, _, _ in expected}
+    problems += [Problem(link, _LEADS_OUT) for link in files.links_out(folder) if link not in known]
+    return Verification(folder.name, len(expected), tuple(problems))
+
+
+def inside(folder: Path, path: str) -> Path:
+    """A file of a project; raises ProjectError when a link leads it out of the project's folder."""
+    file = folder / path
+    if files.leads_out(file, folder):
+        raise ProjectError(f"{file} leads out of its project.")
+    return file
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise ProjectError when a link in a project leads out of it: strangers' projects might have one."""
+    for link in files.links_out(folder):
+        raise ProjectError(
+            f"{link} in the project {folder.name!r} {_LEADS_OUT}.",
+            hint="Put the file or folder itself in the place of the link.",
+        )
+
+
+def _difference(folder: Path, path: str, digest: str, size: int | None) -> str:
+    try:
+        file = inside(folder, path)
+        actual = file.stat().st_size
+        if size is not None and actual != size:
+            return f"has {actual} bytes instead of {size}"
+        return "" if files.sha256(file) == digest else "was changed: its SHA-256 differs"
+    except FileNotFoundError:
+        return "is missing"
+    except ProjectError:
+        return _LEADS_OUT
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"

@@ -1,0 +1,128 @@
+"""Echoes: the training picture as the base itself would draw it, for the content LoRA to learn beside it.
+
+One stylised picture cannot tell what belongs to the subject and what to the style. The base can: the picture
+is followed back into noise (DDIM inversion, arXiv 2010.02502, section 4.3), which keeps its shapes and marks,
+and denoised from there under a plain prompt, which gives it the base's own look. Both ways hear the full
+prompt, style and all, and the way back is guided from it to the plain one:
+
+    noise = e(full) + guidance * (e(echo) - e(full))
+
+so that guidance changes what the two prompts differ in, the style, and not what they share, the subject.
+The content branch alone, under the content prompt, learns these echoes as it would learn class pictures;
+what they lack of the picture is left to style.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from unziplora_cli.accel.cuda_graph import Replayed
+from unziplora_cli.config import TrainConfig
+from unziplora_cli.sdxl.base import BaseRef
+from unziplora_cli.sdxl.latents import LatentDistribution
+from unziplora_cli.sdxl.load import alphas_cumprod
+from unziplora_cli.sdxl.sampling import unconditional
+from unziplora_cli.sdxl.text import Conditioning
+from unziplora_cli.training.inputs import EchoTexts, Materials, Prior
+from unziplora_cli.training.noise import ECHO, derive_seed, noise_of
+
+STEPS = 20
+"""Steps of a whole way from noise to picture; an echo goes ``strength`` of it, there and back."""
+SPREAD = 0.1
+"""The strengths of the echoes of one picture lie this far to either side of the one asked for."""
+
+Predict = Callable[[Tensor, Tensor, str], Tensor]
+"""(noisy [n, channels, h, w], timestep [], "picture", "echo" or "away") -> noise of that shape."""
+
+
+def with_echoes(
+    materials: Materials, unet: UNet2DConditionModel, base: BaseRef, config: TrainConfig, device: torch.device
+) -> Materials:
+    """``materials`` with ``config.echoes`` echoes as the content branch's class pictures.
+
+    They are drawn by the bare ``unet``, which must not hold any branches yet.
+    """
+    if materials.echo is None:
+        return materials
+    empty = materials.empty
+    texts = echo_texts(materials.echo, None if empty is None else (empty.tokens, empty.pooled), config)
+    texts = {name: told.to(device=device, dtype=unet.dtype) for name, told in texts.items()}
+    alphas = alphas_cumprod(base)
+    replayed = Replayed(unet, records=config.capture)
+
+    @torch.no_grad()
+    def predict(noisy: Tensor, timestep: Tensor, text: str) -> Tensor:
+        prediction = replayed(noisy, timestep, texts[text])
+        return noise_of(prediction, noisy, alphas[timestep]) if materials.velocity else prediction
+
+    echoes = []
+    for number in range(config.echoes):
+        latents = materials.latents[number % len(materials.latents)]
+        crop = (number // len(materials.latents)) % latents.crops
+        picture = latents.mean[crop : crop + 1].to(device)
+        fresh = fresh_noise(config.seed, number, picture.shape).to(device)
+        echoes.append(echo(predict, alphas, picture, fresh, config, number).cpu())
+    mean = torch.cat(echoes)  # [echoes, channels, h, w]
+    found = LatentDistribution(mean, torch.zeros_like(mean))
+    return replace(materials, priors={**materials.priors, "content": Prior(found, materials.echo.content)})
+
+
+def echo_texts(
+    told: EchoTexts, empty: tuple[Tensor, Tensor] | None, config: TrainConfig
+) -> dict[str, Conditioning]:
+    """What :data:`Predict` hears under each of its names; ``empty`` is what "no text" is, None for zeros."""
+    if config.echo_contrast:
+        return {"picture": told.full, "echo": told.shown, "away": told.full}
+    return {"picture": told.content, "echo": told.shown, "away": unconditional(told.shown, empty)}
+
+
+def echo(
+    predict: Predict,
+    alphas_cumprod: Tensor,
+    picture: Tensor,
+    fresh: Tensor,
+    config: TrainConfig,
+    number: int,
+) -> Tensor:
+    """Echo ``number`` of each ``picture`` [n, channels, h, w], of that shape; so is ``fresh``, its
+    :func:`fresh_noise`."""
+    side = 2.0 * number / (config.echoes - 1) - 1.0 if config.echoes > 1 else 0.0  # from -1 to 1
+    strength = min(1.0, max(0.1, config.echo_strength + SPREAD * side))
+    last = len(alphas_cumprod) - 1
+    times = torch.linspace(0, strength * last, max(1, round(strength * STEPS)) + 1).long()
+    latents = picture
+    for before, after in pairwise(times):
+        noise = predict(latents, before, "picture")
+        latents = ddim(latents, noise, alphas_cumprod[before], alphas_cumprod[after])
+    latents = _freshened(latents, picture, alphas_cumprod[times[-1]], fresh, config.echo_fresh)
+    for before, after in pairwise(times.flip(0)):
+        away, shown = (predict(latents, before, text) for text in ("away", "echo"))
+        noise = away + config.echo_guidance * (shown - away)
+        latents = ddim(latents, noise, alphas_cumprod[before], alphas_cumprod[after])
+    return latents
+
+
+def ddim(latents: Tensor, noise: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """One deterministic step of ``latents`` from cumulative alpha ``before`` to ``after``, either way
+    (arXiv 2010.02502, equation 12)."""
+    clean = (latents - (1.0 - before).sqrt() * noise) / before.sqrt()
+    return after.sqrt() * clean + (1.0 - after).sqrt() * noise
+
+
+def fresh_noise(seed: int, number: int, shape: Sequence[int]) -> Tensor:
+    """Standard normal noise of ``shape`` for echo ``number`` of a training, the same whenever it is drawn."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, number, 0, ECHO))
+    return torch.randn(tuple(shape), generator=generator)
+
+
+def _freshened(latents: Tensor, picture: Tensor, alpha: Tensor, fresh: Tensor, share: float) -> Tensor:
+    """``latents`` with ``share`` of the variance of their noise taken from ``fresh``."""
+    own = (latents - alpha.sqrt() * picture) / (1.0 - alpha).sqrt()
+    mixed: Tensor = (1.0 - share) ** 0.5 * own + share**0.5 * fresh
+    return alpha.sqrt() * picture + (1.0 - alpha).sqrt() * mixed

@@ -1,0 +1,252 @@
+"""Everything that is computed once, before the U-Net arrives: texts and pictures as the U-Net reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from unziplora_cli.accel.device import settle_threads
+from unziplora_cli.config import Prompts, TrainConfig
+from unziplora_cli.images import load_picture
+from unziplora_cli.job import TrainRequest
+from unziplora_cli.sdxl.base import predicts_velocity
+from unziplora_cli.sdxl.generate import free, time_ids
+from unziplora_cli.sdxl.latents import LatentDistribution, crop_note, encode_latents, prepare
+from unziplora_cli.sdxl.load import load_text_encoders, load_unet, load_vae
+from unziplora_cli.sdxl.text import Conditioning, TextEmbeddings, TextEncoders, cut_note, encode, no_text
+from unziplora_cli.training.class_images import class_pictures, class_prompts, draw_missing
+from unziplora_cli.training.events import Event, Notice, Phase
+
+_NO_TEXT = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """A branch's class pictures, one crop each, and their prompt."""
+
+    latents: LatentDistribution
+    conditioning: Conditioning
+
+
+@dataclass(frozen=True, slots=True)
+class EchoTexts:
+    """What an echo shows, and what the picture is said to show: as a whole, and of its content alone."""
+
+    shown: Conditioning
+    full: Conditioning
+    content: Conditioning
+
+
+@dataclass(frozen=True, slots=True)
+class Materials:
+    """What the steps draw from; all on the CPU.
+
+    ``latents`` has one entry per picture; ``priors`` one per branch that has class pictures. ``validation``
+    says what the full, content and style validation pictures are told; ``empty`` what guidance moves away
+    from, None for zeros; ``echo`` the texts of the echoes, None without them. ``velocity`` says that the base
+    predicts the velocity and not the noise.
+    """
+
+    conditioning: Conditioning
+    latents: tuple[LatentDistribution, ...]
+    priors: Mapping[str, Prior]
+    validation: Mapping[str, Conditioning]
+    empty: TextEmbeddings | None
+    echo: EchoTexts | None = None
+    velocity: bool = False
+
+
+def gather(
+    requests: Sequence[TrainRequest], accelerator: Accelerator, dtype: torch.dtype
+) -> Iterator[Event | tuple[TrainRequest, Materials]]:
+    """Read, draw and encode everything, yielding events and at last each request with its materials.
+
+    All requests are of one base. ``dtype`` is the text encoders'; the VAE always works in float32. Of several
+    processes one draws missing class pictures, and the others wait.
+    """
+    base, device = requests[0].base, accelerator.device
+    pixels = []
+    for request in requests:
+        yield Phase("read pictures", _names(request))
+        read, notes = _read(request)
+        yield from notes
+        pixels.append(read)
+        if class_prompts(request.config) and accelerator.is_local_main_process:
+            for drawn, total in draw_missing(
+                base, request.config, device=device, dtype=dtype, vae=request.vae
+            ):
+                yield Phase("draw class pictures", f"{drawn} of {total}")
+    accelerator.wait_for_everyone()
+
+    encoders = load_text_encoders(base, device=device, dtype=dtype)
+    texts = []
+    for request in requests:
+        yield Phase("encode prompts", request.prompts.full)
+        found, notices = _encode_texts(encoders, request)
+        yield from notices
+        texts.append(found)
+    del encoders
+    free(device)
+
+    vae = load_vae(base, device=device, vae=requests[0].vae)
+    latents = []
+    for request, read in zip(requests, pixels, strict=True):
+        yield Phase("encode pictures", _names(request))
+        classes = {branch: _class_pixels(request.config, branch) for branch in class_prompts(request.config)}
+        latents.append(
+            (
+                tuple(encode_latents(vae, each) for each in read),
+                {branch: encode_latents(vae, torch.cat(parts)) for branch, parts in classes.items()},
+            )
+        )
+    del vae
+    free(device)
+    for request, known, found in zip(requests, texts, latents, strict=True):
+        yield request, _materials(request, known, *found)
+
+
+def _materials(
+    request: TrainRequest,
+    texts: Mapping[str, TextEmbeddings],
+    latents: tuple[LatentDistribution, ...],
+    class_latents: Mapping[str, LatentDistribution],
+) -> Materials:
+    config = request.config
+    ids = time_ids(config.resolution, config.resolution)
+    shown = request.validation or request.prompts
+    echo = _echo_text(request)
+    return Materials(
+        conditioning=_three(texts, request.prompts, config, ids),
+        latents=latents,
+        priors={
+            branch: Prior(class_latents[branch], _one(texts[prompt], ids))
+            for branch, prompt in class_prompts(config).items()
+        },
+        validation={
+            "full": _three(texts, shown, config, ids),
+            "content": _one(texts[shown.content], ids),
+            "style": _one(texts[shown.style], ids),
+        },
+        empty=texts.get(_NO_TEXT),
+        velocity=predicts_velocity(request.base),
+        echo=_echo_texts(texts, echo, request.prompts, ids) if echo else None,
+    )
+
+
+def _names(request: TrainRequest) -> str:
+    return ", ".join(path.name for path in request.pictures)
+
+
+def _read(request: TrainRequest) -> tuple[list[Tensor], list[Notice]]:
+    """The crops of every picture, and what the user should know about them."""
+    config = request.config
+    crops = config.crops if config.crop == "random" else 1
+    pixels, notes = [], []
+    for path in request.pictures:
+        picture = load_picture(path)
+        note = crop_note(picture.image.size, config.resolution, crops)
+        notes += map(Notice, (*picture.notes, *((f"{path.name}: {note}",) if note else ())))
+        pixels.append(prepare(picture.image, config.resolution, crops))
+    return pixels, notes
+
+
+def _echo_text(request: TrainRequest) -> str | None:
+    """What an echo shows, if there are any."""
+    config = request.config
+    return config.echo_prompt.replace("{content}", request.prompts.content) if config.echoes else None
+
+
+def _encode_texts(
+    encoders: TextEncoders, request: TrainRequest
+) -> tuple[dict[str, TextEmbeddings], list[Notice]]:
+    """The embeddings of every text of ``request``, on the CPU."""
+    shown, echo = request.validation or request.prompts, _echo_text(request)
+    texts = [t for p in (request.prompts, shown) for t in (p.full, p.content, p.style)]
+    more = [*class_prompts(request.config).values(), *([echo] if echo else [])]
+    unique = list(dict.fromkeys([*texts, *more]))
+    encoded = encode(encoders, unique).to(device=torch.device("cpu"))
+    notices = [Notice(note) for note in (cut_note(encoders, text) for text in unique) if note]
+    empty = no_text(encoders)
+    found = {text: encoded[i] for i, text in enumerate(unique)}
+    if empty is not None:
+        found[_NO_TEXT] = empty.to(device=torch.device("cpu"))
+    return found, notices
+
+
+def _class_pixels(config: TrainConfig, branch: str) -> list[Tensor]:
+    return [
+        prepare(load_picture(path).image, config.resolution, 1) for path in class_pictures(config, branch)
+    ]
+
+
+def _three(
+    texts: Mapping[str, TextEmbeddings], prompts: Prompts, config: TrainConfig, ids: Tensor
+) -> Conditioning:
+    """The three texts of ``prompts``; without prompt separation both branches read the full one."""
+    full = texts[prompts.full]
+    content, style = (
+        (texts[prompts.content], texts[prompts.style]) if config.prompt_separation else (full, full)
+    )
+    return Conditioning(full.tokens, content.tokens, style.tokens, full.pooled, ids)
+
+
+def _echo_texts(texts: Mapping[str, TextEmbeddings], echo: str, prompts: Prompts, ids: Tensor) -> EchoTexts:
+    return EchoTexts(*(_one(texts[text], ids) for text in (echo, prompts.full, prompts.content)))
+
+
+def _one(text: TextEmbeddings, ids: Tensor) -> Conditioning:
+    return Conditioning.one_prompt(text.tokens, text.pooled, ids)
+
+
+# What trainings of several pictures share, so that nothing is loaded twice.
+
+
+@dataclass(slots=True)
+class Workshop:
+    """All pictures ``to_come`` are encoded before the first U-Net, which then stays for those after it.
+
+    They share base, device and precision.
+    """
+
+    to_come: Sequence[TrainRequest] = ()
+    _encoded: list[tuple[TrainRequest, Materials]] = field(default_factory=list, init=False)
+    _unet: UNet2DConditionModel | None = field(default=None, init=False)
+
+    def materials(
+        self, request: TrainRequest, accelerator: Accelerator, dtype: torch.dtype
+    ) -> Iterator[Event | Materials]:
+        """What ``request`` draws from, at last; before it the events of what had to be done."""
+        if not any(_alike(request, done) for done, _ in self._encoded):
+            others = [each for each in self.to_come if not _alike(request, each)]
+            for found in gather([request, *others], accelerator, dtype):
+                if isinstance(found, tuple):
+                    self._encoded.append(found)
+                else:
+                    yield found
+            self.to_come = ()
+        yield next(materials for done, materials in self._encoded if _alike(request, done))
+
+    def unet(self, request: TrainRequest, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
+        """The U-Net, without branches."""
+        unet, self._unet = self._unet, None
+        if unet is None:
+            eight_bits = request.config.quantize == "int8"
+            unet = load_unet(request.base, device=device, dtype=dtype, eight_bits=eight_bits)
+        free(device)
+        settle_threads(unet)
+        return unet
+
+    def keep(self, unet: UNet2DConditionModel) -> None:
+        """Take back the U-Net, without branches."""
+        self._unet = unet
+
+
+def _alike(one: TrainRequest, other: TrainRequest) -> bool:
+    """Whether both draw from the same pictures under the same prompts."""
+    parts = ("pictures", "prompts", "validation", "config", "vae")
+    return all(getattr(one, part) == getattr(other, part) for part in parts)
