@@ -83,7 +83,7 @@ class Bench:
         """A fresh stack of trainings."""
         unet = load_unet(self.base, device=self.device, dtype=self.dtype)
         ids, echoes = time_ids(128, 128).to(self.device), None
-        if any(job.config.echoes for job in jobs):
+        if any(job.config.destyle_images for job in jobs):
             args = (self.latents[:, 0], self.text, ids, self.dtype)
             echoes = all_echoes(unet, self.alphas, jobs, *args)
         return Stack(unet, jobs, self.latents, self.text, ids, self.alphas, self.dtype, echoes)
@@ -182,7 +182,7 @@ def seconds(bench: Bench, method: Method, steps: int = 12) -> float:
     for job in method.jobs(bench.pictures[0]):
         began = time.monotonic()
         stack = bench.stack([job])
-        total += time.monotonic() - began if job.config.echoes else 0.0
+        total += time.monotonic() - began if job.config.destyle_images else 0.0
         for done, _losses in stack.train():
             if done == 2:
                 began = time.monotonic()
@@ -197,7 +197,9 @@ def _groups(methods: Sequence[Method], bench: Bench, limit: int) -> Iterator[lis
     kinds: dict[tuple[int, ...], list[Method]] = {}
     for method in sorted(methods, key=lambda each: each.config(0).steps):
         config = method.config(0)
-        kinds.setdefault(() if method.kind == "none" else (config.rank, config.echoes), []).append(method)
+        kinds.setdefault(() if method.kind == "none" else (config.rank, config.destyle_images), []).append(
+            method
+        )
     for alike in kinds.values():
         group: list[Method] = []
         size = 0

@@ -16,7 +16,7 @@ from tests.tiny_base import tiny_base  # noqa: F401  (a fixture)
 from unziplora_cli import files
 from unziplora_cli.config import TrainConfig, Words
 from unziplora_cli.projects import manifest
-from unziplora_cli.projects.manifest import Artifact, BaseRecord, Manifest, SourcePicture
+from unziplora_cli.projects.manifest import Artifact, BaseRecord, Manifest, SourceImage
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.prompts import make_prompts
 
@@ -97,7 +97,7 @@ def _sample_manifest(folder: Path) -> Manifest:
         created="2025-01-02T03:04:05Z",
         tool_version="0.1.0",
         base=BaseRecord(spec="mini", kind="builtin", id="mini", hash="0" * 64),
-        source=(SourcePicture("source.png", files.sha256(source), 640, 480, "PNG"),),
+        source=(SourceImage("source.png", files.sha256(source), 640, 480, "PNG"),),
         words=words,
         prompts=make_prompts(words),
         training=asdict(TrainConfig()),

@@ -28,7 +28,7 @@ def test_what_the_user_gave_wins_over_the_preset_and_the_preset_over_the_default
 
 
 def test_every_shipped_preset_can_be_used():
-    assert {"paper", "echo", "mini"} <= set(resources.preset_names())
+    assert {"paper", "destyle", "mini"} <= set(resources.preset_names())
     for name in resources.preset_names():
         assert load_preset(name).description
         resolve(name, {})

@@ -36,7 +36,7 @@ class Checked:
             object.__setattr__(self, each.name, value)
 
 
-def check_given(config: type, given: Mapping[str, Any]) -> None:
+def check_settings(config: type, given: Mapping[str, Any]) -> None:
     """Check some fields of a configuration alone, before what completes them is known; raises UsageError."""
     hints = get_type_hints(config)
     for each in fields(config):
@@ -154,7 +154,7 @@ optimization = partial(option, group="Optimizer")
 separation = partial(option, group="Separation")
 importance = partial(option, group="Column importance")
 pictures = partial(option, group="Pictures and class pictures")
-echo = partial(option, group="Echoes")
+destyle = partial(option, group="Destyling")
 watching = partial(option, group="Watching")
 computing = partial(option, group="Computing")
 
@@ -270,41 +270,43 @@ class TrainConfig(Checked):
         100, "Class pictures per folder; missing ones are drawn with the base.", min=1, max=100_000
     )
 
-    echoes: int = echo(
+    destyle_images: int = destyle(
         0,
         "Pictures of the subject in the base's own look, which the base makes from the training picture and "
         "the content LoRA learns beside it; 0 = none.",
         min=0,
         max=1000,
     )
-    echo_strength: float = echo(
+    destyle_strength: float = destyle(
         0.65,
         "How far an echo may leave the training picture: 0 = not at all, 1 = freely.",
         above=0.0,
         max=1.0,
     )
-    echo_fresh: float = echo(
+    destyle_fresh_noise: float = destyle(
         0.15, "Share of fresh noise in an echo; at 0 it keeps the picture's own.", min=0.0, max=1.0
     )
-    echo_floor: float = echo(
+    destyle_min_timestep: float = destyle(
         0.0, "Share of the timesteps, from the clean end, at which echoes are not learned.", min=0.0, max=0.99
     )
-    echo_only: bool = echo(
+    destyled_only: bool = destyle(
         False, "The content LoRA learns from the echoes alone, if there are any; off: from the picture too."
     )
-    echo_contrast: bool = echo(
+    destyle_contrast: bool = destyle(
         True,
         "Follow the picture into noise under the full prompt and guide its echo away from that, so that only "
         "the style changes; off: follow it under the content prompt and guide away from no text.",
     )
-    echo_guidance: float = echo(
+    destyle_guidance: float = destyle(
         5.0,
         "How strongly an echo is drawn to its prompt: more is less of the picture's style, and less of the "
         "picture.",
         min=1.0,
         max=100.0,
     )
-    echo_prompt: str = echo("a photo of {content}", "What an echo shows; {content} is the content prompt.")
+    destyle_prompt: str = destyle(
+        "a photo of {content}", "What an echo shows; {content} is the content prompt."
+    )
 
     validate_every: int = watching(
         0, "Draw validation pictures every N steps; 0 = never.", min=0, max=1_000_000
@@ -334,10 +336,10 @@ class TrainConfig(Checked):
                 "the columns would be chosen and never trained.",
                 hint=f"Use --steps {needed} or more, or lower --recalibrations.",
             )
-        if self.echoes and self.prior_content:
+        if self.destyle_images and self.prior_content:
             raise UsageError(
-                "echoes and prior-content are both given, but the content branch takes one set of pictures.",
-                hint="Leave out --prior-content, or add --echoes 0.",
+                "destyle-images and prior-content are both given, but the content branch takes one of them.",
+                hint="Leave out --prior-content, or add --destyle-images 0.",
             )
         if self.lr_warmup_steps > self.steps:
             raise UsageError(f"lr-warmup-steps is {self.lr_warmup_steps}, more than the {self.steps} steps.")
@@ -377,7 +379,7 @@ class GenerateConfig(Checked):
 
 
 @dataclass(frozen=True)
-class Studio(Checked):
+class ComputeConfig(Checked):
     """Where and how pictures are computed."""
 
     base: str | None = computing(

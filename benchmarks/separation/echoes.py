@@ -29,7 +29,7 @@ def all_echoes(
 
     Trainings that want none get zeros; all others want the same number.
     """
-    count = max(job.config.echoes for job in jobs)
+    count = max(job.config.destyle_images for job in jobs)
     found = torch.zeros(len(jobs), count, *pictures.shape[1:], device=pictures.device)
     ids = time_ids.to(pictures.device, dtype)
 
@@ -42,7 +42,7 @@ def all_echoes(
     for config, places in _alike(jobs).items():
         own = [jobs[place].prompts for place in places]
         known = EchoTexts(
-            told([config.echo_prompt.replace("{content}", each.content) for each in own]),
+            told([config.destyle_prompt.replace("{content}", each.content) for each in own]),
             told([each.full for each in own]),
             told([each.content for each in own]),
         )
@@ -66,7 +66,9 @@ def _alike(jobs: Sequence[Job]) -> dict[TrainConfig, list[int]]:
     """The places of the trainings whose echoes are made alike, with the settings of the first of them."""
     found: dict[tuple[object, ...], list[int]] = {}
     for place, job in enumerate(jobs):
-        if job.config.echoes:
-            settings = {name: value for name, value in asdict(job.config).items() if name.startswith("echo")}
+        if job.config.destyle_images:
+            settings = {
+                name: value for name, value in asdict(job.config).items() if name.startswith("destyle")
+            }
             found.setdefault(tuple(settings.values()), []).append(place)
     return {jobs[places[0]].config: places for places in found.values()}

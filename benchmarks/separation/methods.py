@@ -19,7 +19,7 @@ PLAIN = {
     "prompt_separation": False,
     "block_separation": False,
     "start": "zero",
-    "echoes": 0,
+    "destyle_images": 0,
 }
 """What makes an ordinary LoRA of one branch."""
 

@@ -61,22 +61,22 @@ def ablations() -> list[Method]:
         return Method(f"ours, {name}", "pair", "mini", settings)
 
     return [
-        changed("without echoes", echoes=0, echo_only=False),
-        changed("echoes guided from no text", echo_contrast=False),
+        changed("without echoes", destyle_images=0, destyled_only=False),
+        changed("echoes guided from no text", destyle_contrast=False),
         changed(
             "echoes as before",
-            echo_contrast=False,
-            echo_guidance=5.0,
-            echo_fresh=0.3,
-            echo_prompt="a photo of {content}",
+            destyle_contrast=False,
+            destyle_guidance=5.0,
+            destyle_fresh_noise=0.3,
+            destyle_prompt="a photo of {content}",
             content_lr=2e-3,
         ),
-        changed("echo prompt a photo of", echo_prompt="a photo of {content}"),
-        changed("echo strength .6", echo_strength=0.6),
-        changed("echo guidance 5", echo_guidance=5.0),
-        changed("fresh noise .3", echo_fresh=0.3),
-        changed("echoes at all timesteps", echo_floor=0.0),
-        changed("content from the picture too", echo_only=False),
+        changed("echo prompt a photo of", destyle_prompt="a photo of {content}"),
+        changed("echo strength .6", destyle_strength=0.6),
+        changed("echo guidance 5", destyle_guidance=5.0),
+        changed("fresh noise .3", destyle_fresh_noise=0.3),
+        changed("echoes at all timesteps", destyle_min_timestep=0.0),
+        changed("content from the picture too", destyled_only=False),
         changed("content learning rate 2e-3", content_lr=2e-3),
         changed("no prompt separation", prompt_separation=False),
         changed("no column separation", column_separation=False),
@@ -97,5 +97,5 @@ def quick() -> list[Method]:
     return [
         Method("base alone", "none"),
         Method("paper", "pair", settings=short),
-        Method("ours", "pair", "mini", settings={**short, "echoes": 2}),
+        Method("ours", "pair", "mini", settings={**short, "destyle_images": 2}),
     ]

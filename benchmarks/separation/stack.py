@@ -186,12 +186,18 @@ class Stack:
         self.conditioning = self.told([job.heard for job in self.jobs])
         content = [Prompts(*[job.prompts.content] * 3) for job in self.jobs]
         self.echo_conditioning = self.told(content) if self.echoes is not None else None
-        self.from_picture = self._of(lambda job: not (job.config.echoes and job.config.echo_only))[:, None]
-        self.echo_floor = self._of(lambda job: job.config.echo_floor * len(self.alphas_cumprod))
+        self.from_picture = self._of(
+            lambda job: not (job.config.destyle_images and job.config.destyled_only)
+        )[:, None]
+        self.destyle_min_timestep = self._of(
+            lambda job: job.config.destyle_min_timestep * len(self.alphas_cumprod)
+        )
         self.samples = self._of(lambda job: job.sample).long()
         self.places = torch.arange(count, device=self.device)
         self.overlap_weight = self._of(lambda job: job.config.overlap_weight)[:, None]
-        self.echo_weight = self._of(lambda job: job.config.prior_weight_content if job.config.echoes else 0.0)
+        self.echo_weight = self._of(
+            lambda job: job.config.prior_weight_content if job.config.destyle_images else 0.0
+        )
         self.own_columns = self._of(lambda job: job.config.finetune_mask)[:, None] > 0
 
     def _of(self, pick: Callable[[Job], float]) -> Tensor:
@@ -328,7 +334,7 @@ class Stack:
             self.flats["content"].gradients.mul_(self.from_picture)
             self._mode("content")
             loss = self._denoise(self.echo_noisy, self.echo_noise, self.echo_conditioning)
-            counts = self.echo_weight * (self.times >= self.echo_floor)
+            counts = self.echo_weight * (self.times >= self.destyle_min_timestep)
             (loss * self.weights * counts).sum().backward()
             self._mode("both")
         self._overlap_gradient()

@@ -56,7 +56,7 @@ def trained(setting: Setting, preset: str, **changes: int) -> Measured:
 def _differences(setting: Setting, config: TrainConfig) -> str:
     """What makes a step of this preset another piece of work than the other rows'."""
     rank = f"rank {config.rank}" if config.rank != setting.common_rank else ""
-    echoes = "two pictures per step, one of them an echo" if config.echoes else ""
+    echoes = "two pictures per step, one of them an echo" if config.destyle_images else ""
     return ", ".join(filter(None, (rank, echoes)))
 
 

@@ -46,14 +46,14 @@ SHORT = {
         {"finetune_mask": True, "block_separation": False, "avoid_overlap": False, "strict_top": True},
         {"column_separation": False, "start": "zero", "timestep_bias": 1.0, "snr_gamma": 5.0},
         {
-            "echoes": 2,
-            "echo_only": True,
-            "echo_floor": 0.3,
+            "destyle_images": 2,
+            "destyled_only": True,
+            "destyle_min_timestep": 0.3,
             "importance_steps": 3,  # of which some lie above the floor: without a gradient all scores tie
             "accumulate_importance": True,
         },
-        {"echoes": 2, "echo_contrast": False, "prior_weight_content": 2.0, "timestep_bias": 1.0},
-        {"echoes": 1, "prompt_separation": False},
+        {"destyle_images": 2, "destyle_contrast": False, "prior_weight_content": 2.0, "timestep_bias": 1.0},
+        {"destyle_images": 1, "prompt_separation": False},
     ],
 )
 def test_a_stack_trains_each_pair_as_the_program_trains_it_alone(
@@ -79,7 +79,7 @@ def test_a_stack_trains_each_pair_as_the_program_trains_it_alone(
     unet, alphas, ids = load_unet(base, device=cpu, dtype=single), alphas_cumprod(base), time_ids(64, 64)
     jobs = [Job(n, config, prompts) for n, (config, prompts) in enumerate(zip(configs, PROMPTS, strict=True))]
     echoes = None
-    if configs[0].echoes:
+    if configs[0].destyle_images:
         echoes = all_echoes(unet, alphas, jobs, latents[:, 0], text, ids, single)
     stack = Stack(unet, jobs, latents, text, ids, alphas, single, echoes)
     losses = torch.stack([loss.clone() for _, loss in stack.train()])  # [steps, 2]

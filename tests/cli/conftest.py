@@ -51,7 +51,7 @@ def unziplora(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
 
 SETTINGS = {
     "preset": "mini",
-    "echoes": 0,  # drawing them would take longer than the training
+    "destyle_images": 0,  # drawing them would take longer than the training
     "resolution": 64,
     "rank": 4,
     "steps": 6,

@@ -19,7 +19,13 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     train, draw = demo.resolve, demo.resolve_generate
 
     def few_steps(preset: str, overrides: dict[str, object]) -> TrainConfig:
-        short = {"steps": 5, "recalibrations": 2, "importance_steps": 1, "echoes": 1, "echo_strength": 0.2}
+        short = {
+            "steps": 5,
+            "recalibrations": 2,
+            "importance_steps": 1,
+            "destyle_images": 1,
+            "destyle_strength": 0.2,
+        }
         return train(preset, {**overrides, **short, "resolution": PIXELS})
 
     monkeypatch.setattr(demo, "resolve", few_steps)

@@ -14,7 +14,7 @@ from unziplora_cli.images import read_parameters
 from unziplora_cli.projects import manifest
 from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.sdxl.base import resolve_base
-from unziplora_cli.workflows.generate import DrawOrder, Studio, draw
+from unziplora_cli.workflows.generate import ComputeConfig, DrawOrder, draw
 
 QUICK = ("--steps=2", "--device=cpu")
 
@@ -115,7 +115,7 @@ def test_without_strength_the_base_alone_draws(two_projects, unziplora, tiny_bas
     assert unziplora("combine", "fox", *text, "--content-strength=4", *QUICK, "-o", paths[1]).code == 0
     base, _ = resolve_base(str(tiny_base), offline=True)
     alone = DrawOrder(base, GenerateConfig(steps=2), overrides={"full": "a fox"})
-    draw(alone, paths[2], Studio(device="cpu"))
+    draw(alone, paths[2], ComputeConfig(device="cpu"))
     assert same(paths[0], paths[2])
     assert not same(paths[1], paths[2])
 

@@ -193,7 +193,7 @@ def test_on_a_terminal_it_asks_before_it_replaces(unziplora, photos, settings, t
 
 
 def test_a_project_that_appears_meanwhile_is_not_replaced(unziplora, photos, settings, own_home, monkeypatch):
-    find = workflow.check_pictures
+    find = workflow.check_images
 
     def meanwhile(pictures: tuple[Path, ...]) -> None:
         find(pictures)

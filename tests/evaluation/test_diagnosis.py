@@ -123,8 +123,8 @@ def test_a_short_training_is_advised_to_be_longer_and_none_to_be_nothing():
 
 def test_echoes_are_advised_where_there_are_none():
     for wrong in ({names.STYLE_LEAKED: (1.0, 0.0)}, {names.IDENTITY: (0.5, 0.4)}):
-        assert "--echoes 8 --echo-only" in said(wrong)[1][0]
-        assert "echo" not in said(wrong, {**TRAINING, "echoes": 8})[1][0]
+        assert "--destyle-images 8 --destyled-only" in said(wrong)[1][0]
+        assert "destyle" not in said(wrong, {**TRAINING, "destyle_images": 8})[1][0]
 
 
 def test_a_manifest_without_settings_still_gets_a_verdict():
@@ -181,8 +181,8 @@ def test_all_advice_names_options_that_exist_and_values_that_are_allowed():
 
 @pytest.mark.parametrize(("used", "advised"), [(0.8, 0.65), (0.2, 0.15), (0.15, None)])
 def test_whom_the_echoes_lost_is_looked_for_nearer_to_the_picture(used: float, advised: float | None) -> None:
-    training = {**TRAINING, "echoes": 8, "echo_strength": used}
+    training = {**TRAINING, "destyle_images": 8, "destyle_strength": used}
     verdict, advice = said({names.IDENTITY: (0.4, 0.35)}, training)
     assert "very fox" in verdict
-    assert ("--echo-strength" in advice[0]) == (advised is not None)
-    assert advised is None or f"--echo-strength {advised}" in advice[0]
+    assert ("--destyle-strength" in advice[0]) == (advised is not None)
+    assert advised is None or f"--destyle-strength {advised}" in advice[0]

@@ -114,7 +114,7 @@ def _sample_manifest() -> bytes:
         created="2025-01-02T03:04:05Z",
         tool_version="0.1.0",
         base=manifest.BaseRecord(spec="mini", kind="builtin", id="mini", hash="0" * 64),
-        source=(manifest.SourcePicture("source.png", "0" * 64, 64, 64, "PNG"),),
+        source=(manifest.SourceImage("source.png", "0" * 64, 64, 64, "PNG"),),
         words=words,
         prompts=prompts.make_prompts(words),
         training=asdict(TrainConfig()),

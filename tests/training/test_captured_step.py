@@ -40,7 +40,7 @@ def distance(one: TrainResult, other: TrainResult) -> float:
         {"column_separation": False},
         {"batch_size": 2, "grad_accumulation": 2, "snr_gamma": 5.0},
         {"lr_scheduler": "cosine", "lr_warmup_steps": 3},
-        {"echoes": 2, "echo_only": True},
+        {"destyle_images": 2, "destyled_only": True},
     ],
 )
 def test_replayed_steps_learn_what_launched_ones_learn(

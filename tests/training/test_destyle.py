@@ -49,7 +49,14 @@ def test_an_echo_of_a_model_that_hears_no_text_is_the_picture_unless_noise_is_fr
         return noise
 
     kept, fresh = (
-        echo(predict, curve, picture, other, TrainConfig(echoes=1, echo_strength=0.5, echo_fresh=share), 0)
+        echo(
+            predict,
+            curve,
+            picture,
+            other,
+            TrainConfig(destyle_images=1, destyle_strength=0.5, destyle_fresh_noise=share),
+            0,
+        )
         for share in (0.0, 0.5)
     )
     torch.testing.assert_close(kept, picture, atol=1e-4, rtol=1e-4)
@@ -67,7 +74,12 @@ def test_an_echo_leans_towards_its_prompt(curve: Tensor) -> None:
 
     near, far = (
         echo(
-            predict, curve, picture, picture, TrainConfig(echoes=1, echo_strength=s, echo_fresh=0.0), 0
+            predict,
+            curve,
+            picture,
+            picture,
+            TrainConfig(destyle_images=1, destyle_strength=s, destyle_fresh_noise=0.0),
+            0,
         ).mean()
         for s in (0.3, 0.9)
     )
@@ -85,7 +97,9 @@ def test_guidance_changes_only_what_the_two_prompts_differ_in(curve: Tensor) -> 
         alpha = curve[timestep]
         return (noisy - alpha.sqrt() * (wanted if text == "echo" else picture)) / (1.0 - alpha).sqrt()
 
-    config = TrainConfig(echoes=1, echo_strength=0.9, echo_fresh=0.0, echo_guidance=2.0)
+    config = TrainConfig(
+        destyle_images=1, destyle_strength=0.9, destyle_fresh_noise=0.0, destyle_guidance=2.0
+    )
     found = echo(predict, curve, picture, picture, config, 0)
     torch.testing.assert_close(found[..., :4], picture[..., :4], atol=1e-3, rtol=0.0)
     torch.testing.assert_close(found[..., 4:], 2.0 * wanted[..., 4:], atol=0.02, rtol=0.0)
@@ -97,7 +111,7 @@ def test_an_echo_hears_the_style_only_when_it_is_to_be_led_away_from_it(contrast
         Conditioning.one_prompt(torch.full((1, 2, 3), value), torch.full((1, 3), value), torch.zeros(1, 6))
         for value in (1.0, 2.0, 3.0)
     )
-    config = TrainConfig(echoes=1, echo_contrast=contrast)
+    config = TrainConfig(destyle_images=1, destyle_contrast=contrast)
     texts = echo_texts(EchoTexts(shown, full, content), None, config)
     assert texts["echo"] is shown
     assert texts["picture"] is (full if contrast else content)
@@ -106,10 +120,11 @@ def test_an_echo_hears_the_style_only_when_it_is_to_be_led_away_from_it(contrast
 
 def test_the_echoes_of_one_training_differ_and_are_the_same_again(make_request: Make, tmp_path: Path) -> None:
     first, again = (
-        finished(make_request(tmp_path / name, steps=6, echoes=2, importance_steps=1)) for name in ("a", "b")
+        finished(make_request(tmp_path / name, steps=6, destyle_images=2, importance_steps=1))
+        for name in ("a", "b")
     )
     assert first.losses == again.losses
-    other = finished(make_request(tmp_path / "c", steps=6, echoes=2, echo_strength=0.3))
+    other = finished(make_request(tmp_path / "c", steps=6, destyle_images=2, destyle_strength=0.3))
     assert other.losses != first.losses
 
 
@@ -120,9 +135,9 @@ def test_with_echoes_alone_the_picture_teaches_the_content_lora_nothing(
     request = make_request(
         tmp_path,
         steps=6,
-        echoes=1,
-        echo_only=True,
-        echo_floor=0.99,
+        destyle_images=1,
+        destyled_only=True,
+        destyle_min_timestep=0.99,
         column_separation=False,
         weight_decay=0.0,
     )

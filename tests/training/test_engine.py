@@ -239,7 +239,7 @@ def test_a_training_goes_on_from_every_checkpoint(
 @pytest.mark.parametrize(
     "settings",
     [
-        {"echoes": 2, "echo_prompt": "a photo of {content}"},
+        {"destyle_images": 2, "destyle_prompt": "a photo of {content}"},
         {
             "lr_scheduler": "cosine",
             "grad_accumulation": 2,

@@ -86,7 +86,7 @@ MEASURED = [
     ("paper", {}, 11.02, 57.3),
     ("fast", {}, 9.85, 54.9),
     ("low-vram", {}, 5.34, 104),
-    ("echo", {}, 11.29, 112),
+    ("destyle", {}, 11.29, 112),
     ("paper", {"rank": 4}, 8.82, 53.8),
     ("paper", {"rank": 16}, 9.26, 54.1),
     ("paper", {"rank": 128}, 13.40, 62.1),
@@ -189,7 +189,7 @@ def test_more_takes_more(sdxl: Base) -> None:
     assert peak(rank=16) < whole < peak(rank=128)
     assert peak(gradient_checkpointing=True, quantize="int8") < peak(gradient_checkpointing=True) < whole
     assert peak(quantize="int8") > whole, "without checkpointing autograd keeps the unpacked copies"
-    assert peak(echoes=8) > whole, "gradients of the first pass wait while the second computes"
+    assert peak(destyle_images=8) > whole, "gradients of the first pass wait while the second computes"
     assert peak(optimizer="adamw8bit") < whole < peak(optimizer="prodigy")
 
 

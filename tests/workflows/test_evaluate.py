@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from unziplora_cli import resources
-from unziplora_cli.config import GenerateConfig, Studio, Words, resolve
+from unziplora_cli.config import ComputeConfig, GenerateConfig, Words, resolve
 from unziplora_cli.errors import AdapterError, ProjectError
 from unziplora_cli.evaluation import metrics as names
 from unziplora_cli.method.inject import adapted_projections
@@ -27,7 +27,7 @@ MINI = resolve_base("mini", offline=True)[0]
 
 
 def order(project: Project) -> EvalOrder:
-    drawing, studio = GenerateConfig(steps=2, guidance=2.5), Studio(device="cpu", batch_size=4)
+    drawing, studio = GenerateConfig(steps=2, guidance=2.5), ComputeConfig(device="cpu", batch_size=4)
     return EvalOrder(project.name, MINI, EvalConfig(count=1, draws=2), drawing, studio)
 
 

@@ -21,7 +21,7 @@ from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.prompts import make_prompts
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.training import engine, events, metrics
-from unziplora_cli.workflows.train import Trained, TrainOrder, own_share, train
+from unziplora_cli.workflows.train import TrainedProject, TrainOrder, split_by_process, train
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 WORDS = Words("fox", "watercolor")
@@ -86,7 +86,7 @@ def fail(request: TrainRequest, workshop: object) -> Events:
 def test_the_finished_project_is_told_last(store, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "train", finish)
     told = list(train(make_order(tmp_path / "fox.png"), store))
-    assert isinstance(told[-1], Trained)
+    assert isinstance(told[-1], TrainedProject)
     assert told[-1].seconds_per_step == 0.015
     manifest = store.open("fox").manifest
     assert (manifest.state, manifest.steps_done, manifest.seconds) == ("complete", 600, 9.0)
@@ -219,7 +219,7 @@ def test_another_process_of_the_training_makes_no_project(store, tmp_path, monke
     monkeypatch.setattr(engine, "train", finish)
     monkeypatch.setenv("RANK", "1")
     told = list(train(make_order(tmp_path / "fox.png"), store))
-    assert not any(isinstance(event, Trained) for event in told)
+    assert not any(isinstance(event, TrainedProject) for event in told)
     assert store.names() == []
 
 
@@ -227,18 +227,18 @@ def test_processes_share_out_several_pictures_and_train_each_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orders = [make_order(tmp_path / f"{name}.png", name=name) for name in ("fox", "rose", "cat")]
-    assert own_share(orders) == orders
+    assert split_by_process(orders) == orders
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     shares = []
     for rank in (0, 1):
         for variable, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", 2)):
             monkeypatch.setenv(variable, str(value))
-        assert own_share(orders[:1]) == orders[:1]  # a single picture is everybody's
-        shares.append([(order.name, order.device) for order in own_share(orders)])
+        assert split_by_process(orders[:1]) == orders[:1]  # a single picture is everybody's
+        shares.append([(order.name, order.device) for order in split_by_process(orders)])
         assert "WORLD_SIZE" not in os.environ
     assert shares == [[("fox", "cuda:0"), ("cat", "cuda:0")], [("rose", "cuda:1")]]
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     chosen = [replace(order, device="cpu") for order in orders]
-    assert [order.device for order in own_share(chosen)] == ["cpu", "cpu"]
+    assert [order.device for order in split_by_process(chosen)] == ["cpu", "cpu"]

@@ -209,14 +209,14 @@ def import_(
     from unziplora_cli.config import Words
     from unziplora_cli.projects.names import check_name, slugify
     from unziplora_cli.workflows import export_lora, import_lora
-    from unziplora_cli.workflows.train import check_pictures
+    from unziplora_cli.workflows.train import check_images
 
     session: Session = ctx.obj
     store = session.store()
     if name is not None:
         check_name(name)
     if picture is not None:
-        check_pictures([picture])
+        check_images([picture])
     pair = import_lora.find(paths)
     weights = import_lora.read(pair)
     words = Words(

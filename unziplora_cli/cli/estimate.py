@@ -7,7 +7,7 @@ from unziplora_cli.cli._errors import hint
 from unziplora_cli.cli._options import find_base, preset_for
 from unziplora_cli.cli._output import Table, size
 from unziplora_cli.cli._session import Session
-from unziplora_cli.config import TrainConfig, check_given, resolve
+from unziplora_cli.config import TrainConfig, check_settings, resolve
 
 if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
@@ -34,7 +34,7 @@ def show_plan(
     from unziplora_cli.training.estimate import line
     from unziplora_cli.workflows.estimate import plan_training
 
-    check_given(TrainConfig, settings)
+    check_settings(TrainConfig, settings)
     found = _base(session, base)
     preset = preset or preset_for(found)
     plan = plan_training(found, resolve(preset, settings), device, settings)

@@ -9,7 +9,7 @@ from unziplora_cli.cli._completion import project_names
 from unziplora_cli.cli._options import config_options, preset_for, project_base
 from unziplora_cli.cli._output import Table, size
 from unziplora_cli.cli._session import Session
-from unziplora_cli.config import Studio, resolve_generate
+from unziplora_cli.config import ComputeConfig, resolve_generate
 from unziplora_cli.workflows.evaluate import EvalConfig
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    with_computing = config_options(Studio, into="computing")(evaluate)
+    with_computing = config_options(ComputeConfig, into="computing")(evaluate)
     app.command("eval", rich_help_panel="Projects")(config_options(EvalConfig)(with_computing))
 
 
@@ -42,7 +42,7 @@ def evaluate(
     from unziplora_cli.workflows import evaluate
 
     session: Session = ctx.obj
-    config, studio = EvalConfig(**(settings or {})), Studio(**(computing or {}))
+    config, studio = EvalConfig(**(settings or {})), ComputeConfig(**(computing or {}))
     found = session.store().open(project)
     if pull:
         session.use_network("Fetching DINOv2 and CLIP")

@@ -9,7 +9,7 @@ from unziplora_cli.cli._completion import project_names
 from unziplora_cli.cli._options import config_options, preset_for, project_base
 from unziplora_cli.cli._session import Session
 from unziplora_cli.cli.projects import NAME as PROJECT
-from unziplora_cli.config import GenerateConfig, Studio, check_given, resolve_generate
+from unziplora_cli.config import ComputeConfig, GenerateConfig, check_settings, resolve_generate
 from unziplora_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ STYLE = typer.Option(help="The whole style prompt.", show_default=False)
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
     for name, command in (("content", content), ("style", style), ("combine", combine), ("cross", cross)):
-        with_computing = config_options(Studio, into="computing")(command)
+        with_computing = config_options(ComputeConfig, into="computing")(command)
         app.command(name, rich_help_panel=PANEL)(config_options(GenerateConfig)(with_computing))
 
 
@@ -62,7 +62,7 @@ def content(
         [found],
         {"content": found, "prompt": prompt, "overrides": {"content": content_prompt}},
         out=out,
-        studio=Studio(**(computing or {})),
+        studio=ComputeConfig(**(computing or {})),
         settings=settings or {},
     )
 
@@ -88,7 +88,7 @@ def style(
         [found],
         {"style": found, "prompt": prompt, "overrides": {"style": style_prompt}, "subject": subject},
         out=out,
-        studio=Studio(**(computing or {})),
+        studio=ComputeConfig(**(computing or {})),
         settings=settings or {},
     )
 
@@ -133,7 +133,7 @@ def combine(
         [first, second],
         {"content": first, "style": second, "prompt": prompt, "overrides": overrides, "merge": merge},
         out=out,
-        studio=Studio(**(computing or {})),
+        studio=ComputeConfig(**(computing or {})),
         settings=settings or {},
     )
 
@@ -187,8 +187,8 @@ def cross(
             "There is nothing to cross: a content and a style are needed.",
             hint="Name projects: unziplora cross fox rose   (unziplora list shows them)",
         )
-    studio = Studio(**(computing or {}))
-    check_given(GenerateConfig, settings or {})
+    studio = ComputeConfig(**(computing or {}))
+    check_settings(GenerateConfig, settings or {})
     found = project_base(session, studio.base, [*contents, *styles])
     order = generate.CrossOrder(
         base=found,
@@ -214,13 +214,13 @@ def _draw(
     parts: dict[str, Any],
     *,
     out: Path | None,
-    studio: Studio,
+    studio: ComputeConfig,
     settings: dict[str, Any],
 ) -> None:
     from unziplora_cli.cli._output import Display
     from unziplora_cli.workflows import generate
 
-    check_given(GenerateConfig, settings)
+    check_settings(GenerateConfig, settings)
     found = project_base(session, studio.base, projects)
     order = generate.DrawOrder(found, resolve_generate(preset_for(found), settings), **parts)
     prompts = order.prompts

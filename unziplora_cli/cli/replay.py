@@ -11,7 +11,7 @@ from unziplora_cli.cli._session import Session
 from unziplora_cli.cli.projects import NAME, PANEL
 
 if TYPE_CHECKING:
-    from unziplora_cli.workflows.replay import FileDistance, Replayed
+    from unziplora_cli.workflows.replay import FileDistance, ReplayResult
 
 
 def register(app: typer.Typer) -> None:
@@ -31,15 +31,15 @@ def replay(
     """Train a project again from its manifest alone, and say how far the result is from the recorded one."""
     from unziplora_cli.cli._output import Display
     from unziplora_cli.projects.names import check_name
-    from unziplora_cli.workflows.replay import Replayed
+    from unziplora_cli.workflows.replay import ReplayResult
     from unziplora_cli.workflows.replay import replay as run
 
     session: Session = ctx.obj
     keep = None if name is None else check_name(name)
-    finished: Replayed | None = None
+    finished: ReplayResult | None = None
     with Display(session.output, project) as display:
         for event in run(session.store(), project, keep=keep, device=device):
-            if isinstance(event, Replayed):
+            if isinstance(event, ReplayResult):
                 finished = event
             else:
                 display.event(event)
@@ -64,7 +64,7 @@ def _distance(each: "FileDistance") -> str:
     return f"{each.relative:.3g} of its size apart, {each.columns or 0:.1%} of the columns the same"
 
 
-def _closing(finished: "Replayed") -> str:
+def _closing(finished: "ReplayResult") -> str:
     lines = [f"{finished.project}: trained again in {duration(finished.seconds)}."]
     if not finished.identical:
         lines += [f"Changed since: {each}" for each in finished.changed]

@@ -82,7 +82,7 @@ def demo(
     from unziplora_cli.cli._output import Display
     from unziplora_cli.workflows.demo import Demonstrated
     from unziplora_cli.workflows.demo import demo as run
-    from unziplora_cli.workflows.train import Trained
+    from unziplora_cli.workflows.train import TrainedProject
 
     session: Session = ctx.obj
     finished: Demonstrated | None = None
@@ -90,7 +90,7 @@ def demo(
         for event in run(session.store(), out, device=device, on_progress=display.progress):
             if isinstance(event, Demonstrated):
                 finished = event
-            elif isinstance(event, Trained):
+            elif isinstance(event, TrainedProject):
                 display.say(f"{event.project.name}: learned in {duration(event.seconds)}")
             else:
                 display.event(event)

@@ -12,13 +12,13 @@ from unziplora_cli.cli._options import BASE, DEVICE, VAE, config_options, find_b
 from unziplora_cli.cli._output import duration, size
 from unziplora_cli.cli._session import Session
 from unziplora_cli.cli.estimate import repeatable, show_plan
-from unziplora_cli.config import TrainConfig, Words, check_given, resolve
+from unziplora_cli.config import TrainConfig, Words, check_settings, resolve
 from unziplora_cli.errors import ProjectError, UsageError
 
 if TYPE_CHECKING:
     from unziplora_cli.projects.store import ProjectStore
     from unziplora_cli.training.inputs import Workshop
-    from unziplora_cli.workflows.train import Trained, TrainOrder
+    from unziplora_cli.workflows.train import TrainedProject, TrainOrder
 
 PANEL = "Pictures"
 
@@ -94,7 +94,7 @@ def train(
 ) -> None:
     """Learn a content LoRA and a style LoRA from one picture, both at once, with their merge weights."""
     from unziplora_cli.workflows.resume import order_to_resume
-    from unziplora_cli.workflows.train import check_pictures
+    from unziplora_cli.workflows.train import check_images
 
     session: Session = ctx.obj
     store = session.store()
@@ -113,7 +113,7 @@ def train(
     groups: list[tuple[Path, ...]] = [tuple(pictures)] if together else [(picture,) for picture in pictures]
     if name is not None and len(groups) > 1:
         raise UsageError("--name names one project, but there are several pictures.", hint="Leave it out.")
-    check_pictures(pictures)
+    check_images(pictures)
     names = _names(groups, name)
     if plan:
         show_plan(session, len(groups), base=base, preset=preset, device=device, settings=settings or {})
@@ -201,10 +201,10 @@ def _offer(session: Session, store: "ProjectStore", order: "TrainOrder") -> "Tra
 
 
 def _finish(session: Session, orders: "list[TrainOrder]", store: "ProjectStore") -> None:
-    from unziplora_cli.workflows.train import own_share, workshop_for
+    from unziplora_cli.workflows.train import split_by_process, workshop_for
 
     finished = []
-    orders = list(own_share(orders))
+    orders = list(split_by_process(orders))
     workshop = workshop_for(orders)
     for order in orders:
         finished.append(_train(session, order, store, workshop))
@@ -236,7 +236,7 @@ def _orders(
 
     prompts = [make_prompts(each, None, given) for each in words]
     shown = [None if validation_prompt is None else make_prompts(each, validation_prompt) for each in words]
-    check_given(TrainConfig, settings)
+    check_settings(TrainConfig, settings)
     if preset is not None:
         resolve(preset, settings)
     found = find_base(session, base)
@@ -260,18 +260,20 @@ def _orders(
     ]
 
 
-def _train(session: Session, order: "TrainOrder", store: "ProjectStore", workshop: "Workshop") -> "Trained":
+def _train(
+    session: Session, order: "TrainOrder", store: "ProjectStore", workshop: "Workshop"
+) -> "TrainedProject":
     from unziplora_cli.cli._output import Display
-    from unziplora_cli.workflows.train import Trained, train
+    from unziplora_cli.workflows.train import TrainedProject, train
 
     output = session.output
     output.message(f"{order.name}: full     {order.prompts.full}")
     output.message(f"{order.name}: content  {order.prompts.content}")
     output.message(f"{order.name}: style    {order.prompts.style}")
-    finished: Trained | None = None
+    finished: TrainedProject | None = None
     with Display(output, order.name) as display:
         for event in train(order, store, workshop):
-            if isinstance(event, Trained):
+            if isinstance(event, TrainedProject):
                 finished = event
             else:
                 display.event(event)
@@ -336,7 +338,7 @@ def _word(
     return answer
 
 
-def _summary(finished: "Trained") -> dict[str, Any]:
+def _summary(finished: "TrainedProject") -> dict[str, Any]:
     manifest = finished.project.manifest
     return {
         "name": finished.project.name,
@@ -349,7 +351,7 @@ def _summary(finished: "Trained") -> dict[str, Any]:
     }
 
 
-def _closing(finished: "Trained") -> str:
+def _closing(finished: "TrainedProject") -> str:
     project, manifest = finished.project, finished.project.manifest
     lines = [
         f"{project.name}: {manifest.steps_done} steps in {duration(finished.seconds)} "

@@ -227,13 +227,13 @@ def _stranger(case: Case) -> Finding | None:
 
 def _echoes(case: Case, step: float) -> str:
     """Advice to let content learn the picture as the base would draw it, or to change how far from it."""
-    if not case.training.get("echoes"):
-        return " or --echoes 8 --echo-only"
-    strength = case.training.get("echo_strength")
+    if not case.training.get("destyle_images"):
+        return " or --destyle-images 8 --destyled-only"
+    strength = case.training.get("destyle_strength")
     if not isinstance(strength, float):
         return ""
     changed = min(1.0, max(ECHO_STEP, strength + step))
-    return f" or --echo-strength {changed:.2g}" if changed != strength else ""
+    return f" or --destyle-strength {changed:.2g}" if changed != strength else ""
 
 
 def _separate(case: Case) -> str:

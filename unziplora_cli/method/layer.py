@@ -78,7 +78,7 @@ class DualLoRALinear(nn.Module):
     In mode ``content`` or ``style`` that branch acts alone and without its merge weight. The in x out matrix
     ``B A`` is never formed: the column factors scale the rows of ``B``.
 
-    While a :class:`~unziplora_cli.accel.fused_lora.Fold` has prepared it, ``folded`` is W + B A with all factors
+    If :class:`~unziplora_cli.accel.fused_lora.Fold` has prepared it, ``folded`` is W + B A with its factors
     [out, in], or where the input is a text, ``answer`` is y itself; then that is used. ``joint`` is that of
     query, key and value one below the other.
     """

@@ -27,7 +27,7 @@ _PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial")
 Kind = Literal["unfinished", "ready"]
 
 
-class Places:
+class ProjectLayout:
     """The folders and locks below one home."""
 
     def __init__(self, home: Path) -> None:

@@ -106,7 +106,7 @@ class BaseRecord:
 
 
 @dataclass(frozen=True)
-class SourcePicture:
+class SourceImage:
     """One training picture, copied into the project as `file`."""
 
     file: str
@@ -204,7 +204,7 @@ class Manifest:
     created: str
     tool_version: str
     base: BaseRecord
-    source: tuple[SourcePicture, ...]
+    source: tuple[SourceImage, ...]
     words: Words
     prompts: Prompts
     training: dict[str, Scalar]

@@ -10,7 +10,7 @@ from pathlib import Path
 from unziplora_cli import files
 from unziplora_cli.errors import ProjectError
 from unziplora_cli.projects import manifest, verify
-from unziplora_cli.projects.folders import Places, delete
+from unziplora_cli.projects.folders import ProjectLayout, delete
 from unziplora_cli.projects.manifest import Manifest, Role
 from unziplora_cli.projects.names import check_name
 from unziplora_cli.projects.unfinished import CHECKPOINTS, PLAN, Plan, Unfinished, read_plan, write_plan
@@ -56,7 +56,7 @@ class Damaged:
     reason: str
 
 
-class ProjectStore(Places):
+class ProjectStore(ProjectLayout):
     """The projects below one home."""
 
     def names(self) -> list[str]:

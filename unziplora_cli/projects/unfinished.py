@@ -9,14 +9,14 @@ from pathlib import Path
 from unziplora_cli import files
 from unziplora_cli.config import Prompts, Words
 from unziplora_cli.errors import ProjectError, UsageError
-from unziplora_cli.projects.manifest import BaseRecord, Scalar, SourcePicture, decode
+from unziplora_cli.projects.manifest import BaseRecord, Scalar, SourceImage, decode
 
 SCHEMA = 1
 PLAN = "plan.json"
 CHECKPOINTS = "checkpoints"
 _STEP = re.compile(r"step-([0-9]{6,})\.safetensors")
 
-RETUNABLE = (
+MUTABLE_ON_RESUME = (
     *("content_lr", "style_lr", "merge_lr", "max_grad_norm"),
     *("checkpoint_every", "save_every", "validate_every", "validation_images", "tracker"),
 )
@@ -34,7 +34,7 @@ class Plan:
     created: str
     tool_version: str
     base: BaseRecord
-    source: tuple[SourcePicture, ...]
+    source: tuple[SourceImage, ...]
     words: Words
     prompts: Prompts
     training: dict[str, Scalar]
@@ -59,7 +59,7 @@ class Plan:
             **{
                 name.replace("_", "-"): value
                 for name, value in self.training.items()
-                if name not in RETUNABLE
+                if name not in MUTABLE_ON_RESUME
             },
         }
 

@@ -75,7 +75,9 @@ class BatchSource:
                     self._priors[branch],
                     mode=mode,
                     scale=weight,
-                    floor=self.config.echo_floor if branch == "content" and self.config.echoes else 0.0,
+                    floor=self.config.destyle_min_timestep
+                    if branch == "content" and self.config.destyle_images
+                    else 0.0,
                 )
             )
         return batches

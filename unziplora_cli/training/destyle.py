@@ -44,7 +44,7 @@ Predict = Callable[[Tensor, Tensor, str], Tensor]
 def with_echoes(
     materials: Materials, unet: UNet2DConditionModel, base: BaseRef, config: TrainConfig, device: torch.device
 ) -> Materials:
-    """``materials`` with ``config.echoes`` echoes as the content branch's class pictures.
+    """``materials`` with ``config.destyle_images`` echoes as the content branch's class pictures.
 
     They are drawn by the bare ``unet``, which must not hold any branches yet.
     """
@@ -62,7 +62,7 @@ def with_echoes(
         return noise_of(prediction, noisy, alphas[timestep]) if materials.velocity else prediction
 
     echoes = []
-    for number in range(config.echoes):
+    for number in range(config.destyle_images):
         latents = materials.latents[number % len(materials.latents)]
         crop = (number // len(materials.latents)) % latents.crops
         picture = latents.mean[crop : crop + 1].to(device)
@@ -77,7 +77,7 @@ def echo_texts(
     told: EchoTexts, empty: tuple[Tensor, Tensor] | None, config: TrainConfig
 ) -> dict[str, Conditioning]:
     """What :data:`Predict` hears under each of its names; ``empty`` is what "no text" is, None for zeros."""
-    if config.echo_contrast:
+    if config.destyle_contrast:
         return {"picture": told.full, "echo": told.shown, "away": told.full}
     return {"picture": told.content, "echo": told.shown, "away": unconditional(told.shown, empty)}
 
@@ -92,18 +92,20 @@ def echo(
 ) -> Tensor:
     """Echo ``number`` of each ``picture`` [n, channels, h, w], of that shape; so is ``fresh``, its
     :func:`fresh_noise`."""
-    side = 2.0 * number / (config.echoes - 1) - 1.0 if config.echoes > 1 else 0.0  # from -1 to 1
-    strength = min(1.0, max(0.1, config.echo_strength + SPREAD * side))
+    side = (
+        2.0 * number / (config.destyle_images - 1) - 1.0 if config.destyle_images > 1 else 0.0
+    )  # from -1 to 1
+    strength = min(1.0, max(0.1, config.destyle_strength + SPREAD * side))
     last = len(alphas_cumprod) - 1
     times = torch.linspace(0, strength * last, max(1, round(strength * STEPS)) + 1).long()
     latents = picture
     for before, after in pairwise(times):
         noise = predict(latents, before, "picture")
         latents = ddim(latents, noise, alphas_cumprod[before], alphas_cumprod[after])
-    latents = _freshened(latents, picture, alphas_cumprod[times[-1]], fresh, config.echo_fresh)
+    latents = _freshened(latents, picture, alphas_cumprod[times[-1]], fresh, config.destyle_fresh_noise)
     for before, after in pairwise(times.flip(0)):
         away, shown = (predict(latents, before, text) for text in ("away", "echo"))
-        noise = away + config.echo_guidance * (shown - away)
+        noise = away + config.destyle_guidance * (shown - away)
         latents = ddim(latents, noise, alphas_cumprod[before], alphas_cumprod[after])
     return latents
 

@@ -119,7 +119,7 @@ def _prepare(
         separation=_separation(config),
         overlap_weight=config.overlap_weight,
         max_grad_norm=config.max_grad_norm,
-        content_from_picture=not (config.echoes and config.echo_only),
+        content_from_picture=not (config.destyle_images and config.destyled_only),
     )
     logbook = Logbook(accelerator, config, request.folder / "logs")
     logbook.open()

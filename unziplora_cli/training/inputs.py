@@ -158,7 +158,9 @@ def _read(request: TrainRequest) -> tuple[list[Tensor], list[Notice]]:
 def _echo_text(request: TrainRequest) -> str | None:
     """What an echo shows, if there are any."""
     config = request.config
-    return config.echo_prompt.replace("{content}", request.prompts.content) if config.echoes else None
+    return (
+        config.destyle_prompt.replace("{content}", request.prompts.content) if config.destyle_images else None
+    )
 
 
 def _encode_texts(

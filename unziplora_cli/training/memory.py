@@ -57,21 +57,21 @@ def total_memory(device: torch.device) -> int:
 #
 # A training on a GPU goes through three phases, and its peak is the largest of theirs::
 #
-#     texts     the two text encoders
-#     pictures  the VAE in float32 + PLANES feature maps of the picture's size
-#     steps     frozen + state + the largest of
-#               - backward pass at part i of the U-Net: what autograd saved of the parts up to i, the gradients
-#                 of those after i, the folded weights of i's region and their gradients, and what i works with
-#               - update: all gradients
+#   texts     the two text encoders
+#   pictures  the VAE in float32 + PLANES feature maps of the picture's size
+#   steps     frozen + state + the largest of
+#             - backward pass at part i of the U-Net: what autograd saved of the parts up to i, the gradients
+#               of those after i, the folded weights of i's region and their gradients, and what i works with
+#             - update: all gradients
 #
-#     frozen    the base's weights: 2 bytes in bf16 and fp16, 4 in fp32, 1 in int8 where a layer is large; those
-#               that read texts wait on the CPU
-#     state     per trained number 4 bytes and the optimiser's own
-#     saved     values that the backward pass needs, per picture and pixel of a part:
-#               block 11 width + 2 inner (+ inner where GEGLU is not fused), resnet 2 (in + out) (3 where group
-#               norm and SiLU are not fused), convolution in; low-precision copies of what is trained
+#   frozen    the base's weights: 2 bytes in bf16 and fp16, 4 in fp32, 1 in int8 where a layer is large; those
+#             that read texts wait on the CPU
+#   state     per trained number 4 bytes and the optimiser's own
+#   saved     values that the backward pass needs, per picture and pixel of a part:
+#             block 11 width + 2 inner (+ inner where GEGLU is not fused), resnet 2 (in + out) (3 where group
+#             norm and SiLU are not fused), convolution in; low-precision copies of what is trained
 #
-# Where a second recording of the step fits, a training on CUDA takes up to the size of all gradients more; that
+# Where a second recording of the step fits, CUDA takes up to the size of all gradients more; that
 # is not counted.
 #
 # With gradient checkpointing only the input of a block or resnet is saved, and all the rest for one part at a
@@ -232,7 +232,7 @@ def pixels_of(part: Part, config: TrainConfig, base: Base) -> int:
 
 def passes(config: TrainConfig) -> int:
     """How often a step goes through the U-Net: for the picture, and for each branch's class pictures."""
-    classes = bool(config.echoes or config.prior_content) + bool(config.prior_style)
+    classes = bool(config.destyle_images or config.prior_content) + bool(config.prior_style)
     return config.grad_accumulation * (1 + classes)
 
 

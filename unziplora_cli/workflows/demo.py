@@ -13,8 +13,8 @@ from unziplora_cli.config import GenerateConfig, Words, resolve, resolve_generat
 from unziplora_cli.errors import ProjectError, UsageError
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.prompts import make_prompts
-from unziplora_cli.workflows.generate import DrawOrder, Shelf, Studio, check_place, pictures, source
-from unziplora_cli.workflows.train import Trained, TrainOrder, train
+from unziplora_cli.workflows.generate import ComputeConfig, DrawOrder, Shelf, check_place, pictures, source
+from unziplora_cli.workflows.train import TrainedProject, TrainOrder, train
 
 if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
@@ -55,7 +55,7 @@ def demo(
     *,
     device: str = "auto",
     on_progress: Callable[[Progress], None] | None = None,
-) -> Iterator[Event | Trained | Demonstrated]:
+) -> Iterator[Event | TrainedProject | Demonstrated]:
     """Train on two shipped pictures, then draw what the base knew and what each LoRA learned onto one sheet.
 
     The projects are called ``demo-fox`` and ``demo-cat``; older ones of these names are replaced. ``out`` is
@@ -69,7 +69,7 @@ def demo(
     projects: list[Project] = []
     for sample in (FIRST, SECOND):
         for event in train(_order(sample, base, device), store):
-            if isinstance(event, Trained):
+            if isinstance(event, TrainedProject):
                 projects.append(event.project)
             yield event
     rows = _rows(projects[0], projects[1], base, resolve_generate(PRESET, {}))
@@ -173,7 +173,7 @@ def _draw(
     shelf = Shelf()
     orders = [order for row in rows for _, order in row.cells]
     requests = [shelf.request(order) for order in orders]
-    drawn = iter(pictures(requests, base, Studio(device=device), on_progress))
+    drawn = iter(pictures(requests, base, ComputeConfig(device=device), on_progress))
     cells = [[Cell(next(drawn).image, caption) for caption, _ in row.cells] for row in rows]
     cells[0].insert(0, Cell(source(projects[0]), "the one picture it learns from"))
     cells[-1].insert(0, Cell(source(projects[1]), "the second picture"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unziplora_cli import files, resources
-from unziplora_cli.config import SEED_MAX, Checked, GenerateConfig, Prompts, Studio, option
+from unziplora_cli.config import SEED_MAX, Checked, ComputeConfig, GenerateConfig, Prompts, option
 from unziplora_cli.errors import AdapterError, ProjectError
 from unziplora_cli.projects import manifest
 from unziplora_cli.projects.manifest import Evaluation, Manifest, ScoreRecord
@@ -180,7 +180,7 @@ class EvalOrder:
     base: BaseRef
     config: EvalConfig
     drawing: GenerateConfig
-    studio: Studio
+    studio: ComputeConfig
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ def _training_notes(recipe: Manifest) -> Iterator[str]:
             f"The training stopped after step {recipe.steps_done} of {recipe.training.get('steps')}; "
             f"to finish it: unziplora train --resume {recipe.name}"
         )
-    if recipe.training.get("echoes") and recipe.training.get("echo_only"):
+    if recipe.training.get("destyle_images") and recipe.training.get("destyled_only"):
         yield (
             "The content LoRA learned from echoes alone, the picture as the base would draw it: "
             "its loss on the picture itself may lie above the base's."

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from unziplora_cli.config import GenerateConfig, Prompts, Studio, Words
+from unziplora_cli.config import ComputeConfig, GenerateConfig, Prompts, Words
 from unziplora_cli.errors import ProjectError, UsageError
 from unziplora_cli.projects.names import slugify
 from unziplora_cli.projects.store import Project
@@ -77,7 +77,7 @@ class Drawn:
     sheet: Path | None = None
 
 
-def draw(order: DrawOrder, out: Path, studio: Studio, on_progress: OnProgress | None = None) -> Drawn:
+def draw(order: DrawOrder, out: Path, studio: ComputeConfig, on_progress: OnProgress | None = None) -> Drawn:
     """Draw the pictures of ``order`` into ``out``, a folder or, for one picture, a ``.png`` file.
 
     Raises UsageError for a prompt or size that cannot be, ModelError, AdapterError, OutOfMemory, and
@@ -136,7 +136,9 @@ class CrossOrder:
         ]
 
 
-def cross(order: CrossOrder, out: Path, studio: Studio, on_progress: OnProgress | None = None) -> Drawn:
+def cross(
+    order: CrossOrder, out: Path, studio: ComputeConfig, on_progress: OnProgress | None = None
+) -> Drawn:
     """Draw every cell of ``order`` as files in ``out``, and one labelled contact sheet, ``sheet.png``.
 
     A folder that holds such files already gets them in a new folder inside, ``cross-001``. Raises as
@@ -256,7 +258,7 @@ def shared_base(projects: Sequence[Project]) -> str:
 
 
 def pictures(
-    requests: Sequence[Request], base: BaseRef, studio: Studio, on_progress: OnProgress | None
+    requests: Sequence[Request], base: BaseRef, studio: ComputeConfig, on_progress: OnProgress | None
 ) -> Iterator[Picture]:
     """The pictures of all requests, in order."""
     from unziplora_cli.accel.device import pick_device, pick_dtype

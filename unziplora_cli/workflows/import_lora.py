@@ -20,7 +20,7 @@ from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.prompts import make_prompts
 from unziplora_cli.workflows.export_lora import check_fits
 from unziplora_cli.workflows.provenance import origin
-from unziplora_cli.workflows.train import LORA_FORMAT, MERGE_FORMAT, copy_pictures, disk_errors
+from unziplora_cli.workflows.train import LORA_FORMAT, MERGE_FORMAT, copy_images, disk_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -250,7 +250,7 @@ def adopt(order: ImportOrder, store: ProjectStore) -> Project:
         order.base, weights.content.lora, weights.style.lora, weights.content_merge, weights.style_merge
     )
     with disk_errors(store.home), store.create(order.name, force=order.force) as folder:
-        source = copy_pictures((order.picture,), folder) if order.picture else ()
+        source = copy_images((order.picture,), folder) if order.picture else ()
         prompts = _prompts(order)
         _write(order, prompts, folder)
         manifest.write(

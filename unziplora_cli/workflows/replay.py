@@ -15,7 +15,7 @@ from unziplora_cli.errors import Interrupted, ProjectError, UsageError
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.projects.verify import inside
 from unziplora_cli.workflows.generate import shared_base
-from unziplora_cli.workflows.train import Trained, TrainOrder, train
+from unziplora_cli.workflows.train import TrainedProject, TrainOrder, train
 
 if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
@@ -42,7 +42,7 @@ class FileDistance:
 
 
 @dataclass(frozen=True)
-class Replayed:
+class ReplayResult:
     """What a replay came to; ``losses`` are the recorded and the new value of each metric.
 
     ``changed`` names what was not as it was in the first training, ``unrecorded`` what the manifest does not
@@ -65,8 +65,8 @@ class Replayed:
 
 def replay(
     store: ProjectStore, name: str, *, keep: str | None = None, device: str | None = None
-) -> Iterator[Event | Replayed]:
-    """Train the project ``name`` again, telling events and at last Replayed.
+) -> Iterator[Event | ReplayResult]:
+    """Train the project ``name`` again, telling events and at last ReplayResult.
 
     ``keep`` is the name of the new project; without it the new files are deleted after the comparison.
     ``device`` is the recorded one unless given. The project is locked meanwhile. Raises ProjectError when its
@@ -86,16 +86,16 @@ def replay(
             order = replace(order, config=replace(order.config, checkpoint_every=0))
         else:
             order = replace(order, name=keep, created=None)
-        trained: Trained | None = None
+        trained: TrainedProject | None = None
         for event in train(order, target):
-            if isinstance(event, Trained):
+            if isinstance(event, TrainedProject):
                 trained = event
             else:
                 yield event
         if trained is None:
             return  # another process of this training compares
         new = trained.project
-        yield Replayed(
+        yield ReplayResult(
             project=name,
             files=tuple(compare(project, new)),
             losses={

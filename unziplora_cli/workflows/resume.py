@@ -7,11 +7,11 @@ from dataclasses import fields, replace
 from typing import Any
 
 from unziplora_cli import files
-from unziplora_cli.config import TrainConfig, check_given
+from unziplora_cli.config import TrainConfig, check_settings
 from unziplora_cli.errors import ProjectError, UsageError
 from unziplora_cli.projects.manifest import Scalar
 from unziplora_cli.projects.store import ProjectStore
-from unziplora_cli.projects.unfinished import RETUNABLE, Plan, Unfinished, differences
+from unziplora_cli.projects.unfinished import MUTABLE_ON_RESUME, Plan, Unfinished, differences
 from unziplora_cli.workflows.train import TrainOrder, plan_of
 
 
@@ -26,7 +26,7 @@ def order_to_resume(
     """
     from unziplora_cli.sdxl.base import resolve_base
 
-    check_given(TrainConfig, settings)
+    check_settings(TrainConfig, settings)
     unfinished = store.unfinished(name)
     if unfinished is None:
         raise store.nothing_to_resume(name)
@@ -56,7 +56,7 @@ def order_to_resume(
         raise ProjectError(
             f"The training of {name!r} began otherwise: {'; '.join(different)}.",
             hint=f"Go on as it began: unziplora train --resume {name}   Or train anew, with --force. "
-            f"What may change: {', '.join(each.replace('_', '-') for each in RETUNABLE)}.",
+            f"What may change: {', '.join(each.replace('_', '-') for each in MUTABLE_ON_RESUME)}.",
         )
     return order
 
@@ -65,7 +65,7 @@ def same_training(order: TrainOrder, unfinished: Unfinished) -> tuple[str, ...]:
     """Where ``order`` differs from an unfinished training, in words; empty when it would make the same."""
     changed = [
         name
-        for name in RETUNABLE
+        for name in MUTABLE_ON_RESUME
         if getattr(order.config, name) != unfinished.plan.training.get(name, getattr(order.config, name))
     ]
     retuned = tuple(

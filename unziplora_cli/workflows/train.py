@@ -23,7 +23,7 @@ from unziplora_cli.config import Prompts, TrainConfig, Words
 from unziplora_cli.errors import Interrupted, ProjectError
 from unziplora_cli.files import sync
 from unziplora_cli.projects import manifest
-from unziplora_cli.projects.manifest import Artifact, Manifest, Role, SourcePicture
+from unziplora_cli.projects.manifest import Artifact, Manifest, Role, SourceImage
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.projects.unfinished import CHECKPOINTS, Plan, read_plan, write_plan
 from unziplora_cli.workflows.provenance import base_record, origin
@@ -69,7 +69,7 @@ class TrainOrder:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedProject:
     """The finished project; the last thing that :func:`train` tells."""
 
     project: Project
@@ -86,7 +86,7 @@ class _Outcome:
     step_times: list[float] = field(default_factory=list)
 
 
-def check_pictures(pictures: Sequence[Path]) -> None:
+def check_images(pictures: Sequence[Path]) -> None:
     """Read every picture once, so that none is refused when others are trained already; raises UsageError."""
     from unziplora_cli.images import load_picture
 
@@ -101,7 +101,7 @@ def workshop_for(orders: Sequence[TrainOrder]) -> Workshop:
     return Workshop([_request(order, Path(), order.pictures) for order in orders if not order.resume])
 
 
-def own_share(orders: Sequence[TrainOrder]) -> Sequence[TrainOrder]:
+def split_by_process(orders: Sequence[TrainOrder]) -> Sequence[TrainOrder]:
     """Of several pictures, those that this process trains, each by itself; a single one is everybody's.
 
     The processes were started by ``torchrun`` or ``accelerate launch``.
@@ -122,8 +122,8 @@ def own_share(orders: Sequence[TrainOrder]) -> Sequence[TrainOrder]:
 
 def train(
     order: TrainOrder, store: ProjectStore, workshop: Workshop | None = None
-) -> Iterator[Event | Trained]:
-    """Train ``order`` and make it a project of ``store``, telling events and at last Trained.
+) -> Iterator[Event | TrainedProject]:
+    """Train ``order`` and make it a project of ``store``, telling events and at last TrainedProject.
 
     A ``workshop`` is what it shares with trainings before and after it.
 
@@ -166,10 +166,10 @@ def train(
         raise _stopped(order, store)
     project = store.open(order.name)
     typical = sorted(outcome.step_times)[len(outcome.step_times) // 2] if outcome.step_times else 0.0
-    yield Trained(project, project.manifest.seconds, typical)
+    yield TrainedProject(project, project.manifest.seconds, typical)
 
 
-def plan_of(order: TrainOrder, source: tuple[SourcePicture, ...]) -> Plan:
+def plan_of(order: TrainOrder, source: tuple[SourceImage, ...]) -> Plan:
     """What has to be known to go on with ``order``."""
     return Plan(
         created=order.created or manifest.now(),
@@ -187,7 +187,7 @@ def plan_of(order: TrainOrder, source: tuple[SourcePicture, ...]) -> Plan:
 
 
 def _prepare(order: TrainOrder, folder: Path) -> Plan:
-    return plan_of(order, copy_pictures(order.pictures, folder))
+    return plan_of(order, copy_images(order.pictures, folder))
 
 
 def _kept(store: ProjectStore, name: str) -> str:
@@ -311,11 +311,11 @@ def disk_errors(home: Path, kept: Callable[[], str] = str) -> Iterator[None]:
         ) from error
 
 
-def copy_pictures(pictures: tuple[Path, ...], folder: Path) -> tuple[SourcePicture, ...]:
+def copy_images(pictures: tuple[Path, ...], folder: Path) -> tuple[SourceImage, ...]:
     """Keep the very files that were trained on, so that the project stands alone."""
     from PIL import Image
 
-    check_pictures(pictures)
+    check_images(pictures)
     sources = []
     for number, picture in enumerate(pictures):
         ending = picture.suffix.lower()
@@ -328,7 +328,7 @@ def copy_pictures(pictures: tuple[Path, ...], folder: Path) -> tuple[SourcePictu
             raise ProjectError(f"Cannot copy {picture} into the project: {error.strerror}.") from error
         with warnings.catch_warnings(action="ignore"), Image.open(folder / file) as image:
             sources.append(
-                SourcePicture(
+                SourceImage(
                     file, files.sha256(folder / file), image.width, image.height, image.format or "unknown"
                 )
             )
@@ -365,7 +365,7 @@ def _artifact(folder: Path, role: Role, path: str, format: str, rank: int | None
 
 def _manifest(
     order: TrainOrder,
-    sources: tuple[SourcePicture, ...],
+    sources: tuple[SourceImage, ...],
     result: TrainResult,
     artifacts: tuple[Artifact, ...],
 ) -> Manifest:
