@@ -1,4 +1,4 @@
-"""How well content and style come apart on the built-in base: methods side by side, named by the judge.
+"""How well content and style come apart on the built-in base: methods side by side, named by the classifier.
 
     python benchmarks/quality.py --quick            # four pictures, three methods, a CPU, minutes
     python benchmarks/quality.py --out results      # the table of benchmarks/README.md, one GPU, ten minutes
@@ -33,7 +33,7 @@ from benchmarks.separation.stack import Job, Stack
 from benchmarks.separation.tables import markdown, sheet
 from unziplora_cli import resources
 from unziplora_cli.environment import tame_openmp
-from unziplora_cli.evaluation.classifier import Judge
+from unziplora_cli.evaluation.classifier import Classifier
 from unziplora_cli.sdxl.base import BaseRef, resolve_base
 from unziplora_cli.sdxl.generate import time_ids
 from unziplora_cli.sdxl.latents import encode_latents, prepare
@@ -43,7 +43,7 @@ from unziplora_cli.sdxl.text import encode
 
 @dataclass
 class Bench:
-    """What all methods share: the pictures, the base, the judge."""
+    """What all methods share: the pictures, the base, the classifier."""
 
     pictures: tuple[Sample, ...]
     base: BaseRef
@@ -56,7 +56,7 @@ class Bench:
     begun: float
 
     def __post_init__(self) -> None:
-        self.judge = Judge.load(resources.judge()).to(self.device)
+        self.classifier = Classifier.load(resources.classifier()).to(self.device)
         self.vae = load_vae(self.base, device=self.device)
         self._encoders = load_text_encoders(self.base, device=self.device, dtype=torch.float32)
         self._texts: dict[str, tuple[Tensor, Tensor]] = {}
@@ -66,7 +66,7 @@ class Bench:
         self.latents = torch.stack([torch.stack([each.mean[0], each.std[0]]) for each in found]).to(
             self.device
         )
-        self.galleries = [gallery(each, self.judge) for each in self.pictures]
+        self.galleries = [gallery(each, self.classifier) for each in self.pictures]
         self.say(f"{len(self.pictures)} pictures")
 
     def say(self, text: str) -> None:
@@ -90,12 +90,12 @@ class Bench:
 
 
 def ceiling(bench: Bench) -> dict[str, np.ndarray]:
-    """What the judge says of drawn photos of the very individuals."""
+    """What the classifier says of drawn photos of the very individuals."""
     seen = []
     for number, each in enumerate(bench.pictures):
         photos = torch.from_numpy(real_photos(each, 3)).to(bench.device)
         wanted = Drawing("content", number, None, None, False, None, 0, each.subject, "photo")  # type: ignore[arg-type]
-        seen += verdict.look(bench.judge, [wanted] * 3, photos, bench.galleries)
+        seen += verdict.look(bench.classifier, [wanted] * 3, photos, bench.galleries)
     return verdict.scores(seen, bench.pictures)
 
 
@@ -111,7 +111,7 @@ class Result:
 def measure(
     bench: Bench, methods: Sequence[Method], *, limit: int, keep: set[str], deadline: float
 ) -> Iterator[Result]:
-    """Train and judge all ``methods``, at most ``limit`` trainings at once; no stack begins after
+    """Train and evaluate all ``methods``, at most ``limit`` trainings at once; no stack begins after
     ``deadline`` minutes."""
     for group in _groups(methods, bench, limit):
         began = time.monotonic()
@@ -152,7 +152,7 @@ def measure(
             chunk=bench.chunk,
         ):
             for verdict_, image in zip(
-                verdict.look(bench.judge, some, images, bench.galleries), images, strict=True
+                verdict.look(bench.classifier, some, images, bench.galleries), images, strict=True
             ):
                 name = owners[position]
                 seen[name].append(verdict_)

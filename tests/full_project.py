@@ -63,7 +63,7 @@ def fill(project: Project) -> Project:
         training={**record.training, "validate_every": 20, "from_the_future": "<b>"},
         evaluation=Evaluation(
             created="2025-01-03T00:00:00Z",
-            verdict="The style leaks into <content>.",
+            diagnosis="The style leaks into <content>.",
             advice=("Train longer: <i>--steps 400</i>",),
             scores=(
                 ScoreRecord("content kept", 0.75, 0.5, True, "Pictures with a <fox>.", "share"),

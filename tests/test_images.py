@@ -10,7 +10,7 @@ from PIL import Image
 
 from unziplora_cli.cli._errors import hint
 from unziplora_cli.errors import UsageError
-from unziplora_cli.images import load_picture, to_rgb
+from unziplora_cli.images import load_image, to_rgb
 
 ORANGE = (255, 102, 51)
 """A colour of the web palette too."""
@@ -22,7 +22,7 @@ def saved(image: Image.Image, path: Path, **options: object) -> Path:
 
 
 def centre(path: Path) -> tuple[int, ...]:
-    image = load_picture(path).image
+    image = load_image(path).image
     assert image.mode == "RGB"
     return image.getpixel((image.width // 2, image.height // 2))
 
@@ -81,7 +81,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     image.paste("black", (0, 0, 20, 20))
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise
-    upright = load_picture(saved(image, tmp_path / "a.png", exif=exif)).image
+    upright = load_image(saved(image, tmp_path / "a.png", exif=exif)).image
     assert upright.size == (80, 120)
     assert upright.getpixel((75, 5)) == (0, 0, 0)
 
@@ -89,19 +89,19 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
 def test_the_first_frame_of_an_animation_is_used_and_told(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (80, 80), colour) for colour in ("red", "blue", "green")]
     path = saved(frames[0], tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    picture = load_picture(path)
+    picture = load_image(path)
     assert picture.image.getpixel((40, 40)) == (255, 0, 0)
     assert picture.notes == ("a.gif has 3 frames; the first one is used.",)
 
 
 def test_a_very_wide_picture_works(tmp_path: Path) -> None:
     path = saved(Image.new("L", (20_000, 100), 7), tmp_path / "wide.png")
-    assert load_picture(path).image.size == (20_000, 100)
+    assert load_image(path).image.size == (20_000, 100)
 
 
 def test_a_large_jpeg_is_decoded_smaller(tmp_path: Path) -> None:
     path = saved(Image.new("L", (8200, 8200), 7), tmp_path / "large.jpg")
-    assert load_picture(path).image.size == (4100, 4100)
+    assert load_image(path).image.size == (4100, 4100)
 
 
 def png_of_size(path: Path, width: int, height: int) -> Path:
@@ -137,6 +137,6 @@ def test_what_is_refused_and_why(tmp_path: Path) -> None:
     }
     for path, reason in cases.items():
         with pytest.raises(UsageError, match=reason) as caught:
-            load_picture(path)
+            load_image(path)
         assert str(path) in caught.value.message
         assert hint(caught.value)

@@ -1,4 +1,4 @@
-"""Picture files of every kind to 8-bit RGB, upright."""
+"""Image files: reading, PNG parameters and data URIs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, Ove
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class LoadedImage:
     """A picture in RGB, and what the user should know about how it was read."""
 
     path: Path
@@ -36,7 +36,7 @@ class Picture:
     notes: tuple[str, ...] = ()
 
 
-def load_picture(path: Path) -> Picture:
+def load_image(path: Path) -> LoadedImage:
     """Read one picture: EXIF orientation applied, transparency on white, first frame, 8 bits.
 
     Raises UsageError for what is missing, no picture, damaged, too small, or too large to be honest.
@@ -68,7 +68,7 @@ def load_picture(path: Path) -> Picture:
         ) from error
 
 
-def _read(path: Path, file: Image.Image) -> Picture:
+def _read(path: Path, file: Image.Image) -> LoadedImage:
     width, height = file.size
     if min(width, height) < SMALLEST:
         raise UsageError(
@@ -82,7 +82,7 @@ def _read(path: Path, file: Image.Image) -> Picture:
     shrink = min(1.0, LARGEST / min(width, height))
     file.draft(None, (int(width * shrink), int(height * shrink)))
     image = to_rgb(ImageOps.exif_transpose(file))
-    return Picture(path, image, tuple(notes))
+    return LoadedImage(path, image, tuple(notes))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -179,7 +179,7 @@ LOSSLESS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Embedded:
+class DataURI:
     """A picture inside a page, with its size in pixels."""
 
     uri: str
@@ -187,7 +187,7 @@ class Embedded:
     height: int
 
 
-def embed(image: Image.Image, longest: int = 4096) -> Embedded:
+def data_uri(image: Image.Image, longest: int = 4096) -> DataURI:
     """An RGB or palette picture, its longer side at most ``longest``.
 
     What a file says beside its pixels (place, camera, prompts) is left out.
@@ -203,4 +203,4 @@ def embed(image: Image.Image, longest: int = 4096) -> Embedded:
         kind = "jpeg"
         image.save(buffer, "JPEG", quality=88, optimize=True, progressive=True)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Embedded(f"data:image/{kind};base64,{data}", image.width, image.height)
+    return DataURI(f"data:image/{kind};base64,{data}", image.width, image.height)

@@ -37,9 +37,9 @@ def mini_base() -> Path:
     return _PACKAGE / "mini" / "base"
 
 
-def judge() -> Path:
+def classifier() -> Path:
     """The folder of the network that names what a picture of the built-in base shows."""
-    return _PACKAGE / "mini" / "judge"
+    return _PACKAGE / "mini" / "classifier"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from recipes.mini.scene import (
     Scene,
     random_individual,
 )
-from unziplora_cli.evaluation.classifier import Judge
+from unziplora_cli.evaluation.classifier import Classifier
 
 SIZE = 128
 GALLERY = 6
@@ -103,12 +103,12 @@ def real_photos(sample: Sample, count: int) -> np.ndarray:
     return _photos(sample.scene.individual, count, 5)
 
 
-def gallery(sample: Sample, judge: Judge) -> torch.Tensor:
-    """The judge's embedding of the individual and its five rivals, [6, 64], the right one first."""
+def gallery(sample: Sample, classifier: Classifier) -> torch.Tensor:
+    """The classifier's embedding of the individual and its five rivals, [6, 64], the right one first."""
     rows = []
-    device = judge.identity.weight.device
+    device = classifier.identity.weight.device
     for who in (sample.scene.individual, *sample.rivals):
-        _, found = judge.look(torch.from_numpy(_photos(who, POSES, 9)).to(device))
+        _, found = classifier.predict(torch.from_numpy(_photos(who, POSES, 9)).to(device))
         rows.append(F.normalize(found.mean(dim=0), dim=0))
     return torch.stack(rows)
 

@@ -1,4 +1,4 @@
-"""What the judge sees in the pictures, and what that makes of a method."""
+"""What the classifier sees in the pictures, and what that makes of a method."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.separation.methods import Drawing
 from benchmarks.separation.scenes import PHOTO, Sample
-from unziplora_cli.evaluation.classifier import Judge
+from unziplora_cli.evaluation.classifier import Classifier
 
 SEPARATION = ("content", "style", "combine", "cross")
 COLUMNS = (
@@ -31,7 +31,7 @@ RESAMPLES = 4000
 
 @dataclass(frozen=True)
 class Seen:
-    """What the judge says of one drawing."""
+    """What the classifier says of one drawing."""
 
     drawing: Drawing
     names: Mapping[str, str]
@@ -40,14 +40,14 @@ class Seen:
 
 
 def look(
-    judge: Judge, drawings: Sequence[Drawing], pictures: Tensor, galleries: Sequence[Tensor]
+    classifier: Classifier, drawings: Sequence[Drawing], pictures: Tensor, galleries: Sequence[Tensor]
 ) -> list[Seen]:
-    """The judge's verdict on ``pictures`` uint8 [n, h, w, 3]; ``galleries`` [6, 64] by sample."""
-    found, embeddings = judge.look(pictures)
+    """The classifier's verdict on ``pictures`` uint8 [n, h, w, 3]; ``galleries`` [6, 64] by sample."""
+    found, embeddings = classifier.predict(pictures)
     rows = torch.stack([galleries[each.sample] for each in drawings])  # [n, 6, 64]
     likeness = (rows * embeddings[:, None]).sum(dim=-1)  # [n, 6]
     ranks = (likeness > likeness[:, :1]).sum(dim=1).tolist()
-    return [Seen(*each) for each in zip(drawings, judge.words(found), ranks, strict=True)]
+    return [Seen(*each) for each in zip(drawings, classifier.class_names(found), ranks, strict=True)]
 
 
 def right(seen: Seen) -> bool:

@@ -1,1 +1,1 @@
-"""The built-in base ``mini``: its pictures, its training and its judge."""
+"""The built-in base ``mini``: its pictures, its training and its classifier."""

@@ -1,4 +1,4 @@
-"""How good the base is: the judge's verdict on generated pictures, tables, and contact sheets to look at."""
+"""How good the base is: what the classifier sees in generated images, tables, and contact sheets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from recipes.mini.scene import (
     Individual,
     Scene,
 )
-from unziplora_cli.evaluation.classifier import Judge
+from unziplora_cli.evaluation.classifier import Classifier
 
 GUIDANCE = 5.0
 STEPS = 25
@@ -82,14 +82,14 @@ def fully_said_scenes(count: int, seed: int = 11) -> list[Scene]:
 
 
 def evaluate(
-    folder: Path, judge: Judge, device: torch.device, *, count: int, steps: int
+    folder: Path, classifier: Classifier, device: torch.device, *, count: int, steps: int
 ) -> dict[str, object]:
-    """Generate `count` fully captioned pictures and let the judge name them."""
+    """Generate `count` fully captioned pictures and let the classifier name them."""
     scenes = fully_said_scenes(count)
     prompts = [prompt_of(scene, say_photo=n % 2 == 0) for n, scene in enumerate(scenes)]
     made = generate(load_pipeline(folder, str(device)), prompts, seed=1000, steps=steps)
     truth = np.array([label(scene) for scene in scenes])
-    found, _ = judge.to(device).look(torch.from_numpy(made))
+    found, _ = classifier.to(device).predict(torch.from_numpy(made))
     right = {name: found[name].cpu().numpy() == truth[:, n] for n, name in enumerate(NAMES)}
     columns = list(NAMES)
     photo = truth[:, columns.index("style")] == 0
@@ -154,12 +154,12 @@ def tested(store: Store) -> np.ndarray:
     return ready[store.kinds[ready] == TEST]
 
 
-def held_out_check(folder: Path, judge: Judge, device: torch.device, *, steps: int) -> float:
+def held_out_check(folder: Path, classifier: Classifier, device: torch.device, *, steps: int) -> float:
     """How often a picture asked for in a held-out style is seen in it: near 0 for a true base."""
     prompts = [f"a {subject} in {style} style" for style in HELD_OUT_STYLES for subject in SUBJECTS[:8]]
     truth = [style for style in HELD_OUT_STYLES for _ in SUBJECTS[:8]]
     made = generate(load_pipeline(folder, str(device)), prompts, seed=50, steps=steps)
-    named = judge.to(device).name(torch.from_numpy(made))
+    named = classifier.to(device).classify(torch.from_numpy(made))
     return _share(np.array([found["style"] == style for found, style in zip(named, truth, strict=True)]))
 
 

@@ -40,7 +40,7 @@ CAPTIONS = 4
 GROUP = 4
 """Pictures of one individual in a group."""
 BASE, HELD_OUT, GROUPED, TEST = range(4)
-"""What a picture is for: the U-Net; the VAE and judge alone; the judge's identity; tests alone."""
+"""What a picture is for: the U-Net; the VAE and classifier alone; the classifier's identity; tests alone."""
 
 NAMES: dict[str, tuple[str, ...]] = {
     "subject": SUBJECTS,

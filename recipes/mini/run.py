@@ -1,6 +1,6 @@
 """Make the mini base: `python -m recipes.mini.run STAGES --work DIR --out DIR`, or `join PARTS FOLDER`.
 
-Stages are run in the order given: `draw`, `vae`, `latents`, `judge`, `speed`, `unet`, `evaluate`.
+Stages are run in the order given: `draw`, `vae`, `latents`, `classifier`, `speed`, `unet`, `evaluate`.
 Drawing goes on beside the stages after it; `latents` waits for its end. The work folder keeps everything
 needed to go on in a later call; the out folder receives what is worth keeping, in files of at most 15 MiB.
 """
@@ -20,16 +20,16 @@ import numpy as np
 import torch
 
 from recipes.mini import evaluate as report_card
-from recipes.mini.judge import train_judge
+from recipes.mini.classifier import train_classifier
 from recipes.mini.model import load_components, new_components, save_components
 from recipes.mini.optimize import CaptureError
 from recipes.mini.pictures import BASE, Plan, Store, start_drawing
 from recipes.mini.train_unet import PEAK, measure, tokenize, train_unet
 from recipes.mini.train_vae import encode_all, reconstruct, train_vae
-from unziplora_cli.evaluation.classifier import Judge
+from unziplora_cli.evaluation.classifier import Classifier
 
 PART = 15 * 2**20
-STAGES = ("draw", "vae", "latents", "judge", "speed", "unet", "evaluate")
+STAGES = ("draw", "vae", "latents", "classifier", "speed", "unet", "evaluate")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--minutes-draw", type=float, default=5.8, help="longest time for drawing")
     made.add_argument("--minutes-vae", type=float, default=5.6)
-    made.add_argument("--minutes-judge", type=float, default=1.2)
+    made.add_argument("--minutes-classifier", type=float, default=1.2)
     made.add_argument(
         "--minutes-unet", type=float, default=11.0, help="the U-Net's whole schedule, all calls together"
     )
@@ -57,12 +57,12 @@ def parser() -> argparse.ArgumentParser:
         "--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="drawing processes"
     )
     made.add_argument("--batch-vae", type=int, default=192)
-    made.add_argument("--batch-judge", type=int, default=768)
+    made.add_argument("--batch-classifier", type=int, default=768)
     made.add_argument("--batch-unet", type=int, default=768)
     made.add_argument("--base", type=int, default=Plan.base, help="pictures for the U-Net")
     made.add_argument("--held-out", type=int, default=Plan.held_out, help="pictures in held-out styles")
     made.add_argument(
-        "--groups", type=int, default=Plan.groups, help="individuals drawn four times for the judge"
+        "--groups", type=int, default=Plan.groups, help="individuals drawn four times for the classifier"
     )
     made.add_argument("--test", type=int, default=Plan.test, help="pictures never trained on")
     made.add_argument("--compile-vae", action=argparse.BooleanOptionalAction, default=True)
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace, stages: list[str]) -> None:
         raise SystemExit(f"unknown stage: {', '.join(sorted(unknown))}; stages are {', '.join(STAGES)}")
     if args.tiny:
         args.base, args.held_out, args.groups, args.test = 160, 64, 12, 32
-        args.batch_vae, args.batch_judge, args.batch_unet = 2, 24, 4
+        args.batch_vae, args.batch_classifier, args.batch_unet = 2, 24, 4
         args.compile_vae = args.compile_unet = False
     max_steps = 12 if args.tiny else 10**9
     sampling = 2 if args.tiny else report_card.STEPS
@@ -130,7 +130,9 @@ def run(args: argparse.Namespace, stages: list[str]) -> None:
         stages.remove("draw")
     if "vae" in stages:
         later = sum(
-            minutes for stage, minutes in (("judge", args.minutes_judge), ("latents", 0.7)) if stage in stages
+            minutes
+            for stage, minutes in (("classifier", args.minutes_classifier), ("latents", 0.7))
+            if stage in stages
         )
         found = train_vae(
             parts.vae,
@@ -161,21 +163,21 @@ def run(args: argparse.Namespace, stages: list[str]) -> None:
         np.save(work / "tokens.npy", tokenize(parts, store.captions[index]))
         say(f"{len(ready)} pictures drawn, latents of {len(index)} written")
         stages.remove("latents")
-    if "judge" in stages:
-        judge, found = train_judge(
+    if "classifier" in stages:
+        classifier, found = train_classifier(
             parts.vae.to(device),
             Store(work),
             device,
-            min(60 * args.minutes_judge, left(0.4)),
-            batch=args.batch_judge,
-            trained=Judge.load(work / "judge") if (work / "judge").exists() else None,
+            min(60 * args.minutes_classifier, left(0.4)),
+            batch=args.batch_classifier,
+            trained=Classifier.load(work / "classifier") if (work / "classifier").exists() else None,
             max_steps=max_steps,
         )
-        judge.save(work / "judge")
-        (args.out / "judge.tar").write_bytes(_tar(work / "judge"))
-        report["judge"] = found
-        say(f"judge done: {json.dumps(found)}")
-        stages.remove("judge")
+        classifier.save(work / "classifier")
+        (args.out / "classifier.tar").write_bytes(_tar(work / "classifier"))
+        report["classifier"] = found
+        say(f"classifier done: {json.dumps(found)}")
+        stages.remove("classifier")
     if "speed" in stages:
         report["speed"] = measure(
             parts,
@@ -207,11 +209,11 @@ def run(args: argparse.Namespace, stages: list[str]) -> None:
         report_card.generated_sheet(base, device, args.out / "generated.png", steps=sampling)
         say("sheet drawn")
     if "evaluate" in stages:
-        judge = Judge.load(work / "judge")
+        classifier = Classifier.load(work / "classifier")
         count = 32 if args.tiny else 2200
-        report["generated"] = report_card.evaluate(base, judge, device, count=count, steps=sampling)
+        report["generated"] = report_card.evaluate(base, classifier, device, count=count, steps=sampling)
         report["held-out styles before any LoRA"] = report_card.held_out_check(
-            base, judge, device, steps=sampling
+            base, classifier, device, steps=sampling
         )
         say(f"evaluated: {json.dumps(report['generated']['overall'])}")
     (args.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -226,14 +228,14 @@ def keep(folder: Path, out: Path) -> None:
 
 
 def join(parts: Path, folder: Path) -> None:
-    """Put the parts that `keep` wrote together again, and the judge beside them in `judge/`."""
+    """Put the parts that `keep` wrote together again, and the classifier beside them in `classifier/`."""
     pieces = sorted(parts.glob("base.tar.*"), key=lambda path: int(path.suffix[1:]))
     packed = b"".join(piece.read_bytes() for piece in pieces)
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         archive.extractall(folder, filter="data")
-    if (parts / "judge.tar").exists():
-        with tarfile.open(parts / "judge.tar") as archive:
-            archive.extractall(folder.parent / "judge", filter="data")
+    if (parts / "classifier.tar").exists():
+        with tarfile.open(parts / "classifier.tar") as archive:
+            archive.extractall(folder.parent / "classifier", filter="data")
 
 
 def _tar(folder: Path) -> bytes:

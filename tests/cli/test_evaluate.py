@@ -10,7 +10,7 @@ from tests.hub_server import Hub, Repository
 from unziplora_cli.evaluation import scorers
 from unziplora_cli.evaluation.scorers import CLIP, DINO
 from unziplora_cli.projects import manifest
-from unziplora_cli.workflows.evaluate import fetch_encoders
+from unziplora_cli.workflows.evaluate import download_encoders
 
 QUICK = ("--count=1", "--draws=2", "--device=cpu")
 
@@ -25,10 +25,10 @@ def test_without_models_to_look_the_rest_is_told_and_how_to_get_them(unziplora, 
     assert "unziplora eval fox --pull" in ended.said
     folder = two_projects / "projects/fox"
     written = manifest.read(folder).evaluation
-    assert written.pictures == 0
+    assert written.images == 0
     assert not (folder / "evaluation.png").exists()
     shown = unziplora("show", "fox").out
-    assert "verdict" in shown
+    assert "diagnosis" in shown
     assert "rebuilding error" in shown
     assert unziplora("verify", "fox").code == 0
 
@@ -48,7 +48,7 @@ def test_with_them_pictures_are_drawn_and_named(unziplora, two_projects, tmp_pat
     ended = unziplora("eval", "fox", *QUICK, "--verbose")
     assert ended.code == 0, ended.err
     written = manifest.read(two_projects / "projects/fox").evaluation
-    assert (written.pictures, written.judge) == (8, "DINOv2 and CLIP")
+    assert (written.images, written.scorer) == (8, "DINOv2 and CLIP")
     names = {score.name for score in written.scores}
     assert {"content kept", "style leaked into content", "style likeness", "prompt likeness"} <= names
     assert "Pictures of the content LoRA" in " ".join(ended.out.split())  # --verbose explains
@@ -67,7 +67,7 @@ def test_pull_fetches_both_models_and_only_what_is_needed(unziplora, two_project
     assert f"Fetching {DINO}" in ended.said
     assert not hub.sent("pytorch_model.bin")
     asked = len(hub.requests)
-    fetch_encoders(lambda id, bytes: pytest.fail(f"{id} is there already"))
+    download_encoders(lambda id, bytes: pytest.fail(f"{id} is there already"))
     assert len(hub.requests) == asked
 
 

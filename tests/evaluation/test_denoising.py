@@ -11,7 +11,7 @@ from unziplora_cli.accel.merged_unet import Branches
 from unziplora_cli.config import GenerateConfig, Prompts
 from unziplora_cli.errors import AdapterError
 from unziplora_cli.evaluation import denoising
-from unziplora_cli.evaluation.denoising import denoise, make_draws, relative_gap
+from unziplora_cli.evaluation.denoising import denoise, relative_gap, sample_noise
 from unziplora_cli.method.inject import extract, extract_merge, inject
 from unziplora_cli.method.lora import LoRAWeights
 from unziplora_cli.sdxl.attention import separate_prompts
@@ -56,7 +56,7 @@ def adapted(base):
 def test_the_base_alone_is_diffusers_own_network(base, latents):
     ways = {"base": Request(Prompts(*[PROMPTS.full] * 3), Branches(), SETTINGS)}
     found = run(base, ways, latents)["base"]
-    draws = make_draws(latents, 4, 7, 1000)
+    draws = sample_noise(latents, 4, 7, 1000)
     told, _ = condition(
         base, ways["base"], encode_requests(base, list(ways.values()), device=CPU, dtype=FP32),
         device=CPU, dtype=FP32,
@@ -84,7 +84,7 @@ def test_both_branches_answer_as_in_training(base, latents, adapted, batch_size)
     unet, branches = adapted
     request = Request(PROMPTS, branches, SETTINGS)
     found = run(base, {"full": request}, latents, batch_size=batch_size)["full"]
-    draws = make_draws(latents, 4, 7, 1000)
+    draws = sample_noise(latents, 4, 7, 1000)
     texts = encode_requests(base, [request], device=CPU, dtype=FP32)
     told, _ = condition(base, request, texts, device=CPU, dtype=FP32)
     noisy = DDPMScheduler.from_config(config(base, "scheduler")).add_noise(
@@ -113,7 +113,7 @@ def test_a_base_that_predicts_the_velocity_is_measured_by_it(tiny_base, tmp_path
     file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "v_prediction"}))
     base = resolve_base(str(folder), offline=True)[0]
     found = run(base, {"base": Request(PROMPTS, Branches(), SETTINGS)}, latents)["base"]
-    draws = make_draws(latents, 4, 7, 1000)
+    draws = sample_noise(latents, 4, 7, 1000)
     kept = DDPMScheduler.from_config(config(base, "scheduler")).alphas_cumprod[draws.timesteps]
     kept = kept.view(-1, 1, 1, 1)
     velocity = kept.sqrt() * draws.noise - (1 - kept).sqrt() * draws.latents  # Salimans and Ho
@@ -122,16 +122,16 @@ def test_a_base_that_predicts_the_velocity_is_measured_by_it(tiny_base, tmp_path
 
 def test_timesteps_cover_the_schedule_evenly_and_pictures_take_turns():
     latents = torch.stack([torch.zeros(4, 8, 8), torch.ones(4, 8, 8)])
-    draws = make_draws(latents, 10, 0, 1000)
+    draws = sample_noise(latents, 10, 0, 1000)
     assert [int(t) // 100 for t in draws.timesteps] == list(range(10))
     assert draws.latents.mean(dim=(1, 2, 3)).tolist() == [0.0, 1.0] * 5
-    again = make_draws(latents, 10, 0, 1000)
+    again = sample_noise(latents, 10, 0, 1000)
     assert torch.equal(draws.noise, again.noise)
-    assert not torch.equal(draws.noise, make_draws(latents, 10, 1, 1000).noise)
+    assert not torch.equal(draws.noise, sample_noise(latents, 10, 1, 1000).noise)
 
 
 def test_a_network_that_knows_the_noise_rebuilds_the_picture_exactly(base, latents):
-    draws = make_draws(latents, 6, 0, 1000)
+    draws = sample_noise(latents, 6, 0, 1000)
     knows = lambda noisy, timesteps: draws.noise[: len(noisy)]  # noqa: E731
     assert denoising._rebuild(knows, draws, config(base, "scheduler")) < 1e-3
     knows_nothing = lambda noisy, timesteps: torch.zeros_like(noisy)  # noqa: E731

@@ -9,7 +9,7 @@ import typer
 from unziplora_cli.cli.app import app
 from unziplora_cli.config import Words, resolve
 from unziplora_cli.evaluation import metrics as names
-from unziplora_cli.evaluation.diagnosis import RULES, SEPARATIONS, judge
+from unziplora_cli.evaluation.diagnosis import RULES, SEPARATIONS, diagnose
 from unziplora_cli.projects.manifest import ScoreRecord
 
 WORDS = Words("fox", "neon")
@@ -24,23 +24,23 @@ TRAINING = {
 GOOD = {
     names.CONTENT_KEPT: (1.0, 1.0),
     names.STYLE_LEAKED: (0.0, 0.0),
-    names.PLAIN: (1.0, 1.0),
-    names.CONTEXT_OBEYED: (1.0, 1.0),
+    names.CONTENT_AS_PHOTO: (1.0, 1.0),
+    names.CONTEXT_FOLLOWED: (1.0, 1.0),
     names.IDENTITY: (0.8, 0.4),
     names.STYLE_KEPT: (1.0, 0.0),
     names.SUBJECT_LEAKED: (0.0, 0.0),
-    names.OTHERS_DRAWN: (1.0, 1.0),
-    names.BOTH: (1.0, 0.0),
-    names.LOSSES["full"]: (0.1, 0.3),
+    names.OTHER_SUBJECTS: (1.0, 1.0),
+    names.BOTH_COMBINED: (1.0, 0.0),
+    names.LOSS["full"]: (0.1, 0.3),
 }
-SEEN = [name for name in GOOD if name != names.LOSSES["full"]]
+SEEN = [name for name in GOOD if name != names.LOSS["full"]]
 
 
 def said(changes=None, training=None, without=()):
     """The verdict and the advice on good scores with some changes."""
     values = {name: value for name, value in {**GOOD, **(changes or {})}.items() if name not in without}
     records = [ScoreRecord(name, *value, True, "", "share") for name, value in values.items()]
-    return judge(records, training or TRAINING, WORDS, "my-fox")
+    return diagnose(records, training or TRAINING, WORDS, "my-fox")
 
 
 def test_good_scores_need_no_advice():
@@ -55,9 +55,9 @@ def test_good_scores_need_no_advice():
         ({names.CONTENT_KEPT: (0.5, 1.0)}, "loses the fox", "--content-lr 0.00015"),
         ({names.CONTENT_KEPT: (0.5, 0.5)}, "has not learned the fox", "--content-lr 0.0006"),
         ({names.STYLE_KEPT: (0.0, 0.0)}, "has not learned neon", "--steps 1200"),
-        ({names.OTHERS_DRAWN: (0.5, 1.0)}, "spoils other subjects", "--style-strength 0.7"),
-        ({names.BOTH: (0.5, 0.0)}, "the two together", "--no-merge"),
-        ({names.LOSSES["full"]: (0.29, 0.3)}, "hardly learned", "--steps 1200"),
+        ({names.OTHER_SUBJECTS: (0.5, 1.0)}, "spoils other subjects", "--style-strength 0.7"),
+        ({names.BOTH_COMBINED: (0.5, 0.0)}, "the two together", "--no-merge"),
+        ({names.LOSS["full"]: (0.29, 0.3)}, "hardly learned", "--steps 1200"),
     ],
 )
 def test_a_bad_score_is_found_and_has_its_remedy(changes, finding, option):
@@ -71,8 +71,8 @@ def test_a_bad_score_is_found_and_has_its_remedy(changes, finding, option):
 @pytest.mark.parametrize(
     ("changes", "finding"),
     [
-        ({names.CONTEXT_OBEYED: (0.5, 1.0)}, "ignores where it is asked to be"),
-        ({names.PLAIN: (0.5, 1.0)}, "no plain photos"),
+        ({names.CONTEXT_FOLLOWED: (0.5, 1.0)}, "ignores where it is asked to be"),
+        ({names.CONTENT_AS_PHOTO: (0.5, 1.0)}, "no plain photos"),
         ({names.IDENTITY: (0.5, 0.4)}, "this very fox is hardly recognised"),
         ({names.IDENTITY: (0.6, 0.4)}, "this very fox is recognised only in part"),
     ],
@@ -87,17 +87,17 @@ def test_a_minor_flaw_leaves_content_and_style_apart(changes, finding):
 def test_what_the_base_does_wrong_itself_is_no_fault_of_the_project():
     changes = {
         names.STYLE_LEAKED: (0.4, 0.3),
-        names.PLAIN: (0.5, 0.6),
-        names.CONTEXT_OBEYED: (0.2, 0.2),
-        names.OTHERS_DRAWN: (0.4, 0.5),
+        names.CONTENT_AS_PHOTO: (0.5, 0.6),
+        names.CONTEXT_FOLLOWED: (0.2, 0.2),
+        names.OTHER_SUBJECTS: (0.4, 0.5),
         names.SUBJECT_LEAKED: (0.5, 0.5),
     }
     assert said(changes) == said()
 
 
 def test_one_picture_of_four_is_not_held_against_a_project():
-    assert said({names.OTHERS_DRAWN: (0.75, 1.0), names.SUBJECT_LEAKED: (0.25, 0.0)}) == said()
-    assert said({names.STYLE_KEPT: (0.75, 0.0), names.BOTH: (0.75, 0.0)}) == said()
+    assert said({names.OTHER_SUBJECTS: (0.75, 1.0), names.SUBJECT_LEAKED: (0.25, 0.0)}) == said()
+    assert said({names.STYLE_KEPT: (0.75, 0.0), names.BOTH_COMBINED: (0.75, 0.0)}) == said()
 
 
 def test_a_switched_off_separation_is_named_first():
@@ -111,7 +111,7 @@ def test_without_pictures_the_verdict_says_that_nobody_looked():
         "The picture was learned (loss 67% below the base's). Nobody looked at drawn pictures."
     )
     assert advice == ()
-    verdict, advice = said({names.LOSSES["full"]: (0.3, 0.3)}, without=SEEN)
+    verdict, advice = said({names.LOSS["full"]: (0.3, 0.3)}, without=SEEN)
     assert verdict == "Not well: the picture was hardly learned."
     assert len(advice) == 1
 
@@ -136,14 +136,14 @@ def test_no_two_pieces_of_advice_contradict_each_other():
     bad = {
         names.CONTENT_KEPT: (0.5, 0.5),
         names.STYLE_LEAKED: (0.5, 0.0),
-        names.PLAIN: (0.5, 1.0),
-        names.CONTEXT_OBEYED: (0.5, 1.0),
+        names.CONTENT_AS_PHOTO: (0.5, 1.0),
+        names.CONTEXT_FOLLOWED: (0.5, 1.0),
         names.IDENTITY: (0.4, 0.4),
         names.STYLE_KEPT: (0.0, 0.0),
         names.SUBJECT_LEAKED: (0.5, 0.0),
-        names.OTHERS_DRAWN: (0.5, 1.0),
-        names.BOTH: (0.5, 0.0),
-        names.LOSSES["full"]: (0.3, 0.3),
+        names.OTHER_SUBJECTS: (0.5, 1.0),
+        names.BOTH_COMBINED: (0.5, 0.0),
+        names.LOSS["full"]: (0.3, 0.3),
     }
     now = {"--steps": 600, "--content-lr": 3e-4, "--style-lr": 3e-4}
     for wrong in product((False, True), repeat=len(bad)):
@@ -167,7 +167,7 @@ def test_all_advice_names_options_that_exist_and_values_that_are_allowed():
         for value in ((0.0, 1.0), (1.0, 0.0), (0.0, 0.0), (0.3, 0.3)):
             for training in (TRAINING, joint):
                 advice += said({name: value}, training)[1]
-                advice += said({name: value, names.LOSSES["full"]: (1.0, 1.0)}, training)[1]
+                advice += said({name: value, names.LOSS["full"]: (1.0, 1.0)}, training)[1]
     assert len({each.split(":")[0] for each in advice}) >= len(RULES)
     for sentence in advice:
         training, *drawing = re.split(r"unziplora (?=\w+ my-fox)", sentence)

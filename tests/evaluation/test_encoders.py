@@ -12,7 +12,7 @@ from unziplora_cli.config import Words
 from unziplora_cli.errors import ModelError
 from unziplora_cli.evaluation import scorers
 from unziplora_cli.evaluation.prompts import CONTEXTS, SUBJECTS
-from unziplora_cli.evaluation.scorers import CLIP, DINO, ClipViewer, Encoders
+from unziplora_cli.evaluation.scorers import CLIP, DINO, ClipScorer, Encoders
 
 
 @pytest.fixture
@@ -65,14 +65,14 @@ def test_vectors_are_those_of_transformers_own_models(loaded, pictures, tmp_path
 
 
 def test_a_view_compares_with_the_training_picture_and_the_prompt(loaded, pictures):
-    viewer = ClipViewer(loaded, pictures[:1], Words("fox", "watercolor"))
+    scorer = ClipScorer(loaded, pictures[:1], Words("fox", "watercolor"))
     texts = ["a monadikos fox", "a fox in watercolor style", "a fox"]
-    views = viewer.look(pictures, texts)
-    assert views[0].identity == pytest.approx(1.0, abs=1e-5)
-    assert views[0].style_likeness == pytest.approx(1.0, abs=1e-5)
-    assert views[2].identity == pytest.approx(float(loaded.who(pictures)[2] @ loaded.who(pictures)[0]))
+    image_scores = scorer.look(pictures, texts)
+    assert image_scores[0].identity == pytest.approx(1.0, abs=1e-5)
+    assert image_scores[0].style_likeness == pytest.approx(1.0, abs=1e-5)
+    assert image_scores[2].identity == pytest.approx(float(loaded.who(pictures)[2] @ loaded.who(pictures)[0]))
     # The trigger means nothing to CLIP and is left out.
-    assert views[0].prompt_likeness == pytest.approx(
+    assert image_scores[0].prompt_likeness == pytest.approx(
         float(loaded.how(pictures)[0] @ loaded.words(["a fox"])[0])
     )
 
@@ -103,8 +103,8 @@ def showing(*texts):
 
 
 def test_clip_names_the_nearest_of_a_few_descriptions():
-    viewer = ClipViewer(Oracle(), [showing()], Words("rose", "ink"))
-    views = viewer.look(
+    scorer = ClipScorer(Oracle(), [showing()], Words("rose", "ink"))
+    image_scores = scorer.look(
         [
             showing("a picture of a rose", "a picture in ink style", "a picture taken in the snow"),
             showing("a picture of a house", "a photo", "a picture on a plain background"),
@@ -112,7 +112,7 @@ def test_clip_names_the_nearest_of_a_few_descriptions():
         ],
         ["", "", ""],
     )
-    assert [(view.subject, view.style, view.context) for view in views] == [
+    assert [(view.subject, view.style, view.context) for view in image_scores] == [
         ("rose", "ink", "in the snow"),
         ("house", "photo", ""),
         ("house", "illustration", "at night"),

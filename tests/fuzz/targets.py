@@ -159,7 +159,7 @@ def _png(data: bytes, folder: Path) -> None:
 def _picture(data: bytes, folder: Path) -> None:
     path = folder / "picture.png"
     path.write_bytes(data)
-    assert images.load_picture(path).image.mode == "RGB"
+    assert images.load_image(path).image.mode == "RGB"
 
 
 def _prompt(data: bytes, folder: Path) -> None:

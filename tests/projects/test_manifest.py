@@ -15,7 +15,7 @@ from unziplora_cli.projects.manifest import BlockColumns, Evaluation, Manifest, 
 
 EVALUATION = Evaluation(
     created="2025-01-02T04:00:00Z",
-    verdict="Content and style came apart.",
+    diagnosis="Content and style came apart.",
     advice=("Nothing to mend.",),
     scores=(
         ScoreRecord("content kept", 0.9, 0.25, True, "Share of pictures that show the subject.", "share"),
@@ -110,7 +110,7 @@ def test_the_shipped_json_schema_and_the_reader_agree_on_every_missing_key(valid
         ("training", {"rank": [1]}, "manifest.training.rank must be"),
         ("words", {"subject": "", "style": "ink"}, "subject is empty"),
         ("colour", "red", "manifest has an unknown key 'colour'"),
-        ("evaluation", {"verdict": "good"}, "manifest.evaluation lacks the key 'created'"),
+        ("evaluation", {"diagnosis": "good"}, "manifest.evaluation lacks the key 'created'"),
         ("schema", "1", "no schema number"),
     ],
 )

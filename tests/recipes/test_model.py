@@ -20,7 +20,7 @@ from recipes.mini.model import (
 from recipes.mini.optimize import FlatAdam
 from recipes.mini.pictures import BASE, GROUPED, HELD_OUT, NAMES, Plan
 from recipes.mini.scene import HELD_OUT_STYLES, VOCABULARY
-from unziplora_cli.evaluation.classifier import Judge
+from unziplora_cli.evaluation.classifier import Classifier
 
 
 @pytest.fixture(scope="module")
@@ -108,15 +108,17 @@ def test_flat_adam_follows_torch_adamw() -> None:
     torch.testing.assert_close(model.bias, other.bias)
 
 
-def test_judge_saves_small_and_comes_back(tmp_path: Path) -> None:
+def test_classifier_saves_small_and_comes_back(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    judge = Judge(NAMES).eval()
-    judge.save(tmp_path)
-    assert (tmp_path / "judge.safetensors").stat().st_size <= 1_300_000
+    classifier = Classifier(NAMES).eval()
+    classifier.save(tmp_path)
+    assert (tmp_path / "classifier.safetensors").stat().st_size <= 1_300_000
     pictures = torch.randint(0, 256, (3, 96, 96, 3), dtype=torch.uint8)
-    loaded = Judge.load(tmp_path)
-    torch.testing.assert_close(loaded.look(pictures)[1], judge.look(pictures)[1], atol=5e-3, rtol=0)
-    assert [set(named) for named in loaded.name(pictures)] == [set(NAMES)] * 3
+    loaded = Classifier.load(tmp_path)
+    torch.testing.assert_close(
+        loaded.predict(pictures)[1], classifier.predict(pictures)[1], atol=5e-3, rtol=0
+    )
+    assert [set(named) for named in loaded.classify(pictures)] == [set(NAMES)] * 3
 
 
 def test_plan_keeps_held_out_styles_from_the_base() -> None:

@@ -1,4 +1,4 @@
-"""A project is measured, looked at and told about, on the built-in base with its judge."""
+"""A project is measured, looked at and told about, on the built-in base with its classifier."""
 
 import shutil
 from collections.abc import Callable
@@ -21,14 +21,14 @@ from unziplora_cli.prompts import make_prompts
 from unziplora_cli.sdxl.base import resolve_base
 from unziplora_cli.sdxl.load import load_unet
 from unziplora_cli.training.export import write_adapters
-from unziplora_cli.workflows.evaluate import SHEET, EvalConfig, EvalOrder, evaluate
+from unziplora_cli.workflows.evaluate import SHEET, EvaluationConfig, EvaluationRequest, evaluate
 
 MINI = resolve_base("mini", offline=True)[0]
 
 
-def order(project: Project) -> EvalOrder:
+def order(project: Project) -> EvaluationRequest:
     drawing, studio = GenerateConfig(steps=2, guidance=2.5), ComputeConfig(device="cpu", batch_size=4)
-    return EvalOrder(project.name, MINI, EvalConfig(count=1, draws=2), drawing, studio)
+    return EvaluationRequest(project.name, MINI, EvaluationConfig(count=1, draws=2), drawing, studio)
 
 
 @pytest.fixture
@@ -72,22 +72,22 @@ def test_loras_that_change_nothing_score_as_the_base_and_are_told_so(fox, store)
     for score in scores.values():
         if score.base is not None:
             assert score.value == score.base, score.name
-    assert scores[names.GAP].value == 0.0
-    assert scores[names.OVERLAP].value == 0.0
+    assert scores[names.ONE_FILE_GAP].value == 0.0
+    assert scores[names.MERGE_OVERLAP].value == 0.0
     assert {(block.content, block.style) for block in done.evaluation.columns} == {(0, 0)}
-    assert "hardly learned" in done.evaluation.verdict
-    assert done.evaluation.pictures == 8
-    assert done.evaluation.judge == "the built-in judge"
+    assert "hardly learned" in done.evaluation.diagnosis
+    assert done.evaluation.images == 8
+    assert done.evaluation.scorer == "the built-in classifier"
 
 
 def test_loras_that_ruin_the_network_are_told_so_and_progress_is_shown(fox, store):
     project, told = fox(0.3), []
     done = evaluate(order(project), store, told.append)
     scores = {score.name: score for score in done.evaluation.scores}
-    assert scores[names.LOSSES["full"]].value > 2 * scores[names.LOSSES["full"]].base
-    assert scores[names.SHARED].value == 1.0
-    assert scores[names.OVERLAP].value == pytest.approx(1.0)
-    assert done.evaluation.verdict.startswith("Content and style did not come apart")
+    assert scores[names.LOSS["full"]].value > 2 * scores[names.LOSS["full"]].base
+    assert scores[names.SHARED_COLUMNS].value == 1.0
+    assert scores[names.MERGE_OVERLAP].value == pytest.approx(1.0)
+    assert done.evaluation.diagnosis.startswith("Content and style did not come apart")
     assert manifest.read(project.folder).evaluation == done.evaluation
     assert replace(manifest.read(project.folder), evaluation=None) == project.manifest
     with Image.open(project.folder / SHEET) as sheet:

@@ -10,7 +10,7 @@ from unziplora_cli.cli._options import config_options, preset_for, project_base
 from unziplora_cli.cli._output import Table, size
 from unziplora_cli.cli._session import Session
 from unziplora_cli.config import ComputeConfig, resolve_generate
-from unziplora_cli.workflows.evaluate import EvalConfig
+from unziplora_cli.workflows.evaluate import EvaluationConfig
 
 if TYPE_CHECKING:
     from unziplora_cli.projects.manifest import Evaluation, ScoreRecord
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
     with_computing = config_options(ComputeConfig, into="computing")(evaluate)
-    app.command("eval", rich_help_panel="Projects")(config_options(EvalConfig)(with_computing))
+    app.command("eval", rich_help_panel="Projects")(config_options(EvaluationConfig)(with_computing))
 
 
 def evaluate(
@@ -42,16 +42,16 @@ def evaluate(
     from unziplora_cli.workflows import evaluate
 
     session: Session = ctx.obj
-    config, studio = EvalConfig(**(settings or {})), ComputeConfig(**(computing or {}))
+    config, studio = EvaluationConfig(**(settings or {})), ComputeConfig(**(computing or {}))
     found = session.store().open(project)
     if pull:
         session.use_network("Fetching DINOv2 and CLIP")
-        evaluate.fetch_encoders(lambda id, bytes: session.output.message(f"Fetching {id}, {size(bytes)}."))
+        evaluate.download_encoders(lambda id, bytes: session.output.message(f"Fetching {id}, {size(bytes)}."))
     base = project_base(session, studio.base, [found])
-    order = evaluate.EvalOrder(project, base, config, resolve_generate(preset_for(base), {}), studio)
+    order = evaluate.EvaluationRequest(project, base, config, resolve_generate(preset_for(base), {}), studio)
     with Display(session.output, "eval") as display:
 
-        def show(doing: evaluate.Doing) -> None:
+        def show(doing: evaluate.EvaluationProgress) -> None:
             line = f"eval: {doing.what} {doing.done:.0f} of {doing.total:.0f}"
             display.show(doing.what, doing.done, doing.total, "", line)
 
@@ -74,7 +74,7 @@ def scores_table(evaluation: "Evaluation", *, explain: bool = False) -> Table:
             "high" if score.higher_is_better else "low",
             *([score.about] if explain else []),
         ]
-        for score in evaluate.scores
+        for score in evaluation.scores
     ]
     return Table(("score", "value", "base alone", "best", *(["what it is"] if explain else [])), rows)
 
@@ -83,22 +83,22 @@ def columns_table(evaluation: "Evaluation") -> Table:
     """Which branch uses how many columns in which block of the U-Net."""
     rows = [
         [each.block, str(each.content), str(each.style), str(each.shared), str(each.total)]
-        for each in evaluate.columns
+        for each in evaluation.columns
     ]
     return Table(("columns of", "content", "style", "shared", "total"), rows)
 
 
 def summary(evaluation: "Evaluation") -> str:
     """The verdict, and each piece of advice on a line of its own."""
-    return "\n".join([evaluate.verdict, *(f"- {each}" for each in evaluate.advice)])
+    return "\n".join([evaluation.diagnosis, *(f"- {each}" for each in evaluation.advice)])
 
 
 def evaluation_rows(evaluation: "Evaluation | None") -> list[list[str]]:
     """The verdict, the advice and the scores as lines of two cells; none without an evaluation."""
     if evaluation is None:
         return []
-    rows = [["verdict", evaluate.verdict], *(["advice", each] for each in evaluate.advice)]
-    for score in evaluate.scores:
+    rows = [["diagnosis", evaluation.diagnosis], *(["advice", each] for each in evaluation.advice)]
+    for score in evaluation.scores:
         base = f" (base alone {_number(score, score.base)})" if score.base is not None else ""
         rows.append([score.name, _number(score, score.value) + base])
     return rows

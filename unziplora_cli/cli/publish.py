@@ -102,14 +102,14 @@ def push(
 
     The LoRAs carry a small picture of what they were trained on.
     """
-    from unziplora_cli.workflows.publish import PushOrder, push, write_folder
+    from unziplora_cli.workflows.publish import PushRequest, push, write_folder
 
     session: Session = ctx.obj
     store = session.store()
     if out is not None and not dry_run:
         raise UsageError("--out is where --dry-run writes.", hint="Add --dry-run, or leave --out out.")
     found = store.open(project)
-    order = PushOrder(found, repository, private, licence, tuple(picture) if picture else None)
+    order = PushRequest(found, repository, private, licence, tuple(picture) if picture else None)
     if dry_run:
         pushed = write_folder(order, store, out or Path(repository.split("/")[1]))
         text = f"{pushed.folder}: {', '.join(pushed.files)}"

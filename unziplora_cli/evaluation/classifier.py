@@ -1,4 +1,4 @@
-"""The judge: a small network that names subject, style, context, marking and colour of a picture."""
+"""The classifier: a small network that names subject, style, context, marking and colour of a picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WIDTHS = (32, 64, 96, 128)
 IDENTITY = 64
 
 
-class Judge(nn.Module):
+class Classifier(nn.Module):
     """A residual CNN with one classifier for each label, and an embedding of who is in the picture."""
 
     def __init__(self, names: dict[str, tuple[str, ...]], size: int = 128) -> None:
@@ -38,7 +38,7 @@ class Judge(nn.Module):
         return logits, F.normalize(self.identity(features), dim=1)
 
     @torch.inference_mode()
-    def look(self, pictures: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def predict(self, pictures: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Pictures uint8 [n, h, w, 3] -> class numbers [n] of each label, unit embeddings [n, 64]."""
         weight = self.identity.weight
         x = pictures.to(weight.device, weight.dtype).permute(0, 3, 1, 2) / 127.5 - 1.0
@@ -47,19 +47,19 @@ class Judge(nn.Module):
         logits, identity = self(x)
         return {label: value.argmax(1) for label, value in logits.items()}, identity
 
-    def name(self, pictures: torch.Tensor) -> list[dict[str, str]]:
+    def classify(self, pictures: torch.Tensor) -> list[dict[str, str]]:
         """Pictures uint8 [n, h, w, 3] -> the word for each label of each picture."""
-        return self.words(self.look(pictures)[0])
+        return self.class_names(self.predict(pictures)[0])
 
-    def words(self, found: dict[str, torch.Tensor]) -> list[dict[str, str]]:
+    def class_names(self, predictions: dict[str, torch.Tensor]) -> list[dict[str, str]]:
         """Class numbers of each label, as `look` finds them -> the word for each label of each picture."""
         columns = {
-            label: [self.names[label][i] for i in numbers.tolist()] for label, numbers in found.items()
+            label: [self.names[label][i] for i in numbers.tolist()] for label, numbers in predictions.items()
         }
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def save(self, folder: Path) -> None:
-        """Write `judge.safetensors` (float16) and `judge.json`."""
+        """Write `classifier.safetensors` (float16) and `classifier.json`."""
         folder.mkdir(parents=True, exist_ok=True)
         half = {
             key: value.half() if value.is_floating_point() else value
@@ -67,21 +67,21 @@ class Judge(nn.Module):
             if not key.endswith("num_batches_tracked")
         }
         save_file(
-            {key: value.cpu().contiguous() for key, value in half.items()}, folder / "judge.safetensors"
+            {key: value.cpu().contiguous() for key, value in half.items()}, folder / "classifier.safetensors"
         )
         config = {"names": self.names, "size": self.size}
-        (folder / "judge.json").write_text(json.dumps(config, indent=2) + "\n")
+        (folder / "classifier.json").write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: Path) -> Judge:
+    def load(cls, folder: Path) -> Classifier:
         """Read what `save` wrote, in float32, ready to look."""
-        config = json.loads((folder / "judge.json").read_text())
-        judge = cls({label: tuple(words) for label, words in config["names"].items()}, config["size"])
-        weights = {key: value.float() for key, value in load_file(folder / "judge.safetensors").items()}
-        missing, unexpected = judge.load_state_dict(weights, strict=False)
+        config = json.loads((folder / "classifier.json").read_text())
+        classifier = cls({label: tuple(words) for label, words in config["names"].items()}, config["size"])
+        weights = {key: value.float() for key, value in load_file(folder / "classifier.safetensors").items()}
+        missing, unexpected = classifier.load_state_dict(weights, strict=False)
         if unexpected or any(not key.endswith("num_batches_tracked") for key in missing):
-            raise ValueError(f"{folder} holds another judge: missing {missing}, unexpected {unexpected}")
-        return judge.eval()
+            raise ValueError(f"{folder} holds another classifier: missing {missing}, unexpected {unexpected}")
+        return classifier.eval()
 
 
 class _Residual(nn.Module):

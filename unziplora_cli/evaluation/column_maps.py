@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from unziplora_cli.images import Embedded, embed
+from unziplora_cli.images import DataURI, data_uri
 
 Columns = tuple[NDArray[np.bool_], NDArray[np.bool_]]
 """Which of a projection's output columns are open to content, and which to style, [out] each."""
@@ -29,7 +29,7 @@ class BlockMap:
     """One group of transformer blocks: a map with one row per projection, and its columns by owner."""
 
     block: str
-    picture: Embedded
+    picture: DataURI
     counts: Mapping[str, int]
 
     @property
@@ -61,7 +61,7 @@ def _counts(rows: list[NDArray[np.int_]]) -> Mapping[str, int]:
     return {owner: int(number) for owner, number in zip(OWNERS, numbers, strict=True)}
 
 
-def _picture(rows: list[NDArray[np.int_]]) -> Embedded:
+def _picture(rows: list[NDArray[np.int_]]) -> DataURI:
     """Projections from top to bottom, their columns from left to right; narrow projections are stretched."""
     widest = max(map(len, rows))
     width = widest * max(1, -(-WIDTH // widest))
@@ -69,7 +69,7 @@ def _picture(rows: list[NDArray[np.int_]]) -> Embedded:
     stretched = [row[np.arange(width) * len(row) // width] for row in rows]
     image = Image.fromarray(np.repeat(np.stack(stretched), height, axis=0).astype(np.uint8)).convert("P")
     image.putpalette([level for color in COLORS for level in color])
-    return embed(image)
+    return data_uri(image)
 
 
 def _place(layer: str) -> list[Any]:

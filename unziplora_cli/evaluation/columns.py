@@ -47,7 +47,7 @@ def read_columns(branches: Branches) -> dict[str, LayerColumns]:
     return layers
 
 
-def by_block(layers: Mapping[str, LayerColumns]) -> tuple[BlockColumns, ...]:
+def count_by_block(layers: Mapping[str, LayerColumns]) -> tuple[BlockColumns, ...]:
     """The counts of each group of transformer blocks of the U-Net, in the order of the network."""
     groups: dict[str, list[LayerColumns]] = {}
     for name, layer in layers.items():

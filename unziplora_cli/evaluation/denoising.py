@@ -30,7 +30,7 @@ _ADVICE = "Use another device (--device) or a smaller --batch-size."
 
 
 @dataclass(frozen=True, slots=True)
-class Draws:
+class NoiseSamples:
     """Noisy versions of the training picture, on the CPU in float32.
 
     ``latents`` and ``noise`` are [draws, channels, height, width], ``timesteps`` [draws].
@@ -42,7 +42,7 @@ class Draws:
 
 
 @dataclass(frozen=True, slots=True)
-class Denoised:
+class DenoisingResult:
     """What one way of asking found.
 
     ``loss`` [draws] is each draw's mean squared error, ``prediction`` [draws, ...] the network's answer: the
@@ -55,7 +55,7 @@ class Denoised:
     rebuilt: float | None
 
 
-def make_draws(latents: Tensor, count: int, seed: int, timesteps: int) -> Draws:
+def sample_noise(latents: Tensor, count: int, seed: int, timesteps: int) -> NoiseSamples:
     """``count`` draws of the pictures ``latents`` [pictures, channels, height, width] in turn.
 
     The timesteps are stratified: one at random from each of ``count`` equal parts of the schedule.
@@ -63,7 +63,7 @@ def make_draws(latents: Tensor, count: int, seed: int, timesteps: int) -> Draws:
     generator = torch.Generator().manual_seed(seed)
     shown = latents.float().cpu()[torch.arange(count) % len(latents)]
     places = (torch.arange(count) + torch.rand(count, generator=generator)) / count * timesteps
-    return Draws(
+    return NoiseSamples(
         latents=shown,
         noise=torch.randn(shown.shape, generator=generator),
         timesteps=places.long().clamp(max=timesteps - 1),
@@ -83,7 +83,7 @@ def denoise(
     batch_size: int = 1,
     rebuild: Collection[str] = (),
     on_way: Callable[[int], None] = lambda done: None,
-) -> dict[str, Denoised]:
+) -> dict[str, DenoisingResult]:
     """Ask for the noise in ``count`` draws of ``latents`` in every way of ``ways``, named as there.
 
     Those named by ``rebuild`` also draw the picture back. Ways that follow each other with the very same
@@ -99,7 +99,7 @@ def denoise(
         predict = Replayed(unet)
         for way in ways.values():
             check_fit(unet, way.branches)
-        draws = make_draws(latents, count, seed, noising.config.num_train_timesteps)
+        draws = sample_noise(latents, count, seed, noising.config.num_train_timesteps)
         parts = (draws.latents, draws.noise, draws.timesteps)
         noisy = noising.add_noise(*parts)
         target = noising.get_velocity(*parts) if predicts_velocity(base) else draws.noise
@@ -115,7 +115,7 @@ def denoise(
             prediction = ask(noisy, draws.timesteps)
             loss = (prediction - target).square().flatten(1).mean(dim=1)
             rebuilt = _rebuild(ask, draws, schedule) if name in rebuild else None
-            found[name] = Denoised(loss, prediction, rebuilt)
+            found[name] = DenoisingResult(loss, prediction, rebuilt)
     return found
 
 
@@ -145,7 +145,7 @@ class _Asked:
         return torch.cat(parts)
 
 
-def _rebuild(ask: _Asked, draws: Draws, schedule: Mapping[str, Any]) -> float:
+def _rebuild(ask: _Asked, draws: NoiseSamples, schedule: Mapping[str, Any]) -> float:
     """Noise the picture up to START, denoise it without guidance (DDIM), and compare.
 
     The error is ||rebuilt - picture|| / ||picture - its mean||, in latents, over REBUILDS noise draws.

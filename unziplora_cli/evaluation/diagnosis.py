@@ -24,7 +24,7 @@ WORSE = 0.3
 IDENTITY = 0.4
 """How far of the way from the base's likeness to the perfect one the content LoRA must come.
 
-With the built-in judge two drawings of one individual come 0.8 of it, those of two of a kind 0."""
+With the built-in classifier two drawings of one individual come 0.8 of it, those of two of a kind 0."""
 LEARNED = 0.1
 """Share by which the denoising loss under the full prompt must fall below the base's."""
 ECHO_STEP = 0.15
@@ -34,7 +34,7 @@ SEPARATIONS = ("prompt_separation", "column_separation", "block_separation", "av
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Problem:
     """One thing that is not as it should be, and what mends it; ``minor`` leaves content and style apart."""
 
     text: str
@@ -43,7 +43,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Case:
+class Evidence:
     """What the verdict is about: the scores by name, and what the project was trained with."""
 
     scores: Mapping[str, ScoreRecord]
@@ -71,7 +71,10 @@ class Case:
     def overdone(self) -> bool:
         """Whether a branch has taken in more than its own, so that longer training would not help."""
         return any(map(self.leaked, (names.STYLE_LEAKED, names.SUBJECT_LEAKED))) or any(
-            map(self.worse, (names.PLAIN, names.CONTENT_KEPT, names.CONTEXT_OBEYED, names.OTHERS_DRAWN))
+            map(
+                self.worse,
+                (names.CONTENT_AS_PHOTO, names.CONTENT_KEPT, names.CONTEXT_FOLLOWED, names.OTHER_SUBJECTS),
+            )
         )
 
     def longer(self, rate: str) -> str:
@@ -91,11 +94,11 @@ class Case:
         return f"--{name.replace('_', '-')} {value:.2g}"
 
 
-def judge(
+def diagnose(
     scores: Sequence[ScoreRecord], training: Mapping[str, Any], words: Words, project: str
 ) -> tuple[str, tuple[str, ...]]:
     """The verdict in a sentence or two, and one piece of advice for each finding."""
-    case = Case({score.name: score for score in scores}, training, words, project)
+    case = Evidence({score.name: score for score in scores}, training, words, project)
     findings = [finding for rule in RULES if (finding := rule(case)) is not None]
     advice = tuple(f"{each.text[0].upper()}{each.text[1:]}: {each.advice}" for each in findings)
     listed = "; ".join(each.text for each in findings)
@@ -108,30 +111,30 @@ def judge(
     return f"Content and style did not come apart: {listed}.", advice
 
 
-def _unseen(case: Case, listed: str) -> str:
+def _unseen(case: Evidence, listed: str) -> str:
     """The verdict when nobody looked at pictures."""
     if listed:
         return f"Not well: {listed}."
-    loss = case.scores[names.LOSSES["full"]]
+    loss = case.scores[names.LOSS["full"]]
     gain = 1.0 - loss.value / loss.base if loss.base else 0.0
     return f"The picture was learned (loss {gain:.0%} below the base's). Nobody looked at drawn pictures."
 
 
-def _not_learned(case: Case) -> Finding | None:
-    loss = case.scores[names.LOSSES["full"]]
+def _not_learned(case: Evidence) -> Problem | None:
+    loss = case.scores[names.LOSS["full"]]
     if case.overdone() or not loss.base or loss.value < loss.base * (1.0 - LEARNED):
         return None
-    return Finding(
+    return Problem(
         "the picture was hardly learned",
         f"train longer or faster: {case.steps(2.0)}, or "
         f"{case.option('content_lr', 2.0)} {case.option('style_lr', 2.0)}.",
     )
 
 
-def _style_leaks(case: Case) -> Finding | None:
+def _style_leaks(case: Evidence) -> Problem | None:
     if not case.leaked(names.STYLE_LEAKED):
         return None
-    return Finding(
+    return Problem(
         "style leaks into content",
         f"{_separate(case)}try {case.steps(2 / 3)} or {case.option('content_lr', 0.5)}"
         f"{_echoes(case, ECHO_STEP)}; "
@@ -139,67 +142,67 @@ def _style_leaks(case: Case) -> Finding | None:
     )
 
 
-def _subject_leaks(case: Case) -> Finding | None:
+def _subject_leaks(case: Evidence) -> Problem | None:
     if not case.leaked(names.SUBJECT_LEAKED):
         return None
-    return Finding(
+    return Problem(
         f"the {case.words.subject} leaks into style",
         f"{_separate(case)}try {case.steps(2 / 3)} or {case.option('style_lr', 0.5)}; "
         f"or draw with: unziplora style {case.project} --style-strength 0.7",
     )
 
 
-def _content_lost(case: Case) -> Finding | None:
+def _content_lost(case: Evidence) -> Problem | None:
     if not case.low(names.CONTENT_KEPT):
         return None
     if case.worse(names.CONTENT_KEPT):  # the base alone draws it: the LoRA spoils that
-        return Finding(
+        return Problem(
             f"the content LoRA loses the {case.words.subject}",
             f"try {case.option('content_lr', 0.5)} or {case.steps(2 / 3)}.",
         )
-    return Finding(f"the content LoRA has not learned the {case.words.subject}", case.longer("content_lr"))
+    return Problem(f"the content LoRA has not learned the {case.words.subject}", case.longer("content_lr"))
 
 
-def _style_lost(case: Case) -> Finding | None:
+def _style_lost(case: Evidence) -> Problem | None:
     if not case.low(names.STYLE_KEPT):
         return None
-    return Finding(f"the style LoRA has not learned {case.words.style}", case.longer("style_lr"))
+    return Problem(f"the style LoRA has not learned {case.words.style}", case.longer("style_lr"))
 
 
-def _others_lost(case: Case) -> Finding | None:
-    if not case.worse(names.OTHERS_DRAWN) or case.leaked(names.SUBJECT_LEAKED):
+def _others_lost(case: Evidence) -> Problem | None:
+    if not case.worse(names.OTHER_SUBJECTS) or case.leaked(names.SUBJECT_LEAKED):
         return None
-    return Finding(
+    return Problem(
         "the style LoRA spoils other subjects",
         f"try {case.option('style_lr', 0.5)} or {case.steps(2 / 3)}; "
         f"or draw with: unziplora style {case.project} --style-strength 0.7",
     )
 
 
-def _not_combined(case: Case) -> Finding | None:
-    if not case.low(names.BOTH) or case.low(names.CONTENT_KEPT) or case.low(names.STYLE_KEPT):
+def _not_combined(case: Evidence) -> Problem | None:
+    if not case.low(names.BOTH_COMBINED) or case.low(names.CONTENT_KEPT) or case.low(names.STYLE_KEPT):
         return None  # what a branch alone lacks is said of that branch
-    return Finding(
+    return Problem(
         "the two together lose subject or style",
         f"try {case.option('overlap_weight', 0.5, 1000.0)}; "
         f"or draw with: unziplora combine {case.project} --no-merge",
     )
 
 
-def _context_lost(case: Case) -> Finding | None:
-    if not case.worse(names.CONTEXT_OBEYED):
+def _context_lost(case: Evidence) -> Problem | None:
+    if not case.worse(names.CONTEXT_FOLLOWED):
         return None
-    return Finding(
+    return Problem(
         "the content LoRA ignores where it is asked to be",
         f"try {case.steps(2 / 3)}; or draw with: unziplora content {case.project} --content-strength 0.7",
         minor=True,
     )
 
 
-def _no_photo(case: Case) -> Finding | None:
-    if not case.worse(names.PLAIN) or case.leaked(names.STYLE_LEAKED):
+def _no_photo(case: Evidence) -> Problem | None:
+    if not case.worse(names.CONTENT_AS_PHOTO) or case.leaked(names.STYLE_LEAKED):
         return None
-    return Finding(
+    return Problem(
         "the content LoRA's pictures are no plain photos any more",
         f"try {case.steps(2 / 3)} or {case.option('content_lr', 0.5)}; "
         f"or draw with: unziplora content {case.project} --content-strength 0.7",
@@ -207,7 +210,7 @@ def _no_photo(case: Case) -> Finding | None:
     )
 
 
-def _stranger(case: Case) -> Finding | None:
+def _stranger(case: Evidence) -> Problem | None:
     score = case.scores.get(names.IDENTITY)
     if score is None or score.base is None:
         return None
@@ -217,7 +220,7 @@ def _stranger(case: Case) -> Finding | None:
     if way >= IDENTITY:
         return None
     degree = "hardly recognised" if way < IDENTITY / 2 else "recognised only in part"
-    return Finding(
+    return Problem(
         f"this very {case.words.subject} is {degree}",
         f"try {case.option('content_lr', 2.0)}{_echoes(case, -ECHO_STEP)} "
         f"or {case.option('column_ratio', 2.0)}.",
@@ -225,7 +228,7 @@ def _stranger(case: Case) -> Finding | None:
     )
 
 
-def _echoes(case: Case, step: float) -> str:
+def _echoes(case: Evidence, step: float) -> str:
     """Advice to let content learn the picture as the base would draw it, or to change how far from it."""
     if not case.training.get("destyle_images"):
         return " or --destyle-images 8 --destyled-only"
@@ -236,13 +239,13 @@ def _echoes(case: Case, step: float) -> str:
     return f" or --destyle-strength {changed:.2g}" if changed != strength else ""
 
 
-def _separate(case: Case) -> str:
+def _separate(case: Evidence) -> str:
     """Advice to switch on again what was switched off."""
     off = [f"--no-{name.replace('_', '-')}" for name in SEPARATIONS if case.training.get(name) is False]
     return f"train without {' '.join(off)}; or " if off else ""
 
 
-RULES: tuple[Callable[[Case], Finding | None], ...] = (
+RULES: tuple[Callable[[Evidence], Problem | None], ...] = (
     _not_learned,
     _style_leaks,
     _subject_leaks,

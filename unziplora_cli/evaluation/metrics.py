@@ -10,58 +10,61 @@ import torch
 from torch import Tensor
 
 from unziplora_cli.evaluation.columns import LayerColumns, merge_cosine, shared_share
-from unziplora_cli.evaluation.denoising import Denoised, relative_gap
-from unziplora_cli.evaluation.prompts import Purpose, Shot
-from unziplora_cli.evaluation.scorers import PHOTO, View, Viewer
+from unziplora_cli.evaluation.denoising import DenoisingResult, relative_gap
+from unziplora_cli.evaluation.prompts import EvaluationPrompt, Purpose
+from unziplora_cli.evaluation.scorers import PHOTO, ImageScore, Scorer
 from unziplora_cli.method.lora import LoRA, LoRAWeights, MergeWeights
 from unziplora_cli.projects.manifest import ScoreRecord, Unit
 
 CONTENT_KEPT = "content kept"
 STYLE_LEAKED = "style leaked into content"
-PLAIN = "content as a photo"
-CONTEXT_OBEYED = "context obeyed"
+CONTENT_AS_PHOTO = "content as a photo"
+CONTEXT_FOLLOWED = "context obeyed"
 IDENTITY = "identity"
 STYLE_KEPT = "style kept"
 SUBJECT_LEAKED = "subject leaked into style"
-OTHERS_DRAWN = "other subjects drawn"
-BOTH = "both combined"
+OTHER_SUBJECTS = "other subjects drawn"
+BOTH_COMBINED = "both combined"
 STYLE_LIKENESS = "style likeness"
 PROMPT_LIKENESS = "prompt likeness"
-LOSSES = {"full": "loss, full prompt", "content": "loss, content alone", "style": "loss, style alone"}
-REBUILT = "rebuilding error"
-OVERLAP = "merge weights' overlap"
-SHARED = "shared columns"
-GAP = "one-file gap"
+LOSS = {"full": "loss, full prompt", "content": "loss, content alone", "style": "loss, style alone"}
+RECONSTRUCTION_ERROR = "rebuilding error"
+MERGE_OVERLAP = "merge weights' overlap"
+SHARED_COLUMNS = "shared columns"
+ONE_FILE_GAP = "one-file gap"
 
 
 @dataclass(frozen=True, slots=True)
 class _Question:
     """What is asked of every picture of some purposes; the score is the mean of the answers.
 
-    An answer is True, False or a likeness; None where the viewer has no sense for it.
+    An answer is True, False or a likeness; None where the scorer has no sense for it.
     """
 
     name: str
     purposes: tuple[Purpose, ...]
     about: str
-    answer: Callable[[Shot, View], float | None]
+    answer: Callable[[EvaluationPrompt, ImageScore], float | None]
     unit: Unit = "share"
     higher_is_better: bool = True
 
 
-def picture_scores(
-    shots: Sequence[Shot], ours: Sequence[View], base: Sequence[View], viewer: Viewer
+def score_records(
+    prompts_to_score: Sequence[EvaluationPrompt],
+    ours: Sequence[ImageScore],
+    base: Sequence[ImageScore],
+    scorer: Scorer,
 ) -> tuple[ScoreRecord, ...]:
     """What was seen in the branches' pictures, and in the base's of the same words and noise."""
     scores = []
-    for question in _questions(viewer.subject, viewer.style):
+    for question in _questions(scorer.subject, scorer.style):
         value, of_base = (
             [
                 answer
-                for shot, view in zip(shots, views, strict=True)
+                for shot, view in zip(prompts_to_score, image_scores, strict=True)
                 if shot.purpose in question.purposes and (answer := question.answer(shot, view)) is not None
             ]
-            for views in (ours, base)
+            for image_scores in (ours, base)
         )
         if value:
             scores.append(
@@ -89,7 +92,7 @@ def _questions(subject: str, style: str) -> list[_Question]:
             higher_is_better=False,
         ),
         _Question(
-            PLAIN,
+            CONTENT_AS_PHOTO,
             anywhere,
             "Pictures of the content LoRA that are plain photos.",
             lambda shot, view: view.style == PHOTO,
@@ -104,7 +107,7 @@ def _questions(subject: str, style: str) -> list[_Question]:
         ),
         *(leaks if style != PHOTO else ()),
         _Question(
-            CONTEXT_OBEYED,
+            CONTEXT_FOLLOWED,
             ("context",),
             "Pictures of the content LoRA that are where they were asked to be.",
             lambda shot, view: view.context == shot.context,
@@ -130,13 +133,13 @@ def _questions(subject: str, style: str) -> list[_Question]:
             higher_is_better=False,
         ),
         _Question(
-            OTHERS_DRAWN,
+            OTHER_SUBJECTS,
             ("style",),
             "Pictures of the style LoRA that show the subject that was asked for.",
             lambda shot, view: view.subject == shot.subject,
         ),
         _Question(
-            BOTH,
+            BOTH_COMBINED,
             ("combine",),
             f"Pictures of both together that show a {subject} and are {style}.",
             lambda shot, view: view.subject == subject and view.style == style,
@@ -158,7 +161,7 @@ def _questions(subject: str, style: str) -> list[_Question]:
     ]
 
 
-def denoising_scores(found: Mapping[str, Denoised]) -> tuple[ScoreRecord, ...]:
+def denoising_scores(found: Mapping[str, DenoisingResult]) -> tuple[ScoreRecord, ...]:
     """What the branches know of the training picture.
 
     ``found`` has the ways ``full``, ``content`` and ``style``, each with its ``... base``, and ``one file``:
@@ -171,7 +174,7 @@ def denoising_scores(found: Mapping[str, Denoised]) -> tuple[ScoreRecord, ...]:
     }
     scores = [
         ScoreRecord(
-            LOSSES[way],
+            LOSS[way],
             float(found[way].loss.mean()),
             float(found[f"{way} base"].loss.mean()),
             False,
@@ -183,10 +186,12 @@ def denoising_scores(found: Mapping[str, Denoised]) -> tuple[ScoreRecord, ...]:
     full, base = found["full"], found["full base"]
     if full.rebuilt is not None:
         about = "How far the training picture is missed when it is drawn back from strong noise; 0 is exact."
-        scores.append(ScoreRecord(REBUILT, full.rebuilt, base.rebuilt, False, about, "difference"))
+        scores.append(
+            ScoreRecord(RECONSTRUCTION_ERROR, full.rebuilt, base.rebuilt, False, about, "difference")
+        )
     gap = relative_gap(found["one file"].prediction, full.prediction, base.prediction)
     about = "What changes in other programs, where both branches read one prompt, relative to their effect."
-    return (*scores, ScoreRecord(GAP, gap, None, False, about, "difference"))
+    return (*scores, ScoreRecord(ONE_FILE_GAP, gap, None, False, about, "difference"))
 
 
 def weight_scores(layers: Mapping[str, LayerColumns]) -> tuple[ScoreRecord, ...]:
@@ -194,12 +199,12 @@ def weight_scores(layers: Mapping[str, LayerColumns]) -> tuple[ScoreRecord, ...]
     cosine = "Cosine of the merge weights: 0 where the branches use different columns, 1 where the same."
     shared = "Columns that both branches use, of those that either uses."
     return (
-        ScoreRecord(OVERLAP, merge_cosine(layers), None, False, cosine, "likeness"),
-        ScoreRecord(SHARED, shared_share(layers), None, False, shared, "share"),
+        ScoreRecord(MERGE_OVERLAP, merge_cosine(layers), None, False, cosine, "likeness"),
+        ScoreRecord(SHARED_COLUMNS, shared_share(layers), None, False, shared, "share"),
     )
 
 
-def _paired(found: Mapping[str, Denoised], way: str) -> str:
+def _paired(found: Mapping[str, DenoisingResult], way: str) -> str:
     """How the losses of a way compare with the base's, draw by draw; ± is one standard error."""
     ours, base = found[way].loss, found[f"{way} base"].loss
     better = int((ours < base).sum())

@@ -27,7 +27,7 @@ SUBJECTS = ("house", "cat", "car", "tree", "teapot", "boat", "owl", "rose", "rob
 
 
 @dataclass(frozen=True, slots=True)
-class Shot:
+class EvaluationPrompt:
     """One picture to draw, and what should be in it; a plain one has no ``context``."""
 
     purpose: Purpose
@@ -44,7 +44,9 @@ class Shot:
         return text
 
 
-def plan(words: Words, own: tuple[str, ...], count: int, seed: int) -> tuple[Shot, ...]:
+def evaluation_prompts(
+    words: Words, own: tuple[str, ...], count: int, seed: int
+) -> tuple[EvaluationPrompt, ...]:
     """``count`` pictures for each purpose; ``own`` are the names of the project's subject.
 
     The seed decides which contexts and which other subjects come first, and the noise of every picture.
@@ -53,13 +55,13 @@ def plan(words: Words, own: tuple[str, ...], count: int, seed: int) -> tuple[Sho
     contexts = chance.sample(CONTEXTS, len(CONTEXTS))
     taken = " ".join(own).split()
     subjects = [each for each in chance.sample(SUBJECTS, len(SUBJECTS)) if each not in taken]
-    shots = []
+    prompts_to_score = []
     for number, context, other in zip(range(count), cycle(contexts), islice(cycle(subjects), count)):
         plain, placed = make_prompts(words), make_prompts(words, context)
-        shots += [
-            Shot("content", plain, seed + number, own[0]),
-            Shot("context", placed, seed + number, own[0], context),
-            Shot("style", make_prompts(replace(words, subject=other)), seed + number, other),
-            Shot("combine", plain, seed + number, own[0]),
+        prompts_to_score += [
+            EvaluationPrompt("content", plain, seed + number, own[0]),
+            EvaluationPrompt("context", placed, seed + number, own[0], context),
+            EvaluationPrompt("style", make_prompts(replace(words, subject=other)), seed + number, other),
+            EvaluationPrompt("combine", plain, seed + number, own[0]),
         ]
-    return tuple(sorted(shots, key=lambda shot: PURPOSES.index(shot.purpose)))
+    return tuple(sorted(prompts_to_score, key=lambda shot: PURPOSES.index(shot.purpose)))

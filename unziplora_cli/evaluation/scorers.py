@@ -1,4 +1,4 @@
-"""Who looks at the drawn pictures: what a viewer tells of each, and the built-in base's judge as one."""
+"""Who looks at the drawn pictures: what a scorer tells of each, and the built-in base's classifier as one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unziplora_cli.config import Words
 from unziplora_cli.errors import ModelError
-from unziplora_cli.evaluation.classifier import Judge
+from unziplora_cli.evaluation.classifier import Classifier
 from unziplora_cli.evaluation.prompts import CONTEXTS, SUBJECTS
 from unziplora_cli.hub_cache import find
 
@@ -25,11 +25,11 @@ PHOTO = "photo"
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """What a viewer sees in one picture.
+class ImageScore:
+    """What a scorer sees in one picture.
 
     ``identity`` is its likeness to the training picture in who or what is shown, ``style_likeness`` in how it
-    is drawn, ``prompt_likeness`` its likeness to the words it was asked for; cosines, None where a viewer has
+    is drawn, ``prompt_likeness`` its likeness to the words it was asked for; cosines, None where a scorer has
     no sense for it.
     """
 
@@ -41,7 +41,7 @@ class View:
     prompt_likeness: float | None = None
 
 
-class Viewer(Protocol):
+class Scorer(Protocol):
     """Names what pictures show.
 
     ``subject`` and ``style`` are what it calls the training picture's; ``notes`` say what else a person
@@ -53,46 +53,46 @@ class Viewer(Protocol):
     style: str
     notes: tuple[str, ...]
 
-    def look(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> list[View]:
+    def look(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> list[ImageScore]:
         """A view of each picture; ``texts`` are the prompts it was drawn from."""
         ...
 
 
-class JudgeViewer:
-    """The judge of the built-in base: it names every picture from the classes it was trained on."""
+class ClassifierScorer:
+    """The classifier of the built-in base: it names every picture from the classes it was trained on."""
 
-    name = "the built-in judge"
+    name = "the built-in classifier"
 
     def __init__(self, folder: Path, training: Sequence[Image.Image], words: Words) -> None:
-        self._judge = Judge.load(folder)
-        found, self._identity = self._judge.look(_pixels(training))  # [pictures, 64]
-        seen = self._judge.words(found)[0]
+        self._classifier = Classifier.load(folder)
+        found, self._identity = self._classifier.predict(_pixels(training))  # [pictures, 64]
+        seen = self._classifier.class_names(found)[0]
         self.subject, subject_notes = self._call("subject", words.subject, seen)
         self.style, style_notes = self._call("style", words.style, seen)
         self.notes = (*subject_notes, *style_notes)
 
-    def look(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> list[View]:
-        """A view of each picture; the judge does not read texts."""
+    def look(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> list[ImageScore]:
+        """A view of each picture; the classifier does not read texts."""
         pixels = _pixels(pictures)
-        found, identity = self._judge.look(pixels)
+        found, identity = self._classifier.predict(pixels)
         likeness = (identity @ self._identity.T).mean(dim=1).tolist()
         return [
-            View(each["subject"], each["style"], each["context"], identity)
-            for each, identity in zip(self._judge.words(found), likeness, strict=True)
+            ImageScore(each["subject"], each["style"], each["context"], identity)
+            for each, identity in zip(self._classifier.class_names(found), likeness, strict=True)
         ]
 
     def _call(self, label: str, word: str, seen: dict[str, str]) -> tuple[str, tuple[str, ...]]:
-        """The judge's word for the training picture: the user's where it knows it, else what it sees."""
+        """The classifier's word for the training picture: the user's where it knows it, else what it sees."""
         sees = seen[label]
         plain = " ".join(word.lower().split())
-        if plain not in self._judge.names[label]:
+        if plain not in self._classifier.names[label]:
             return sees, (
-                f'The judge has no {label} "{word}"; it sees "{sees}" in the training picture, '
+                f'The classifier has no {label} "{word}"; it sees "{sees}" in the training picture, '
                 "and looks for that.",
             )
         if plain != sees:
             return plain, (
-                f'The judge sees "{sees}" in the training picture, not the {label} "{word}": '
+                f'The classifier sees "{sees}" in the training picture, not the {label} "{word}": '
                 "take its numbers on that with care.",
             )
         return plain, ()
@@ -103,14 +103,14 @@ def _pixels(pictures: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
 
 
-# DINOv2 and CLIP as a viewer: CLIP names what a picture shows, among a few answers.
+# DINOv2 and CLIP as a scorer: CLIP names what a picture shows, among a few answers.
 
 
 ILLUSTRATION = "illustration"
 """What CLIP may call a picture that is neither a photo nor in the project's style."""
 
 
-class ClipViewer:
+class ClipScorer:
     """Names each picture by the description, of a few, that CLIP finds nearest to it.
 
     DINOv2's likeness to the training picture is the identity, CLIP's the likeness in style. CLIP's likeness
@@ -138,7 +138,7 @@ class ClipViewer:
             **{each: f"a picture taken {each}" for each in CONTEXTS},
         }
 
-    def look(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> list[View]:
+    def look(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> list[ImageScore]:
         """A view of each picture."""
         who, how = self._encoders.who(pictures), self._encoders.how(pictures)
         asked = self._encoders.words(
@@ -148,7 +148,7 @@ class ClipViewer:
         identity = (who @ self._who.T).mean(dim=1).tolist()
         style = (how @ self._how.T).mean(dim=1).tolist()
         prompt = (how * asked).sum(dim=1).tolist()
-        return [View(*each) for each in zip(*names, identity, style, prompt, strict=True)]
+        return [ImageScore(*each) for each in zip(*names, identity, style, prompt, strict=True)]
 
     def _nearest(self, pictures: Tensor, answers: Mapping[str, str]) -> list[str]:
         """The answer whose description lies nearest to each picture."""
@@ -157,7 +157,7 @@ class ClipViewer:
         return [names[i] for i in near.argmax(dim=1).tolist()]
 
 
-# The two public models that look at pictures where there is no judge: DINOv2 and CLIP.
+# The two public models that look at pictures where there is no classifier: DINOv2 and CLIP.
 #
 # They are read from Hugging Face's own cache; nothing is fetched here.
 

@@ -172,25 +172,25 @@ class BlockColumns:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well content and style came apart: what `unziplora eval` measured. `created` is ISO 8601 in UTC.
+    """How well content and style were separated, as `unziplora eval` measured it.
 
-    `judge` says who looked at the drawn pictures, and is empty when none were drawn; `notes` are sentences on
-    how the numbers are to be read.
+    `created` is ISO 8601 in UTC. `scorer` names what scored the generated images, and is empty when none were
+    generated. `notes` explain the numbers.
     """
 
     created: str
-    verdict: str
+    diagnosis: str
     advice: tuple[str, ...]
     scores: tuple[ScoreRecord, ...]
     columns: tuple[BlockColumns, ...] = ()
-    judge: str = ""
+    scorer: str = ""
     notes: tuple[str, ...] = ()
     seed: int = 0
-    pictures: int = 0
+    images: int = 0
 
     def __post_init__(self) -> None:
         _check_utc(self.created)
-        _check_not_negative(seed=self.seed, pictures=self.pictures)
+        _check_not_negative(seed=self.seed, images=self.images)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ cleanly than a plain sum does; other programs do not need it.
 
 
 @dataclass(frozen=True)
-class Shown:
+class CardImage:
     """A picture of the card: its file below the card's folder, and the prompt that drew it."""
 
     file: str
@@ -24,7 +24,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelCard:
     """What a model card tells.
 
     ``files`` are the LoRAs by role, content and style; ``prompts`` what to say for each, and for both
@@ -44,10 +44,10 @@ class Card:
     base_id: str | None
     fp16: bool
     licence: str | None
-    pictures: Sequence[Shown]
+    pictures: Sequence[CardImage]
 
 
-def render(card: Card) -> str:
+def render(card: ModelCard) -> str:
     """The card as Markdown with the metadata that the hub reads in front."""
     template = Template(resources.template("model_card.md").read_text(encoding="utf-8"))
     loads = [
@@ -77,7 +77,7 @@ def render(card: Card) -> str:
     )
 
 
-def _metadata(card: Card) -> dict[str, object]:
+def _metadata(card: ModelCard) -> dict[str, object]:
     """What the hub reads."""
     known = {
         "library_name": "diffusers",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unziplora_cli.accel.device import settle_threads
 from unziplora_cli.config import Prompts, TrainConfig
-from unziplora_cli.images import load_picture
+from unziplora_cli.images import load_image
 from unziplora_cli.job import TrainRequest
 from unziplora_cli.sdxl.base import predicts_velocity
 from unziplora_cli.sdxl.generate import free, time_ids
@@ -148,7 +148,7 @@ def _read(request: TrainRequest) -> tuple[list[Tensor], list[Notice]]:
     crops = config.crops if config.crop == "random" else 1
     pixels, notes = [], []
     for path in request.pictures:
-        picture = load_picture(path)
+        picture = load_image(path)
         note = crop_note(picture.image.size, config.resolution, crops)
         notes += map(Notice, (*picture.notes, *((f"{path.name}: {note}",) if note else ())))
         pixels.append(prepare(picture.image, config.resolution, crops))
@@ -181,9 +181,7 @@ def _encode_texts(
 
 
 def _class_pixels(config: TrainConfig, branch: str) -> list[Tensor]:
-    return [
-        prepare(load_picture(path).image, config.resolution, 1) for path in class_pictures(config, branch)
-    ]
+    return [prepare(load_image(path).image, config.resolution, 1) for path in class_pictures(config, branch)]
 
 
 def _three(

@@ -22,69 +22,73 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from unziplora_cli.accel.merged_unet import Branches
-    from unziplora_cli.evaluation.prompts import Shot
-    from unziplora_cli.evaluation.scorers import View, Viewer
+    from unziplora_cli.evaluation.prompts import EvaluationPrompt
+    from unziplora_cli.evaluation.scorers import ImageScore, Scorer
     from unziplora_cli.sdxl.generate import Request
 if TYPE_CHECKING:
     from PIL import Image
 
     from unziplora_cli.accel.merged_unet import Branches
-    from unziplora_cli.evaluation.denoising import Denoised
+    from unziplora_cli.evaluation.denoising import DenoisingResult
     from unziplora_cli.sdxl.base import BaseRef
     from unziplora_cli.sdxl.generate import Progress
 
 
 @dataclass(frozen=True)
-class Seen:
+class ImageEvaluation:
     """What was seen, by whom, in how many pictures; ``sheet`` shows them all, None when there are none."""
 
     scores: tuple[ScoreRecord, ...] = ()
     notes: tuple[str, ...] = ()
-    judge: str = ""
+    scorer: str = ""
     pictures: int = 0
     sheet: Image.Image | None = None
 
 
 def look(
-    order: EvalOrder,
+    order: EvaluationRequest,
     project: Project,
     learned: Branches,
     training: Sequence[Image.Image],
     on_progress: OnProgress,
-) -> Seen:
+) -> ImageEvaluation:
     """Draw for every purpose, with the branches and with the base alone, and name what is to be seen.
 
     Where nobody can look, nothing is drawn, and a note says what to type.
     """
-    from unziplora_cli.evaluation.metrics import picture_scores
-    from unziplora_cli.evaluation.prompts import plan
+    from unziplora_cli.evaluation.metrics import score_records
+    from unziplora_cli.evaluation.prompts import evaluation_prompts
 
-    viewer, missing = _viewer(order, project, training)
-    if viewer is None:
-        return Seen(notes=(missing,))
+    scorer, missing = _viewer(order, project, training)
+    if scorer is None:
+        return ImageEvaluation(notes=(missing,))
     words, config = project.manifest.words, order.config
-    shots = plan(words, (viewer.subject, words.subject.lower()), config.count, config.seed)
-    texts = [shot.text for shot in shots]
-    ours, theirs = _draw(order, learned, shots, on_progress)
-    views, base_views = viewer.look(ours, texts), viewer.look(theirs, texts)
-    return Seen(
-        scores=picture_scores(shots, views, base_views, viewer),
-        notes=viewer.notes,
-        judge=viewer.name,
+    prompts_to_score = evaluation_prompts(
+        words, (scorer.subject, words.subject.lower()), config.count, config.seed
+    )
+    texts = [shot.text for shot in prompts_to_score]
+    ours, theirs = _draw(order, learned, prompts_to_score, on_progress)
+    image_scores, base_scores = scorer.look(ours, texts), scorer.look(theirs, texts)
+    return ImageEvaluation(
+        scores=score_records(prompts_to_score, image_scores, base_scores, scorer),
+        notes=scorer.notes,
+        scorer=scorer.name,
         pictures=len(ours) + len(theirs),
-        sheet=_sheet(project, training[0], shots, (ours, views), (theirs, base_views)),
+        sheet=_sheet(project, training[0], prompts_to_score, (ours, image_scores), (theirs, base_scores)),
     )
 
 
-def _viewer(order: EvalOrder, project: Project, training: Sequence[Image.Image]) -> tuple[Viewer | None, str]:
+def _viewer(
+    order: EvaluationRequest, project: Project, training: Sequence[Image.Image]
+) -> tuple[Scorer | None, str]:
     """Who looks at the pictures; without anybody, what to type to have somebody."""
     words = project.manifest.words
     if order.base.kind == "builtin":
-        from unziplora_cli.evaluation.scorers import JudgeViewer
+        from unziplora_cli.evaluation.scorers import ClassifierScorer
 
-        return JudgeViewer(resources.judge(), training, words), ""
+        return ClassifierScorer(resources.classifier(), training, words), ""
     from unziplora_cli.evaluation import scorers
-    from unziplora_cli.evaluation.scorers import ClipViewer
+    from unziplora_cli.evaluation.scorers import ClipScorer
 
     missing = scorers.missing()
     if missing:
@@ -92,28 +96,33 @@ def _viewer(order: EvalOrder, project: Project, training: Sequence[Image.Image])
             f"No pictures were drawn, since nobody could look at them: {' and '.join(missing)} would, once "
             f"fetched with unziplora eval {project.name} --pull"
         )
-    return ClipViewer(scorers.Encoders.load(), training, words), ""
+    return ClipScorer(scorers.Encoders.load(), training, words), ""
 
 
 def _draw(
-    order: EvalOrder, learned: Branches, shots: Sequence[Shot], on_progress: OnProgress
+    order: EvaluationRequest,
+    learned: Branches,
+    prompts_to_score: Sequence[EvaluationPrompt],
+    on_progress: OnProgress,
 ) -> tuple[list[Image.Image], list[Image.Image]]:
     """Every shot drawn with its branches, and drawn by the base alone from the same words and noise."""
-    requests = [*_requests(order, shots, None), *_requests(order, shots, learned)]
+    requests = [*_requests(order, prompts_to_score, None), *_requests(order, prompts_to_score, learned)]
     drawn = [picture.image for picture in pictures(requests, order.base, order.studio, on_progress)]
-    return drawn[len(shots) :], drawn[: len(shots)]
+    return drawn[len(prompts_to_score) :], drawn[: len(prompts_to_score)]
 
 
-def _requests(order: EvalOrder, shots: Sequence[Shot], learned: Branches | None) -> Iterator[Request]:
+def _requests(
+    order: EvaluationRequest, prompts_to_score: Sequence[EvaluationPrompt], learned: Branches | None
+) -> Iterator[Request]:
     """One request for neighbours that differ in their seed alone; without branches the base is asked."""
     from unziplora_cli.accel.merged_unet import Branches
     from unziplora_cli.evaluation.prompts import BRANCHES
     from unziplora_cli.sdxl.generate import Request
 
-    def kind(shot: Shot) -> tuple[Any, ...]:
+    def kind(shot: EvaluationPrompt) -> tuple[Any, ...]:
         return shot.purpose, shot.prompts
 
-    for (purpose, prompts), group in groupby(shots, kind):
+    for (purpose, prompts), group in groupby(prompts_to_score, kind):
         same = list(group)
         settings = replace(order.drawing, count=len(same), seed=same[0].seed)
         if learned is None:
@@ -129,8 +138,8 @@ def _requests(order: EvalOrder, shots: Sequence[Shot], learned: Branches | None)
 def _sheet(
     project: Project,
     training: Image.Image,
-    shots: Sequence[Shot],
-    *drawn: tuple[Sequence[Image.Image], Sequence[View]],
+    prompts_to_score: Sequence[EvaluationPrompt],
+    *drawn: tuple[Sequence[Image.Image], Sequence[ImageScore]],
 ) -> Image.Image:
     """One row of what the branches drew and one of what the base did, for each purpose."""
     from unziplora_cli.evaluation.prompts import PURPOSES
@@ -138,11 +147,11 @@ def _sheet(
 
     rows, headings = [], []
     for purpose in PURPOSES:
-        for who, (images, views) in zip((purpose, "base alone"), drawn, strict=True):
+        for who, (images, image_scores) in zip((purpose, "base alone"), drawn, strict=True):
             rows.append(
                 [
                     Cell(image, f"{shot.text}: {view.subject}, {view.style} {view.context}".strip())
-                    for shot, image, view in zip(shots, images, views, strict=True)
+                    for shot, image, view in zip(prompts_to_score, images, image_scores, strict=True)
                     if shot.purpose == purpose
                 ]
             )
@@ -152,14 +161,14 @@ def _sheet(
     return contact_sheet(rows, title=title, row_headings=headings)
 
 
-# From a project to its separation report: measure, draw, look, judge, and write it into the manifest.
+# From a project to its separation report: measure, generate, score, diagnose, and write it into the manifest.
 
 
 SHEET = "evaluation.png"
 
 
 @dataclass(frozen=True)
-class EvalConfig(Checked):
+class EvaluationConfig(Checked):
     """How thoroughly a project is looked at."""
 
     count: int = option(
@@ -173,18 +182,18 @@ class EvalConfig(Checked):
 
 
 @dataclass(frozen=True)
-class EvalOrder:
+class EvaluationRequest:
     """One project to look at; ``drawing`` says how its pictures are drawn."""
 
     project: str
     base: BaseRef
-    config: EvalConfig
+    config: EvaluationConfig
     drawing: GenerateConfig
     studio: ComputeConfig
 
 
 @dataclass(frozen=True)
-class Doing:
+class EvaluationProgress:
     """How far an evaluation is."""
 
     what: str
@@ -193,7 +202,7 @@ class Doing:
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluationResult:
     """The project with its evaluation in the manifest, and the sheet of what was drawn, if anything was."""
 
     project: Project
@@ -201,10 +210,10 @@ class Evaluated:
     sheet: Path | None
 
 
-OnDoing = Callable[[Doing], None]
+OnEvaluationProgress = Callable[[EvaluationProgress], None]
 
 
-def fetch_encoders(on_download: Callable[[str, int], None]) -> None:
+def download_encoders(on_download: Callable[[str, int], None]) -> None:
     """Fetch what is missing of DINOv2 and CLIP, telling each one's name and bytes; raises ModelError."""
     from unziplora_cli import hub
     from unziplora_cli.evaluation import scorers
@@ -215,7 +224,9 @@ def fetch_encoders(on_download: Callable[[str, int], None]) -> None:
         hub.pull(download)
 
 
-def evaluate(order: EvalOrder, store: ProjectStore, on_doing: OnDoing = lambda doing: None) -> Evaluated:
+def evaluate(
+    order: EvaluationRequest, store: ProjectStore, on_progress: OnEvaluationProgress = lambda doing: None
+) -> EvaluationResult:
     """Measure how well the project's content and style came apart, and write that into its manifest.
 
     The project stays locked meanwhile, so that what is written is true of its files. Raises ProjectError when
@@ -229,26 +240,26 @@ def evaluate(order: EvalOrder, store: ProjectStore, on_doing: OnDoing = lambda d
                 f"The project {project.name!r} has no training picture, so nothing can be compared with it.",
                 hint="Only projects made by `unziplora train` can be evaluated.",
             )
-        from unziplora_cli.evaluation.columns import by_block, read_columns
-        from unziplora_cli.evaluation.diagnosis import judge
+        from unziplora_cli.evaluation.columns import count_by_block, read_columns
+        from unziplora_cli.evaluation.diagnosis import diagnose
         from unziplora_cli.evaluation.metrics import denoising_scores, weight_scores
 
         order = replace(order, studio=replace(order.studio, vae=order.studio.vae or recipe.vae))
         learned = Shelf().branches(DrawOrder(order.base, order.drawing, project, project))
         training = _training_pictures(project)
-        measured = denoising_scores(_denoise(order, project, learned, training, on_doing))
+        measured = denoising_scores(_denoise(order, project, learned, training, on_progress))
         _check_finite(measured, project)
-        seen = look(order, project, learned, training, _on_progress(on_doing))
+        seen = look(order, project, learned, training, _on_progress(on_progress))
         layers = read_columns(learned)
         scores = (*seen.scores, *measured, *weight_scores(layers))
-        verdict, advice = judge(scores, recipe.training, recipe.words, project.name)
+        verdict, advice = diagnose(scores, recipe.training, recipe.words, project.name)
         evaluation = Evaluation(
             created=manifest.now(),
             verdict=verdict,
             advice=advice,
             scores=tuple(map(_rounded, scores)),
-            columns=by_block(layers),
-            judge=seen.judge,
+            columns=count_by_block(layers),
+            scorer=seen.scorer,
             notes=(*_training_notes(recipe), *seen.notes),
             seed=order.config.seed,
             pictures=seen.pictures,
@@ -260,7 +271,7 @@ def evaluate(order: EvalOrder, store: ProjectStore, on_doing: OnDoing = lambda d
         else:
             sheet.unlink(missing_ok=True)
         updated = store.update(project, replace(recipe, evaluation=evaluation))
-        return Evaluated(updated, evaluation, sheet if seen.sheet is not None else None)
+        return EvaluationResult(updated, evaluation, sheet if seen.sheet is not None else None)
 
 
 def _training_notes(recipe: Manifest) -> Iterator[str]:
@@ -277,36 +288,40 @@ def _training_notes(recipe: Manifest) -> Iterator[str]:
         )
 
 
-def _on_progress(on_doing: OnDoing) -> OnProgress:
+def _on_progress(on_progress: OnEvaluationProgress) -> OnProgress:
     """Tells how far drawing is."""
 
     def tell(progress: Progress) -> None:
         if progress.phase == "draw":
-            on_doing(Doing("drawing", progress.picture + progress.step / progress.steps, progress.pictures))
+            on_progress(
+                EvaluationProgress(
+                    "drawing", progress.picture + progress.step / progress.steps, progress.pictures
+                )
+            )
 
     return tell
 
 
 def _training_pictures(project: Project) -> list[Image.Image]:
     """The middle square of each training picture."""
-    from unziplora_cli.images import load_picture
+    from unziplora_cli.images import load_image
     from unziplora_cli.sdxl.latents import crop_boxes
 
     found = []
     for each in project.manifest.source:
-        image = load_picture(inside(project.folder, each.file)).image
+        image = load_image(inside(project.folder, each.file)).image
         left, top, right, bottom = crop_boxes(image.size, 1)[0]
         found.append(image.crop((int(left), int(top), int(right), int(bottom))))
     return found
 
 
 def _denoise(
-    order: EvalOrder,
+    order: EvaluationRequest,
     project: Project,
     learned: Branches,
     training: Sequence[Image.Image],
-    on_doing: OnDoing,
-) -> dict[str, Denoised]:
+    on_progress: OnEvaluationProgress,
+) -> dict[str, DenoisingResult]:
     """The training picture under every prompt, with the branches and with the base alone."""
     import torch
 
@@ -320,7 +335,7 @@ def _denoise(
 
     side = int(project.manifest.training.get("resolution") or native_resolution(order.base))
     device = pick_device(order.studio.device)
-    on_doing(Doing("encoding", 0, 1))
+    on_progress(EvaluationProgress("encoding", 0, 1))
     with memory_guard("Use another device (--device)."):
         vae = load_vae(order.base, device=device, vae=order.studio.vae)
         latents = torch.cat([encode_latents(vae, prepare(each, side, 1)).mean for each in training])
@@ -346,7 +361,7 @@ def _denoise(
         dtype=pick_dtype(order.studio.precision, device),
         batch_size=order.studio.batch_size,
         rebuild=("full", "full base"),
-        on_way=lambda done: on_doing(Doing("measuring", done, len(ways))),
+        on_way=lambda done: on_progress(EvaluationProgress("measuring", done, len(ways))),
     )
 
 

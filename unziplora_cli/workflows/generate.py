@@ -234,9 +234,9 @@ def source(project: Project) -> Any:
     """The training picture of a project, upright and in RGB; None of an imported one that came without."""
     if not project.manifest.source:
         return None
-    from unziplora_cli.images import load_picture
+    from unziplora_cli.images import load_image
 
-    return load_picture(project.folder / project.manifest.source[0].file).image
+    return load_image(project.folder / project.manifest.source[0].file).image
 
 
 def shared_base(projects: Sequence[Project]) -> str:

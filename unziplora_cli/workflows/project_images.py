@@ -14,7 +14,7 @@ from unziplora_cli.projects.verify import inside
 from unziplora_cli.workflows.generate import SHEET
 
 if TYPE_CHECKING:
-    from unziplora_cli.images import Embedded
+    from unziplora_cli.images import DataURI
 
 SOURCE, SHEET_SIDE, SINGLE, MOMENT = 900, 1800, 640, 256
 """Longest sides in pixels."""
@@ -26,46 +26,46 @@ GALLERIES = {
     "content": ("Content", "The subject alone, without the style of the picture."),
     "style": ("Style", "The style alone, on other subjects."),
     "combine": ("Content and style together", "Both LoRAs with their merge weights."),
-    "other": ("Other pictures", "Pictures in the project's folder that do not say how they were drawn."),
+    "other": ("Other pictures", "Images in the project's folder that do not say how they were drawn."),
 }
 PROMPTS = ("full", "content", "style")
 
 
 @dataclass(frozen=True)
-class Shown:
+class ReportImage:
     """A picture of the page: what it shows in words, and the line under it."""
 
-    picture: Embedded
+    picture: DataURI
     alt: str
     caption: str = ""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures of one kind; ``more`` are in the project but not shown."""
+    """Images of one kind; ``more`` are in the project but not shown."""
 
     title: str
     about: str
-    pictures: tuple[Shown, ...]
+    pictures: tuple[ReportImage, ...]
     more: int
 
 
 @dataclass(frozen=True)
-class Moment:
+class ValidationStep:
     """What was drawn after so many steps of the training, full, content and style."""
 
     step: int
-    pictures: tuple[Shown, ...]
+    pictures: tuple[ReportImage, ...]
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ProjectImages:
     """All pictures of the page; ``kinds`` names those of which there are any."""
 
-    sources: tuple[Shown, ...]
-    sheets: tuple[Shown, ...]
+    sources: tuple[ReportImage, ...]
+    sheets: tuple[ReportImage, ...]
     galleries: tuple[Gallery, ...]
-    moments: tuple[Moment, ...]
+    moments: tuple[ValidationStep, ...]
     kinds: tuple[str, ...]
 
     @property
@@ -75,7 +75,7 @@ class Pictures:
         return len(self.sources) + len(self.sheets) + sum(map(len, groups))
 
 
-def pictures_of(project: Project, notes: list[str]) -> Pictures:
+def project_images(project: Project, notes: list[str]) -> ProjectImages:
     """Read the pictures of ``project``; what cannot be read is told in ``notes``."""
     drawn = _newest(project.images)
     sheets = [path for path in drawn if path.name == SHEET]
@@ -92,7 +92,7 @@ def pictures_of(project: Project, notes: list[str]) -> Pictures:
         if shown:
             galleries[kind] = Gallery(*GALLERIES[kind], shown, max(0, len(paths) - PER_GALLERY))
     shown_sheets = tuple(filter(None, (_sheet(project, path, notes) for path in sheets[:SHEETS])))
-    return Pictures(
+    return ProjectImages(
         sources=_sources(project, notes),
         sheets=shown_sheets,
         galleries=tuple(galleries.values()),
@@ -101,28 +101,28 @@ def pictures_of(project: Project, notes: list[str]) -> Pictures:
     )
 
 
-def _sources(project: Project, notes: list[str]) -> tuple[Shown, ...]:
+def _sources(project: Project, notes: list[str]) -> tuple[ReportImage, ...]:
     words = project.manifest.words
     alt = f"The training picture: {words.subject}, {words.style}."
     pictures = (
         _embedded(project, project.folder / each.file, SOURCE, notes) for each in project.manifest.source
     )
-    return tuple(Shown(picture, alt) for picture in pictures if picture)
+    return tuple(ReportImage(picture, alt) for picture in pictures if picture)
 
 
-def _sheet(project: Project, path: Path, notes: list[str]) -> Shown | None:
+def _sheet(project: Project, path: Path, notes: list[str]) -> ReportImage | None:
     picture = _embedded(project, path, SHEET_SIDE, notes)
     place = path.relative_to(project.folder).as_posix()
-    return Shown(picture, "A contact sheet: every content in every style.", place) if picture else None
+    return ReportImage(picture, "A contact sheet: every content in every style.", place) if picture else None
 
 
-def _single(project: Project, path: Path, notes: list[str]) -> Shown | None:
+def _single(project: Project, path: Path, notes: list[str]) -> ReportImage | None:
     picture = _embedded(project, path, SINGLE, notes)
     kind, caption = _parameters(project, path)
-    return Shown(picture, f"{GALLERIES[kind][0]}: {caption}", caption) if picture else None
+    return ReportImage(picture, f"{GALLERIES[kind][0]}: {caption}", caption) if picture else None
 
 
-def _moments(project: Project, notes: list[str]) -> tuple[Moment, ...]:
+def _moments(project: Project, notes: list[str]) -> tuple[ValidationStep, ...]:
     """The first picture of each prompt after some steps, in the order of time."""
     folders = {
         int(found[1]): path
@@ -136,18 +136,18 @@ def _moments(project: Project, notes: list[str]) -> tuple[Moment, ...]:
             picture = _embedded(project, folders[step] / f"{prompt}-0.png", MOMENT, notes)
             if picture:
                 text = getattr(project.manifest.prompts, prompt)
-                shown.append(Shown(picture, f"After step {step}, {prompt} prompt: {text}"))
+                shown.append(ReportImage(picture, f"After step {step}, {prompt} prompt: {text}"))
         if shown:
-            moments.append(Moment(step, tuple(shown)))
+            moments.append(ValidationStep(step, tuple(shown)))
     return tuple(moments)
 
 
-def _embedded(project: Project, path: Path, longest: int, notes: list[str]) -> Embedded | None:
-    from unziplora_cli.images import embed, load_picture
+def _embedded(project: Project, path: Path, longest: int, notes: list[str]) -> DataURI | None:
+    from unziplora_cli.images import data_uri, load_image
 
     try:
         inside(project.folder, str(path.relative_to(project.folder)))
-        return embed(load_picture(path).image, longest)
+        return data_uri(load_image(path).image, longest)
     except (ProjectError, UsageError) as error:
         notes.append(f"A picture was left out. {error.message}")
         return None

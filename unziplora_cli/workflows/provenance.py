@@ -42,7 +42,7 @@ def origin(
     Of a base on this disk only the last part of its path is told.
     """
     from unziplora_cli.adapters.metadata import Origin, thumbnail
-    from unziplora_cli.images import load_picture
+    from unziplora_cli.images import load_image
 
     phrase = make_prompts(words, "{style}").style
     return Origin(
@@ -55,7 +55,7 @@ def origin(
         style_phrase=phrase if phrase in prompts.style else prompts.style,
         resolution=resolution,
         created=created or manifest.now(),
-        thumbnail=thumbnail(load_picture(picture).image) if picture else "",
+        thumbnail=thumbnail(load_image(picture).image) if picture else "",
         merged_from=merged_from,
     )
 

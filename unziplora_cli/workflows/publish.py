@@ -12,14 +12,14 @@ from pathlib import Path
 from unziplora_cli.errors import ModelError, ProjectError, UsageError
 from unziplora_cli.projects.manifest import Manifest
 from unziplora_cli.projects.store import Project, ProjectStore
-from unziplora_cli.report.model_card import Card, Shown, render
+from unziplora_cli.report.model_card import CardImage, ModelCard, render
 
 PICTURES = 4
 """How many of the project's own pictures the card shows."""
 
 
 @dataclass(frozen=True)
-class PushOrder:
+class PushRequest:
     """What to publish, and where.
 
     ``pictures`` are those of the card; None takes the newest ones that were drawn with the project.
@@ -39,7 +39,7 @@ class PushOrder:
 
 
 @dataclass(frozen=True)
-class Pushed:
+class PushResult:
     """What was published: the page, or the folder where it was not; and the files."""
 
     url: str | None
@@ -47,7 +47,7 @@ class Pushed:
     files: tuple[str, ...]
 
 
-def push(order: PushOrder, store: ProjectStore) -> Pushed:
+def push(order: PushRequest, store: ProjectStore) -> PushResult:
     """Upload the LoRAs, the merge weights, the pictures and the card as one commit.
 
     Raises ProjectError for a damaged project, and ModelError when the hub refuses.
@@ -69,10 +69,10 @@ def push(order: PushOrder, store: ProjectStore) -> Pushed:
             api.upload_folder(
                 repo_id=order.repository, folder_path=scratch, commit_message=f"Upload {order.project.name}"
             )
-    return Pushed(str(url), None, files)
+    return PushResult(str(url), None, files)
 
 
-def write_folder(order: PushOrder, store: ProjectStore, folder: Path) -> Pushed:
+def write_folder(order: PushRequest, store: ProjectStore, folder: Path) -> PushResult:
     """Write what :func:`push` would upload into ``folder``, which must be empty or new."""
     from unziplora_cli.workflows.generate import check_place
 
@@ -91,10 +91,10 @@ def write_folder(order: PushOrder, store: ProjectStore, folder: Path) -> Pushed:
         ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return Pushed(None, folder, files)
+    return PushResult(None, folder, files)
 
 
-def _fill(order: PushOrder, store: ProjectStore, folder: Path) -> tuple[str, ...]:
+def _fill(order: PushRequest, store: ProjectStore, folder: Path) -> tuple[str, ...]:
     project = order.project
     damage = store.verify(project.name).problems
     if damage:
@@ -117,12 +117,12 @@ def _fill(order: PushOrder, store: ProjectStore, folder: Path) -> tuple[str, ...
     return tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
 
 
-def _card(order: PushOrder, about: Manifest, files: dict[str, str], shown: list[Shown]) -> Card:
+def _card(order: PushRequest, about: Manifest, files: dict[str, str], shown: list[CardImage]) -> ModelCard:
     from unziplora_cli.sdxl.base import SDXL_ID
 
     on_disk = about.base.kind in ("folder", "file")
     content = about.artifact("content") or about.artifact("style")
-    return Card(
+    return ModelCard(
         repository=order.repository,
         subject=about.words.subject,
         style=about.words.style,
@@ -143,19 +143,19 @@ def _card(order: PushOrder, about: Manifest, files: dict[str, str], shown: list[
     )
 
 
-def _pictures(order: PushOrder) -> Sequence[Path]:
+def _pictures(order: PushRequest) -> Sequence[Path]:
     if order.pictures is not None:
         return order.pictures
     drawn = order.project.images.glob("**/*.png")
     return sorted(drawn, key=lambda path: path.stat().st_mtime, reverse=True)[:PICTURES]
 
 
-def _picture(path: Path, target: Path, otherwise: str) -> Shown:
+def _picture(path: Path, target: Path, otherwise: str) -> CardImage:
     """Save the pixels alone: what a picture says about itself may name folders of this machine."""
-    from unziplora_cli.images import load_picture, read_parameters
+    from unziplora_cli.images import load_image, read_parameters
 
-    image = load_picture(path).image
+    image = load_image(path).image
     prompt = read_parameters(path).get("prompts", {}).get("full") or otherwise
     target.parent.mkdir(exist_ok=True)
     image.save(target, format="PNG")
-    return Shown(f"images/{target.name}", prompt)
+    return CardImage(f"images/{target.name}", prompt)

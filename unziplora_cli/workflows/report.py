@@ -26,7 +26,7 @@ SUFFIXES = (".html", ".htm")
 
 
 @dataclass(frozen=True)
-class Reported:
+class ReportResult:
     """The page, how many pictures it holds, and what of the project it had to leave out."""
 
     file: Path
@@ -60,19 +60,19 @@ class MergeMean:
     style: float | None
 
 
-def report(project: Project, out: Path | None = None) -> Reported:
+def report(project: Project, out: Path | None = None) -> ReportResult:
     """Write the page of ``project`` to ``out``, a file or a folder; left out: into the project.
 
     What cannot be read is left out and noted. Raises UsageError for a file name that is none of HTML, and
     ProjectError when the page cannot be written.
     """
     from unziplora_cli.report.html import render
-    from unziplora_cli.workflows.project_images import pictures_of
+    from unziplora_cli.workflows.project_images import project_images
 
     file = _destination(project, out)
     check_place(file.parent)
     notes: list[str] = []
-    shown = pictures_of(project, notes)
+    shown = project_images(project, notes)
     record = project.manifest
     layers = _columns(project, notes)
     files = {role: str(project.path(role)) for role in ("content", "style") if record.artifact(role)}
@@ -106,7 +106,7 @@ def report(project: Project, out: Path | None = None) -> Reported:
         raise ProjectError(
             f"Cannot write {file}: {error.strerror or error}.", hint="Choose another place with --out."
         ) from error
-    return Reported(file, shown.count, tuple(notes))
+    return ReportResult(file, shown.count, tuple(notes))
 
 
 def _destination(project: Project, out: Path | None) -> Path:

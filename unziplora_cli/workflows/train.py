@@ -88,10 +88,10 @@ class _Outcome:
 
 def check_images(pictures: Sequence[Path]) -> None:
     """Read every picture once, so that none is refused when others are trained already; raises UsageError."""
-    from unziplora_cli.images import load_picture
+    from unziplora_cli.images import load_image
 
     for picture in pictures:
-        load_picture(picture)
+        load_image(picture)
 
 
 def workshop_for(orders: Sequence[TrainOrder]) -> Workshop:

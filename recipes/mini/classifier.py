@@ -1,4 +1,4 @@
-"""Train the judge on drawn pictures, many of them through the autoencoder, to be fair to generated ones."""
+"""Train the classifier on drawn images, many of them decoded by the autoencoder as generated ones are."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from diffusers import AutoencoderKL
 from recipes.mini.optimize import learning_rate
 from recipes.mini.pictures import BASE, GROUPED, NAMES, TEST, Store
 from recipes.mini.train_vae import DevicePictures, rebuild
-from unziplora_cli.evaluation.classifier import Judge
+from unziplora_cli.evaluation.classifier import Classifier
 
 PEAK, PEAK_AGAIN = 2e-3, 1.2e-3
-"""Highest learning rate of a new judge, and of one that is trained on."""
+"""Highest learning rate of a new classifier, and of one that is trained on."""
 GROUP_SHARE = 3
 """One batch in this many parts is made of pairs of pictures of one individual."""
 
 
-def train_judge(
+def train_classifier(
     vae: AutoencoderKL,
     store: Store,
     device: torch.device,
@@ -28,9 +28,9 @@ def train_judge(
     *,
     batch: int,
     max_steps: int,
-    trained: Judge | None = None,
-) -> tuple[Judge, dict[str, float]]:
-    """Train a judge, or train one on, for `seconds`; returns it and its accuracy on test pictures."""
+    trained: Classifier | None = None,
+) -> tuple[Classifier, dict[str, float]]:
+    """Train a classifier, or train one on, for `seconds`; returns it and its accuracy on test pictures."""
     peak = PEAK if trained is None else PEAK_AGAIN
     begun = time.monotonic()
     pictures = DevicePictures(store, device)
@@ -46,11 +46,12 @@ def train_judge(
     train = torch.from_numpy(ready[store.kinds[ready] != TEST]).to(device)
     pairs = _pairs(store, ready, device)
     torch.manual_seed(3)
-    judge = (trained or Judge(NAMES)).float().to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.02)
+    classifier = (trained or Classifier(NAMES)).float().to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.02)
     told, steps = time.monotonic(), 0
     print(
-        f"judge starts on {len(ready)} pictures and {len(pairs)} pairs after {told - begun:.0f} s", flush=True
+        f"classifier starts on {len(ready)} pictures and {len(pairs)} pairs after {told - begun:.0f} s",
+        flush=True,
     )
     while (now := time.monotonic()) - begun < seconds and steps < max_steps:
         share = max((now - begun) / seconds, steps / max_steps)
@@ -63,7 +64,7 @@ def train_judge(
         through = has_rebuilt[index] & (torch.rand(len(index), device=device) < 0.6)
         images = torch.where(through[:, None, None, None], rebuilt[index], pictures.images[index])
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits, identity = judge(degrade(images.permute(0, 3, 1, 2).float() / 127.5 - 1.0))
+            logits, identity = classifier(degrade(images.permute(0, 3, 1, 2).float() / 127.5 - 1.0))
         labels = pictures.labels[index]
         loss = sum(
             (
@@ -80,38 +81,40 @@ def train_judge(
         if steps % 20 == 0 and device.type == "cuda":
             torch.cuda.synchronize()
         if now - told > 15:
-            print(f"judge {now - begun:4.0f}s step {steps} loss {float(loss.detach()):.3f}", flush=True)
+            print(f"classifier {now - begun:4.0f}s step {steps} loss {float(loss.detach()):.3f}", flush=True)
             told = now
-    judge.eval()
+    classifier.eval()
     report = {"steps": float(steps)}
     test = ready[store.kinds[ready] == TEST]
     for kind, images in (("real", pictures.images), ("rebuilt", rebuilt)):
-        for label, value in accuracy(judge, images, test, store.labels[test]).items():
+        for label, value in accuracy(classifier, images, test, store.labels[test]).items():
             report[f"{kind} {label}"] = value
-        report[f"{kind} identity of 6"] = retrieval(judge, images, pairs)
-    return judge, report
+        report[f"{kind} identity of 6"] = retrieval(classifier, images, pairs)
+    return classifier, report
 
 
-def accuracy(judge: Judge, images: torch.Tensor, index: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def accuracy(
+    classifier: Classifier, images: torch.Tensor, index: np.ndarray, labels: np.ndarray
+) -> dict[str, float]:
     """Share of pictures named right, by label; images uint8 [n, h, w, 3] on any device."""
     right: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
     for start in range(0, len(index), 512):
         some = torch.from_numpy(index[start : start + 512]).to(images.device)
-        found, _ = judge.look(images[some])
+        found, _ = classifier.predict(images[some])
         for n, name in enumerate(NAMES):
             right[name].append(found[name].cpu().numpy() == labels[start : start + 512, n])
     return {name: round(float(np.concatenate(hits).mean()), 4) for name, hits in right.items()}
 
 
-def retrieval(judge: Judge, images: torch.Tensor, pairs: torch.Tensor, trials: int = 500) -> float:
+def retrieval(classifier: Classifier, images: torch.Tensor, pairs: torch.Tensor, trials: int = 500) -> float:
     """How often a picture lies nearer to its individual's other picture than to five other individuals.
 
     The individuals were part of the training; the figure is a check, not a measurement.
     """
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(len(pairs), (trials, 6), generator=generator).to(pairs.device)
-    _, asked = judge.look(images[pairs[rows[:, 0], 0]])
-    offered = torch.stack([judge.look(images[pairs[rows[:, n], 1]])[1] for n in range(6)], 1)
+    _, asked = classifier.predict(images[pairs[rows[:, 0], 0]])
+    offered = torch.stack([classifier.predict(images[pairs[rows[:, n], 1]])[1] for n in range(6)], 1)
     return round(float(((asked[:, None] * offered).sum(-1).argmax(1) == 0).float().mean()), 4)
 
 
