@@ -13,11 +13,11 @@ def on(monkeypatch):
     asked = []
 
     def put(machine):
-        def look(home, *, online):
+        def collect_environment(home, *, online):
             asked.append((home, online))
             return machine
 
-        monkeypatch.setattr(workflow, "look", look)
+        monkeypatch.setattr(workflow, "collect_environment", collect_environment)
         return asked
 
     return put
@@ -28,7 +28,7 @@ def test_a_sound_machine_ends_well(unziplora, on, own_home, monkeypatch):
     ended = unziplora("doctor")
     assert ended.code == 0
     assert "This machine can train." in ended.out
-    assert "To mend" not in ended.out
+    assert "To fix" not in ended.out
     assert asked == [(own_home, False)]
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     unziplora("doctor", "--online")
@@ -48,7 +48,7 @@ def test_what_blocks_training_ends_with_1_and_a_line_that_can_be_copied(unziplor
     result = ended.envelope["result"]
     assert (ended.code, result["blocked"]) == (1, True)
     (check,) = (each for each in result["checks"] if each["name"] == "gpu")
-    assert (check["level"], check["mend"]) == ("problem", line)
+    assert (check["level"], check["fix"]) == ("problem", line)
     assert result["environment"]["gpus"][0]["name"] == "NVIDIA H200"
 
 

@@ -14,8 +14,8 @@ from unziplora_cli.config import TrainConfig
 from unziplora_cli.sdxl import load
 from unziplora_cli.training import estimate, inputs, memory
 from unziplora_cli.training.estimate import PRESETS
-from unziplora_cli.training.memory import base_of, needed, predict_memory
-from unziplora_cli.workflows.estimate import plan_training, sdxl_unseen
+from unziplora_cli.training.memory import estimate_memory, profile_base, required_memory
+from unziplora_cli.workflows.estimate import estimate_training, shipped_sdxl
 
 GB = 10**9
 
@@ -118,11 +118,11 @@ def enough_for(preset: str) -> int:
     from unziplora_cli.training.memory import Target
 
     target = Target("cpu", "fp32")
-    known = base_of(sdxl_unseen())
-    return needed(predict_memory(known, resolve(preset, {}), target), target) + GB // 100
+    known = profile_base(shipped_sdxl())
+    return required_memory(estimate_memory(known, resolve(preset, {}), target), target) + GB // 100
 
 
 def test_the_plan_is_what_the_model_says(tmp_path):
-    plan = plan_training(sdxl_unseen(), TrainConfig(rank=8), "cpu", {"rank": 8})
+    plan = estimate_training(shipped_sdxl(), TrainConfig(rank=8), "cpu", {"rank": 8})
     assert plan.fits == (plan.needed <= plan.free)
     assert plan.seconds > plan.config.steps * plan.step_seconds

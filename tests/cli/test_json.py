@@ -91,7 +91,7 @@ def test_every_command_ends_in_an_envelope_of_its_shape(
             demo, "demo", lambda *_, **__: iter([demo.Demonstrated(Path("x.png"), ("a", "b"), 4, 1.0)])
         )
     if name == "doctor":  # the machine is looked at elsewhere
-        monkeypatch.setattr(doctor, "look", lambda *_, **__: SOUND)
+        monkeypatch.setattr(doctor, "collect_environment", lambda *_, **__: SOUND)
     if name == "models remove":
         unziplora("models", "pull", "owner/name")
     ended = unziplora("--json", *fill(EXAMPLES[name]))

@@ -1,9 +1,9 @@
-"""Machines to examine: a sound one without a GPU, and what differs in others."""
+"""Machines to run_checks: a sound one without a GPU, and what differs in others."""
 
 from dataclasses import replace
 from typing import Any
 
-from unziplora_cli.doctor.checks import examine
+from unziplora_cli.doctor.checks import run_checks
 from unziplora_cli.doctor.environment import Base, Check, Environment, Gpu, Library, Place, Torch
 
 GB = 10**9
@@ -17,7 +17,7 @@ SOUND = Environment(
     installer="pip",
     system="Linux",
     machine="x86_64",
-    emulated=False,
+    is_emulated=False,
     gpus=(),
     nvidia_driver=None,
     driver_cuda=None,
@@ -40,4 +40,4 @@ WITH_GPU = replace(SOUND, gpus=(H200,), nvidia_driver="580.82.07", driver_cuda="
 
 def answer(name: str, machine: Environment = SOUND, **changes: Any) -> Check:
     """The check of this name on a machine with some changes."""
-    return next(check for check in examine(replace(machine, **changes)) if check.name == name)
+    return next(check for check in run_checks(replace(machine, **changes)) if check.name == name)

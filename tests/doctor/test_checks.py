@@ -5,20 +5,20 @@ from dataclasses import replace
 import pytest
 
 from tests.doctor.machines import GB, SOUND, WITH_GPU, answer
-from unziplora_cli.doctor.checks import QUESTIONS, examine
+from unziplora_cli.doctor.checks import QUESTIONS, run_checks
 from unziplora_cli.doctor.environment import Base, Gpu, Hub, Library, Place
 
 
 @pytest.mark.parametrize("machine", [SOUND, WITH_GPU], ids=["cpu", "gpu"])
 def test_a_sound_machine_has_nothing_to_mend(machine):
-    checks = examine(machine)
-    assert [(check.name, check.mend) for check in checks if check.level != "ok"] == []
+    checks = run_checks(machine)
+    assert [(check.name, check.fix) for check in checks if check.level != "ok"] == []
     assert len({check.name for check in checks}) == len(checks)
 
 
 def test_every_question_is_asked():
     everything = replace(WITH_GPU, hub=Hub("https://huggingface.co"))
-    assert len(examine(everything)) == len(QUESTIONS)
+    assert len(run_checks(everything)) == len(QUESTIONS)
 
 
 @pytest.mark.parametrize(
@@ -30,12 +30,12 @@ def test_python(version, level):
 
 
 def test_an_emulated_python_on_a_mac_is_a_problem():
-    check = answer("python", system="Darwin", emulated=True)
-    assert (check.level, "Rosetta" in check.says, "arm64" in check.mend) == ("problem", True, True)
+    check = answer("python", system="Darwin", is_emulated=True)
+    assert (check.level, "Rosetta" in check.message, "arm64" in check.fix) == ("problem", True, True)
 
 
 @pytest.mark.parametrize(
-    ("change", "level", "says"),
+    ("change", "level", "message"),
     [
         ({"version": None}, "problem", "peft is not installed"),
         ({"version": "0.17.9"}, "problem", "peft 0.17.9 is older than 0.18.0"),
@@ -44,16 +44,16 @@ def test_an_emulated_python_on_a_mac_is_a_problem():
         ({"error": "ImportError: no"}, "problem", "peft 0.21.2 cannot be imported (ImportError: no)"),
     ],
 )
-def test_libraries(change, level, says):
+def test_libraries(change, level, message):
     peft = replace(Library("peft", "0.21.2", "0.18.0", "0.21.2"), **change)
     check = answer("libraries", libraries=(*SOUND.libraries[:2], peft))
     assert check.level == level
-    assert says in check.says
-    assert ('"peft>=0.18.0"' in check.mend) == (level == "problem")
+    assert message in check.message
+    assert ('"peft>=0.18.0"' in check.fix) == (level == "problem")
 
 
 @pytest.mark.parametrize(
-    ("place", "level", "says"),
+    ("place", "level", "message"),
     [
         (Place("/h", 90 * GB, True), "ok", "90.0 GB free"),
         (Place("/h", 2 * GB, True), "note", "takes up to 6.0 GB"),
@@ -61,15 +61,15 @@ def test_libraries(change, level, says):
         (Place("/h", 90 * GB, False), "problem", "cannot be written"),
     ],
 )
-def test_the_home(place, level, says):
+def test_the_home(place, level, message):
     check = answer("home", home=place)
     assert check.level == level
-    assert says in check.says
-    assert ("--home" in check.mend) == (level != "ok")
+    assert message in check.message
+    assert ("--home" in check.fix) == (level != "ok")
 
 
 @pytest.mark.parametrize(
-    ("change", "level", "says"),
+    ("change", "level", "message"),
     [
         ({"bases": (Base("mini"),)}, "ok", "unziplora models pull sdxl"),
         ({"bases": (Base("mini"),), "cache": Place("/c", GB, True)}, "note", "SDXL takes 7.0 GB"),
@@ -81,20 +81,20 @@ def test_the_home(place, level, says):
         ({"unfinished_bytes": 3 * GB}, "note", "3.0 GB of downloads that broke off"),
     ],
 )
-def test_the_cache(change, level, says):
+def test_the_cache(change, level, message):
     check = answer("cache", **change)
     assert check.level == level
-    assert says in check.says
+    assert message in check.message
 
 
 def test_main_memory():
-    assert answer("memory").says == "8.0 GB of 16.0 GB free"
+    assert answer("memory").message == "8.0 GB of 16.0 GB free"
     assert answer("memory", memory_free=GB // 2).level == "problem"
-    assert "memory" not in [check.name for check in examine(replace(SOUND, memory_free=None))]
+    assert "memory" not in [check.name for check in run_checks(replace(SOUND, memory_free=None))]
 
 
 @pytest.mark.parametrize(
-    ("total", "free", "level", "mend"),
+    ("total", "free", "level", "fix"),
     [
         (24, 20, "ok", ""),
         (24, 3, "note", "nvidia-smi"),
@@ -102,21 +102,21 @@ def test_main_memory():
         (8, 7, "note", "--plan"),
     ],
 )
-def test_memory_of_the_gpu(total, free, level, mend):
+def test_memory_of_the_gpu(total, free, level, fix):
     gpu = Gpu("nvidia", "RTX", total * GB, free * GB, "8.9")
     check = answer("gpu memory", WITH_GPU, gpus=(gpu,))
     assert check.level == level
-    assert mend in check.mend
-    assert f"{free}.0 GB of {total}.0 GB" in check.says
+    assert fix in check.fix
+    assert f"{free}.0 GB of {total}.0 GB" in check.message
 
 
 def test_memory_is_not_judged_where_no_gpu_tells_it():
-    names = [check.name for check in examine(replace(WITH_GPU, gpus=(Gpu("nvidia"),)))]
+    names = [check.name for check in run_checks(replace(WITH_GPU, gpus=(Gpu("nvidia"),)))]
     assert "gpu memory" not in names
 
 
 def test_the_hub_is_judged_only_when_it_was_asked():
-    assert "hub" not in [check.name for check in examine(SOUND)]
+    assert "hub" not in [check.name for check in run_checks(SOUND)]
     assert answer("hub", hub=Hub("https://hub")).level == "ok"
     check = answer("hub", hub=Hub("https://hub", "timed out"))
-    assert (check.level, "timed out" in check.says) == ("note", True)
+    assert (check.level, "timed out" in check.message) == ("note", True)

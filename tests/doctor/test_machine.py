@@ -61,7 +61,7 @@ def test_the_kernels_files_tell_of_gpus(tmp_path):
         "sys/class/drm/card1/device/mem_info_vram_total": "24000000000\n",
         "sys/class/drm/card1/device/mem_info_vram_used": "1000000000\n",
     }
-    driver, found = gpus.look_at_kernel(write(tmp_path / "a", proc | pci | card))
+    driver, found = gpus.read_kernel_files(write(tmp_path / "a", proc | pci | card))
     assert driver == "570.86.10"
     assert [(gpu.vendor, gpu.name) for gpu in found] == [
         ("nvidia", "NVIDIA L4"),
@@ -69,9 +69,9 @@ def test_the_kernels_files_tell_of_gpus(tmp_path):
         ("intel", ""),
     ]
     assert found[1].memory_free == 23_000_000_000
-    driver, found = gpus.look_at_kernel(write(tmp_path / "b", pci))
+    driver, found = gpus.read_kernel_files(write(tmp_path / "b", pci))
     assert (driver, [gpu.vendor for gpu in found]) == (None, ["nvidia", "intel"])
-    assert gpus.look_at_kernel(tmp_path / "empty") == (None, ())
+    assert gpus.read_kernel_files(tmp_path / "empty") == (None, ())
 
 
 BROKEN = {

@@ -28,30 +28,30 @@ from unziplora_cli.errors import OutOfMemory
 from unziplora_cli.method.inject import inject
 from unziplora_cli.sdxl.attention import separate_prompts
 from unziplora_cli.sdxl.base import BaseRef
-from unziplora_cli.sdxl.profile import anatomy
+from unziplora_cli.sdxl.profile import profile_unet
 from unziplora_cli.sdxl.text import Conditioning, predict_noise
 from unziplora_cli.training import engine, estimate, inputs
 from unziplora_cli.training.checkpoint import TrainingState
 from unziplora_cli.training.engine import _checkpoint_gradients, train
-from unziplora_cli.training.estimate import CLASSES, line, operations_of, predict_pace, propose
+from unziplora_cli.training.estimate import CLASSES, count_flops, estimate_time, find_fitting_settings, line
 from unziplora_cli.training.events import Finished, Notice, Phase
 from unziplora_cli.training.export import write_layers
 from unziplora_cli.training.memory import (
     GIB,
     Base,
     Target,
-    base_of,
     checkpoint_bytes,
     checkpoints_bytes,
-    needed,
-    predict_memory,
+    estimate_memory,
+    profile_base,
     project_bytes,
-    text_weights,
-    trained_numbers,
+    required_memory,
+    text_encoder_parameters,
+    trained_parameters,
 )
 from unziplora_cli.training.optimizer import build_lr_scheduler, build_optimizer
 from unziplora_cli.training.step import parameter_groups
-from unziplora_cli.workflows.estimate import sdxl_unseen
+from unziplora_cli.workflows.estimate import shipped_sdxl
 
 BATCH, SIDE, TOKENS = 2, 16, 8
 GPU = Target("cuda", "bf16", fused=True)
@@ -60,7 +60,7 @@ GPU = Target("cuda", "bf16", fused=True)
 @pytest.fixture(scope="session")
 def sdxl() -> Base:
     """SDXL, from the configurations that ship."""
-    return base_of(sdxl_unseen())
+    return profile_base(shipped_sdxl())
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +69,7 @@ def small() -> tuple[dict[str, Any], Base]:
     config = {**unet_config(), "block_out_channels": (32, 64, 96), "transformer_layers_per_block": (1, 2, 3)}
     text = {"hidden_size": 12, "num_hidden_layers": 1, "vocab_size": 9, "intermediate_size": 24}
     texts = ({**text, "max_position_embeddings": TOKENS},) * 2
-    return config, Base(anatomy(config), {"block_out_channels": [4]}, texts, 8)
+    return config, Base(profile_unet(config), {"block_out_channels": [4]}, texts, 8)
 
 
 def test_sdxl_is_counted_exactly(sdxl: Base) -> None:
@@ -78,8 +78,10 @@ def test_sdxl_is_counted_exactly(sdxl: Base) -> None:
     assert len(list(sdxl.unet.projections())) == 560
     columns = sum(each.outputs for each in sdxl.unet.projections())
     assert columns == 665_600
-    assert trained_numbers(sdxl.unet, 64) == 2 * (92_897_280 + columns)
-    assert [text_weights(each) for each in sdxl.texts] == pytest.approx([123_060_480, 694_659_840], rel=0.01)
+    assert trained_parameters(sdxl.unet, 64) == 2 * (92_897_280 + columns)
+    assert [text_encoder_parameters(each) for each in sdxl.texts] == pytest.approx(
+        [123_060_480, 694_659_840], rel=0.01
+    )
 
 
 MEASURED = [
@@ -104,10 +106,10 @@ def test_the_plan_tells_what_was_measured(
 ) -> None:
     """790 TFLOP/s is what large products reach on that card."""
     config = resolve(preset, changes)
-    memory = predict_memory(sdxl, config, GPU)
+    memory = estimate_memory(sdxl, config, GPU)
     assert memory.peak / GIB == pytest.approx(gibibytes, rel=0.05)
     assert memory.texts / GIB == pytest.approx(1.45, rel=0.1)
-    pace = predict_pace(sdxl, config, GPU, 790e12)
+    pace = estimate_time(sdxl, config, GPU, 790e12)
     assert pace.step == pytest.approx(milliseconds / 1000, rel=0.1)
     assert pace.step_class == ("under 0.1 s" if milliseconds < 100 else "0.1 to 0.3 s")
 
@@ -117,16 +119,18 @@ def test_the_plan_tells_what_was_measured(
 )
 def test_the_plan_holds_on_an_h100(sdxl: Base, preset: str, gibibytes: float, seconds: float) -> None:
     """Its large products are as fast, its memory is slower."""
-    memory = predict_memory(sdxl, resolve(preset, {}), GPU)
+    memory = estimate_memory(sdxl, resolve(preset, {}), GPU)
     assert memory.peak / GIB == pytest.approx(gibibytes, rel=0.15)
     assert memory.pictures / GIB == pytest.approx(3.36, rel=0.05)
-    pace = predict_pace(sdxl, resolve(preset, {}), GPU, 790e12)
+    pace = estimate_time(sdxl, resolve(preset, {}), GPU, 790e12)
     assert pace.step == pytest.approx(seconds, rel=0.2)
 
 
 def test_the_doctor_asks_for_what_the_plan_does(sdxl: Base) -> None:
     for preset, told in (("paper", SDXL_GPU_MEMORY), ("low-vram", LOW_VRAM_GPU_MEMORY)):
-        assert needed(predict_memory(sdxl, resolve(preset, {}), GPU), GPU) == pytest.approx(told, rel=0.03)
+        assert required_memory(estimate_memory(sdxl, resolve(preset, {}), GPU), GPU) == pytest.approx(
+            told, rel=0.03
+        )
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -144,7 +148,7 @@ def test_what_autograd_saves_is_counted(
         _checkpoint_gradients(unet)
     fold(unet, inject(unet, 4), by_block=again)
     settings = TrainConfig(rank=4, resolution=8 * SIDE, batch_size=BATCH, gradient_checkpointing=again)
-    expected = predict_memory(base, settings, Target("cpu", "fp32", fused)).saved
+    expected = estimate_memory(base, settings, Target("cpu", "fp32", fused)).saved
     assert saved_bytes(unet, monkeypatch) == pytest.approx(expected, rel=0.15)
 
 
@@ -159,7 +163,7 @@ def test_operations_are_those_that_torch_counts(small: tuple[dict[str, Any], Bas
     with counter:
         predict(unet).sum().backward()
     settings = TrainConfig(rank=4, resolution=8 * SIDE, batch_size=BATCH)
-    assert operations_of(base, settings) == pytest.approx(counter.get_total_flops(), rel=0.15)
+    assert count_flops(base, settings) == pytest.approx(counter.get_total_flops(), rel=0.15)
 
 
 def test_files_have_the_sizes_that_are_planned(small: tuple[dict[str, Any], Base], tmp_path: Path) -> None:
@@ -182,7 +186,7 @@ def test_files_have_the_sizes_that_are_planned(small: tuple[dict[str, Any], Base
 
 def test_more_takes_more(sdxl: Base) -> None:
     def peak(**settings: Any) -> int:
-        return predict_memory(sdxl, TrainConfig(**settings), GPU).peak
+        return estimate_memory(sdxl, TrainConfig(**settings), GPU).peak
 
     whole = peak()
     assert peak(resolution=512) < peak(resolution=768) < whole < peak(batch_size=2) < peak(batch_size=4)
@@ -195,7 +199,7 @@ def test_more_takes_more(sdxl: Base) -> None:
 
 def test_presets_are_proposed_in_their_order(sdxl: Base) -> None:
     def proposed(free_gib: float, **given: Any) -> Any:
-        return propose(sdxl, resolve("paper", given), GPU, int(free_gib * GIB), given)
+        return find_fitting_settings(sdxl, resolve("paper", given), GPU, int(free_gib * GIB), given)
 
     assert proposed(12) == {"preset": "fast"}
     assert proposed(8) == {"preset": "low-vram"}
@@ -223,7 +227,7 @@ def test_running_out_of_memory_says_the_line_to_type(
 ) -> None:
     monkeypatch.setattr(inputs, "load_unet", out_of_memory)
     typed = {"typed": ("train", "fox.png", "--batch-size=8"), "given": {"batch_size": 8}}
-    monkeypatch.setattr(estimate, "propose", lambda *_: {"preset": "low-vram"})
+    monkeypatch.setattr(estimate, "find_fitting_settings", lambda *_: {"preset": "low-vram"})
     with pytest.raises(OutOfMemory) as caught:
         list(train(make_request(tmp_path, request=typed, batch_size=8)))
     assert hint(caught.value).startswith("unziplora train fox.png --batch-size=8 --preset low-vram   ")
@@ -258,7 +262,7 @@ def test_a_training_that_may_not_fit_says_so_before_its_unet_comes(
 ) -> None:
     """A GPU in name alone: what computes is the CPU."""
     monkeypatch.setattr(engine, "pick_device", lambda _: torch.device("cuda"))
-    monkeypatch.setattr(estimate, "propose", lambda *_: {"preset": "low-vram"})
+    monkeypatch.setattr(estimate, "find_fitting_settings", lambda *_: {"preset": "low-vram"})
     events: dict[int, list[Any]] = {}
     for free in (10**8, 10**10):
         monkeypatch.setattr(estimate, "free_memory", lambda _, free=free: free)
@@ -278,7 +282,7 @@ def test_a_training_that_may_not_fit_says_so_before_its_unet_comes(
 def test_every_pace_has_a_class(small: tuple[dict[str, Any], Base]) -> None:
     _, base = small
     found = [
-        predict_pace(base, TrainConfig(rank=4, resolution=128), Target("cpu", "fp32"), rate).step_class
+        estimate_time(base, TrainConfig(rank=4, resolution=128), Target("cpu", "fp32"), rate).step_class
         for rate in (1e4, 1e13)
     ]
     assert found == ["over 10 s", CLASSES[0][1]]
@@ -288,7 +292,7 @@ def test_every_pace_has_a_class(small: tuple[dict[str, Any], Base]) -> None:
 
 
 def test_any_base_of_sdxls_shape_is_planned(base: BaseRef) -> None:
-    memory = predict_memory(base_of(base), TrainConfig(rank=4, resolution=64), Target("cpu", "fp32"))
+    memory = estimate_memory(profile_base(base), TrainConfig(rank=4, resolution=64), Target("cpu", "fp32"))
     assert memory.peak < 0.6e9
 
 

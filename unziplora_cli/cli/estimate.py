@@ -11,7 +11,7 @@ from unziplora_cli.config import TrainConfig, check_settings, resolve
 
 if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
-    from unziplora_cli.workflows.estimate import TrainingPlan
+    from unziplora_cli.workflows.estimate import TrainingEstimate
 
 NOT_REPEATED = ("--plan", "--json", "--quiet", "-q", "--verbose", "-v")
 
@@ -21,7 +21,7 @@ def repeatable(typed: Sequence[str]) -> tuple[str, ...]:
     return tuple(word for word in typed if word not in NOT_REPEATED)
 
 
-def show_plan(
+def show_estimate(
     session: Session,
     projects: int,
     *,
@@ -32,12 +32,12 @@ def show_plan(
 ) -> None:
     """Print the plan of ``projects`` trainings, one after the other."""
     from unziplora_cli.training.estimate import line
-    from unziplora_cli.workflows.estimate import plan_training
+    from unziplora_cli.workflows.estimate import estimate_training
 
     check_settings(TrainConfig, settings)
     found = _base(session, base)
     preset = preset or preset_for(found)
-    plan = plan_training(found, resolve(preset, settings), device, settings)
+    plan = estimate_training(found, resolve(preset, settings), device, settings)
     command = None if plan.changes is None else line(repeatable(session.typed), plan.changes)
     session.output.result(
         {"plan": _summary(plan, preset, projects, command)},
@@ -49,7 +49,7 @@ def show_plan(
 def _base(session: Session, spec: str | None) -> "BaseRef":
     """The base; SDXL need not be on this disk for a plan."""
     from unziplora_cli.sdxl.base import SDXL_ID, SDXL_REVISION, BaseNotCached
-    from unziplora_cli.workflows.estimate import sdxl_unseen
+    from unziplora_cli.workflows.estimate import shipped_sdxl
 
     try:
         return find_base(session, spec)
@@ -57,10 +57,10 @@ def _base(session: Session, spec: str | None) -> "BaseRef":
         if error.id != SDXL_ID or error.revision not in (None, SDXL_REVISION):
             raise
         session.output.message(f"{error.message} Fetch it with: {hint(error)}")
-        return sdxl_unseen()
+        return shipped_sdxl()
 
 
-def _rows(plan: "TrainingPlan", projects: int) -> list[list[str]]:
+def _rows(plan: "TrainingEstimate", projects: int) -> list[list[str]]:
     config, memory = plan.config, plan.memory
     about = "" if plan.step_class.startswith(("over", "under")) else "about "
     each = f" for each of {projects} pictures" if projects > 1 else ""
@@ -79,7 +79,7 @@ def _rows(plan: "TrainingPlan", projects: int) -> list[list[str]]:
     ]
 
 
-def _verdict(plan: "TrainingPlan", command: str | None) -> str:
+def _verdict(plan: "TrainingEstimate", command: str | None) -> str:
     if plan.fits:
         return "It fits."
     if command is not None:
@@ -102,7 +102,7 @@ def _roughly(seconds: float) -> str:
     return f"{hours:.1f} h" if hours < 10 else f"{hours:.0f} h"
 
 
-def _summary(plan: "TrainingPlan", preset: str, projects: int, command: str | None) -> dict[str, Any]:
+def _summary(plan: "TrainingEstimate", preset: str, projects: int, command: str | None) -> dict[str, Any]:
     memory = plan.memory
     return {
         "base": plan.base,

@@ -13,7 +13,7 @@ from unziplora_cli.cli._session import Session
 from unziplora_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from unziplora_cli.workflows.doctor import Examination
+    from unziplora_cli.workflows.doctor import DoctorReport
 
 
 BLOCKED = 1
@@ -49,18 +49,18 @@ def doctor(
             "checks": [asdict(check) for check in found.checks],
             "environment": asdict(found.environment),
         },
-        table=Table(("check", "state", ""), [[each.name, each.level, each.says] for each in found.checks]),
+        table=Table(("check", "state", ""), [[each.name, each.level, each.message] for each in found.checks]),
         text=_closing(found),
     )
     if found.blocked:
         raise typer.Exit(BLOCKED)
 
 
-def _closing(found: "Examination") -> str:
+def _closing(found: "DoctorReport") -> str:
     """The lines to type, unbroken, and the verdict."""
-    mends = [f"{check.name}:\n  {check.mend}" for check in found.checks if check.mend]
+    mends = [f"{check.name}:\n  {check.fix}" for check in found.checks if check.fix]
     verdict = "Something blocks training: see above." if found.blocked else "This machine can train."
-    return "\n".join([*(["To mend:", *mends] if mends else []), verdict])
+    return "\n".join([*(["To fix:", *mends] if mends else []), verdict])
 
 
 # demo: the whole flow in a few minutes, offline.

@@ -11,7 +11,7 @@ from unziplora_cli.cli._completion import unfinished_names
 from unziplora_cli.cli._options import BASE, DEVICE, VAE, config_options, find_base, preset_for
 from unziplora_cli.cli._output import duration, size
 from unziplora_cli.cli._session import Session
-from unziplora_cli.cli.estimate import repeatable, show_plan
+from unziplora_cli.cli.estimate import repeatable, show_estimate
 from unziplora_cli.config import TrainConfig, Words, check_settings, resolve
 from unziplora_cli.errors import ProjectError, UsageError
 
@@ -116,7 +116,7 @@ def train(
     check_images(pictures)
     names = _names(groups, name)
     if plan:
-        show_plan(session, len(groups), base=base, preset=preset, device=device, settings=settings or {})
+        show_estimate(session, len(groups), base=base, preset=preset, device=device, settings=settings or {})
         return
     done = set() if force else _done(store, names)
     replacing = [each in done or _may_replace(session, store, each, force=force) for each in names]

@@ -22,8 +22,8 @@ MINI_MEMORY = 0.6 * GB
 MINI_PROJECT = 0.1 * GB
 
 
-def examine(env: Environment) -> tuple[Check, ...]:
-    """All checks, in the order in which a person would mend things."""
+def run_checks(env: Environment) -> tuple[Check, ...]:
+    """All checks, in the order in which a person would fix things."""
     answers = (question(env) for question in QUESTIONS)
     return tuple(answer for answer in answers if answer is not None)
 
@@ -35,9 +35,9 @@ def python(env: Environment) -> Check:
     version = release(env.python)[:2]
     if version < release(lowest):
         return Check("python", "problem", f"{name}: too old.", f"Install Python {lowest} to {newest}.")
-    if env.emulated:
-        mend = "Install a Python for arm64, and unziplora with it."
-        return Check("python", "problem", f"{name} under Rosetta: it cannot use this Mac's GPU.", mend)
+    if env.is_emulated:
+        fix = "Install a Python for arm64, and unziplora with it."
+        return Check("python", "problem", f"{name} under Rosetta: it cannot use this Mac's GPU.", fix)
     if version > release(newest):
         return Check("python", "note", f"{name}: newer than the tested {lowest} to {newest}.")
     return Check("python", "ok", name)
@@ -47,11 +47,11 @@ def memory(env: Environment) -> Check | None:
     """Is enough main memory free for the built-in base?"""
     if env.memory_free is None:
         return None
-    says = f"{gigabytes(env.memory_free)} of {gigabytes(env.memory_total or 0)} free"
+    message = f"{gigabytes(env.memory_free)} of {gigabytes(env.memory_total or 0)} free"
     if env.memory_free < MINI_MEMORY:
         need = f"even the built-in base takes {gigabytes(MINI_MEMORY)}"
-        return Check("memory", "problem", f"{says}; {need}.", "Close other programs.")
-    return Check("memory", "ok", says)
+        return Check("memory", "problem", f"{message}; {need}.", "Close other programs.")
+    return Check("memory", "ok", message)
 
 
 def libraries(env: Environment) -> Check:
@@ -76,41 +76,43 @@ def libraries(env: Environment) -> Check:
 
 def home(env: Environment) -> Check:
     """Can projects be written, and is there room for them?"""
-    says = f"{gigabytes(env.home.free)} free at {env.home.path}"
+    message = f"{gigabytes(env.home.free)} free at {env.home.path}"
     elsewhere = "Choose another folder: --home FOLDER or the variable UNZIPLORA_HOME."
     if not env.home.writable:
         return Check("home", "problem", f"{env.home.path} cannot be written.", elsewhere)
     if env.home.free < MINI_PROJECT:
-        return Check("home", "problem", f"{says}: full.", elsewhere)
+        return Check("home", "problem", f"{message}: full.", elsewhere)
     if env.home.free < SDXL_PROJECT:
         need = f"training with SDXL takes up to {gigabytes(SDXL_PROJECT)}"
-        return Check("home", "note", f"{says}; {need}.", elsewhere)
-    return Check("home", "ok", says)
+        return Check("home", "note", f"{message}; {need}.", elsewhere)
+    return Check("home", "ok", message)
 
 
 def cache(env: Environment) -> Check:
     """Is there room for SDXL, and are the bases whole?"""
-    says = f"{gigabytes(env.cache.free)} free at {env.cache.path}"
+    message = f"{gigabytes(env.cache.free)} free at {env.cache.path}"
     if env.cache_error:
-        return Check("cache", "note", f"{says}; the bases in it cannot be listed: {env.cache_error}.")
+        return Check("cache", "note", f"{message}; the bases in it cannot be listed: {env.cache_error}.")
     built_in = next((each for each in env.bases if each.spec == "mini"), None)
     if built_in is None or built_in.problem:
         lack = built_in.problem if built_in else "it is missing"
-        mend = "Install unziplora again."
-        return Check("cache", "problem", f"The built-in base is damaged: {lack.rstrip('.')}.", mend)
+        fix = "Install unziplora again."
+        return Check("cache", "problem", f"The built-in base is damaged: {lack.rstrip('.')}.", fix)
     damaged = [each for each in env.bases if each.problem]
     if damaged:
         return Check("cache", "note", f"{damaged[0].spec}: {damaged[0].problem}", _fetch(damaged[0].spec))
     if env.unfinished_bytes:
-        says += f"; {gigabytes(env.unfinished_bytes)} of downloads that broke off (a pull goes on from there)"
-        return Check("cache", "note", says, "unziplora models list")
+        message += (
+            f"; {gigabytes(env.unfinished_bytes)} of downloads that broke off (a pull goes on from there)"
+        )
+        return Check("cache", "note", message, "unziplora models list")
     names = ", ".join(each.spec for each in env.bases)
     if "sdxl" in names.split(", "):
-        return Check("cache", "ok", f"{says}; bases: {names}")
+        return Check("cache", "ok", f"{message}; bases: {names}")
     if not _enough(env.cache):
-        mend = "Make room, or point HF_HOME at another disk."
-        return Check("cache", "note", f"{says}; SDXL takes {gigabytes(SDXL_DOWNLOAD)}.", mend)
-    return Check("cache", "ok", f"{says}; bases: {names} (SDXL: unziplora models pull sdxl)")
+        fix = "Make room, or point HF_HOME at another disk."
+        return Check("cache", "note", f"{message}; SDXL takes {gigabytes(SDXL_DOWNLOAD)}.", fix)
+    return Check("cache", "ok", f"{message}; bases: {names} (SDXL: unziplora models pull sdxl)")
 
 
 def hub(env: Environment) -> Check | None:
@@ -118,8 +120,8 @@ def hub(env: Environment) -> Check | None:
     if env.hub is None:
         return None
     if env.hub.error:
-        says = f"{env.hub.url} does not answer: {env.hub.error}."
-        return Check("hub", "note", says, "Check the connection; behind a proxy, set HTTPS_PROXY.")
+        message = f"{env.hub.url} does not answer: {env.hub.error}."
+        return Check("hub", "note", message, "Check the connection; behind a proxy, set HTTPS_PROXY.")
     return Check("hub", "ok", f"{env.hub.url} answers")
 
 

@@ -39,8 +39,8 @@ class Check:
 
     name: str
     level: Level
-    says: str
-    mend: str = ""
+    message: str
+    fix: str = ""
 
 
 def gigabytes(number: float) -> str:
@@ -134,7 +134,7 @@ class Environment:
     installer: Installer
     system: str
     machine: str
-    emulated: bool
+    is_emulated: bool
     gpus: tuple[Gpu, ...]
     nvidia_driver: str | None
     driver_cuda: str | None

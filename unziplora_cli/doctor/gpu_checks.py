@@ -20,13 +20,13 @@ def torch(env: Environment) -> Check:
         return Check("torch", "problem", "torch is not installed.", torch_line(env, _build(env)))
     if env.torch.error:
         version = library.version if library else ""
-        says = f"torch {version} is broken: {env.torch.error}."
-        return Check("torch", "problem", says, torch_line(env, _build(env)))
+        message = f"torch {version} is broken: {env.torch.error}."
+        return Check("torch", "problem", message, torch_line(env, _build(env)))
     version = env.torch.version or ""
     built = f"torch {version}, built for {_built_for(env)}"
     if library and release(version) < release(library.lowest):
-        says = f"{built}: older than {library.lowest}, the lowest that was tested."
-        return Check("torch", "problem", says, torch_line(env, _build(env)))
+        message = f"{built}: older than {library.lowest}, the lowest that was tested."
+        return Check("torch", "problem", message, torch_line(env, _build(env)))
     if library and library.tested and release(version) > release(library.tested):
         return Check("torch", "note", f"{built}: newer than {library.tested}, the newest that was tested.")
     return Check("torch", "ok", built)
@@ -37,8 +37,10 @@ def gpu(env: Environment) -> Check:
     if env.torch.gpus:
         unfit = [each for each in env.of("nvidia") if not _has_kernels(each, env.torch.kernels)]
         if unfit:
-            says = f"{_names(unfit)} (capability {unfit[0].capability}) is not among the GPUs of this torch."
-            return Check("gpu", "problem", says, torch_line(env, cuda_build(env)))
+            message = (
+                f"{_names(unfit)} (capability {unfit[0].capability}) is not among the GPUs of this torch."
+            )
+            return Check("gpu", "problem", message, torch_line(env, cuda_build(env)))
         bf16 = "" if env.torch.bf16 else "; it has no bf16, so fp16 is used"
         return Check("gpu", "ok", f"{', '.join(env.torch.gpus)}: torch can use it{bf16}")
     if env.torch.mps:
@@ -51,8 +53,8 @@ def gpu(env: Environment) -> Check:
     if env.of("amd"):
         return _unused_amd(env)
     if env.of("apple"):
-        says = "Apple GPU, but torch cannot use it: MPS needs macOS 14 or later."
-        return Check("gpu", "note", says, "Update macOS, then: " + torch_line(env))
+        message = "Apple GPU, but torch cannot use it: MPS needs macOS 14 or later."
+        return Check("gpu", "note", message, "Update macOS, then: " + torch_line(env))
     return Check("gpu", "ok", "none: the built-in base trains on the CPU, SDXL needs a GPU")
 
 
@@ -61,26 +63,32 @@ def _unused_nvidia(env: Environment) -> Check:
     name = _names(env.of("nvidia"))
     build = cuda_build(env)
     if env.torch.cuda is None:
-        says = f"{name} is here, but this torch ({env.torch.version}) was built for {_built_for(env)} alone."
+        message = (
+            f"{name} is here, but this torch ({env.torch.version}) was built for {_built_for(env)} alone."
+        )
         if env.nvidia_driver is None:
-            return Check("gpu", "problem", says, "Install NVIDIA's driver, then: " + torch_line(env, "cu126"))
+            return Check(
+                "gpu", "problem", message, "Install NVIDIA's driver, then: " + torch_line(env, "cu126")
+            )
         if build is None:
-            mend = "Update NVIDIA's driver to 580 or later, then: " + torch_line(env, "cu130")
-            return Check("gpu", "problem", f"{says} Its driver {env.nvidia_driver} is too old, too.", mend)
-        return Check("gpu", "problem", says, torch_line(env, build))
+            fix = "Update NVIDIA's driver to 580 or later, then: " + torch_line(env, "cu130")
+            return Check("gpu", "problem", f"{message} Its driver {env.nvidia_driver} is too old, too.", fix)
+        return Check("gpu", "problem", message, torch_line(env, build))
     if env.visible_gpus is not None and env.visible_gpus.strip() in ("", "-1", "NoDevFiles"):
-        says = f"{name} is hidden: CUDA_VISIBLE_DEVICES is {env.visible_gpus!r}."
-        return Check("gpu", "problem", says, "unset CUDA_VISIBLE_DEVICES")
+        message = f"{name} is hidden: CUDA_VISIBLE_DEVICES is {env.visible_gpus!r}."
+        return Check("gpu", "problem", message, "unset CUDA_VISIBLE_DEVICES")
     if env.nvidia_driver is None:
-        says = f"{name} is here, but NVIDIA's driver is not, or this container was started without the GPU."
-        return Check("gpu", "problem", says, "Install NVIDIA's driver; in Docker, start with: --gpus all")
+        message = (
+            f"{name} is here, but NVIDIA's driver is not, or this container was started without the GPU."
+        )
+        return Check("gpu", "problem", message, "Install NVIDIA's driver; in Docker, start with: --gpus all")
     if env.driver_cuda and release(env.torch.cuda)[:1] > release(env.driver_cuda)[:1]:
-        says = (
+        message = (
             f"{name} has the driver {env.nvidia_driver} for CUDA {env.driver_cuda}, "
             f"but this torch needs CUDA {env.torch.cuda}."
         )
-        mend = torch_line(env, build) if build else "Update NVIDIA's driver to 580 or later."
-        return Check("gpu", "problem", says, mend)
+        fix = torch_line(env, build) if build else "Update NVIDIA's driver to 580 or later."
+        return Check("gpu", "problem", message, fix)
     why = f": {env.torch.warning}" if env.torch.warning else "."
     return Check(
         "gpu", "problem", f"{name} is here, but torch cannot use it{why}", torch_line(env, build or "cu126")
@@ -90,14 +98,14 @@ def _unused_nvidia(env: Environment) -> Check:
 def _unused_amd(env: Environment) -> Check:
     name = _names(env.of("amd"))
     if env.torch.hip is None:
-        says = f"{name} is here, but this torch ({env.torch.version}) is not the build for ROCm."
-        mend = (
+        message = f"{name} is here, but this torch ({env.torch.version}) is not the build for ROCm."
+        fix = (
             "If ROCm supports this GPU, take the index address of the ROCm build from "
             f"https://pytorch.org/get-started/locally/ and: {torch_line(env)} --index-url ADDRESS"
         )
-        return Check("gpu", "note", says, mend)
-    says = f"{name} is here, but torch for ROCm {env.torch.hip} cannot use it."
-    return Check("gpu", "problem", says, "sudo usermod -aG render,video $USER, then log in again")
+        return Check("gpu", "note", message, fix)
+    message = f"{name} is here, but torch for ROCm {env.torch.hip} cannot use it."
+    return Check("gpu", "problem", message, "sudo usermod -aG render,video $USER, then log in again")
 
 
 def driver(env: Environment) -> Check | None:
@@ -105,11 +113,11 @@ def driver(env: Environment) -> Check | None:
     if not env.of("nvidia") or env.nvidia_driver is None:
         return None
     supports = f", for CUDA up to {env.driver_cuda}" if env.driver_cuda else ""
-    says = f"NVIDIA {env.nvidia_driver}{supports}"
+    message = f"NVIDIA {env.nvidia_driver}{supports}"
     if cuda_build(env) is None:
-        mend = "Update NVIDIA's driver to 580 or later."
-        return Check("driver", "problem", f"{says}: too old for every torch that works here.", mend)
-    return Check("driver", "ok", says)
+        fix = "Update NVIDIA's driver to 580 or later."
+        return Check("driver", "problem", f"{message}: too old for every torch that works here.", fix)
+    return Check("driver", "ok", message)
 
 
 def gpu_memory(env: Environment) -> Check | None:
@@ -119,16 +127,20 @@ def gpu_memory(env: Environment) -> Check | None:
         return None
     best = max(known, key=lambda each: each.memory_free or 0)
     free, total = best.memory_free or 0, best.memory_total or 0
-    says = f"{gigabytes(free)} of {gigabytes(total)} free on {best.name or best.vendor}"
+    message = f"{gigabytes(free)} of {gigabytes(total)} free on {best.name or best.vendor}"
     if free >= SDXL_GPU_MEMORY:
-        return Check("gpu memory", "ok", says)
+        return Check("gpu memory", "ok", message)
     need = f"SDXL at 1024 px and rank 64 takes {gigabytes(SDXL_GPU_MEMORY)}"
     if total >= SDXL_GPU_MEMORY:
-        return Check("gpu memory", "note", f"{says}; {need}.", "Close what uses it: nvidia-smi shows that.")
+        return Check(
+            "gpu memory", "note", f"{message}; {need}.", "Close what uses it: nvidia-smi shows that."
+        )
     if free >= LOW_VRAM_GPU_MEMORY:
-        return Check("gpu memory", "note", f"{says}; {need}.", "unziplora train ... --preset low-vram")
+        return Check("gpu memory", "note", f"{message}; {need}.", "unziplora train ... --preset low-vram")
     least = f"{need}, {gigabytes(LOW_VRAM_GPU_MEMORY)} with --preset low-vram"
-    return Check("gpu memory", "note", f"{says}; {least}.", "What would fit: unziplora train PICTURE --plan")
+    return Check(
+        "gpu memory", "note", f"{message}; {least}.", "What would fit: unziplora train PICTURE --plan"
+    )
 
 
 def _build(env: Environment) -> str | None:

@@ -19,7 +19,7 @@ def find() -> tuple[str | None, str | None, tuple[Gpu, ...]]:
     tool = shutil.which("nvidia-smi") or "/usr/lib/wsl/lib/nvidia-smi"
     driver, nvidia = read_smi(_output(tool, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"))
     cuda = read_cuda(_output(tool)) if nvidia else None
-    kernel_driver, others = look_at_kernel(Path("/"))
+    kernel_driver, others = read_kernel_files(Path("/"))
     if nvidia:
         others = tuple(gpu for gpu in others if gpu.vendor != "nvidia")
     apple = (Gpu("apple", "Apple GPU"),) if _apple_silicon() else ()
@@ -46,7 +46,7 @@ def read_cuda(text: str) -> str | None:
     return version.group(1) if version else None
 
 
-def look_at_kernel(root: Path) -> tuple[str | None, tuple[Gpu, ...]]:
+def read_kernel_files(root: Path) -> tuple[str | None, tuple[Gpu, ...]]:
     """NVIDIA's driver and the GPUs that Linux's /proc and /sys tell of, below `root`."""
     version = re.search(r"Kernel Module.*?(\d+\.\d+(?:\.\d+)*)", _text(root / "proc/driver/nvidia/version"))
     nvidia = tuple(_proc_gpus(root / "proc/driver/nvidia/gpus"))
@@ -56,7 +56,7 @@ def look_at_kernel(root: Path) -> tuple[str | None, tuple[Gpu, ...]]:
     return version.group(1) if version else None, (*nvidia, *amd, *rest)
 
 
-def emulated() -> bool:
+def is_emulated() -> bool:
     """Whether this is a Python for Intel on an Apple chip, which cannot use its GPU."""
     if (platform.system(), platform.machine()) != ("Darwin", "x86_64"):
         return False
@@ -64,7 +64,7 @@ def emulated() -> bool:
 
 
 def _apple_silicon() -> bool:
-    return (platform.system(), platform.machine()) == ("Darwin", "arm64") or emulated()
+    return (platform.system(), platform.machine()) == ("Darwin", "arm64") or is_emulated()
 
 
 def _proc_gpus(folder: Path) -> Iterator[Gpu]:

@@ -30,7 +30,7 @@ PATIENCE = 300.0
 """Seconds for importing torch and the others; a cold disk takes long."""
 
 
-def look(home: Path, *, online: bool) -> Environment:
+def collect_environment(home: Path, *, online: bool) -> Environment:
     """What this machine has; asks the model hub for a sign of life only when `online`."""
     torch, errors = _imported()
     driver, driver_cuda, found = gpus.find()
@@ -44,7 +44,7 @@ def look(home: Path, *, online: bool) -> Environment:
         installer=_installer(),
         system=platform.system(),
         machine=platform.machine(),
-        emulated=gpus.emulated(),
+        is_emulated=gpus.is_emulated(),
         gpus=found,
         nvidia_driver=driver,
         driver_cuda=driver_cuda,

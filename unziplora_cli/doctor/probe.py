@@ -23,7 +23,7 @@ NEEDED = {
 
 
 def probe() -> dict[str, Any]:
-    """What torch says of itself, and why any library cannot be imported."""
+    """What torch message of itself, and why any library cannot be imported."""
     found: dict[str, Any] = {"torch": _torch(), "errors": {}}
     if found["torch"]["error"]:
         return found

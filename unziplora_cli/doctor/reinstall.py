@@ -1,4 +1,4 @@
-"""The exact shell lines that mend the environment that unziplora runs in."""
+"""The exact shell lines that fix the environment that unziplora runs in."""
 
 from collections.abc import Sequence
 

@@ -40,7 +40,7 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ModuleProfile:
     """One step of the computation, whose output was halved ``level`` times.
 
     ``inputs`` and ``outputs`` are channels, ``inner`` the width inside the feed-forward layer. ``layers`` are
@@ -63,11 +63,11 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Anatomy:
+class UNetProfile:
     """All parts of a U-Net; ``timing`` are the layers that embed time and size, ``weights`` counts all
     parameters."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[ModuleProfile, ...]
     timing: tuple[Linear, ...]
     weights: int
 
@@ -82,18 +82,18 @@ class Anatomy:
         for part in self.parts:
             yield from (*part.layers, *part.projections)
 
-    def learning(self) -> tuple[Part, ...]:
+    def learning(self) -> tuple[ModuleProfile, ...]:
         """The parts that gradients pass: all from the first adapted projection on."""
         first = next(i for i, part in enumerate(self.parts) if part.projections)
         return self.parts[first:]
 
 
-def anatomy(config: Mapping[str, Any]) -> Anatomy:
+def profile_unet(config: Mapping[str, Any]) -> UNetProfile:
     """The parts of the U-Net that diffusers makes of ``config``."""
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(dict(config))
     adapted = set(adapted_projections(unet).values())
-    parts: list[Part] = []
+    parts: list[ModuleProfile] = []
 
     def add(kind: Kind, level: int, *modules: nn.Module | None, **more: Any) -> None:
         found = [each for each in modules if each is not None]
@@ -139,10 +139,12 @@ def anatomy(config: Mapping[str, Any]) -> Anatomy:
         if isinstance(each, nn.Linear)
     )
     weights = sum(each.numel() for each in unet.parameters())
-    return Anatomy(tuple(parts), timing, weights)
+    return UNetProfile(tuple(parts), timing, weights)
 
 
-def _part(kind: Kind, level: int, modules: list[nn.Module], adapted: set[nn.Linear], **more: Any) -> Part:
+def _part(
+    kind: Kind, level: int, modules: list[nn.Module], adapted: set[nn.Linear], **more: Any
+) -> ModuleProfile:
     named = [(name, each) for module in modules for name, each in module.named_modules()]
     layers: list[Linear] = []
     projections: list[Linear] = []
@@ -157,7 +159,7 @@ def _part(kind: Kind, level: int, modules: list[nn.Module], adapted: set[nn.Line
     else:
         inputs, outputs = main[0].inputs, main[-1 if kind != "resnet" else 0].outputs
     weights = sum(each.numel() for module in modules for each in module.parameters())
-    return Part(kind, level, inputs, outputs, weights, tuple(layers), tuple(projections), **more)
+    return ModuleProfile(kind, level, inputs, outputs, weights, tuple(layers), tuple(projections), **more)
 
 
 def _linear(module: nn.Linear | nn.Conv2d, reads: Any) -> Linear:

@@ -26,7 +26,7 @@ from unziplora_cli.training.batches import BatchSource
 from unziplora_cli.training.captured_step import CapturedStep, capturable
 from unziplora_cli.training.checkpoint import Checkpoints, TrainingState
 from unziplora_cli.training.destyle import with_echoes
-from unziplora_cli.training.estimate import Foresight
+from unziplora_cli.training.estimate import MemoryAdvisor
 from unziplora_cli.training.events import Event, Finished, Notice, Phase
 from unziplora_cli.training.inputs import Materials, Workshop
 from unziplora_cli.training.metrics import Watch
@@ -53,8 +53,8 @@ def train(request: TrainRequest, workshop: Workshop | None = None) -> Iterator[E
     dtype = pick_dtype(request.config.precision, device)
     accelerator = _accelerator(request, device, dtype)
     precision = PRECISION_NAMES[dtype]
-    foresight = Foresight(request, device, precision)
-    with memory_guard(foresight.advice):
+    memory_advisor = MemoryAdvisor(request, device, precision)
+    with memory_guard(memory_advisor.advice):
         materials = None
         for event in workshop.materials(request, accelerator, dtype):
             if isinstance(event, Materials):
@@ -63,7 +63,7 @@ def train(request: TrainRequest, workshop: Workshop | None = None) -> Iterator[E
                 yield event
         assert materials is not None
 
-        if device.type == "cuda" and (warning := foresight.warning()):
+        if device.type == "cuda" and (warning := memory_advisor.warning()):
             yield Notice(warning)
         yield Phase("load U-Net", request.base.id)
         unet = workshop.unet(request, accelerator.device, dtype)

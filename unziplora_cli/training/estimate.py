@@ -30,16 +30,16 @@ from unziplora_cli.config import TrainConfig, resolve
 from unziplora_cli.errors import UsageError
 from unziplora_cli.job import TrainRequest
 from unziplora_cli.projects.unfinished import CHECKPOINTS
-from unziplora_cli.sdxl.profile import Part
+from unziplora_cli.sdxl.profile import ModuleProfile
 from unziplora_cli.training.memory import (
     Base,
     Target,
-    base_of,
+    estimate_memory,
     free_memory,
-    needed,
     passes,
     pixels_of,
-    predict_memory,
+    profile_base,
+    required_memory,
 )
 
 # What was measured, and not derived.
@@ -65,7 +65,7 @@ SLOWEST = "over 10 s"
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class TimeEstimate:
     """About how long a step and the whole training take, in seconds; ``operations`` are a step's."""
 
     operations: float
@@ -78,20 +78,20 @@ class Pace:
         return next((words for limit, words in CLASSES if self.step < limit), SLOWEST)
 
 
-def predict_pace(base: Base, config: TrainConfig, target: Target, rate: float) -> Pace:
+def estimate_time(base: Base, config: TrainConfig, target: Target, rate: float) -> TimeEstimate:
     """The pace on a device that makes ``rate`` operations per second of large products."""
     count = passes(config)
-    operations = count * operations_of(base, config)
+    operations = count * count_flops(base, config)
     handling = 0.0
     if target.device == "cuda":
         handling = count * base.unet.weights * (CHECKPOINTED if config.gradient_checkpointing else HANDLING)
     recorded = target.device == "cuda" and config.capture and target.precision != "fp16"
     least = (RECORDED if recorded else LAUNCHED if target.device != "cpu" else 0.0) * len(base.unet.parts)
     step = max((operations / EFFICIENCY[target.device] + handling) / rate, count * least)
-    return Pace(operations, step, LOADING[target.device] + config.steps * step)
+    return TimeEstimate(operations, step, LOADING[target.device] + config.steps * step)
 
 
-def operations_of(base: Base, config: TrainConfig) -> float:
+def count_flops(base: Base, config: TrainConfig) -> float:
     """Floating-point operations of one pass forward and back."""
     learning = set(map(id, base.unet.learning()))
     total = 0.0
@@ -109,7 +109,7 @@ def operations_of(base: Base, config: TrainConfig) -> float:
     return total
 
 
-def measure_rate(device: torch.device, dtype: torch.dtype, *, one_thread: bool = False) -> float:
+def measure_flops(device: torch.device, dtype: torch.dtype, *, one_thread: bool = False) -> float:
     """Operations per second of ``device`` in large products; on a CPU with as many threads as a training."""
     side = 512 if device.type == "cpu" else 4096
     matrix = torch.ones(side, side, device=device, dtype=dtype)
@@ -134,7 +134,7 @@ def _multiply(matrix: torch.Tensor, times: int) -> None:
     float(product[0, 0])
 
 
-def _folding(part: Part, rank: int) -> float:
+def _folding(part: ModuleProfile, rank: int) -> float:
     weights = sum(each.weights for each in part.projections if each.reads == "pixels")
     return 4.0 * 2.0 * weights * 2 * rank
 
@@ -149,7 +149,7 @@ Changes = Mapping[str, Any]
 """Settings by name, and ``preset``."""
 
 
-def propose(
+def find_fitting_settings(
     base: Base, config: TrainConfig, target: Target, free: int, given: Mapping[str, Any] | None = None
 ) -> Changes | None:
     """What to add so that training takes less than ``config`` does and no more than ``free`` bytes, or None.
@@ -157,15 +157,15 @@ def propose(
     The settings that the user has ``given`` stay (left out: all that are not the defaults). When no preset is
     enough, batch, resolution and rank go down, in this order.
     """
-    before = predict_memory(base, config, target).peak
+    before = estimate_memory(base, config, target).peak
     for changes in _candidates(config, _given(config, given)):
         preset, settings = changes["preset"], {k: v for k, v in changes.items() if k != "preset"}
         try:
             changed = resolve(preset, {**_given(config, given), **settings})
         except UsageError:  # the user's own settings and this preset's exclude each other
             continue
-        memory = predict_memory(base, changed, target)
-        if memory.peak < before and needed(memory, target) <= free:
+        memory = estimate_memory(base, changed, target)
+        if memory.peak < before and required_memory(memory, target) <= free:
             return changes
     return None
 
@@ -238,7 +238,7 @@ def target_of(device: torch.device, precision: str) -> Target:
 
 
 @dataclass(slots=True)
-class Foresight:
+class MemoryAdvisor:
     """The memory of one training; ``free`` is what there was before it began."""
 
     request: TrainRequest
@@ -252,7 +252,7 @@ class Foresight:
     def warning(self) -> str:
         """That it will probably not fit, and what would; empty when it fits."""
         request, target = self.request, target_of(self.device, self.precision)
-        need = needed(predict_memory(base_of(request.base), request.config, target), target)
+        need = required_memory(estimate_memory(profile_base(request.base), request.config, target), target)
         if need <= self.free:
             return ""
         what = f"This takes about {need / 1e9:.1f} GB of the GPU, of which {self.free / 1e9:.1f} GB are free"
@@ -275,8 +275,8 @@ class Foresight:
         return f"{self._line(changes)}   If that is not enough: {', '.join(rest)}"
 
     def _proposal(self) -> Changes | None:
-        target, base = target_of(self.device, self.precision), base_of(self.request.base)
-        return propose(base, self.request.config, target, self.free, self.request.given)
+        target, base = target_of(self.device, self.precision), profile_base(self.request.base)
+        return find_fitting_settings(base, self.request.config, target, self.free, self.request.given)
 
     def _line(self, changes: Changes) -> str:
         """The command; a training that was cut off and has other settings gives way."""

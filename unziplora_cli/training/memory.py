@@ -13,7 +13,7 @@ from unziplora_cli.accel.int8 import LEAST_WEIGHTS
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.sdxl.base import BaseRef, latent_factor
 from unziplora_cli.sdxl.base import config as part_config
-from unziplora_cli.sdxl.profile import Anatomy, Linear, Part, anatomy
+from unziplora_cli.sdxl.profile import Linear, ModuleProfile, UNetProfile, profile_unet
 from unziplora_cli.training.checkpoint import KEPT
 
 
@@ -122,7 +122,7 @@ class Target:
 class Base:
     """What has to be known of a base: its U-Net's parts and the configurations of the rest."""
 
-    unet: Anatomy
+    unet: UNetProfile
     vae: Mapping[str, Any]
     texts: tuple[Mapping[str, Any], ...]
     factor: int
@@ -133,10 +133,10 @@ class Base:
         return int({**CLIP, **self.texts[0]}["max_position_embeddings"])
 
 
-def base_of(ref: BaseRef) -> Base:
+def profile_base(ref: BaseRef) -> Base:
     """What the configurations of ``ref`` say; none of its weights is read."""
     texts = tuple(part_config(ref, name) for name in ("text_encoder", "text_encoder_2"))
-    return Base(anatomy(part_config(ref, "unet")), part_config(ref, "vae"), texts, latent_factor(ref))
+    return Base(profile_unet(part_config(ref, "unet")), part_config(ref, "vae"), texts, latent_factor(ref))
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +164,13 @@ class Memory:
         return self.process + max(self.texts, self.pictures, self.steps)
 
 
-def predict_memory(base: Base, config: TrainConfig, target: Target) -> Memory:
+def estimate_memory(base: Base, config: TrainConfig, target: Target) -> Memory:
     """What training on ``base`` with ``config`` takes of ``target``."""
-    frozen, trained = frozen_bytes(base.unet, config, target), trained_numbers(base.unet, config.rank)
+    frozen, trained = frozen_bytes(base.unet, config, target), trained_parameters(base.unet, config.rank)
     state = trained * (4 + MOMENTS[config.optimizer])
     saved, worst = _steps(base, config, target, trained)
     return Memory(
-        texts=sum(map(text_weights, base.texts)) * target.bytes,
+        texts=sum(map(text_encoder_parameters, base.texts)) * target.bytes,
         pictures=_encoding(base, config),
         frozen=frozen,
         state=state,
@@ -180,18 +180,18 @@ def predict_memory(base: Base, config: TrainConfig, target: Target) -> Memory:
     )
 
 
-def needed(memory: Memory, target: Target) -> int:
+def required_memory(memory: Memory, target: Target) -> int:
     """What must be free on the device."""
     extra = CONTEXT + FRAGMENTS if target.device == "cuda" else 0
     return memory.peak + int(extra)
 
 
-def trained_numbers(unet: Anatomy, rank: int) -> int:
+def trained_parameters(unet: UNetProfile, rank: int) -> int:
     """LoRA and merge weights of both branches."""
     return 2 * sum(rank * (each.inputs + each.outputs) + each.outputs for each in unet.projections())
 
 
-def frozen_bytes(unet: Anatomy, config: TrainConfig, target: Target) -> int:
+def frozen_bytes(unet: UNetProfile, config: TrainConfig, target: Target) -> int:
     """The base's weights on the device while steps are made."""
     total = unet.weights * target.bytes
     for layer in unet.layers():
@@ -202,7 +202,7 @@ def frozen_bytes(unet: Anatomy, config: TrainConfig, target: Target) -> int:
     return total
 
 
-def saved_values(part: Part, pixels: int, tokens: int, *, fused: bool) -> int:
+def saved_activations(part: ModuleProfile, pixels: int, tokens: int, *, fused: bool) -> int:
     """Numbers that autograd saves of one picture with ``pixels`` at the part's level."""
     match part.kind:
         case "convolution":
@@ -219,12 +219,12 @@ def saved_values(part: Part, pixels: int, tokens: int, *, fused: bool) -> int:
     return 0
 
 
-def statistics(part: Part, pixels: int) -> int:
+def statistics(part: ModuleProfile, pixels: int) -> int:
     """Float32 numbers beside them: mean and spread of three layer norms, the log-sum of each attention."""
     return (6 + 2 * part.heads) * pixels if part.kind == "block" else 0
 
 
-def pixels_of(part: Part, config: TrainConfig, base: Base) -> int:
+def pixels_of(part: ModuleProfile, config: TrainConfig, base: Base) -> int:
     """Latent pixels of one picture at the level of ``part``."""
     side = config.resolution // base.factor
     return (-(-side // 2**part.level)) ** 2
@@ -236,7 +236,7 @@ def passes(config: TrainConfig) -> int:
     return config.grad_accumulation * (1 + classes)
 
 
-def text_weights(config: Mapping[str, Any]) -> int:
+def text_encoder_parameters(config: Mapping[str, Any]) -> int:
     """Parameters of a CLIP text encoder: its vocabulary, and per layer four projections and a network."""
     values = {**CLIP, **config}
     width, inner, layers = values["hidden_size"], values["intermediate_size"], values["num_hidden_layers"]
@@ -273,19 +273,19 @@ def _steps(base: Base, config: TrainConfig, target: Target, trained: int) -> tup
     return saved, worst + workspace
 
 
-def _saved(part: Part, base: Base, config: TrainConfig, target: Target) -> int:
+def _saved(part: ModuleProfile, base: Base, config: TrainConfig, target: Target) -> int:
     pixels = pixels_of(part, config, base)
-    values = saved_values(part, pixels, base.tokens, fused=target.fused)
+    values = saved_activations(part, pixels, base.tokens, fused=target.fused)
     found = config.batch_size * (values * target.bytes + 4 * statistics(part, pixels))
     eight = [each for each in (*part.layers, *part.projections) if _quantized(each, config)]
     return found + sum(each.weights for each in eight if each.reads != "text") * target.bytes
 
 
-def _input(part: Part, base: Base, config: TrainConfig, target: Target) -> int:
+def _input(part: ModuleProfile, base: Base, config: TrainConfig, target: Target) -> int:
     return config.batch_size * part.inputs * pixels_of(part, config, base) * target.bytes
 
 
-def _work(part: Part, base: Base, config: TrainConfig, target: Target) -> int:
+def _work(part: ModuleProfile, base: Base, config: TrainConfig, target: Target) -> int:
     """Gradients on their way: in a block of the feed-forward layer's input, elsewhere of in- and output."""
     values = part.inputs + 3 * part.inner if part.kind == "block" else 2 * (part.inputs + part.outputs)
     return config.batch_size * values * pixels_of(part, config, base) * target.bytes
@@ -309,21 +309,21 @@ NAMES = 1100
 """Bytes per projection in the headers of a project's three files."""
 
 
-def project_bytes(unet: Anatomy, config: TrainConfig) -> int:
+def project_bytes(unet: UNetProfile, config: TrainConfig) -> int:
     """The files of the finished project, LoRAs in fp16, merge weights in fp32; those saved on the way too."""
     saved = config.steps // config.save_every if config.save_every else 0
     columns, layers = sum(each.outputs for each in unet.projections()), len(list(unet.projections()))
-    files = 2 * (trained_numbers(unet, config.rank) - 2 * columns) + 8 * columns + NAMES * layers
+    files = 2 * (trained_parameters(unet, config.rank) - 2 * columns) + 8 * columns + NAMES * layers
     return files * (1 + saved)
 
 
-def checkpoint_bytes(unet: Anatomy, config: TrainConfig) -> int:
+def checkpoint_bytes(unet: UNetProfile, config: TrainConfig) -> int:
     """One checkpoint: every trained number with two moments, and per column gate, score and mask."""
     columns = 2 * sum(each.outputs for each in unet.projections())
-    return 12 * (trained_numbers(unet, config.rank) + 2 * columns) + columns
+    return 12 * (trained_parameters(unet, config.rank) + 2 * columns) + columns
 
 
-def checkpoints_bytes(unet: Anatomy, config: TrainConfig) -> int:
+def checkpoints_bytes(unet: UNetProfile, config: TrainConfig) -> int:
     """All that lie on the disk at once: the last two, and the next while it is written; none on the way with
     ``checkpoint_every`` 0."""
     return (1 if config.checkpoint_every == 0 else 1 + KEPT) * checkpoint_bytes(unet, config)

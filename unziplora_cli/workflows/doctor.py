@@ -1,17 +1,17 @@
-"""What this machine can do: look at it, and judge what was seen."""
+"""What this machine can do: collect_environment at it, and judge what was seen."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from unziplora_cli.doctor.checks import examine
+from unziplora_cli.doctor.checks import run_checks
 from unziplora_cli.doctor.environment import Check, Environment
-from unziplora_cli.doctor.inspect import look
+from unziplora_cli.doctor.inspect import collect_environment
 
 
 @dataclass(frozen=True)
-class Examination:
+class DoctorReport:
     """The checks, and the environment that they judged."""
 
     environment: Environment
@@ -23,7 +23,7 @@ class Examination:
         return any(check.level == "problem" for check in self.checks)
 
 
-def diagnose(home: Path, *, online: bool = False) -> Examination:
+def diagnose(home: Path, *, online: bool = False) -> DoctorReport:
     """Examine this machine; the network is used only when ``online``."""
-    environment = look(home, online=online)
-    return Examination(environment, examine(environment))
+    environment = collect_environment(home, online=online)
+    return DoctorReport(environment, run_checks(environment))

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TrainingPlan:
+class TrainingEstimate:
     """The forecast for one picture on ``device``; bytes and seconds.
 
-    ``memory`` is what torch will have taken at most, as the manifest records it; ``needed`` what must be
+    ``memory`` is what torch will have taken at most, as the manifest records it; ``required_memory`` what must be
     free, ``free`` and ``total`` what the device has. ``changes`` are settings that would fit where these do
     not.
     """
@@ -48,7 +48,9 @@ class TrainingPlan:
         return self.needed <= self.free
 
 
-def plan_training(base: BaseRef, config: TrainConfig, device: str, given: Mapping[str, Any]) -> TrainingPlan:
+def estimate_training(
+    base: BaseRef, config: TrainConfig, device: str, given: Mapping[str, Any]
+) -> TrainingEstimate:
     """Look at ``device`` and at the configurations of ``base``; nothing is loaded or written.
 
     ``given`` are the settings that the user gave, which a proposal keeps. Raises UsageError for a device or
@@ -57,29 +59,28 @@ def plan_training(base: BaseRef, config: TrainConfig, device: str, given: Mappin
     from unziplora_cli.accel.device import PRECISION_NAMES, SMALL_NETWORK, pick_device, pick_dtype
     from unziplora_cli.sdxl.base import check_trainable
     from unziplora_cli.training import estimate, memory
-    from unziplora_cli.training.estimate import propose, target_of
-    from unziplora_cli.training.memory import free_memory, total_memory
+    from unziplora_cli.training.estimate import find_fitting_settings, target_of
 
     check_trainable(base)
     chosen = pick_device(device)
     dtype = pick_dtype(config.precision, chosen)
     precision = PRECISION_NAMES[dtype]
-    free = free_memory(chosen)
-    target, known = target_of(chosen, precision), memory.base_of(base)
-    memory = memory.predict_memory(known, config, target)
-    need = memory.needed(memory, target)
-    rate = estimate.measure_rate(chosen, dtype, one_thread=known.unet.weights < SMALL_NETWORK)
-    forecast = estimate.predict_pace(known, config, target, rate)
-    return TrainingPlan(
+    free = memory.free_memory(chosen)
+    target, known = target_of(chosen, precision), memory.profile_base(base)
+    predicted = memory.estimate_memory(known, config, target)
+    need = memory.required_memory(predicted, target)
+    rate = estimate.measure_flops(chosen, dtype, one_thread=known.unet.weights < SMALL_NETWORK)
+    forecast = estimate.estimate_time(known, config, target, rate)
+    return TrainingEstimate(
         base=base.spec,
         device=str(chosen),
         name=_device_name(chosen),
         precision=precision,
         config=config,
-        memory=memory,
+        memory=predicted,
         needed=need,
         free=free,
-        total=total_memory(chosen),
+        total=memory.total_memory(chosen),
         operations=forecast.operations,
         rate=rate,
         step_seconds=forecast.step,
@@ -87,11 +88,11 @@ def plan_training(base: BaseRef, config: TrainConfig, device: str, given: Mappin
         seconds=forecast.total,
         project_bytes=memory.project_bytes(known.unet, config),
         checkpoint_bytes=memory.checkpoints_bytes(known.unet, config),
-        changes=None if need <= free else propose(known, config, target, free, given),
+        changes=None if need <= free else find_fitting_settings(known, config, target, free, given),
     )
 
 
-def sdxl_unseen() -> BaseRef:
+def shipped_sdxl() -> BaseRef:
     """SDXL where it is not on this disk: its configurations come with the program."""
     from unziplora_cli.sdxl.base import SDXL_CONFIG, SDXL_ID, SDXL_REVISION, BaseRef
 
