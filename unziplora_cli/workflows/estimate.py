@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class TrainingEstimate:
     """The forecast for one picture on ``device``; bytes and seconds.
 
-    ``memory`` is what torch will have taken at most, as the manifest records it; ``required_memory`` what must be
+    ``memory`` is what torch will have taken at most, as the manifest records it; ``needed`` what must be
     free, ``free`` and ``total`` what the device has. ``changes`` are settings that would fit where these do
     not.
     """
