@@ -27,13 +27,13 @@ from diffusers.optimization import get_scheduler
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from unziplora_cli.accel.fused_lora import fold, projections
+from unziplora_cli.accel.fused_lora import fuse_lora, projections
 from unziplora_cli.method.blocks import policy
 from unziplora_cli.method.inject import eject, extract, inject, load_branch
 from unziplora_cli.method.layer import BRANCHES, Branch, DualLoRALinear
 from unziplora_cli.method.lora import LoRAWeights
 from unziplora_cli.method.schedule import Action, Schedule
-from unziplora_cli.method.separation import Layers, Separation, Trained, separate, set_mode
+from unziplora_cli.method.separation import Layers, Separation, TrainedLayers, separate, set_mode
 from unziplora_cli.sdxl.attention import join_prompts, separate_prompts
 from unziplora_cli.sdxl.sampling import sample, stack, unconditional
 from unziplora_cli.sdxl.text import Conditioning, predict_noise
@@ -152,7 +152,7 @@ class Recording:
         return layers
 
 
-def branches(layers: Trained) -> Iterator[tuple[str, str, Branch]]:
+def branches(layers: TrainedLayers) -> Iterator[tuple[str, str, Branch]]:
     """(layer name, branch name, branch) of every branch."""
     for name, layer in projections(layers):
         for branch, part in zip(BRANCHES, layer.branches(), strict=True):
@@ -177,7 +177,7 @@ class Observer:
     def events(self) -> dict[str, Tensor]:
         return self.recording.tensors("events")
 
-    def apply(self, action: Action, layers: Trained) -> None:
+    def apply(self, action: Action, layers: TrainedLayers) -> None:
         if self.recording.device != "cpu" and torch.cuda.is_current_stream_capturing():
             self.separation.apply(action, layers)
             return
@@ -189,7 +189,7 @@ class Observer:
         if action is Action.CHOOSE:
             self._columns(layers)
 
-    def _gradients(self, moment: str, layers: Trained, parts: tuple[str, ...]) -> None:
+    def _gradients(self, moment: str, layers: TrainedLayers, parts: tuple[str, ...]) -> None:
         relative, floor = (
             self.recording.tolerance("gradient_abs_over_tensor_max"),
             self.recording.tolerance("gradient_abs_floor"),
@@ -204,7 +204,7 @@ class Observer:
                 excess = (actual - expected).abs().max() / max(float(expected.abs().max()), floor / relative)
                 self.table.add(f"gradient of {part} ({moment}), rel. to tensor max", excess, relative)
 
-    def _columns(self, layers: Trained) -> None:
+    def _columns(self, layers: TrainedLayers) -> None:
         """Compare scores and masks, then go on with the recorded masks, so that one flip is counted once.
 
         Scores are counts above a hard threshold and ties are cut strictly: in float32 a cell within rounding
@@ -263,7 +263,7 @@ def free_run(recording: Recording, table: Table, dtype: torch.dtype) -> tuple[UN
     layers = recording.initial_layers(unet)
     for layer in layers.values():
         layer.to(dtype)
-    folds = fold(unet, layers)
+    folds = fuse_lora(unet, layers)
     on_gpu = recording.device != "cpu"
     accelerator = Accelerator(cpu=not on_gpu, mixed_precision="no")
     optimizer = torch.optim.AdamW(

@@ -9,10 +9,9 @@ from diffusers import StableDiffusionXLPipeline
 
 from benchmarks.speed_methods.measured import Measured, Stopwatch
 from benchmarks.speed_methods.task import PROMPTS, TOKENS, Setting, hollow_unet, pooled_width, random_unet
-from unziplora_cli.accel.merged_unet import Branches
 from unziplora_cli.config import GenerateConfig
 from unziplora_cli.method.inject import adapted_projections
-from unziplora_cli.method.lora import LoRA, LoRAWeights
+from unziplora_cli.method.lora import LoRA, LoRAPair, LoRAWeights
 from unziplora_cli.sdxl.generate import Progress, Request, generate
 from unziplora_cli.sdxl.load import load_scheduler, load_vae
 from unziplora_cli.training.memory import peak_memory
@@ -100,7 +99,7 @@ VARIANTS = {"diffusers' pipeline, no LoRA": plain, "ours, combine": combined}
 """The rows by name; the first is what the others are compared with."""
 
 
-def random_branches(setting: Setting) -> Branches:
+def random_branches(setting: Setting) -> LoRAPair:
     """Two LoRAs for every adapted projection of the base, as large as those that training starts with."""
     projections = adapted_projections(hollow_unet(setting.base))
     rank = setting.common_rank
@@ -117,4 +116,4 @@ def random_branches(setting: Setting) -> Branches:
     def merge() -> dict[str, torch.Tensor]:
         return {name: torch.rand(linear.out_features) for name, linear in projections.items()}
 
-    return Branches(content=lora(), style=lora(), content_merge=merge(), style_merge=merge())
+    return LoRAPair(content=lora(), style=lora(), content_merge=merge(), style_merge=merge())

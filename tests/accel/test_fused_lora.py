@@ -6,7 +6,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from unziplora_cli.accel.fused_lora import fold, projections
+from unziplora_cli.accel.fused_lora import fuse_lora, projections
 from unziplora_cli.method.importance import column_scores
 from unziplora_cli.method.inject import extract, inject, load_branch
 from unziplora_cli.method.layer import BRANCHES, DualLoRALinear, Mode
@@ -66,10 +66,10 @@ def told(batch: int = 2) -> tuple[Tensor, Tensor, Conditioning]:
 @pytest.mark.parametrize("by_block", [False, True])
 def test_folded_layers_predict_and_learn_as_the_layers_do(mode: Mode, by_block: bool) -> None:
     gradients, predictions = [], []
-    for folded in (False, True):
+    for fused_weight in (False, True):
         unet = network()
         layers = separated(unet)
-        trained = fold(unet, layers, by_block=by_block) if folded else layers
+        trained = fuse_lora(unet, layers, by_block=by_block) if fused_weight else layers
         if by_block:
             unet.enable_gradient_checkpointing()
             unet.train()
@@ -99,7 +99,7 @@ def test_a_layer_sees_what_its_fold_learns() -> None:
     unet = network()
     layers = separated(unet)
     before = extract(layers, "style")
-    folds = fold(unet, layers)
+    folds = fuse_lora(unet, layers)
     assert all(torch.equal(extract(layers, "style")[name].up, each.up) for name, each in before.items())
     optimizer = torch.optim.SGD(lora_parameters(folds, "style"), lr=1.0)
     predict_noise(unet, *told()).square().mean().backward()
@@ -113,10 +113,10 @@ def test_a_layer_sees_what_its_fold_learns() -> None:
 def test_folded_weights_are_given_up_before_the_backward_pass() -> None:
     unet = network()
     layers = separated(unet)
-    fold(unet, layers)
+    fuse_lora(unet, layers)
     layer = layers["mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0"]
     seen = []
-    layer.register_forward_hook(lambda *_: seen.append(StorageWeakRef(layer.folded.untyped_storage())))
+    layer.register_forward_hook(lambda *_: seen.append(StorageWeakRef(layer.fused_weight.untyped_storage())))
     prediction = predict_noise(unet, *told(1))
     assert seen[0].expired()
     prediction.sum().backward()  # makes them again
@@ -126,7 +126,7 @@ def test_folded_weights_are_given_up_before_the_backward_pass() -> None:
 def test_layers_do_not_keep_the_gradients_of_their_fold() -> None:
     unet = network()
     layers = separated(unet)
-    folds = fold(unet, layers)
+    folds = fuse_lora(unet, layers)
     predict_noise(unet, *told(1)).sum().backward()
     gradients = [StorageWeakRef(each.content.up.grad.untyped_storage()) for each in folds.values()]
     scores = [column_scores(layer.content, "magnitude") for _, layer in projections(folds)]
@@ -139,7 +139,7 @@ def test_layers_do_not_keep_the_gradients_of_their_fold() -> None:
 def test_nothing_stays_prepared() -> None:
     unet = network()
     layers = separated(unet)
-    fold(unet, layers)
+    fuse_lora(unet, layers)
     with torch.no_grad():
         predict_noise(unet, *told(1))
-    assert all(layer.folded is None and layer.answer is None for layer in layers.values())
+    assert all(layer.fused_weight is None and layer.cached_projection is None for layer in layers.values())

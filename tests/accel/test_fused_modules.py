@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tests.tiny_base import unet_config
 from unziplora_cli.accel import fused_modules
-from unziplora_cli.accel.fused_modules import available, speed_up
+from unziplora_cli.accel.fused_modules import fuse_modules, kernels_available
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
@@ -21,7 +21,7 @@ def unet() -> UNet2DConditionModel:
 @pytest.fixture
 def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every device counts as a GPU with Triton; modules may be swapped, but not run."""
-    monkeypatch.setattr(fused_modules, "available", lambda device: True)
+    monkeypatch.setattr(fused_modules, "kernels_available", lambda device: True)
 
 
 def state(unet: nn.Module) -> list[object]:
@@ -32,25 +32,25 @@ def state(unet: nn.Module) -> list[object]:
 
 def test_a_cpu_has_no_fused_kernels(unet: UNet2DConditionModel) -> None:
     before = state(unet)
-    assert not available(torch.device("cpu"))
-    assert not speed_up(unet)
+    assert not kernels_available(torch.device("cpu"))
+    assert not fuse_modules(unet)
     assert state(unet) == before
 
 
 def test_a_machine_without_triton_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_modules, "find_spec", lambda name: None)
-    assert not available.__wrapped__(torch.device("cuda"))
+    assert not kernels_available.__wrapped__(torch.device("cuda"))
 
 
 def test_triton_that_cannot_run_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_modules, "find_spec", lambda name: object())
-    assert not available.__wrapped__(torch.device("cuda", 99))
+    assert not kernels_available.__wrapped__(torch.device("cuda", 99))
 
 
 @pytest.mark.usefixtures("anywhere")
 def test_every_kind_of_module_is_swapped_once(unet: UNet2DConditionModel) -> None:
     names = list(unet.state_dict())
-    assert speed_up(unet)
+    assert fuse_modules(unet)
     faster_state = state(unet)
     kinds = {type(module) for module in unet.modules()}
     assert kinds >= set(fused_modules._FASTER.values())
@@ -58,7 +58,7 @@ def test_every_kind_of_module_is_swapped_once(unet: UNet2DConditionModel) -> Non
     assert list(unet.state_dict()) == names
     assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
-    assert speed_up(unet)
+    assert fuse_modules(unet)
     assert state(unet) == faster_state
 
 
@@ -66,7 +66,7 @@ def test_every_kind_of_module_is_swapped_once(unet: UNet2DConditionModel) -> Non
 def test_blocks_of_another_kind_are_left_alone(unet: UNet2DConditionModel) -> None:
     unet.mid_block.resnets[0].output_scale_factor = 2.0
     before = type(unet.mid_block.resnets[0])
-    speed_up(unet)
+    fuse_modules(unet)
     assert type(unet.mid_block.resnets[0]) is before
 
 
@@ -92,7 +92,7 @@ def test_the_network_computes_the_same(unet: UNet2DConditionModel, monkeypatch: 
 
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     plain = run()
-    speed_up(unet)
+    fuse_modules(unet)
     layouts = []
     for block in (*unet.down_blocks, *unet.up_blocks):
         for module in (*block.resnets, *getattr(block, "attentions", ())):

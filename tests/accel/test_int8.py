@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from unziplora_cli.accel.int8 import LEAST_WEIGHTS, Conv8, Linear8, quantize
+from unziplora_cli.accel.int8 import MIN_WEIGHTS, Int8Conv2d, Int8Linear, quantize
 
 
 def example(kind: str) -> tuple[nn.Module, torch.Tensor]:
@@ -18,7 +18,7 @@ def example(kind: str) -> tuple[nn.Module, torch.Tensor]:
 def test_a_weight_is_off_by_half_a_level_at_most(kind: str) -> None:
     layer, x = example(kind)
     wanted = layer(x)
-    eight = Linear8(layer) if isinstance(layer, nn.Linear) else Conv8(layer)
+    eight = Int8Linear(layer) if isinstance(layer, nn.Linear) else Int8Conv2d(layer)
     weight = layer.weight.detach()
     level = weight.abs().flatten(1).amax(dim=1).view(-1, *[1] * (weight.ndim - 1)) / 127
     assert ((eight.weight - weight).abs() <= 0.5001 * level).all()
@@ -28,7 +28,7 @@ def test_a_weight_is_off_by_half_a_level_at_most(kind: str) -> None:
 
 def test_gradients_reach_the_input_through_the_rounded_weights() -> None:
     layer, x = example("linear")
-    eight = Linear8(layer)
+    eight = Int8Linear(layer)
     x.requires_grad_()
     (grad,) = torch.autograd.grad(eight(x).sum(), x)
     torch.testing.assert_close(grad, eight.weight.sum(dim=0).expand_as(x))
@@ -37,15 +37,15 @@ def test_gradients_reach_the_input_through_the_rounded_weights() -> None:
 def test_a_channel_of_zeros_stays_zero() -> None:
     layer, _ = example("linear")
     layer.weight.data[3] = 0.0
-    assert not Linear8(layer).weight[3].any()
+    assert not Int8Linear(layer).weight[3].any()
 
 
 def test_large_layers_alone_are_quantised_to_a_byte_each() -> None:
     network = nn.Sequential(nn.Linear(400, 300), nn.SiLU(), nn.Linear(300, 10))
-    assert 400 * 300 >= LEAST_WEIGHTS > 300 * 10
+    assert 400 * 300 >= MIN_WEIGHTS > 300 * 10
     state = network[2].weight.clone()
     quantize(network, torch.device("cpu"))
-    assert isinstance(network[0], Linear8)
+    assert isinstance(network[0], Int8Linear)
     assert type(network[2]) is nn.Linear
     assert torch.equal(network[2].weight, state)
     stored = sum(t.nbytes for t in network[0].state_dict().values())

@@ -7,10 +7,10 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from tests.tiny_base import unet_config
-from unziplora_cli.accel.merged_unet import Branches
+from unziplora_cli.method.lora import LoRAPair
 from unziplora_cli.evaluation.columns import count_by_block, merge_cosine, read_columns, shared_share
 from unziplora_cli.method.inject import extract, extract_merge, inject
-from unziplora_cli.method.lora import LoRAWeights
+from unziplora_cli.method.lora import LoRAPair, LoRAWeights
 from unziplora_cli.method.separation import shared_columns
 from unziplora_cli.training.export import closed
 
@@ -31,7 +31,7 @@ def lora(**open_rows: list[int]) -> dict[str, LoRAWeights]:
 
 
 def test_columns_are_counted_by_block_in_the_order_of_the_network():
-    layers = read_columns(Branches(lora(up=[0], mid=[0, 1]), lora(down=[3], mid=[1, 2, 3], up=[0])))
+    layers = read_columns(LoRAPair(lora(up=[0], mid=[0, 1]), lora(down=[3], mid=[1, 2, 3], up=[0])))
     found = [
         (each.block, each.content, each.style, each.shared, each.total) for each in count_by_block(layers)
     ]
@@ -46,19 +46,19 @@ def test_columns_are_counted_by_block_in_the_order_of_the_network():
 def test_the_cosine_is_of_merge_weights_on_open_columns():
     merge = {DOWN: torch.tensor([0.6, 0.8, 0.9, 0.9])}
     other = {DOWN: torch.tensor([1.0, 0.5, 0.9, 0.9])}
-    layers = read_columns(Branches(lora(down=[0, 1]), lora(down=[1, 2]), merge, other))
+    layers = read_columns(LoRAPair(lora(down=[0, 1]), lora(down=[1, 2]), merge, other))
     assert merge_cosine(layers) == pytest.approx(0.8 * 0.5 / (1.0 * math.hypot(0.5, 0.9)))
 
 
 def test_the_cosine_is_1_for_equal_branches_and_0_for_disjoint_ones():
-    assert merge_cosine(read_columns(Branches(lora(up=[0, 1]), lora(up=[0, 1])))) == pytest.approx(1.0)
-    assert merge_cosine(read_columns(Branches(lora(up=[0]), lora(up=[1])))) == 0.0
-    assert merge_cosine(read_columns(Branches(lora(up=[]), lora(up=[])))) == 0.0
+    assert merge_cosine(read_columns(LoRAPair(lora(up=[0, 1]), lora(up=[0, 1])))) == pytest.approx(1.0)
+    assert merge_cosine(read_columns(LoRAPair(lora(up=[0]), lora(up=[1])))) == 0.0
+    assert merge_cosine(read_columns(LoRAPair(lora(up=[]), lora(up=[])))) == 0.0
 
 
 def test_a_layer_that_neither_lora_changes_is_known_from_the_merge_weights():
     merge = {MID: torch.ones(4)}
-    (block,) = count_by_block(read_columns(Branches({}, {}, merge, merge)))
+    (block,) = count_by_block(read_columns(LoRAPair({}, {}, merge, merge)))
     assert (block.content, block.style, block.total) == (0, 0, 4)
 
 
@@ -71,7 +71,7 @@ def test_files_tell_the_masks_of_the_layers_they_came_from():
     with closed(layers):
         parts = [extract(layers, branch) for branch in ("content", "style")]
         merges = [extract_merge(layers, branch) for branch in ("content", "style")]
-    blocks = count_by_block(read_columns(Branches(*parts, *merges)))
+    blocks = count_by_block(read_columns(LoRAPair(*parts, *merges)))
     shared, total = shared_columns(layers.values())
     assert sum(block.shared for block in blocks) == shared
     assert sum(block.total for block in blocks) == total

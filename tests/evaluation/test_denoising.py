@@ -7,13 +7,12 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from unziplora_cli.accel.merged_unet import Branches
 from unziplora_cli.config import GenerateConfig, Prompts
 from unziplora_cli.errors import AdapterError
 from unziplora_cli.evaluation import denoising
 from unziplora_cli.evaluation.denoising import denoise, relative_gap, sample_noise
 from unziplora_cli.method.inject import extract, extract_merge, inject
-from unziplora_cli.method.lora import LoRAWeights
+from unziplora_cli.method.lora import LoRAPair, LoRAWeights
 from unziplora_cli.sdxl.attention import separate_prompts
 from unziplora_cli.sdxl.base import config, resolve_base
 from unziplora_cli.sdxl.generate import Request, condition, encode_requests
@@ -50,11 +49,11 @@ def adapted(base):
             branch.merge.data.uniform_(generator=generator)
     parts = [extract(layers, branch) for branch in ("content", "style")]
     merges = [extract_merge(layers, branch) for branch in ("content", "style")]
-    return unet, Branches(*parts, *merges)
+    return unet, LoRAPair(*parts, *merges)
 
 
 def test_the_base_alone_is_diffusers_own_network(base, latents):
-    ways = {"base": Request(Prompts(*[PROMPTS.full] * 3), Branches(), SETTINGS)}
+    ways = {"base": Request(Prompts(*[PROMPTS.full] * 3), LoRAPair(), SETTINGS)}
     found = run(base, ways, latents)["base"]
     draws = sample_noise(latents, 4, 7, 1000)
     told, _ = condition(
@@ -97,7 +96,7 @@ def test_both_branches_answer_as_in_training(base, latents, adapted, batch_size)
 
 def test_ways_do_not_disturb_each_other(base, latents, adapted):
     _, branches = adapted
-    alone = Request(Prompts(*[PROMPTS.full] * 3), Branches(), SETTINGS)
+    alone = Request(Prompts(*[PROMPTS.full] * 3), LoRAPair(), SETTINGS)
     both = Request(PROMPTS, branches, SETTINGS)
     found = run(base, {"before": alone, "both": both, "after": alone}, latents, rebuild={"both"})
     assert torch.equal(found["before"].prediction, found["after"].prediction)
@@ -112,7 +111,7 @@ def test_a_base_that_predicts_the_velocity_is_measured_by_it(tiny_base, tmp_path
     file = folder / "scheduler/scheduler_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "v_prediction"}))
     base = resolve_base(str(folder), offline=True)[0]
-    found = run(base, {"base": Request(PROMPTS, Branches(), SETTINGS)}, latents)["base"]
+    found = run(base, {"base": Request(PROMPTS, LoRAPair(), SETTINGS)}, latents)["base"]
     draws = sample_noise(latents, 4, 7, 1000)
     kept = DDPMScheduler.from_config(config(base, "scheduler")).alphas_cumprod[draws.timesteps]
     kept = kept.view(-1, 1, 1, 1)
@@ -147,4 +146,4 @@ def test_the_gap_is_relative_to_the_effect():
 def test_a_lora_of_another_base_is_refused(base, latents):
     strange = {"mid_block.attentions.9.x.attn1.to_q": LoRAWeights(torch.ones(1, 3), torch.ones(3, 1))}
     with pytest.raises(AdapterError, match="lacks"):
-        run(base, {"content": Request(PROMPTS, Branches(content=strange), SETTINGS)}, latents)
+        run(base, {"content": Request(PROMPTS, LoRAPair(content=strange), SETTINGS)}, latents)

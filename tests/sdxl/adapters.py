@@ -3,9 +3,8 @@
 import torch
 from torch import nn
 
-from unziplora_cli.accel.merged_unet import Branches
 from unziplora_cli.method.inject import adapted_projections
-from unziplora_cli.method.lora import LoRAWeights
+from unziplora_cli.method.lora import LoRAPair, LoRAWeights
 
 
 def random_lora(network: nn.Module, seed: int, rank: int = 4) -> dict[str, LoRAWeights]:
@@ -30,9 +29,9 @@ def random_merge(network: nn.Module, seed: int) -> dict[str, torch.Tensor]:
     }
 
 
-def random_branches(network: nn.Module, *names: str) -> Branches:
+def random_branches(network: nn.Module, *names: str) -> LoRAPair:
     """The named branches, with merge weights for both."""
-    return Branches(
+    return LoRAPair(
         content=random_lora(network, 1) if "content" in names else None,
         style=random_lora(network, 2) if "style" in names else None,
         content_merge=random_merge(network, 3),

@@ -10,12 +10,13 @@ from PIL import Image
 from torch import Tensor
 
 from tests.sdxl.adapters import random_branches, random_lora
-from unziplora_cli.accel.cuda_graph import Replayed
-from unziplora_cli.accel.merged_unet import Branches, fuse, restore
+from unziplora_cli.accel.cuda_graph import GraphedUNet
+from unziplora_cli.accel.merged_unet import fuse, restore
 from unziplora_cli.adapters.lora_file import write_lora
 from unziplora_cli.config import GenerateConfig, Prompts
 from unziplora_cli.errors import AdapterError
 from unziplora_cli.method.inject import eject, inject, load_branch
+from unziplora_cli.method.lora import LoRAPair
 from unziplora_cli.method.separation import set_mode
 from unziplora_cli.sdxl.attention import join_prompts, separate_prompts
 from unziplora_cli.sdxl.base import BaseRef
@@ -52,7 +53,9 @@ def drawn(base: BaseRef, unet: UNet2DConditionModel, request: Request) -> Tensor
     texts = encode_requests(base, [request], device=CPU, dtype=torch.float32)
     originals = fuse(unet, request.weighted)
     told, empty = condition(base, request, texts, device=CPU, dtype=torch.float32)
-    latents = draw(base, Replayed(unet), request, list(request.seeds), told, empty, lambda step, steps: None)
+    latents = draw(
+        base, GraphedUNet(unet), request, list(request.seeds), told, empty, lambda step, steps: None
+    )
     restore(unet, originals)
     return latents
 
@@ -125,12 +128,12 @@ def test_every_part_of_the_method_shows_in_the_picture(base: BaseRef, unet: UNet
     both = random_branches(unet, "content", "style")
     plain = drawn(base, unet, Request(PROMPTS, both, settings()))
     others = [
-        Request(PROMPTS, Branches(both.content, both.style), settings()),
+        Request(PROMPTS, LoRAPair(both.content, both.style), settings()),
         Request(PROMPTS, both, settings(content_strength=0.5)),
         Request(PROMPTS, both, settings(negative_prompt="sketch")),
         Request(Prompts(PROMPTS.full, "a cat", PROMPTS.style), both, settings()),
         Request(Prompts(PROMPTS.full, PROMPTS.content, "a dog"), both, settings()),
-        Request(PROMPTS, Branches(both.content), settings()),
+        Request(PROMPTS, LoRAPair(both.content), settings()),
     ]
     assert min(float((drawn(base, unet, other) - plain).abs().max()) for other in others) > 1e-2
 
@@ -143,7 +146,7 @@ def test_one_lora_alone_is_diffusers_own_pipeline_with_the_saved_file(
     lora = random_lora(pipeline.unet, seed=1)
     write_lora(tmp_path / "lora.safetensors", lora)
     request = Request(
-        Prompts("a fox", "a fox", "a fox"), Branches(**{branch: lora}), settings(negative_prompt=negative)
+        Prompts("a fox", "a fox", "a fox"), LoRAPair(**{branch: lora}), settings(negative_prompt=negative)
     )
     ours = next(generate(base, [request], device=CPU, dtype=torch.float32)).image
 
@@ -167,7 +170,7 @@ def test_strength_scales_the_update(base: BaseRef, unet: UNet2DConditionModel) -
     both = random_branches(unet, "content", "style")
     halved = {name: type(w)(down=w.down, up=w.up / 2) for name, w in (both.content or {}).items()}
     weaker = drawn(base, unet, Request(PROMPTS, both, settings(content_strength=0.5)))
-    same = Branches(halved, both.style, both.content_merge, both.style_merge)
+    same = LoRAPair(halved, both.style, both.content_merge, both.style_merge)
     expected = drawn(base, unet, Request(PROMPTS, same, settings()))
     torch.testing.assert_close(weaker, expected)
 
@@ -193,7 +196,7 @@ def test_texts_are_projected_once_per_picture_not_once_per_step(
     request = Request(PROMPTS, random_branches(unet, "content", "style"), settings())
     texts = encode_requests(base, [request], device=CPU, dtype=torch.float32)
     told, empty = condition(base, request, texts, device=CPU, dtype=torch.float32)
-    draw(base, Replayed(unet), request, [0], told, empty, lambda step, steps: None)
+    draw(base, GraphedUNet(unet), request, [0], told, empty, lambda step, steps: None)
     for hook in hooks:
         hook.remove()
     assert len(calls) == len(set(calls)) == 34
@@ -209,10 +212,10 @@ def test_many_requests_share_one_loading_and_do_not_disturb_each_other(
 ) -> None:
     both = random_branches(unet, "content", "style")
     requests = [
-        Request(PROMPTS, Branches(), settings(width=32, height=32)),
+        Request(PROMPTS, LoRAPair(), settings(width=32, height=32)),
         Request(PROMPTS, both, settings(count=2)),
         Request(Prompts("a cat", "a cat", "a cat"), both, settings()),
-        Request(PROMPTS, Branches(content=both.content), settings(scheduler="ddim")),
+        Request(PROMPTS, LoRAPair(content=both.content), settings(scheduler="ddim")),
         Request(PROMPTS, both, settings(style_strength=0.25)),
     ]
     alone = list(itertools.chain.from_iterable(images(base, [request]) for request in requests))
@@ -295,7 +298,7 @@ def test_a_lora_of_another_base_is_refused(
 ) -> None:
     lora = spoil(random_lora(unet, 1))
     pictures = generate(
-        base, [Request(PROMPTS, Branches(style=lora), settings())], device=CPU, dtype=torch.float32
+        base, [Request(PROMPTS, LoRAPair(style=lora), settings())], device=CPU, dtype=torch.float32
     )
     with pytest.raises(AdapterError, match="style LoRA"):
         next(pictures)

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.tiny_base import unet_config
 from unziplora_cli.accel import fused_lora as folding
 from unziplora_cli.accel import fused_modules
-from unziplora_cli.accel.fused_lora import fold
+from unziplora_cli.accel.fused_lora import fuse_lora
 from unziplora_cli.adapters.lora_file import read_lora
 from unziplora_cli.cli._errors import hint
 from unziplora_cli.config import TrainConfig, resolve
@@ -146,7 +146,7 @@ def test_what_autograd_saves_is_counted(
     separate_prompts(unet)
     if again:
         _checkpoint_gradients(unet)
-    fold(unet, inject(unet, 4), by_block=again)
+    fuse_lora(unet, inject(unet, 4), by_block=again)
     settings = TrainConfig(rank=4, resolution=8 * SIDE, batch_size=BATCH, gradient_checkpointing=again)
     expected = estimate_memory(base, settings, Target("cpu", "fp32", fused)).saved
     assert saved_bytes(unet, monkeypatch) == pytest.approx(expected, rel=0.15)
@@ -157,7 +157,7 @@ def test_operations_are_those_that_torch_counts(small: tuple[dict[str, Any], Bas
     config, base = small
     unet = UNet2DConditionModel(**config).eval().requires_grad_(False)
     separate_prompts(unet)
-    fold(unet, inject(unet, 4))
+    fuse_lora(unet, inject(unet, 4))
     counter = FlopCounterMode(display=False)
     predict(unet)
     with counter:
@@ -326,13 +326,13 @@ def saved_bytes(unet: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> int:
             held[pointer] = tensor
         return tensor
 
-    pack = folding.Remade.pack
+    pack = folding.RecomputedWeight.pack
 
     def hold_in_region(self: Any, tensor: Tensor) -> Any:
         packed = pack(self, tensor)
         return hold(packed) if isinstance(packed, Tensor) else packed
 
-    monkeypatch.setattr(folding.Remade, "pack", hold_in_region)
+    monkeypatch.setattr(folding.RecomputedWeight, "pack", hold_in_region)
     with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
         predict(unet)
     return sum(each.untyped_storage().nbytes() for each in held.values())
@@ -369,5 +369,5 @@ def fuse(unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = "unziplora_cli.accel.kernels."
     monkeypatch.setitem(sys.modules, kernels + "geglu", SimpleNamespace(geglu=geglu))
     monkeypatch.setitem(sys.modules, kernels + "group_norm", SimpleNamespace(group_norm=group_norm))
-    monkeypatch.setattr(fused_modules, "available", lambda device: True)
-    assert fused_modules.speed_up(unet)
+    monkeypatch.setattr(fused_modules, "kernels_available", lambda device: True)
+    assert fused_modules.fuse_modules(unet)

@@ -22,7 +22,7 @@ class _Recording:
 
 
 @dataclass(slots=True)
-class Replayed:
+class GraphedUNet:
     """:func:`~unziplora_cli.sdxl.text.predict_plain` of ``unet``, float32 in and out.
 
     The second call in a row with inputs of the same kind records, later ones replay. The weights, and keys

@@ -1,4 +1,4 @@
-"""The two branches folded into the weights that they adapt: the layer's own function at the base's cost.
+"""The two branches fused into the weights that they adapt: the same function at the cost of the base.
 
 A layer as it is defined needs two thin products per branch, thousands of them in SDXL's U-Net, each too
 small for a GPU. Since y = W x + B A x = (W + B A) x, one product of all B with all A of a region makes the
@@ -26,7 +26,7 @@ TEXT_PROJECTIONS = (".attn2.to_k", ".attn2.to_v")
 """The projections whose input is a text."""
 
 
-class Fold(nn.Module):
+class FusedLoRA(nn.Module):
     """Projections of one shape in one region, whose branches lie in shared tensors.
 
     ``content`` and ``style`` are branches with a leading dimension [layers, ...], and these are what is
@@ -71,8 +71,8 @@ class Fold(nn.Module):
         """The content and the style branch, in that order."""
         return self.content, self.style
 
-    def fold(self) -> Remade:
-        """Prepare the layers for a picture: ``folded`` = W + (B_c * g_c) A_c + (B_s * g_s) A_s, [out, in].
+    def fuse_lora(self) -> RecomputedWeight:
+        """Set ``fused_weight`` = W + (B_c * g_c) A_c + (B_s * g_s) A_s, [out, in], on the layers.
 
         Returns what can stand for these weights until the backward pass.
         """
@@ -82,12 +82,14 @@ class Fold(nn.Module):
         up = torch.cat([up for _, up in acting], dim=-1)  # [layers, out, 1 or 2 ranks]
         weights = torch.baddbmm(frozen, up, down)
         sizes = [len(group) for group in self._groups]
-        for group, joint in zip(self._groups, torch.split(weights, sizes), strict=True):
+        for group, fused_qkv in zip(self._groups, torch.split(weights, sizes), strict=True):
             if len(group) > 1:
-                group[0].joint = joint.flatten(0, 1)
-            for layer, weight in zip(group, joint, strict=True):
-                layer.folded = weight
-        return Remade(partial(torch.baddbmm, frozen, up.detach(), down.detach()), weights.data_ptr())
+                group[0].fused_qkv = fused_qkv.flatten(0, 1)
+            for layer, weight in zip(group, fused_qkv, strict=True):
+                layer.fused_weight = weight
+        return RecomputedWeight(
+            partial(torch.baddbmm, frozen, up.detach(), down.detach()), weights.data_ptr()
+        )
 
     def read(self, full: Tensor, content: Tensor, style: Tensor) -> None:
         """Prepare the layers for texts [batch, tokens, in] to the base, content and style branch."""
@@ -99,20 +101,20 @@ class Fold(nn.Module):
         for branch in self._acting():
             down, up = self._factors(branch, full.dtype)
             answers = answers + torch.matmul(torch.matmul(own[branch].flatten(0, 1), down.mT), up.mT)
-        for layer, answer in zip(self.layers.values(), answers.unbind(), strict=True):
-            layer.answer = answer.view(*full.shape[:2], -1)
+        for layer, cached_projection in zip(self.layers.values(), answers.unbind(), strict=True):
+            layer.cached_projection = cached_projection.view(*full.shape[:2], -1)
 
     def forget(self) -> None:
         """Let the layers compute by themselves again."""
         for layer in self.layers.values():
-            layer.folded = layer.joint = layer.answer = None
+            layer.fused_weight = layer.fused_qkv = layer.cached_projection = None
 
     def restore(self) -> None:
         """Put the frozen weights back where they were."""
         self._move_frozen(self.device)
 
     def with_gradients(self) -> Iterator[tuple[str, DualLoRALinear]]:
-        """Each layer by name; while it is looked at, its branches' gradients are views of this fold's."""
+        """Each layer by name; while it is yielded, its branches' gradients are views of the shared ones."""
         for i, (name, layer) in enumerate(self.layers.items()):
             for single, shared in zip(layer.branches(), self.branches(), strict=True):
                 for part, parameter in single.named_parameters():
@@ -135,13 +137,13 @@ class Fold(nn.Module):
         return branch.down.to(dtype), (branch.up * scale[..., None]).to(dtype)
 
 
-Folds = Mapping[str, Fold]
+Folds = Mapping[str, FusedLoRA]
 
 
-def fold(network: nn.Module, layers: Mapping[str, DualLoRALinear], *, by_block: bool = False) -> Folds:
-    """Fold all ``layers`` of ``network``; returns the folds by name.
+def fuse_lora(network: nn.Module, layers: Mapping[str, DualLoRALinear], *, by_block: bool = False) -> Folds:
+    """Fuse all ``layers`` of ``network``; returns the groups by name.
 
-    A region is folded just before it computes: a whole stack of transformer blocks, or, ``by_block``, each of
+    A region is fused just before it computes: a whole stack of transformer blocks, or, ``by_block``, each of
     them, for networks that recompute activations block by block. The network must be called with the texts of
     the branches, as :func:`~unziplora_cli.sdxl.text.predict_noise` does.
     """
@@ -154,7 +156,7 @@ def fold(network: nn.Module, layers: Mapping[str, DualLoRALinear], *, by_block: 
         groups.setdefault(region, {}).setdefault(kind, {})[name] = layer
     folds = {}
     for region, kinds in groups.items():
-        own = {kind: Fold(members, text=kind == "text") for kind, members in kinds.items()}
+        own = {kind: FusedLoRA(members, text=kind == "text") for kind, members in kinds.items()}
         folds.update({f"{region}.{kind}": each for kind, each in own.items()})
         module = network.get_submodule(region)
         hooks = _Region(own, inspect.signature(module.forward), saves=not by_block)
@@ -163,7 +165,7 @@ def fold(network: nn.Module, layers: Mapping[str, DualLoRALinear], *, by_block: 
     return folds
 
 
-def unfold(network: nn.Module) -> None:
+def unfuse_lora(network: nn.Module) -> None:
     """Let every region of ``network`` compute by its layers again, whose weights stay what they are."""
     for module in network.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
@@ -175,18 +177,18 @@ def unfold(network: nn.Module) -> None:
                         each.restore()
 
 
-def project_together(query: nn.Module, key: nn.Module, value: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-    """What three projections make of one ``x`` [..., in], each [..., out]; one product where folded."""
-    joint: Tensor | None = getattr(query, "joint", None)  # [3 out, in]
-    if joint is None:
+def project_qkv(query: nn.Module, key: nn.Module, value: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    """What three projections make of one ``x`` [..., in], each [..., out]; one product if fused."""
+    fused_qkv: Tensor | None = getattr(query, "fused_qkv", None)  # [3 out, in]
+    if fused_qkv is None:
         return query(x), key(x), value(x)
-    return F.linear(x, joint).chunk(3, dim=-1)
+    return F.linear(x, fused_qkv).chunk(3, dim=-1)
 
 
-def projections(layers: Mapping[str, DualLoRALinear | Fold]) -> Iterator[tuple[str, DualLoRALinear]]:
+def projections(layers: Mapping[str, DualLoRALinear | FusedLoRA]) -> Iterator[tuple[str, DualLoRALinear]]:
     """Every single projection by name, its gradients in place."""
     for name, each in layers.items():
-        if isinstance(each, Fold):
+        if isinstance(each, FusedLoRA):
             yield from each.with_gradients()
         else:
             yield name, each
@@ -195,7 +197,7 @@ def projections(layers: Mapping[str, DualLoRALinear | Fold]) -> Iterator[tuple[s
 class _Region:
     """Folds the projections of a region while it computes.
 
-    With ``saves``, autograd keeps no folded weights for the backward pass: they are made again when it comes.
+    With ``saves``, autograd keeps no fused weights for the backward pass: they are recomputed there.
     """
 
     def __init__(self, folds: Folds, signature: inspect.Signature, *, saves: bool) -> None:
@@ -205,14 +207,14 @@ class _Region:
         self.keeping = ExitStack()
 
     def prepare(self, region: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Fold the weights and read the texts that ``region`` is called with."""
+        """Fuse the weights and project the texts that ``region`` is called with."""
         told = self.signature.bind(*args, **kwargs).arguments
         texts = told["cross_attention_kwargs"]
         for kind, each in self.folds.items():
             if kind == "text":
                 each.read(told["encoder_hidden_states"], texts["content_states"], texts["style_states"])
                 continue
-            weights = each.fold()
+            weights = each.fuse_lora()
             if self.saves:
                 hooks = torch.autograd.graph.saved_tensors_hooks(weights.pack, weights.unpack)
                 self.keeping.enter_context(hooks)
@@ -227,8 +229,8 @@ class _Region:
 _Part = tuple[torch.Size, tuple[int, ...], int]
 
 
-class Remade:
-    """Stands for folded weights that autograd would keep; ``make`` makes them anew for the backward pass."""
+class RecomputedWeight:
+    """Stands for fused weights that autograd would keep; ``make`` recomputes them in the backward pass."""
 
     def __init__(self, make: Callable[[], Tensor], pointer: int) -> None:
         self.make, self.pointer = make, pointer
@@ -236,7 +238,7 @@ class Remade:
         self.left = 0
 
     def pack(self, tensor: Tensor) -> Tensor | _Part:
-        """``tensor``, or where in the folded weights it lies."""
+        """``tensor``, or where in the fused weights it lies."""
         if tensor.untyped_storage().data_ptr() != self.pointer:
             return tensor
         self.left += 1

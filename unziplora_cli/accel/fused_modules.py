@@ -18,12 +18,12 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 
-def speed_up(unet: nn.Module) -> bool:
+def fuse_modules(unet: nn.Module) -> bool:
     """Put ``unet``, whose own weights must be frozen, on the fused kernels; False where they cannot run.
 
     In float32 the results differ from the plain network's by rounding alone. A second call changes nothing.
     """
-    if not available(next(unet.parameters()).device):
+    if not kernels_available(next(unet.parameters()).device):
         return False
     for module in unet.modules():
         if _is_plain(module):
@@ -33,7 +33,7 @@ def speed_up(unet: nn.Module) -> bool:
 
 
 @cache
-def available(device: torch.device) -> bool:
+def kernels_available(device: torch.device) -> bool:
     """Whether the fused kernels run on ``device``: a GPU, with Triton and the C compiler that it calls."""
     if device.type != "cuda" or find_spec("triton") is None:
         return False

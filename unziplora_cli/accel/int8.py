@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LEAST_WEIGHTS = 100_000
+MIN_WEIGHTS = 100_000
 """Smaller layers stay as they are: there is nothing to be gained."""
 
 
@@ -34,7 +34,7 @@ class _Eight:
         self.register_buffer("scale", scale.to(weight.dtype))  # type: ignore[attr-defined]
 
 
-class Linear8(_Eight, nn.Linear):
+class Int8Linear(_Eight, nn.Linear):
     """A frozen linear layer whose weights take one byte each."""
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -47,7 +47,7 @@ class Linear8(_Eight, nn.Linear):
         return F.linear(input, self.weight, self.bias)
 
 
-class Conv8(_Eight, nn.Module):
+class Int8Conv2d(_Eight, nn.Module):
     """A frozen convolution whose weights take one byte each."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
@@ -67,8 +67,10 @@ def quantize(network: nn.Module, device: torch.device) -> None:
     """
     for name in [name for name, _ in network.named_modules()]:
         module = network.get_submodule(name)
-        if not isinstance(module, nn.Linear | nn.Conv2d) or module.weight.numel() < LEAST_WEIGHTS:
+        if not isinstance(module, nn.Linear | nn.Conv2d) or module.weight.numel() < MIN_WEIGHTS:
             continue
         module.to(device)
-        network.set_submodule(name, Linear8(module) if isinstance(module, nn.Linear) else Conv8(module))
+        network.set_submodule(
+            name, Int8Linear(module) if isinstance(module, nn.Linear) else Int8Conv2d(module)
+        )
     network.to(device)

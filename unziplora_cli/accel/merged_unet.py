@@ -1,4 +1,4 @@
-"""Fold the two branches into a U-Net for drawing, so that a step costs no more than the base's own.
+"""Fuse the two branches into a U-Net for generation, so that a step costs no more than the base's own.
 
 Every projection that sees the picture takes the update into its weight. Keys and values of cross-attention
 see only the three texts, which stay the same from step to step: they are computed once and handed over.
@@ -7,7 +7,6 @@ see only the three texts, which stay the same from step to step: they are comput
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,44 +16,11 @@ from torch import Tensor, nn
 from unziplora_cli.accel.fused_lora import TEXT_PROJECTIONS
 from unziplora_cli.errors import AdapterError
 from unziplora_cli.method.inject import adapted_projections
-from unziplora_cli.method.layer import BRANCHES
-from unziplora_cli.method.lora import LoRA, MergeWeights
+from unziplora_cli.method.lora import LoRA, LoRAPair
 from unziplora_cli.sdxl.text import Conditioning
 
 
-@dataclass(frozen=True, slots=True)
-class Branches:
-    """What is added to the base: a content LoRA, a style LoRA, both, or neither.
-
-    Merge weights act only where both are there (paper, section 3.5). A strength scales its LoRA's update.
-    """
-
-    content: LoRA | None = None
-    style: LoRA | None = None
-    content_merge: MergeWeights | None = None
-    style_merge: MergeWeights | None = None
-    content_strength: float = 1.0
-    style_strength: float = 1.0
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Which of ``content`` and ``style`` take part."""
-        return tuple(name for name in BRANCHES if getattr(self, name) is not None)
-
-    def updates(self, layer: str) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Name, ``down`` [rank, in] and scaled ``up`` [out, rank] of each branch that changes ``layer``."""
-        for name in self.names:
-            weights = getattr(self, name).get(layer)
-            if weights is None:
-                continue
-            up = weights.up.float() * getattr(self, f"{name}_strength")
-            merge = getattr(self, f"{name}_merge")
-            if len(self.names) == 2 and merge is not None and layer in merge:
-                up = up * merge[layer].float()[:, None]
-            yield name, weights.down.float(), up
-
-
-def check_fit(network: nn.Module, branches: Branches) -> None:
+def check_fit(network: nn.Module, branches: LoRAPair) -> None:
     """Raise AdapterError unless every weight of ``branches`` has its place in ``network``."""
     projections = adapted_projections(network)
     for name in branches.names:
@@ -78,7 +44,7 @@ def check_fit(network: nn.Module, branches: Branches) -> None:
 
 
 @torch.no_grad()
-def fuse(network: nn.Module, branches: Branches, *, keep: bool = True) -> dict[str, Tensor]:
+def fuse(network: nn.Module, branches: LoRAPair, *, keep: bool = True) -> dict[str, Tensor]:
     """Add the updates of ``branches`` to the weights of ``network``, in place, all but the text projections.
 
     Returns copies of the weights as they were, on the CPU, for :func:`restore`; none with ``keep`` off.
@@ -132,7 +98,7 @@ class CachedTextProcessor:
 
 
 @torch.no_grad()
-def cache_text(network: nn.Module, branches: Branches, told: Conditioning) -> None:
+def cache_text(network: nn.Module, branches: LoRAPair, told: Conditioning) -> None:
     """Compute the keys and values of cross-attention from the texts of ``told``, and use them from now on."""
     texts = {"content": told.content.float(), "style": told.style.float()}
     for name, attn in _cross_attentions(network):

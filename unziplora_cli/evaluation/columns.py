@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unziplora_cli.accel.merged_unet import Branches
-from unziplora_cli.method.lora import LoRAWeights
+from unziplora_cli.method.lora import LoRAPair, LoRAWeights
 from unziplora_cli.projects.manifest import BlockColumns
 
 
@@ -26,7 +25,7 @@ class LayerColumns:
     style_merge: Tensor
 
 
-def read_columns(branches: Branches) -> dict[str, LayerColumns]:
+def read_columns(branches: LoRAPair) -> dict[str, LayerColumns]:
     """Every projection that either branch or its merge weights name, in the order of the files.
 
     A branch without merge weights for a layer acts there at full strength, as it does when drawing.

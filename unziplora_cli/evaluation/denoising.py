@@ -13,9 +13,10 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
-from unziplora_cli.accel.cuda_graph import Replayed
+from unziplora_cli.accel.cuda_graph import GraphedUNet
 from unziplora_cli.accel.device import memory_guard, settle_threads
-from unziplora_cli.accel.merged_unet import Branches, cache_text, check_fit, fuse, restore
+from unziplora_cli.accel.merged_unet import cache_text, check_fit, fuse, restore
+from unziplora_cli.method.lora import LoRAPair
 from unziplora_cli.sdxl.base import BaseRef, config, predicts_velocity
 from unziplora_cli.sdxl.generate import Request, condition, encode_requests
 from unziplora_cli.sdxl.load import load_unet
@@ -96,14 +97,14 @@ def denoise(
         texts = encode_requests(base, tuple(ways.values()), device=device, dtype=dtype)
         unet = load_unet(base, device=device, dtype=dtype)
         settle_threads(unet)
-        predict = Replayed(unet)
+        predict = GraphedUNet(unet)
         for way in ways.values():
             check_fit(unet, way.branches)
         draws = sample_noise(latents, count, seed, noising.config.num_train_timesteps)
         parts = (draws.latents, draws.noise, draws.timesteps)
         noisy = noising.add_noise(*parts)
         target = noising.get_velocity(*parts) if predicts_velocity(base) else draws.noise
-        fused: Branches | None = None
+        fused: LoRAPair | None = None
         originals: dict[str, Tensor] = {}
         for done, (name, way) in enumerate(ways.items()):
             on_way(done)
@@ -129,8 +130,8 @@ def relative_gap(one: Tensor, other: Tensor, reference: Tensor) -> float:
 class _Asked:
     """The fused network with one way's texts: noisy latents and timesteps to its prediction, on the CPU."""
 
-    predict: Replayed
-    branches: Branches
+    predict: GraphedUNet
+    branches: LoRAPair
     told: Conditioning
     batch_size: int
 

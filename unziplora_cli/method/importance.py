@@ -10,12 +10,12 @@ from torch import Tensor
 from unziplora_cli.method.blocks import Policy
 from unziplora_cli.method.layer import Branch, DualLoRALinear
 
-Score = Literal["count", "magnitude"]
+ImportanceScore = Literal["count", "magnitude"]
 
 
 @torch.no_grad()
 def column_scores(
-    branch: Branch, score: Score, *, threshold: float = 1e-5, loss_scale: float = 1.0
+    branch: Branch, score: ImportanceScore, *, threshold: float = 1e-5, loss_scale: float = 1.0
 ) -> Tensor:
     """How much each output column of ``branch`` matters, from the gradients of one backward pass.
 

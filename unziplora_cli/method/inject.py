@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from unziplora_cli.accel.fused_lora import unfold
-from unziplora_cli.method.layer import DualLoRALinear, Start
+from unziplora_cli.accel.fused_lora import unfuse_lora
+from unziplora_cli.method.layer import DualLoRALinear, LoRAStart
 from unziplora_cli.method.lora import LoRA, LoRAWeights, MergeWeights
 from unziplora_cli.method.separation import Layers
 
@@ -26,7 +26,7 @@ def adapted_projections(network: nn.Module) -> dict[str, nn.Linear]:
 
 
 def inject(
-    network: nn.Module, rank: int, *, seed: int = 0, start: Start = "noise"
+    network: nn.Module, rank: int, *, seed: int = 0, start: LoRAStart = "noise"
 ) -> dict[str, DualLoRALinear]:
     """Replace every adapted projection by a dual one and freeze the rest; returns the new layers by name.
 
@@ -50,7 +50,7 @@ def inject(
 
 def eject(network: nn.Module) -> None:
     """Undo :func:`inject`, and any folding: every dual layer gives way to the very linear layer it wraps."""
-    unfold(network)
+    unfuse_lora(network)
     for name, module in list(network.named_modules()):
         if isinstance(module, DualLoRALinear):
             network.set_submodule(name, module.base)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Mode = Literal["both", "content", "style"]
-Start = Literal["noise", "zero"]
+LoRAStart = Literal["noise", "zero"]
 
 BRANCHES = ("content", "style")
 
@@ -18,7 +18,7 @@ class Branch(nn.Module):
     """The low-rank update of one branch, with its merge weight and its columns.
 
     ``down`` [rank, in], ``up`` [out, rank]; ``merge`` [out] starts at one. A *column* is one output feature,
-    that is a row of ``up``. In a :class:`~unziplora_cli.accel.fused_lora.Fold` all have a leading dimension.
+    that is a row of ``up``. All may have a leading dimension.
 
     ``mask`` [out] holds the columns chosen so far; ``gate`` [out] is what the forward multiplies by: the mask
     while the branches are separated, ones while every column is open.
@@ -48,7 +48,7 @@ class Branch(nn.Module):
         out_features: int,
         rank: int,
         generator: torch.Generator | None = None,
-        start: Start = "noise",
+        start: LoRAStart = "noise",
     ) -> Branch:
         """A branch of which both matrices are Normal(0, 1/rank), so that it acts from the first step on.
 
@@ -78,9 +78,8 @@ class DualLoRALinear(nn.Module):
     In mode ``content`` or ``style`` that branch acts alone and without its merge weight. The in x out matrix
     ``B A`` is never formed: the column factors scale the rows of ``B``.
 
-    If :class:`~unziplora_cli.accel.fused_lora.Fold` has prepared it, ``folded`` is W + B A with its factors
-    [out, in], or where the input is a text, ``answer`` is y itself; then that is used. ``joint`` is that of
-    query, key and value one below the other.
+    While fused, ``fused_weight`` is W + B A [out, in], ``cached_projection`` is y of a text, and ``fused_qkv``
+    is the fused weight of query, key and value.
     """
 
     def __init__(
@@ -88,16 +87,16 @@ class DualLoRALinear(nn.Module):
         base: nn.Linear,
         rank: int,
         generator: torch.Generator | None = None,
-        start: Start = "noise",
+        start: LoRAStart = "noise",
     ):
         super().__init__()
         self.base = base.requires_grad_(False)
         self.content = Branch.drawn(base.in_features, base.out_features, rank, generator, start)
         self.style = Branch.drawn(base.in_features, base.out_features, rank, generator, start)
         self.mode: Mode = "both"
-        self.folded: Tensor | None = None
-        self.joint: Tensor | None = None
-        self.answer: Tensor | None = None
+        self.fused_weight: Tensor | None = None
+        self.fused_qkv: Tensor | None = None
+        self.cached_projection: Tensor | None = None
 
     @property
     def in_features(self) -> int:
@@ -117,10 +116,10 @@ class DualLoRALinear(nn.Module):
         ``x_content`` and ``x_style`` [..., in] are what the branches see where prompts are separated (keys
         and values of cross-attention); left out, both branches see ``x``.
         """
-        if self.answer is not None:
-            return self.answer
-        if self.folded is not None:
-            return F.linear(x, self.folded, self.base.bias)
+        if self.cached_projection is not None:
+            return self.cached_projection
+        if self.fused_weight is not None:
+            return F.linear(x, self.fused_weight, self.base.bias)
         y: Tensor = self.base(x)
         if self.mode != "both":
             branch, own = (self.content, x_content) if self.mode == "content" else (self.style, x_style)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from unziplora_cli.accel.fused_lora import Fold
+from unziplora_cli.accel.fused_lora import FusedLoRA
 from unziplora_cli.method.layer import DualLoRALinear
 
 
@@ -36,7 +36,7 @@ def min_snr_velocity_weight(alphas_cumprod: Tensor, timesteps: Tensor, gamma: fl
     return torch.minimum(signal, gamma * (1.0 - signal))
 
 
-def overlap_penalty(layers: Iterable[DualLoRALinear | Fold]) -> Tensor:
+def overlap_penalty(layers: Iterable[DualLoRALinear | FusedLoRA]) -> Tensor:
     """How much content and style share columns: the mean over layers of mean(merge_c * merge_s) on open
     columns.
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
-from unziplora_cli.accel.fused_lora import project_together
+from unziplora_cli.accel.fused_lora import project_qkv
 
 
 class DualPromptProcessor:
@@ -32,7 +32,7 @@ class DualPromptProcessor:
         """``hidden_states`` [batch, pixels, width], the three texts [batch, tokens, text width] -> as the
         first."""
         if encoder_hidden_states is None:
-            query, key, value = project_together(attn.to_q, attn.to_k, attn.to_v, hidden_states)
+            query, key, value = project_qkv(attn.to_q, attn.to_k, attn.to_v, hidden_states)
         elif content_states is None and style_states is None:
             query = attn.to_q(hidden_states)
             key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)

@@ -13,10 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 import unziplora_cli
-from unziplora_cli.accel.cuda_graph import Replayed
+from unziplora_cli.accel.cuda_graph import GraphedUNet
 from unziplora_cli.accel.device import memory_guard, settle_threads
-from unziplora_cli.accel.merged_unet import Branches, cache_text, check_fit, fuse, restore
+from unziplora_cli.accel.merged_unet import cache_text, check_fit, fuse, restore
 from unziplora_cli.config import GenerateConfig, Prompts
+from unziplora_cli.method.lora import LoRAPair
 from unziplora_cli.sdxl.base import BaseRef, latent_factor, native_resolution, scheduler_name
 from unziplora_cli.sdxl.latents import latent_scale
 from unziplora_cli.sdxl.load import load_scheduler, load_text_encoders, load_unet, load_vae
@@ -37,7 +38,7 @@ class Request:
     """
 
     prompts: Prompts
-    branches: Branches = field(default_factory=Branches)
+    branches: LoRAPair = field(default_factory=LoRAPair)
     config: GenerateConfig = field(default_factory=GenerateConfig)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -57,7 +58,7 @@ class Request:
         return text, text, text
 
     @property
-    def weighted(self) -> Branches:
+    def weighted(self) -> LoRAPair:
         """The branches at the strengths of ``config``."""
         return replace(
             self.branches,
@@ -123,7 +124,7 @@ def generate(
         for request in requests:
             check_fit(unet, request.branches)
         decoder = load_decoder(base, device=device, dtype=dtype, vae=vae)
-        predict = Replayed(unet)
+        predict = GraphedUNet(unet)
 
         originals: dict[str, Tensor] = {}
         for number, request in enumerate(requests):
@@ -277,7 +278,7 @@ def free(device: torch.device) -> None:
 @torch.no_grad()
 def draw(
     base: BaseRef,
-    predict: Replayed,
+    predict: GraphedUNet,
     request: Request,
     seeds: Sequence[int],
     told: Conditioning,
@@ -307,7 +308,7 @@ def _stepper(report: Callable[[Progress], None], done: int, total: int) -> Calla
     return lambda step, steps: report(Progress("draw", done, total, step, steps))
 
 
-def _same(one: Branches, other: Branches) -> bool:
+def _same(one: LoRAPair, other: LoRAPair) -> bool:
     """Whether both put the very same weights into the network."""
     strengths = ("content_strength", "style_strength")
     tensors = ("content", "style", "content_merge", "style_merge")

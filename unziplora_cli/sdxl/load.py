@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from unziplora_cli.accel.fused_modules import speed_up
+from unziplora_cli.accel.fused_modules import fuse_modules
 from unziplora_cli.accel.int8 import quantize
 from unziplora_cli.errors import ModelError
 from unziplora_cli.sdxl.base import (
@@ -111,7 +111,7 @@ def load_unet(
     if eight_bits:
         quantize(model, torch.device(device))
     unet = _frozen(model, device)
-    speed_up(unet)
+    fuse_modules(unet)
     return unet
 
 

@@ -25,7 +25,7 @@ from unziplora_cli import files
 from unziplora_cli.errors import ProjectError
 from unziplora_cli.files import replacing
 from unziplora_cli.method.layer import BRANCHES
-from unziplora_cli.method.separation import Trained
+from unziplora_cli.method.separation import TrainedLayers
 from unziplora_cli.projects.manifest import Scalar
 from unziplora_cli.projects.unfinished import differences
 
@@ -42,7 +42,7 @@ class OtherTraining(ProjectError):
 class TrainingState:
     """The moving parts of a training; ``scaler`` is fp16's loss scaler."""
 
-    layers: Trained
+    layers: TrainedLayers
     optimizer: Optimizer
     lr_scheduler: LRScheduler
     scaler: torch.amp.GradScaler | None = None
@@ -127,7 +127,7 @@ class TrainingState:
                 group["initial_lr"] = self.lr_scheduler.base_lrs[i] = rate
 
 
-def _layer_tensors(layers: Trained) -> dict[str, Tensor]:
+def _layer_tensors(layers: TrainedLayers) -> dict[str, Tensor]:
     """Every tensor of every branch by name, sharing memory with the layers."""
     return {
         f"layers.{name}.{branch}.{key}": tensor

@@ -22,7 +22,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from unziplora_cli.accel.cuda_graph import Replayed
+from unziplora_cli.accel.cuda_graph import GraphedUNet
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.sdxl.latents import LatentDistribution
@@ -54,7 +54,7 @@ def with_echoes(
     texts = echo_texts(materials.echo, None if empty is None else (empty.tokens, empty.pooled), config)
     texts = {name: told.to(device=device, dtype=unet.dtype) for name, told in texts.items()}
     alphas = alphas_cumprod(base)
-    replayed = Replayed(unet, records=config.capture)
+    replayed = GraphedUNet(unet, records=config.capture)
 
     @torch.no_grad()
     def predict(noisy: Tensor, timestep: Tensor, text: str) -> Tensor:

@@ -12,11 +12,11 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from unziplora_cli.accel.device import PRECISION_NAMES, memory_guard, pick_device, pick_dtype, start_threads
-from unziplora_cli.accel.fused_lora import fold
+from unziplora_cli.accel.fused_lora import fuse_lora
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.job import TrainRequest
 from unziplora_cli.method.inject import eject, inject
-from unziplora_cli.method.layer import Start
+from unziplora_cli.method.layer import LoRAStart
 from unziplora_cli.method.schedule import Schedule
 from unziplora_cli.method.separation import Separation
 from unziplora_cli.projects.unfinished import CHECKPOINTS
@@ -96,9 +96,9 @@ def _prepare(
     separate_prompts(unet)
     if config.gradient_checkpointing:
         _checkpoint_gradients(unet)
-    start: Start = "zero" if config.start == "zero" else "noise"
+    start: LoRAStart = "zero" if config.start == "zero" else "noise"
     layers = inject(unet, config.rank, seed=config.seed, start=start)
-    folds = fold(unet, layers, by_block=config.gradient_checkpointing)
+    folds = fuse_lora(unet, layers, by_block=config.gradient_checkpointing)
     optimizer = build_optimizer(
         config,
         parameter_groups(

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from unziplora_cli.accel.fused_modules import available
+from unziplora_cli.accel.fused_modules import kernels_available
 from unziplora_cli.config import TrainConfig, resolve
 from unziplora_cli.errors import UsageError
 from unziplora_cli.job import TrainRequest
@@ -234,7 +234,7 @@ def _given(config: TrainConfig, given: Mapping[str, Any] | None) -> Mapping[str,
 
 def target_of(device: torch.device, precision: str) -> Target:
     """Where ``device`` computes in ``precision`` (fp32, bf16 or fp16)."""
-    return Target(device.type, precision, available(device))
+    return Target(device.type, precision, kernels_available(device))
 
 
 @dataclass(slots=True)

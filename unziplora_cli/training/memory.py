@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from unziplora_cli.accel.int8 import LEAST_WEIGHTS
+from unziplora_cli.accel.int8 import MIN_WEIGHTS
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.sdxl.base import BaseRef, latent_factor
 from unziplora_cli.sdxl.base import config as part_config
@@ -299,7 +299,7 @@ def _encoding(base: Base, config: TrainConfig) -> int:
 
 
 def _quantized(layer: Linear, config: TrainConfig) -> bool:
-    return config.quantize == "int8" and layer.weights >= LEAST_WEIGHTS
+    return config.quantize == "int8" and layer.weights >= MIN_WEIGHTS
 
 
 # How much disk a training will take, from its settings and the U-Net's configuration alone.

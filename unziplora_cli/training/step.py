@@ -16,7 +16,7 @@ from unziplora_cli.method.losses import denoising_loss, overlap_penalty
 from unziplora_cli.method.schedule import Action, Schedule
 from unziplora_cli.method.separation import (
     Separation,
-    Trained,
+    TrainedLayers,
     clamp_merge_weights,
     lora_parameters,
     merge_parameters,
@@ -66,7 +66,7 @@ class TrainingStep:
     """Everything that a step touches; call it with the step number and that step's batches."""
 
     unet: nn.Module
-    layers: Trained
+    layers: TrainedLayers
     optimizer: Optimizer
     lr_scheduler: LRScheduler
     accelerator: Accelerator
@@ -157,7 +157,7 @@ class TrainingStep:
 
 
 def parameter_groups(
-    layers: Trained, *, content_lr: float, style_lr: float, merge_lr: float
+    layers: TrainedLayers, *, content_lr: float, style_lr: float, merge_lr: float
 ) -> list[dict[str, object]]:
     """The three groups of the optimiser: content LoRA, style LoRA, merge weights of both."""
     return [

@@ -21,14 +21,14 @@ from unziplora_cli.workflows.generate import DrawOrder, OnProgress, Shelf, pictu
 if TYPE_CHECKING:
     from PIL import Image
 
-    from unziplora_cli.accel.merged_unet import Branches
+    from unziplora_cli.method.lora import LoRAPair
     from unziplora_cli.evaluation.prompts import EvaluationPrompt
     from unziplora_cli.evaluation.scorers import ImageScore, Scorer
     from unziplora_cli.sdxl.generate import Request
 if TYPE_CHECKING:
     from PIL import Image
 
-    from unziplora_cli.accel.merged_unet import Branches
+    from unziplora_cli.method.lora import LoRAPair
     from unziplora_cli.evaluation.denoising import DenoisingResult
     from unziplora_cli.sdxl.base import BaseRef
     from unziplora_cli.sdxl.generate import Progress
@@ -48,7 +48,7 @@ class ImageEvaluation:
 def look(
     order: EvaluationRequest,
     project: Project,
-    learned: Branches,
+    learned: LoRAPair,
     training: Sequence[Image.Image],
     on_progress: OnProgress,
 ) -> ImageEvaluation:
@@ -101,7 +101,7 @@ def _viewer(
 
 def _draw(
     order: EvaluationRequest,
-    learned: Branches,
+    learned: LoRAPair,
     prompts_to_score: Sequence[EvaluationPrompt],
     on_progress: OnProgress,
 ) -> tuple[list[Image.Image], list[Image.Image]]:
@@ -112,11 +112,11 @@ def _draw(
 
 
 def _requests(
-    order: EvaluationRequest, prompts_to_score: Sequence[EvaluationPrompt], learned: Branches | None
+    order: EvaluationRequest, prompts_to_score: Sequence[EvaluationPrompt], learned: LoRAPair | None
 ) -> Iterator[Request]:
     """One request for neighbours that differ in their seed alone; without branches the base is asked."""
-    from unziplora_cli.accel.merged_unet import Branches
     from unziplora_cli.evaluation.prompts import BRANCHES
+    from unziplora_cli.method.lora import LoRAPair
     from unziplora_cli.sdxl.generate import Request
 
     def kind(shot: EvaluationPrompt) -> tuple[Any, ...]:
@@ -127,12 +127,12 @@ def _requests(
         settings = replace(order.drawing, count=len(same), seed=same[0].seed)
         if learned is None:
             text = same[0].text
-            yield Request(Prompts(text, text, text), Branches(), settings)
+            yield Request(Prompts(text, text, text), LoRAPair(), settings)
         elif len(BRANCHES[purpose]) == 2:
             yield Request(prompts, learned, settings)
         else:
             branch = BRANCHES[purpose][0]
-            yield Request(prompts, Branches(**{branch: getattr(learned, branch)}), settings)
+            yield Request(prompts, LoRAPair(**{branch: getattr(learned, branch)}), settings)
 
 
 def _sheet(
@@ -318,7 +318,7 @@ def _training_pictures(project: Project) -> list[Image.Image]:
 def _denoise(
     order: EvaluationRequest,
     project: Project,
-    learned: Branches,
+    learned: LoRAPair,
     training: Sequence[Image.Image],
     on_progress: OnEvaluationProgress,
 ) -> dict[str, DenoisingResult]:
@@ -326,8 +326,8 @@ def _denoise(
     import torch
 
     from unziplora_cli.accel.device import memory_guard, pick_device, pick_dtype
-    from unziplora_cli.accel.merged_unet import Branches
     from unziplora_cli.evaluation.denoising import denoise
+    from unziplora_cli.method.lora import LoRAPair
     from unziplora_cli.sdxl.base import native_resolution
     from unziplora_cli.sdxl.generate import Request, free
     from unziplora_cli.sdxl.latents import encode_latents, prepare
@@ -342,12 +342,12 @@ def _denoise(
         del vae
         free(device)
     settings = GenerateConfig(width=side, height=side)
-    prompts, alone = project.manifest.prompts, Branches()
+    prompts, alone = project.manifest.prompts, LoRAPair()
     one_prompt = {name: Prompts(text, text, text) for name, text in asdict(prompts).items()}
     ways = {
         **{f"{name} base": Request(each, alone, settings) for name, each in one_prompt.items()},
-        "content": Request(prompts, Branches(content=learned.content), settings),
-        "style": Request(prompts, Branches(style=learned.style), settings),
+        "content": Request(prompts, LoRAPair(content=learned.content), settings),
+        "style": Request(prompts, LoRAPair(style=learned.style), settings),
         "full": Request(prompts, learned, settings),
         "one file": Request(one_prompt["full"], learned, settings),
     }

@@ -53,10 +53,11 @@ def check_fits(
     style_merge: MergeWeights | None = None,
 ) -> None:
     """Raise AdapterError unless every layer of the LoRAs has its place in the base's U-Net."""
-    from unziplora_cli.accel.merged_unet import Branches, check_fit
+    from unziplora_cli.accel.merged_unet import check_fit
+    from unziplora_cli.method.lora import LoRAPair
     from unziplora_cli.sdxl.meta import hollow_unet
 
-    branches = Branches(content, style, content_merge, style_merge)
+    branches = LoRAPair(content, style, content_merge, style_merge)
     check_fit(hollow_unet(unet_config(base)), branches)
 
 

@@ -15,7 +15,7 @@ from unziplora_cli.projects.store import Project
 from unziplora_cli.prompts import make_prompts
 
 if TYPE_CHECKING:
-    from unziplora_cli.accel.merged_unet import Branches
+    from unziplora_cli.method.lora import LoRAPair
     from unziplora_cli.sdxl.base import BaseRef
     from unziplora_cli.sdxl.generate import Picture, Progress, Request
 
@@ -183,14 +183,14 @@ class Shelf:
     def __init__(self) -> None:
         self._read: dict[Path, Any] = {}
 
-    def branches(self, order: DrawOrder) -> Branches:
+    def branches(self, order: DrawOrder) -> LoRAPair:
         """The LoRAs and merge weights of an order."""
-        from unziplora_cli.accel.merged_unet import Branches
         from unziplora_cli.adapters.lora_file import read_lora
         from unziplora_cli.adapters.merge_weights import read_merge
+        from unziplora_cli.method.lora import LoRAPair
 
         content, style = order.content, order.style
-        loaded = Branches(
+        loaded = LoRAPair(
             content=content and self._once(content.path("content"), read_lora).lora,
             style=style and self._once(style.path("style"), read_lora).lora,
         )

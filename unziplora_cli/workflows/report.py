@@ -161,16 +161,16 @@ def _charts(project: Project, notes: list[str]) -> Mapping[str, LineChart | None
 
 def _columns(project: Project, notes: list[str]) -> Mapping[str, LayerColumns]:
     """Every projection's columns; empty when the weights cannot be read."""
-    from unziplora_cli.accel.merged_unet import Branches
     from unziplora_cli.adapters.lora_file import read_lora
     from unziplora_cli.adapters.merge_weights import read_merge
     from unziplora_cli.evaluation.columns import read_columns
+    from unziplora_cli.method.lora import LoRAPair
 
     has = project.manifest.artifact
     try:
         merge = read_merge(project.path("merge")) if has("merge") else None
         return read_columns(
-            Branches(
+            LoRAPair(
                 content=read_lora(project.path("content")).lora if has("content") else None,
                 style=read_lora(project.path("style")).lora if has("style") else None,
                 content_merge=merge.content if merge else None,

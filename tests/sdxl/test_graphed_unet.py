@@ -6,7 +6,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from tests.sdxl.adapters import random_branches
-from unziplora_cli.accel.cuda_graph import Replayed
+from unziplora_cli.accel.cuda_graph import GraphedUNet
 from unziplora_cli.accel.merged_unet import cache_text, fuse
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.sdxl.load import load_unet
@@ -33,7 +33,7 @@ def texts(unet: UNet2DConditionModel, batch: int = 1) -> Conditioning:
 
 
 @torch.no_grad()
-def compare(predict: Replayed, told: Conditioning, side: int = 8, first: float = 900) -> None:
+def compare(predict: GraphedUNet, told: Conditioning, side: int = 8, first: float = 900) -> None:
     """Four calls, the last three replayed, each with its own picture and timestep."""
     for timestep in torch.tensor([first, first - 300, first - 600, first - 899]):
         noisy = random(len(told.full), 4, side, side)
@@ -42,14 +42,14 @@ def compare(predict: Replayed, told: Conditioning, side: int = 8, first: float =
 
 
 def test_it_follows_pictures_texts_and_shapes(unet: UNet2DConditionModel) -> None:
-    predict = Replayed(unet)
+    predict = GraphedUNet(unet)
     for batch, side in [(1, 8), (1, 8), (2, 8), (2, 16), (1, 8)]:
         compare(predict, texts(unet, batch), side)
     compare(predict, texts(unet), first=900.5)
 
 
 def test_it_follows_weights_and_cached_texts(unet: UNet2DConditionModel) -> None:
-    predict = Replayed(unet)
+    predict = GraphedUNet(unet)
     for _ in range(2):
         branches = random_branches(unet, "content", "style")
         told = texts(unet)
