@@ -7,7 +7,6 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from tests.tiny_base import unet_config
-from unziplora_cli.method.lora import LoRAPair
 from unziplora_cli.evaluation.columns import count_by_block, merge_cosine, read_columns, shared_share
 from unziplora_cli.method.inject import extract, extract_merge, inject
 from unziplora_cli.method.lora import LoRAPair, LoRAWeights

@@ -78,8 +78,8 @@ class DualLoRALinear(nn.Module):
     In mode ``content`` or ``style`` that branch acts alone and without its merge weight. The in x out matrix
     ``B A`` is never formed: the column factors scale the rows of ``B``.
 
-    While fused, ``fused_weight`` is W + B A [out, in], ``cached_projection`` is y of a text, and ``fused_qkv``
-    is the fused weight of query, key and value.
+    While fused, ``fused_weight`` is W + B A [out, in], ``cached_projection`` the y of a text, and
+    ``fused_qkv`` the fused weight of query, key and value.
     """
 
     def __init__(

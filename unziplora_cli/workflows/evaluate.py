@@ -21,15 +21,15 @@ from unziplora_cli.workflows.generate import DrawOrder, OnProgress, Shelf, pictu
 if TYPE_CHECKING:
     from PIL import Image
 
-    from unziplora_cli.method.lora import LoRAPair
     from unziplora_cli.evaluation.prompts import EvaluationPrompt
     from unziplora_cli.evaluation.scorers import ImageScore, Scorer
+    from unziplora_cli.method.lora import LoRAPair
     from unziplora_cli.sdxl.generate import Request
 if TYPE_CHECKING:
     from PIL import Image
 
-    from unziplora_cli.method.lora import LoRAPair
     from unziplora_cli.evaluation.denoising import DenoisingResult
+    from unziplora_cli.method.lora import LoRAPair
     from unziplora_cli.sdxl.base import BaseRef
     from unziplora_cli.sdxl.generate import Progress
 
