@@ -570,9 +570,9 @@ def reference_lora(recording: Recording, branch: str) -> dict[str, LoRAWeights]:
 
 def reference_merge(recording: Recording, branch: str) -> dict[str, Tensor]:
     """The merge weights of one branch as the reference implementation saved them."""
-    from unziplora_cli.adapters.merge_weights import read_reference_merge
+    from unziplora_cli.adapters.merge_weights import read_pickled_merge
 
-    return dict(read_reference_merge(recording.folder / "saved" / f"m_merger_{branch}.pth")[1])
+    return dict(read_pickled_merge(recording.folder / "saved" / f"m_merger_{branch}.pth")[1])
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:

@@ -1,20 +1,28 @@
-"""Temporary files of processes that are gone, and of those that are not."""
+"""Atomic writing, temporary files of ended and of running processes, and exclusive names."""
 
+import errno
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 
-from unziplora_cli.files import replacing, scratch, sweep
+from unziplora_cli import files
+from unziplora_cli.cli._errors import hint
+from unziplora_cli.errors import ProjectError
+
+SPAWN = multiprocessing.get_context("spawn")
 
 
 def left_by_a_killed_process(folder: Path, what: str) -> list[Path]:
     """Start to write in a process that is killed, and return what it leaves."""
     code = (
-        "import os, pathlib, signal, sys; from unziplora_cli import atomic\n"
-        f"with atomic.{what} as path:\n"
+        "import os, pathlib, signal, sys; from unziplora_cli import files\n"
+        f"with files.{what} as path:\n"
         "    (path if not path.is_dir() else path / 'x').write_bytes(b'half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -23,28 +31,191 @@ def left_by_a_killed_process(folder: Path, what: str) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    "what", ["replacing(pathlib.Path(sys.argv[1]) / 'a.bin')", "scratch(pathlib.Path(sys.argv[1]))"]
+    "what",
+    ["atomic_write(pathlib.Path(sys.argv[1]) / 'a.bin')", "temporary_folder(pathlib.Path(sys.argv[1]))"],
 )
-def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path: Path, what: str) -> None:
+def test_next_write_removes_files_of_a_killed_process(tmp_path: Path, what: str) -> None:
     assert len(left_by_a_killed_process(tmp_path, what)) == 1
-    with replacing(tmp_path / "b.bin") as temporary:
+    with files.atomic_write(tmp_path / "b.bin") as temporary:
         temporary.write_bytes(b"whole")
     assert [path.name for path in tmp_path.iterdir()] == ["b.bin"]
 
 
-def test_what_runs_or_is_of_another_machine_stays(tmp_path: Path) -> None:
-    with replacing(tmp_path / "a.bin") as temporary, scratch(tmp_path) as folder:
+def test_running_process_keeps_its_files(tmp_path: Path) -> None:
+    (tmp_path / ".notes.partial").touch()
+    with files.atomic_write(tmp_path / "a.bin") as temporary, files.temporary_folder(tmp_path) as folder:
         temporary.write_bytes(b"half")
-        host, rest = temporary.name.removeprefix(".a.bin.").split("-", 1)
-        gone = rest.replace(str(os.getpid()), "999999999")
-        other = tmp_path / f".a.bin.{'0' * len(host)}-{gone}"
-        mine = tmp_path / f".a.bin.{host}-{gone}"
-        for path in (other, mine, tmp_path / ".notes.partial"):
-            path.touch()
-        sweep(tmp_path)
+        files.remove_stale(tmp_path)
         assert temporary.exists()
         assert folder.exists()
-        assert other.exists()
-        assert not mine.exists()
-        other.unlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".notes.partial", "a.bin"]
+
+
+def test_containers_with_one_host_name_keep_each_others_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same host name, and a PID that exists in the other container only."""
+    monkeypatch.setattr("platform.node", lambda: "worker")
+    monkeypatch.setattr(files, "_process_space", lambda: "a" * 12)
+    monkeypatch.setattr("os.getpid", lambda: 999_999_999)
+    with files.atomic_write(tmp_path / "a.bin") as temporary, files.temporary_folder(tmp_path) as folder:
+        temporary.write_bytes(b"half")
+        monkeypatch.setattr(files, "_process_space", lambda: "b" * 12)
+        files.remove_stale(tmp_path)
+        assert temporary.exists()
+        assert folder.exists()
+        monkeypatch.setattr(files, "_process_space", lambda: "a" * 12)
+        files.remove_stale(tmp_path)
+        assert not temporary.exists()
+        temporary.write_bytes(b"whole")
+    assert (tmp_path / "a.bin").read_bytes() == b"whole"
+
+
+def can_unshare() -> bool:
+    try:
+        return subprocess.run(["unshare", "--pid", "--fork", "true"], check=False).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not can_unshare(), reason="needs the right to make PID namespaces")
+def test_process_in_another_pid_namespace_keeps_its_file(tmp_path: Path) -> None:
+    """The writer is PID 1 of its own namespace; PID 1 and the host name say nothing about it out here."""
+    code = (
+        "import pathlib, sys; from unziplora_cli import files\n"
+        "with files.atomic_write(pathlib.Path(sys.argv[1]) / 'a.bin') as path:\n"
+        "    path.write_bytes(b'whole')\n"
+        "    print('ready', path.name, flush=True)\n"
+        "    sys.stdin.readline()\n"
+    )
+    command = ["unshare", "--pid", "--fork", sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout
+        name = writer.stdout.readline().split()[1]
+        assert "-1-" in name
+        unused = tmp_path / name.replace("-1-", "-999999999-")
+        (tmp_path / name).rename(unused)  # a PID that nobody has out here
+        files.remove_stale(tmp_path)
+        assert unused.exists()
+        unused.rename(tmp_path / name)
+        writer.communicate("\n")
+    assert (tmp_path / "a.bin").read_bytes() == b"whole"
+
+
+def test_abandoned_file_of_another_machine_is_removed_after_a_week(tmp_path: Path) -> None:
+    old, recent = (tmp_path / f".a.bin.{'0' * 12}-7-{digit * 8}.partial" for digit in "12")
+    for path, days in ((old, 8), (recent, 6)):
+        path.touch()
+        os.utime(path, times=(time.time() - days * 86400,) * 2)
+    files.remove_stale(tmp_path)
+    assert list(tmp_path.iterdir()) == [recent]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF])
+def test_file_system_that_cannot_flush_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.fsync", fail)
+    files.write_bytes(tmp_path / "a", b"whole")
+    assert (tmp_path / "a").read_bytes() == b"whole"
+
+
+def test_failed_flush_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    files.write_bytes(tmp_path / "a", b"older")
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        files.write_bytes(tmp_path / "a", b"newer")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"older")]
+
+
+def test_file_system_without_locks_runs_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with files.locked(tmp_path, "fox"):
+        assert (tmp_path / "fox.json").exists()
+
+
+def test_existing_file_is_refused_or_replaced_with_force(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.png"
+    mine.write_bytes(b"mine")
+    for refused in (lambda: files.refuse_existing([tmp_path / "new", mine]), files.claimed(mine).__enter__):
+        with pytest.raises(ProjectError, match=r"mine\.png already exists") as error:
+            refused()
+        assert "--force" in hint(error.value)
+    assert mine.read_bytes() == b"mine"
+    files.refuse_existing([mine], force=True)
+    with files.claimed(mine, force=True) as path:
+        files.write_bytes(path, b"new")
+    assert mine.read_bytes() == b"new"
+
+
+def test_dangling_link_counts_as_existing(tmp_path: Path) -> None:
+    link = tmp_path / "link.png"
+    link.symlink_to(tmp_path / "gone" / "else.png")
+    with pytest.raises(ProjectError, match="already exists"):
+        files.refuse_existing([link])
+    with pytest.raises(ProjectError, match="already exists"), files.claimed(link):
+        pass
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_failed_block_gives_its_name_back(tmp_path: Path, folder: bool) -> None:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        files.claimed(files.numbered(tmp_path, "a"), folder=folder) as path,
+    ):
+        assert path.exists()
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_name_that_cannot_be_created_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ProjectError, match="Cannot write to"), files.claimed(tmp_path / "file/a.png"):
+        pass
+
+
+def claim_many(folder: Path, mark: bytes, start: Barrier) -> None:
+    start.wait()
+    for _ in range(50):
+        with files.claimed(files.numbered(folder, "content [v1]", ".png")) as path:
+            files.write_bytes(path, mark)
+
+
+def test_two_processes_that_claim_names_at_once_lose_nothing(tmp_path: Path) -> None:
+    start = SPAWN.Barrier(2)
+    writers = [SPAWN.Process(target=claim_many, args=(tmp_path, mark, start)) for mark in (b"one", b"two")]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    written = [path.read_bytes() for path in tmp_path.glob("*.png")]
+    assert (written.count(b"one"), written.count(b"two")) == (50, 50)
+    assert len(list(tmp_path.iterdir())) == 100
+
+
+def test_new_folder_is_removed_with_its_parents_when_the_block_fails(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), files.new_folder(tmp_path / "a/b"):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with files.new_folder(tmp_path / "a/b"):
+        pass
+    assert (tmp_path / "a/b").is_dir()
+
+
+def test_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    files.check_writable(tmp_path / "a/b")
+    (tmp_path / "file").touch()
+    with pytest.raises(ProjectError, match="file is not a folder") as error:
+        files.check_writable(tmp_path / "file/b")
+    assert "--out" in hint(error.value)

@@ -1,5 +1,17 @@
-"""Files that are either written whole or not at all."""
+"""Writing files: atomic replacement, exclusive new names, locks; and hashes and sizes of what was written.
 
+The rule for existing files is the same for every command: a file that exists is refused, and ``--force``
+replaces it. A command that writes user-visible files calls `refuse_existing` before it starts to work and
+writes inside `claimed`, which creates the names exclusively:
+
+    refuse_existing(paths, force=force)
+    with claimed(path, force=force) as path:                           # one given name
+        write_bytes(path, data)
+    with claimed(numbered(folder, "content", ".png")) as path:         # the first unused number
+        write_bytes(path, data)
+"""
+
+import errno
 import hashlib
 import json
 import os
@@ -8,40 +20,55 @@ import re
 import secrets
 import shutil
 import sys
-import zlib
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 
-from unziplora_cli.errors import ProjectError
+from unziplora_cli.errors import ProjectError, Remedy
 
-_PARTIAL = re.compile(r"\..+\.(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8}\.partial")
+_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
+"""What file systems answer that cannot flush a folder or lock a file."""
+
+_TEMPORARY = re.compile(r"\..+\.(?P<space>[0-9a-f]{12})-(?P<pid>[0-9]+)-[0-9a-f]{8}\.partial")
+_ABANDONED_AFTER = 7 * 24 * 3600
+"""Seconds without a change after which a temporary file counts as abandoned, whoever wrote it."""
+
+_OTHER_PLACE = Remedy("Choose another place", settings={"out": None})
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling of `path` to write to; it takes the place of `path` when the block ends well.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary file name beside `path`; the file replaces `path` when the block succeeds.
 
-    What killed processes left beside it is deleted first.
+    When the block raises, `path` is unchanged. Temporary files of killed processes in the same folder are
+    deleted first.
     """
-    sweep(path.parent)
-    temporary = path.with_name(_temporary(path.name))
+    remove_stale(path.parent)
+    temporary = path.with_name(_temporary_name(path.name))
     try:
         yield temporary
-        sync(temporary)
+        fsync(temporary)
         temporary.replace(path)
-        sync(path.parent)
+        fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+
+
 @contextmanager
-def scratch(folder: Path) -> Iterator[Path]:
-    """A temporary folder inside `folder`, for files that are moved out of it when all are whole."""
-    sweep(folder)
-    temporary = folder / _temporary("scratch")
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new temporary folder inside `folder`; it is deleted when the block ends."""
+    remove_stale(folder)
+    temporary = folder / _temporary_name("folder")
     temporary.mkdir()
     try:
         yield temporary
@@ -49,37 +76,69 @@ def scratch(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def sweep(folder: Path) -> None:
-    """Delete what is temporary in a folder and whose process has ended; that of other machines stays."""
+def remove_stale(folder: Path) -> None:
+    """Delete temporary files and folders whose process has ended.
+
+    A PID is only looked up if the file was written under the same kernel and in the same PID namespace.
+    Files of other machines and containers are deleted once they are a week old.
+    """
     with os.scandir(folder) as entries:
-        found = [match for entry in entries if (match := _PARTIAL.fullmatch(entry.name))]
-    for match in found:
-        if match["host"] == _host() and not _runs(int(match["pid"])):
-            left = folder / match[0]
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left, ignore_errors=True)
+        matches = [match for entry in entries if (match := _TEMPORARY.fullmatch(entry.name))]
+    for match in matches:
+        path = folder / match[0]
+        with suppress(OSError):
+            if match["space"] == (_process_space() or None):
+                stale = not _runs(int(match["pid"]))
             else:
-                left.unlink(missing_ok=True)
+                stale = time.time() - path.lstat().st_mtime > _ABANDONED_AFTER
+            if stale:
+                delete(path)
 
 
-def sync(path: Path) -> None:
-    """Have the system put a file or folder on the disk; Windows cannot do that for a folder."""
+def delete(path: Path) -> None:
+    """Delete a file, a link or a folder with its contents, as far as possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or a folder to disk, where the file system can do that."""
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
     finally:
         os.close(descriptor)
 
 
-def _temporary(name: str) -> str:
-    return f".{name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.partial"
+def _temporary_name(name: str) -> str:
+    space = _process_space() or 12 * "0"
+    return f".{name[:40]}.{space}-{os.getpid()}-{secrets.token_hex(4)}.partial"
 
 
-def _host() -> str:
-    """This machine, in eight letters: a home may be shared by several."""
-    return f"{zlib.crc32(platform.node().encode()):08x}"
+def _process_space() -> str:
+    """Twelve digits that identify the set of processes in which a PID is unique; empty when unknown.
+
+    Two containers may have the same host name and use the same PIDs, so on Linux this is the boot ID of the
+    kernel with the PID namespace.
+    """
+    if sys.platform == "linux":
+        try:
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+            space = f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+        except OSError:
+            return ""
+    else:
+        import uuid
+
+        space = f"{platform.node()} {uuid.getnode()}"
+    return hashlib.sha256(space.encode()).hexdigest()[:12]
 
 
 def _runs(pid: int) -> bool:
@@ -88,21 +147,109 @@ def _runs(pid: int) -> bool:
     return bool(pid_exists(pid))
 
 
-# The files of a project: written whole, hashed, measured.
+# New names
+
+
+def refuse_existing(paths: Iterable[Path], *, force: bool = False) -> None:
+    """Raise ProjectError if one of the files exists, unless `force` allows replacing it."""
+    for path in paths:
+        if os.path.lexists(path) and not force:
+            raise _exists(path)
+
+
+@contextmanager
+def claimed(path: Path | Iterable[Path], *, force: bool = False, folder: bool = False) -> Iterator[Path]:
+    """Create the first of some names that does not exist, as an empty file or folder, and yield it.
+
+    The creation is exclusive: of two processes that ask for the same name, one gets it. What is still empty
+    when the block raises is removed again. With `force` the first name is yielded as it is. Raises
+    ProjectError when all names exist, or cannot be created.
+    """
+    names = [path] if isinstance(path, Path) else path
+    if force:
+        yield next(iter(names))
+        return
+    name = None
+    for name in names:
+        try:
+            with write_errors(name.parent):
+                if folder:
+                    name.mkdir()
+                else:
+                    name.open("xb").close()
+            break
+        except FileExistsError:
+            continue
+    else:
+        raise _exists(name) if name else ValueError("there is no name to claim")
+    try:
+        yield name
+    except BaseException:
+        with suppress(OSError):
+            if folder:
+                name.rmdir()
+            elif name.stat().st_size == 0:
+                name.unlink()
+        raise
+
+
+def numbered(folder: Path, stem: str, suffix: str = "") -> Iterator[Path]:
+    """The paths ``stem-001.suffix``, ``stem-002.suffix``, ... in a folder."""
+    return (folder / f"{stem}-{number:03d}{suffix}" for number in count(1))
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Create a folder with its parents, where missing; what was created is removed if the block raises."""
+    folder = folder.absolute()
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # another process has put something there
+            for path in missing:
+                path.rmdir()
+        raise
+
+
+def check_writable(folder: Path) -> None:
+    """Raise ProjectError unless files can be written to `folder`, which need not exist yet."""
+    place = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not place.is_dir():
+        reason = f"{place} is not a folder"
+    elif not os.access(place, os.W_OK | os.X_OK):
+        reason = "permission denied" if place == folder else f"{place} is read-only"
+    else:
+        return
+    raise ProjectError(f"Cannot write to {folder}: {reason}.", _OTHER_PLACE)
+
+
+@contextmanager
+def write_errors(folder: Path) -> Iterator[None]:
+    """Turn an OSError of writing to a folder into a ProjectError; FileExistsError passes."""
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise ProjectError(f"Cannot write to {folder}: {error.strerror or error}.", _OTHER_PLACE) from error
+
+
+def _exists(path: Path) -> ProjectError:
+    kind = "folder" if path.is_dir() else "file"
+    return ProjectError(f"The {kind} {path} already exists.", Remedy("Replace it", settings={"force": True}))
+
+
+# Hashes, sizes and links
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One file that is not what it should be."""
+    """A file that is missing, changed or unreadable."""
 
     path: str
     reason: str
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file atomically."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
 
 
 def sha256(path: Path) -> str:
@@ -111,26 +258,26 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def leads_out(path: Path, folder: Path) -> bool:
-    """Whether a path below a folder is, through links, somewhere else."""
-    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
-
-
-def links_out(folder: Path) -> Iterator[str]:
-    """The links below a folder that lead out of it, by their path in it; none is followed."""
-    for root, folders, names in os.walk(folder):
-        for name in (*folders, *names):
-            path = Path(root, name)
-            if path.is_symlink() and leads_out(path, folder):
-                yield path.relative_to(folder).as_posix()
-
-
 def folder_size(folder: Path) -> int:
     """Bytes of all regular files below a folder; links are not followed."""
     return sum((Path(root) / name).lstat().st_size for root, _, names in os.walk(folder) for name in names)
 
 
-# One writer per project: a lock that the system releases when its holder ends, however it ends.
+def escapes(path: Path, folder: Path) -> bool:
+    """Whether links make a path below a folder point outside of it."""
+    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def escaping_links(folder: Path) -> Iterator[str]:
+    """The links below a folder that point outside of it, relative to the folder; none is followed."""
+    for root, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = Path(root, name)
+            if path.is_symlink() and escapes(path, folder):
+                yield path.relative_to(folder).as_posix()
+
+
+# Locks
 
 
 class InUse(ProjectError):
@@ -139,9 +286,10 @@ class InUse(ProjectError):
 
 @contextmanager
 def locked(folder: Path, name: str) -> Iterator[None]:
-    """Hold the lock of the project `name` during the block; raises InUse when another process has it.
+    """Hold the lock of the project `name` during the block; raises InUse when another process holds it.
 
-    `folder` is where the locks lie. Beside the lock itself, a note says who holds it.
+    The lock is a file in `folder` that the system releases when its holder ends, even if it is killed. A note
+    beside it says who holds it. On a file system without locks the block runs unprotected.
     """
     from filelock import FileLock, Timeout
 
@@ -153,10 +301,15 @@ def locked(folder: Path, name: str) -> Iterator[None]:
     except Timeout as error:
         raise InUse(
             f"The project {name!r} is in use{_holder(note)}.",
-            hint="Wait until that command ends, or stop it.",
+            Remedy("Wait until that command ends, or stop it."),
         ) from error
+    except NotImplementedError:  # older filelock, for ENOSYS
+        pass
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
     try:
-        with suppress(OSError):  # on a full disk a project can still be removed
+        with suppress(OSError):  # a full disk must not prevent removing a project
             note.write_text(json.dumps(_this_process()), encoding="utf-8")
         yield
     finally:
@@ -173,7 +326,7 @@ def _this_process() -> dict[str, str | int]:
 def _holder(note: Path) -> str:
     try:
         holder = json.loads(note.read_text(encoding="utf-8"))
-        who = f"process {holder['pid']} on {holder['host']}"
-        return f" by {who} since {holder['since']}: {holder['command']}"
+        process = f"process {holder['pid']} on {holder['host']}"
+        return f" by {process} since {holder['since']}: {holder['command']}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return " by another process"

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from unziplora_cli.errors import UsageError
-from unziplora_cli.files import replacing
+from unziplora_cli.files import atomic_write
 
 SMALLEST = 64
 """Fewest pixels along the shorter side."""
@@ -125,7 +125,7 @@ def save_png(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> N
     info = PngImagePlugin.PngInfo()
     info.add_itxt("parameters", parameters_text(parameters))
     info.add_itxt(KEY, json.dumps(parameters, ensure_ascii=False))
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
 
 

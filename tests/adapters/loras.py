@@ -31,14 +31,14 @@ def sdxl_lora(seed: int = 0, rank: int = 2) -> dict[str, LoRAWeights]:
     }
 
 
-def write_as(path: Path, lora: dict[str, LoRAWeights], scheme: str) -> Path:
+def write_as(path: Path, lora: dict[str, LoRAWeights], layout: str) -> Path:
     """A file in any format, also in those that the program only reads."""
-    if scheme in ("kohya", "ldm", "diffusers", "peft"):
-        write_lora(path, lora, scheme=scheme)  # type: ignore[arg-type]
+    if layout in ("kohya", "ldm", "diffusers", "peft"):
+        write_lora(path, lora, layout=layout)  # type: ignore[arg-type]
         return path
     tensors = {}
     for layer, weights in lora.items():
-        if scheme == "comfyui":
+        if layout == "comfyui":
             tensors[f"diffusion_model.{to_ldm(layer)}.lora_A.weight"] = weights.down
             tensors[f"diffusion_model.{to_ldm(layer)}.lora_B.weight"] = weights.up
         else:

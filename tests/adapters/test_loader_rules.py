@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.adapters.loras import FORMATS, SDXL_BLOCKS, change, sdxl_lora, write_as
-from unziplora_cli.adapters.loader_rules import PROGRAMS, READERS, Replay, replay
+from unziplora_cli.adapters.loader_rules import PROGRAMS, READERS, LoadResult, simulate_load
 from unziplora_cli.adapters.lora_file import read_lora, write_lora
 from unziplora_cli.errors import AdapterError
 from unziplora_cli.method.inject import adapted_projections
@@ -19,30 +19,30 @@ LORA = sdxl_lora()
 MODULE = "lora_unet_mid_block_attentions_0_transformer_blocks_3_attn1_to_out_0"
 
 
-def replays(path: Path) -> dict[str, Replay]:
+def load_results(path: Path) -> dict[str, LoadResult]:
     loaded = read_lora(path)
-    return {each.name: replay(each, loaded.keys, loaded.metadata) for each in PROGRAMS}
+    return {each.name: simulate_load(each, loaded.keys, loaded.metadata) for each in PROGRAMS}
 
 
-@pytest.mark.parametrize("scheme", FORMATS)
-def test_a_program_takes_all_560_projections_or_none(tmp_path: Path, scheme: str) -> None:
+@pytest.mark.parametrize("layout", FORMATS)
+def test_a_program_takes_all_560_projections_or_none(tmp_path: Path, layout: str) -> None:
     """As observed: ComfyUI takes none of the formats peft and diffusers, diffusers none of ComfyUI's own."""
-    found = replays(write_as(tmp_path / "a.safetensors", LORA, scheme))
+    found = load_results(write_as(tmp_path / "a.safetensors", LORA, layout))
     for name, each in found.items():
-        takes = name in READERS[scheme]
+        takes = name in READERS[layout]
         assert len(each.layers) == (560 if takes else 0)
         assert each.complete == takes
     assert READERS["kohya"] == tuple(found)
 
 
-@pytest.mark.parametrize("scheme", FORMATS)
-def test_diffusers_itself_agrees(tmp_path: Path, scheme: str) -> None:
-    path = write_as(tmp_path / "a.safetensors", LORA, scheme)
-    if "diffusers" in READERS[scheme]:
+@pytest.mark.parametrize("layout", FORMATS)
+def test_diffusers_itself_agrees(tmp_path: Path, layout: str) -> None:
+    path = write_as(tmp_path / "a.safetensors", LORA, layout)
+    if "diffusers" in READERS[layout]:
         found = compare(path, SDXL_BLOCKS, LORA)
         assert (found.projections, found.adapted, found.missing, found.extra) == (560, 560, (), ())
         assert found.error < 1e-6
-    elif scheme == "comfyui":
+    elif layout == "comfyui":
         assert compare(path, SDXL_BLOCKS, LORA).adapted == 0
     else:
         with pytest.raises(AdapterError, match=r"diffusers .* refuses"):
@@ -70,7 +70,7 @@ def test_an_output_projection_without_its_number_is_left_out(tmp_path: Path) -> 
     path = write_as(tmp_path / "a.safetensors", LORA, "kohya")
     keys = [key.replace("to_out_0", "to_out") for key in read_lora(path).keys]
     for program in PROGRAMS:
-        found = replay(program, keys, {})
+        found = simulate_load(program, keys, {})
         assert len(found.layers) == 420
         assert len(found.left_out) == 3 * 140
         assert bool(found.refusal) == (program.unknown == "refused")
@@ -79,7 +79,7 @@ def test_an_output_projection_without_its_number_is_left_out(tmp_path: Path) -> 
 def test_one_foreign_key_makes_diffusers_refuse_and_comfyui_warn(tmp_path: Path) -> None:
     path = write_as(tmp_path / "a.safetensors", LORA, "kohya")
     keys = (*read_lora(path).keys, "merge_weight")
-    found = {each.name: replay(each, keys, {}) for each in PROGRAMS}
+    found = {each.name: simulate_load(each, keys, {}) for each in PROGRAMS}
     assert found["diffusers"].refusal
     assert not found["ComfyUI"].refusal
     assert found["ComfyUI"].left_out == ("merge_weight",)
@@ -90,13 +90,13 @@ def test_one_foreign_key_makes_diffusers_refuse_and_comfyui_warn(tmp_path: Path)
 def test_alphas_together_with_peft_metadata_are_refused(tmp_path: Path) -> None:
     keys = read_lora(write_as(tmp_path / "a.safetensors", LORA, "kohya")).keys
     (program,) = (each for each in PROGRAMS if each.name == "diffusers")
-    assert "alphas" in replay(program, keys, {"lora_adapter_metadata": "{}"}).refusal
+    assert "alphas" in simulate_load(program, keys, {"lora_adapter_metadata": "{}"}).refusal
 
 
 def test_half_a_pair_is_no_layer(tmp_path: Path) -> None:
     keys = read_lora(write_as(tmp_path / "a.safetensors", LORA, "kohya")).keys
     keys = tuple(key for key in keys if key != f"{MODULE}.lora_up.weight")
-    assert all(len(replay(program, keys, {}).layers) == 559 for program in PROGRAMS)
+    assert all(len(simulate_load(program, keys, {}).layers) == 559 for program in PROGRAMS)
 
 
 def test_a_changed_number_is_noticed(tmp_path: Path) -> None:

@@ -34,13 +34,13 @@ def delta(weights: LoRAWeights) -> torch.Tensor:
     return weights.up @ weights.down
 
 
-@pytest.mark.parametrize("scheme", ["kohya", "ldm", "diffusers", "peft"])
-def test_what_is_written_is_read_back(unet: UNet2DConditionModel, tmp_path: Path, scheme: str) -> None:
+@pytest.mark.parametrize("layout", ["kohya", "ldm", "diffusers", "peft"])
+def test_what_is_written_is_read_back(unet: UNet2DConditionModel, tmp_path: Path, layout: str) -> None:
     lora = random_lora(unet, seed=1)
     path = tmp_path / "a.safetensors"
-    write_lora(path, lora, {"ss_output_name": "fox"}, scheme=scheme)  # type: ignore[arg-type]
+    write_lora(path, lora, {"ss_output_name": "fox"}, layout=layout)  # type: ignore[arg-type]
     loaded = read_lora(path)
-    assert (loaded.scheme, loaded.rank, loaded.metadata["ss_output_name"]) == (scheme, 4, "fox")
+    assert (loaded.layout, loaded.rank, loaded.metadata["ss_output_name"]) == (layout, 4, "fox")
     assert loaded.lora.keys() == lora.keys()
     for name, weights in lora.items():
         assert torch.equal(loaded.lora[name].down, weights.down)
@@ -61,9 +61,9 @@ def applied_by_diffusers(tiny_base: Path, path: Path) -> dict[str, torch.Tensor]
     return {name: after[name].weight - weight for name, weight in before.items()}
 
 
-@pytest.mark.parametrize("scheme", ["kohya", "ldm", "diffusers", "peft"])
+@pytest.mark.parametrize("layout", ["kohya", "ldm", "diffusers", "peft"])
 def test_diffusers_applies_every_layer_exactly(
-    unet: UNet2DConditionModel, tiny_base: Path, tmp_path: Path, scheme: str
+    unet: UNet2DConditionModel, tiny_base: Path, tmp_path: Path, layout: str
 ) -> None:
     lora = random_lora(unet, seed=2)
     other_rank = random_lora(unet, seed=3, rank=2)
@@ -71,7 +71,7 @@ def test_diffusers_applies_every_layer_exactly(
     silent = next(name for name in lora if name.startswith("up_blocks.1"))
     lora[silent] = LoRAWeights(lora[silent].down, torch.zeros_like(lora[silent].up))
     path = tmp_path / "a.safetensors"
-    write_lora(path, lora, scheme=scheme)  # type: ignore[arg-type]
+    write_lora(path, lora, layout=layout)  # type: ignore[arg-type]
     assert not any(silent.replace(".", "_") in key or silent in key for key in load_file(path))
 
     applied = applied_by_diffusers(tiny_base, path)
@@ -122,20 +122,20 @@ def test_files_of_diffusers_own_making_are_read(
         unet_lora_adapter_metadata=config.to_dict() | {"target_modules": sorted(config.target_modules)},
     )
     loaded = read_lora(tmp_path / "pytorch_lora_weights.safetensors")
-    assert (loaded.scheme, len(loaded.lora)) == ("peft", 136)
+    assert (loaded.layout, len(loaded.lora)) == ("peft", 136)
     layer = own.get_submodule(Q)
     torch.testing.assert_close(delta(loaded.lora[Q]), layer.get_delta_weight("default"))
 
 
-@pytest.mark.parametrize(("prefix", "scheme"), [("unet.", "diffusers"), ("unet.unet.", "paper")])
-def test_older_diffusers_names_are_read(tmp_path: Path, prefix: str, scheme: str) -> None:
+@pytest.mark.parametrize(("prefix", "layout"), [("unet.", "diffusers"), ("unet.unet.", "paper")])
+def test_older_diffusers_names_are_read(tmp_path: Path, prefix: str, layout: str) -> None:
     tensors = {}
     for name, weights in small_lora().items():
         tensors[f"{prefix}{name}.lora.down.weight"] = weights.down
         tensors[f"{prefix}{name}.lora.up.weight"] = weights.up
     save_file(tensors, tmp_path / "a.safetensors")
     loaded = read_lora(tmp_path / "a.safetensors")
-    assert loaded.scheme == scheme
+    assert loaded.layout == layout
     assert {name: delta(w).tolist() for name, w in loaded.lora.items()} == {
         name: delta(w).tolist() for name, w in small_lora().items()
     }
@@ -145,7 +145,7 @@ def test_older_diffusers_names_are_read(tmp_path: Path, prefix: str, scheme: str
 def test_the_reference_implementations_files_are_read(branch: str) -> None:
     loaded = read_lora(GOLDEN / f"saved/m_{branch}/pytorch_lora_weights.safetensors")
     layers = json.loads((GOLDEN / "meta.json").read_text())["layers"]
-    assert loaded.scheme == "paper"
+    assert loaded.layout == "paper"
     assert (len(loaded.lora), loaded.rank) == (len(layers), 4)
     with safe_open(GOLDEN / f"saved/m_{branch}/pytorch_lora_weights.safetensors", "pt") as file:
         assert torch.equal(loaded.lora[Q].up, file.get_tensor(f"unet.unet.{Q}.lora.up.weight"))

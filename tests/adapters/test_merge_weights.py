@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from unziplora_cli.adapters.lora_file import write_lora
-from unziplora_cli.adapters.merge_weights import read_merge, read_reference_merge, write_merge
+from unziplora_cli.adapters.merge_weights import read_merge, read_pickled_merge, write_merge
 from unziplora_cli.errors import AdapterError
 from unziplora_cli.method.lora import LoRAWeights
 
@@ -28,7 +28,7 @@ def test_both_branches_are_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("branch", ["content", "style"])
 def test_the_reference_implementations_files_are_read(branch: str) -> None:
     path = SAVED / f"m_merger_{branch}.pth"
-    found, merge = read_reference_merge(path)
+    found, merge = read_pickled_merge(path)
     stored = torch.load(path, weights_only=True)
     assert found == branch
     assert len(merge) == len(stored) == 136
@@ -47,19 +47,19 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, monkeypatch: 
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Harmful()))
     for name in ("bad.pth", "plain.pth"):
         with pytest.raises(AdapterError, match="more than tensors"):
-            read_reference_merge(tmp_path / name)
+            read_pickled_merge(tmp_path / name)
     assert not (tmp_path / "harmed").exists()
 
 
 def test_other_files_are_explained(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="no file"):
-        read_reference_merge(tmp_path / "missing.pth")
+        read_pickled_merge(tmp_path / "missing.pth")
     (tmp_path / "short.pth").write_bytes((SAVED / "m_merger_style.pth").read_bytes()[:900])
     with pytest.raises(AdapterError, match="damaged"):
-        read_reference_merge(tmp_path / "short.pth")
+        read_pickled_merge(tmp_path / "short.pth")
     torch.save({"weight": torch.ones(2)}, tmp_path / "other.pth")
     with pytest.raises(AdapterError, match="merge weights of one branch"):
-        read_reference_merge(tmp_path / "other.pth")
+        read_pickled_merge(tmp_path / "other.pth")
     write_lora(tmp_path / "lora.safetensors", {Q: LoRAWeights(torch.ones(2, 3), torch.ones(4, 2))})
     with pytest.raises(AdapterError, match="not a file of merge weights"):
         read_merge(tmp_path / "lora.safetensors")

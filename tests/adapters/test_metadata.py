@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from tests.adapters.loras import sdxl_lora
 from unziplora_cli.adapters.lora_file import read_lora, write_lora
-from unziplora_cli.adapters.metadata import Origin, describe, describe_all, thumbnail
+from unziplora_cli.adapters.metadata import Origin, describe, project_metadata, thumbnail
 from unziplora_cli.config import Prompts, Words
 
 ORIGIN = Origin(
@@ -107,7 +107,7 @@ def test_equal_weights_are_equal_bytes_and_the_date_changes_no_hash(tmp_path: Pa
 def test_each_part_tells_its_own_words() -> None:
     assert describe(ORIGIN, "style")["modelspec.trigger_phrase"] == "in watercolor style"
     assert describe(ORIGIN, "combined")["modelspec.trigger_phrase"] == ORIGIN.prompts.full
-    merge = describe_all(ORIGIN)["merge"]
+    merge = project_metadata(ORIGIN)["merge"]
     assert merge["unziplora.subject"] == "fox"
     assert not any(key.startswith(("modelspec.", "ss_")) for key in merge)
 

@@ -58,7 +58,7 @@ def test_every_format_and_number_format_holds_the_same_updates(unziplora, two_pr
     options = (f"--to={to}", f"--dtype={dtype}", "--part=style", "--out", path)
     assert unziplora("export", "fox", *options).code == 0
     loaded, own = read_lora(path), read_lora(two_projects / "projects/fox/style.safetensors")
-    assert (loaded.scheme, loaded.dtype) == (to, dtype)
+    assert (loaded.layout, loaded.dtype) == (to, dtype)
     assert loaded.lora.keys() == own.lora.keys()
     limit = 1e-2 if dtype == "bf16" else 1e-3
     for layer, weights in own.lora.items():

@@ -16,7 +16,7 @@ from tests.fuzz.guard import confined
 from tests.fuzz.seeds import training_state
 from unziplora_cli import cache, config, files, images, prompts, resources
 from unziplora_cli.adapters.lora_file import read_lora
-from unziplora_cli.adapters.merge_weights import read_merge, read_reference_merge
+from unziplora_cli.adapters.merge_weights import read_merge, read_pickled_merge
 from unziplora_cli.cli import app
 from unziplora_cli.config import GenerateConfig, TrainConfig, Words
 from unziplora_cli.errors import UnziploraError
@@ -70,7 +70,7 @@ def _merge(data: bytes, folder: Path) -> None:
 def _pickled_merge(data: bytes, folder: Path) -> None:
     path = folder / "merger.pth"
     path.write_bytes(data)
-    read_reference_merge(path)
+    read_pickled_merge(path)
 
 
 def _import(data: bytes, folder: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from unziplora_cli import files
 from unziplora_cli.cli._errors import hint
 from unziplora_cli.errors import ProjectError, UsageError
-from unziplora_cli.files import replacing
+from unziplora_cli.files import atomic_write
 from unziplora_cli.projects import manifest
 from unziplora_cli.projects.store import ProjectStore
 
@@ -218,7 +218,7 @@ def test_the_lock_of_a_killed_process_is_free(store, make_project):
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     file = tmp_path / "manifest.json"
     files.write_bytes(file, b"old")
-    with pytest.raises(RuntimeError), replacing(file) as temporary:
+    with pytest.raises(RuntimeError), atomic_write(file) as temporary:
         temporary.write_bytes(b"half")
         raise RuntimeError
     assert file.read_bytes() == b"old"

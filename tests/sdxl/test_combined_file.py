@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from tests.sdxl.adapters import random_branches
-from unziplora_cli.adapters.lora_file import Scheme, combine, write_lora
+from unziplora_cli.adapters.lora_file import LayoutName, combine, write_lora
 from unziplora_cli.config import GenerateConfig, Prompts
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.sdxl.generate import Request, generate, initial_noise
@@ -22,13 +22,13 @@ def difference(
     pipeline: StableDiffusionXLPipeline,
     folder: Path,
     prompts: Prompts,
-    scheme: Scheme = "kohya",
+    layout: LayoutName = "kohya",
     negative: str = "",
 ) -> int:
     """The largest difference of any pixel between `combine` and the file with the full prompt."""
     both = random_branches(pipeline.unet, "content", "style")
     lora = combine(both.content or {}, both.style or {}, both.content_merge or {}, both.style_merge or {})
-    write_lora(folder / "lora.safetensors", lora, scheme=scheme, dtype=torch.float32)
+    write_lora(folder / "lora.safetensors", lora, layout=layout, dtype=torch.float32)
     config = GenerateConfig(steps=STEPS, guidance=5.0, width=64, height=48, negative_prompt=negative)
     request = Request(prompts, both, config)
     ours = next(generate(base, [request], device=CPU, dtype=torch.float32)).image
@@ -45,12 +45,12 @@ def difference(
     return int(np.abs(np.asarray(ours, dtype=int) - np.asarray(theirs, dtype=int)).max())
 
 
-@pytest.mark.parametrize("scheme", ["kohya", "peft"])
+@pytest.mark.parametrize("layout", ["kohya", "peft"])
 def test_with_one_prompt_it_draws_what_combine_draws(
-    base: BaseRef, pipeline: StableDiffusionXLPipeline, tmp_path: Path, scheme: Scheme
+    base: BaseRef, pipeline: StableDiffusionXLPipeline, tmp_path: Path, layout: LayoutName
 ) -> None:
     one = Prompts("a fox in sketch style", "a fox in sketch style", "a fox in sketch style")
-    assert difference(base, pipeline, tmp_path, one, scheme) <= 1
+    assert difference(base, pipeline, tmp_path, one, layout) <= 1
 
 
 def test_with_three_prompts_it_does_not(

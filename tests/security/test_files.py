@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from unziplora_cli.adapters.lora_file import read_lora
-from unziplora_cli.adapters.merge_weights import read_merge, read_reference_merge
+from unziplora_cli.adapters.merge_weights import read_merge, read_pickled_merge
 from unziplora_cli.errors import AdapterError
 from unziplora_cli.projects.store import ProjectStore
 
@@ -68,7 +68,7 @@ def test_a_hostile_pickle_runs_nothing(tmp_path, how):
         case _:
             torch.save({"unet.a.lora.merge_content": Bomb(proof)}, path, _use_new_zipfile_serialization=False)
     with pytest.raises(AdapterError, match="cannot be read as merge weights"):
-        read_reference_merge(path)
+        read_pickled_merge(path)
     for read in (read_lora, read_merge):
         with pytest.raises(AdapterError):
             read(path)

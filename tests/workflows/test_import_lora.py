@@ -13,8 +13,8 @@ from unziplora_cli.adapters.merge_weights import read_merge
 from unziplora_cli.config import Words
 from unziplora_cli.errors import AdapterError
 from unziplora_cli.projects.store import ProjectStore
-from unziplora_cli.workflows.export_lora import known_base
-from unziplora_cli.workflows.import_lora import ImportOrder, adopt, find, read
+from unziplora_cli.workflows.export_lora import lookup_base
+from unziplora_cli.workflows.import_lora import ImportRequest, find, import_pair, read
 
 GOLDEN = Path(__file__).parents[1] / "golden/golden_a"
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -32,8 +32,8 @@ def golden_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_recorded_release_becomes_a_project_without_rounding(own_home: Path, golden_base: Path) -> None:
     weights = read(find([GOLDEN / "saved"]))
-    base = known_base(str(golden_base))
-    made = adopt(ImportOrder("m", weights, Words("fox", "ink"), base), ProjectStore(own_home))
+    base = lookup_base(str(golden_base))
+    made = import_pair(ImportRequest("m", weights, Words("fox", "ink"), base), ProjectStore(own_home))
     for branch in ("content", "style"):
         released = read_lora(GOLDEN / f"saved/m_{branch}/pytorch_lora_weights.safetensors").lora
         kept = read_lora(made.path(branch)).lora  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from unziplora_cli.cli._errors import hint
 from unziplora_cli.errors import AdapterError, UsageError
-from unziplora_cli.workflows.import_lora import RELEASED, Pair, find
+from unziplora_cli.workflows.import_lora import RELEASED, AdapterPair, find
 
 
 def lora(path: Path, **metadata: str) -> Path:
@@ -15,12 +15,12 @@ def lora(path: Path, **metadata: str) -> Path:
     return path
 
 
-def release(folder: Path, name: str, merges: bool = True) -> Pair:
+def release(folder: Path, name: str, merges: bool = True) -> AdapterPair:
     content, style = (lora(folder / f"{name}_{branch}" / RELEASED) for branch in ("content", "style"))
     pickled = [folder / f"{name}_merger_{branch}.pth" for branch in ("content", "style")]
     for path in pickled if merges else ():
         path.write_bytes(b"")
-    return Pair(name, content, style, *(pickled if merges else (None, None)))
+    return AdapterPair(name, content, style, *(pickled if merges else (None, None)))
 
 
 @pytest.mark.parametrize("meant", ["", "cat", "cat_content", "cat_style"])
@@ -52,7 +52,7 @@ def test_a_folder_of_exported_files_is_one_pair(tmp_path: Path) -> None:
     merge = tmp_path / "c.safetensors"
     save_file({"x": torch.zeros(1)}, merge, metadata={"unziplora_format": "unziplora-merge"})
     content, style = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    assert find([tmp_path]) == Pair("fox", content, style, merge, merge)
+    assert find([tmp_path]) == AdapterPair("fox", content, style, merge, merge)
 
 
 @pytest.mark.parametrize("given", [["fox-content"], ["fox-style"], ["fox-content", "fox-style"]])
@@ -80,7 +80,7 @@ def test_each_branch_takes_the_merge_weights_beside_it(tmp_path: Path) -> None:
 
 def test_two_files_that_say_nothing_are_content_and_style_in_that_order(tmp_path: Path) -> None:
     one, two = lora(tmp_path / "z.safetensors"), lora(tmp_path / "a.safetensors")
-    assert find([one, two]) == Pair("z", one, two)
+    assert find([one, two]) == AdapterPair("z", one, two)
     style = lora(tmp_path / "my_style_v2.safetensors")
     assert find([style, one]).content == one
     with pytest.raises(UsageError, match="not clear"):

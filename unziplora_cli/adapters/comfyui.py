@@ -1,4 +1,4 @@
-"""ComfyUI's generic names: the key of the model's own weight, then the halves by any of their names.
+"""ComfyUI's generic names: the key of the model's own weight, then the two tensors by any of their names.
 
 For each layer ``diffusion_model.<layer by the original code's name>`` with ``.lora_A.weight`` and
 ``.lora_B.weight`` (or ``.lora_down`` and ``.lora_up``, or ``.lora.down`` and ``.lora.up``), perhaps with an
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from unziplora_cli.adapters.layer_names import ldm_layer
-from unziplora_cli.adapters.tensors import Halves, Part
+from unziplora_cli.adapters.tensors import LoRATensors, Part
 from unziplora_cli.method.lora import LoRAWeights
 
 PREFIX = "diffusion_model."
@@ -35,10 +35,10 @@ def recognises(keys: Iterable[str]) -> bool:
 
 def parse(tensors: Mapping[str, Tensor]) -> dict[str, LoRAWeights]:
     """The LoRA that these tensors hold; raises AdapterError."""
-    halves = Halves()
+    tensors_by_layer = LoRATensors()
     for key, tensor in tensors.items():
         suffix = next((suffix for suffix in _PARTS if key.endswith(suffix)), "")
         name = key.removesuffix(suffix)
         layer = ldm_layer(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else None
-        halves.put(key, layer, _PARTS.get(suffix), tensor)
-    return halves.join()
+        tensors_by_layer.put(key, layer, _PARTS.get(suffix), tensor)
+    return tensors_by_layer.join()

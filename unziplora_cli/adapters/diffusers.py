@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from unziplora_cli.adapters.layer_names import diffusers_layer
-from unziplora_cli.adapters.tensors import Halves, Part, nonzero
+from unziplora_cli.adapters.tensors import LoRATensors, Part, nonzero_layers
 from unziplora_cli.errors import AdapterError
 from unziplora_cli.method.lora import LoRA, LoRAWeights
 
@@ -40,7 +40,7 @@ def recognises(keys: Iterable[str]) -> bool:
     return any(key.startswith(_PREFIX) and key.endswith(tuple(_PARTS)) for key in keys)
 
 
-def scheme(keys: Iterable[str]) -> str:
+def layout(keys: Iterable[str]) -> str:
     """``peft``, ``diffusers`` or ``paper``."""
     key = next(key for key in keys if key.endswith(tuple(_PARTS)))
     if ".lora_" in key:
@@ -51,7 +51,7 @@ def scheme(keys: Iterable[str]) -> str:
 def encode(lora: LoRA, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a file with the older names; it has the scale 1 and no alpha."""
     tensors: dict[str, Tensor] = {}
-    for layer, weights in nonzero(lora).items():
+    for layer, weights in nonzero_layers(lora).items():
         tensors[f"{_PREFIX}{layer}.lora.down.weight"] = weights.down.to(dtype)
         tensors[f"{_PREFIX}{layer}.lora.up.weight"] = weights.up.to(dtype)
     return tensors, _IMPLEMENTATION
@@ -60,7 +60,7 @@ def encode(lora: LoRA, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str,
 def encode_peft(lora: LoRA, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a file with PEFT names, its alpha in the metadata."""
     tensors: dict[str, Tensor] = {}
-    layers = nonzero(lora)
+    layers = nonzero_layers(lora)
     for layer, weights in layers.items():
         tensors[f"{_PREFIX}{layer}.lora_A.weight"] = weights.down.to(dtype)
         tensors[f"{_PREFIX}{layer}.lora_B.weight"] = weights.up.to(dtype)
@@ -81,15 +81,15 @@ def encode_peft(lora: LoRA, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict
 
 def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, LoRAWeights]:
     """The LoRA that these tensors hold; raises AdapterError."""
-    halves = Halves()
+    tensors_by_layer = LoRATensors()
     for key, tensor in tensors.items():
         suffix = next((suffix for suffix in _PARTS if key.endswith(suffix)), "")
         name = key.removesuffix(suffix)
         plain = name.removeprefix(_PREFIX).removeprefix(_PREFIX)
         layer = diffusers_layer(plain) if name.startswith(_PREFIX) else None
-        halves.put(key, layer, _PARTS.get(suffix), tensor)
-    halves.alphas = _alphas(metadata, halves.downs)
-    return halves.join()
+        tensors_by_layer.put(key, layer, _PARTS.get(suffix), tensor)
+    tensors_by_layer.alphas = _alphas(metadata, tensors_by_layer.downs)
+    return tensors_by_layer.join()
 
 
 def _alphas(metadata: Mapping[str, str], downs: Mapping[str, Tensor]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 For each layer ``lora_unet_<layer, dots as underscores>`` with ``.lora_down.weight``, ``.lora_up.weight`` and
 ``.alpha``, which equals the rank. The update is ``alpha / rank * up @ down``. No other key may stand in the
-file. The scheme ``kohya`` takes the layer's name from diffusers, the scheme ``ldm`` from the original code,
+file. The layout ``kohya`` takes the layer's name from diffusers, the layout ``ldm`` from the original code,
 as sd-scripts does when it trains SDXL.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unziplora_cli.adapters.layer_names import diffusers_layer, ldm_layer, to_ldm
-from unziplora_cli.adapters.tensors import Halves, Part, nonzero
+from unziplora_cli.adapters.tensors import LoRATensors, Part, nonzero_layers
 from unziplora_cli.method.lora import LoRA, LoRAWeights
 
 PREFIX = "lora_unet_"
@@ -45,7 +45,7 @@ def recognises(keys: Iterable[str]) -> bool:
     return any(key.startswith(PREFIX) for key in keys)
 
 
-def scheme(keys: Iterable[str]) -> str:
+def layout(keys: Iterable[str]) -> str:
     """``ldm`` when the original code's names are used, else ``kohya``."""
     blocks = tuple(PREFIX + block for block in ("input_blocks", "middle_block", "output_blocks"))
     return "ldm" if any(key.startswith(blocks) for key in keys) else "kohya"
@@ -58,7 +58,7 @@ def encode(lora: LoRA, dtype: torch.dtype, *, ldm: bool = False) -> tuple[dict[s
     smaller rank gets an ``up`` that makes good for it.
     """
     tensors: dict[str, Tensor] = {}
-    layers = nonzero(lora)
+    layers = nonzero_layers(lora)
     alpha = max((weights.rank for weights in layers.values()), default=0)
     for layer, weights in layers.items():
         name = module_name(to_ldm(layer) if ldm else layer)
@@ -75,8 +75,8 @@ def encode(lora: LoRA, dtype: torch.dtype, *, ldm: bool = False) -> tuple[dict[s
 
 def parse(tensors: Mapping[str, Tensor]) -> dict[str, LoRAWeights]:
     """The LoRA that these tensors hold, by whichever naming; raises AdapterError."""
-    halves = Halves()
+    tensors_by_layer = LoRATensors()
     for key, tensor in tensors.items():
         module, _, part = key.partition(".")
-        halves.put(key, layer_name(module), _PARTS.get(part), tensor)
-    return halves.join()
+        tensors_by_layer.put(key, layer_name(module), _PARTS.get(part), tensor)
+    return tensors_by_layer.join()

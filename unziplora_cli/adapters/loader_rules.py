@@ -2,7 +2,7 @@
 
 The rules were taken from the sources at the versions given here; SDXL's U-Net only. A rule is a naming,
 ``lora_unet_<diffusers name>``, ``lora_unet_<original name>`` (dots as underscores), ``unet.<diffusers name>``
-or ``diffusion_model.<original name>``, with the endings by which the program knows the two halves.
+or ``diffusion_model.<original name>``, with the endings by which the program knows the two tensors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 from unziplora_cli.adapters.diffusers import ADAPTER_METADATA
 from unziplora_cli.adapters.kohya import PREFIX
 from unziplora_cli.adapters.layer_names import diffusers_layer, ldm_layer
-from unziplora_cli.adapters.tensors import some
+from unziplora_cli.adapters.tensors import summarize
 
 _KOHYA = (".lora_down.weight", ".lora_up.weight")
 _PEFT = (".lora_A.weight", ".lora_B.weight")
@@ -57,7 +57,7 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True)
-class Replay:
+class LoadResult:
     """What a program makes of a file: the layers it adapts, the keys it leaves out, or why it refuses it."""
 
     program: Program
@@ -110,9 +110,9 @@ READERS: Mapping[str, tuple[str, ...]] = {
 """The programs that take each format; the others leave such a file out without effect, or refuse it."""
 
 
-def replay(program: Program, keys: Collection[str], metadata: Mapping[str, str]) -> Replay:
+def simulate_load(program: Program, keys: Collection[str], metadata: Mapping[str, str]) -> LoadResult:
     """What ``program`` makes of a file with these keys and this metadata."""
-    halves: dict[str, set[str]] = {}
+    tensors_by_layer: dict[str, set[str]] = {}
     namings: set[int] = set()
     taken: set[str] = set()
     for number, (naming, endings) in enumerate(program.rules):
@@ -122,10 +122,10 @@ def replay(program: Program, keys: Collection[str], metadata: Mapping[str, str])
             if ending and layer:
                 taken.add(key)
                 namings.add(number)
-                halves.setdefault(layer, set()).add(ending)
-    layers = frozenset(layer for layer, found in halves.items() if len(found - {_ALPHA}) == 2)
+                tensors_by_layer.setdefault(layer, set()).add(ending)
+    layers = frozenset(layer for layer, found in tensors_by_layer.items() if len(found - {_ALPHA}) == 2)
     left_out = tuple(key for key in keys if key not in taken)
-    return Replay(program, layers, left_out, _refusal(program, layers, left_out, namings, keys, metadata))
+    return LoadResult(program, layers, left_out, _refusal(program, layers, left_out, namings, keys, metadata))
 
 
 def _refusal(
@@ -137,7 +137,7 @@ def _refusal(
     metadata: Mapping[str, str],
 ) -> str:
     if program.unknown == "refused" and left_out:
-        return f"it refuses the file for {some(list(left_out), 1)}"
+        return f"it refuses the file for {summarize(list(left_out), 1)}"
     if program.one_naming and len(namings) > 1:
         return "it refuses a file that names its layers in two ways"
     if program.needs_text_layer and layers and not any(layer.endswith(_TEXT) for layer in layers):

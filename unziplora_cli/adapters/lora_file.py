@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from unziplora_cli.adapters import comfyui, diffusers, kohya
-from unziplora_cli.adapters.tensors import nonzero, read_tensors, some, write_tensors
-from unziplora_cli.adapters.unsupported import refuse_foreign
+from unziplora_cli.adapters.tensors import nonzero_layers, read_tensors, summarize, write_tensors
+from unziplora_cli.adapters.unsupported import refuse_unsupported
 from unziplora_cli.errors import AdapterError
 from unziplora_cli.method.lora import LoRA, LoRAWeights, MergeWeights
 
-Scheme = Literal["kohya", "ldm", "diffusers", "peft"]
+LayoutName = Literal["kohya", "ldm", "diffusers", "peft"]
 """The formats that can be written."""
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -37,12 +37,12 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 class LoadedLoRA:
     """A LoRA in float32 on the CPU, and the file it was in.
 
-    ``scheme`` is the file's format, ``keys`` its tensors, ``dtype`` the coarsest number format of any.
+    ``layout`` is the file's format, ``keys`` its tensors, ``dtype`` the coarsest number format of any.
     """
 
     lora: dict[str, LoRAWeights]
     metadata: Mapping[str, str]
-    scheme: str
+    layout: str
     keys: tuple[str, ...]
     dtype: str
 
@@ -55,21 +55,21 @@ class LoadedLoRA:
 def read_lora(path: Path) -> LoadedLoRA:
     """Read a LoRA in any known format; raises AdapterError."""
     tensors, metadata = read_tensors(path)
-    refuse_foreign(path.name, tensors)
+    refuse_unsupported(path.name, tensors)
     lora: dict[str, LoRAWeights] = {}
-    scheme = "kohya"
+    layout = "kohya"
     if kohya.recognises(tensors):
-        lora, scheme = kohya.parse(tensors), kohya.scheme(tensors)
+        lora, layout = kohya.parse(tensors), kohya.layout(tensors)
     elif comfyui.recognises(tensors):
-        lora, scheme = comfyui.parse(tensors), "comfyui"
+        lora, layout = comfyui.parse(tensors), "comfyui"
     elif diffusers.recognises(tensors):
-        lora, scheme = diffusers.parse(tensors, metadata), diffusers.scheme(tensors)
+        lora, layout = diffusers.parse(tensors, metadata), diffusers.layout(tensors)
     elif tensors or not {"ss_network_module", "modelspec.architecture"} & metadata.keys():
         raise AdapterError(
-            f"{path.name} is not a LoRA in a known format; it holds {some(list(tensors)) or 'nothing'}.",
+            f"{path.name} is not a LoRA in a known format; it holds {summarize(list(tensors)) or 'nothing'}.",
             hint="Known: kohya's (lora_unet_down_blocks_...) and diffusers' (unet.down_blocks....).",
         )
-    return LoadedLoRA(lora, metadata, scheme, tuple(tensors), _coarsest(tensors.values()))
+    return LoadedLoRA(lora, metadata, layout, tuple(tensors), _coarsest(tensors.values()))
 
 
 def write_lora(
@@ -77,22 +77,22 @@ def write_lora(
     lora: LoRA,
     metadata: Mapping[str, str] | None = None,
     *,
-    scheme: Scheme = "kohya",
+    layout: LayoutName = "kohya",
     dtype: torch.dtype = torch.float16,
 ) -> None:
     """Write a LoRA whole or not at all; layers that change nothing are left out.
 
     The file's own hashes join the metadata.
     """
-    tensors, own = encode(lora, scheme, dtype)
+    tensors, own = encode(lora, layout, dtype)
     write_tensors(path, tensors, {**own, **(metadata or {})}, hashed=True)
 
 
-def encode(lora: LoRA, scheme: Scheme, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, str]]:
+def encode(lora: LoRA, layout: LayoutName, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file, and the metadata that its format asks for."""
-    match scheme:
+    match layout:
         case "kohya" | "ldm":
-            return kohya.encode(lora, dtype, ldm=scheme == "ldm")
+            return kohya.encode(lora, dtype, ldm=layout == "ldm")
         case "diffusers":
             return diffusers.encode(lora, dtype)
         case "peft":
@@ -100,8 +100,8 @@ def encode(lora: LoRA, scheme: Scheme, dtype: torch.dtype) -> tuple[dict[str, Te
 
 
 def exact_dtype(lora: LoRA) -> torch.dtype:
-    """The smallest number format in which a file of the scheme ``kohya`` holds a LoRA without rounding."""
-    layers = nonzero(lora)
+    """The smallest number format in which a file of the layout ``kohya`` holds a LoRA without rounding."""
+    layers = nonzero_layers(lora)
     for dtype in (torch.float16, torch.bfloat16):
         again = kohya.parse(kohya.encode(lora, dtype)[0])
         if all(

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unziplora_cli.adapters.tensors import read_tensors, some, write_tensors
+from unziplora_cli.adapters.tensors import read_tensors, summarize, write_tensors
 from unziplora_cli.errors import AdapterError
 from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.method.lora import MergeWeights
@@ -61,11 +61,11 @@ def read_merge(path: Path) -> LoadedMerge:
         else:
             unknown.append(key)
     if unknown:
-        raise AdapterError(f"{path.name} holds more than merge weights: {some(unknown)}.")
+        raise AdapterError(f"{path.name} holds more than merge weights: {summarize(unknown)}.")
     return LoadedMerge(branches["content"], branches["style"], metadata)
 
 
-def read_reference_merge(path: Path) -> tuple[str, dict[str, Tensor]]:
+def read_pickled_merge(path: Path) -> tuple[str, dict[str, Tensor]]:
     """The branch and the merge weights of one ``.pth`` file of the paper's releases; raises AdapterError.
 
     Such files are pickles; nothing but tensors is let out of them.

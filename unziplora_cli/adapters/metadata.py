@@ -66,7 +66,7 @@ def describe(origin: Origin, part: Part) -> dict[str, str]:
     return own if part == "merge" else {**own, **_modelspec(origin, part), **_sd_scripts(origin, part)}
 
 
-def describe_all(origin: Origin) -> dict[str, dict[str, str]]:
+def project_metadata(origin: Origin) -> dict[str, dict[str, str]]:
     """The metadata of the three files of a project, by part."""
     parts: tuple[Part, ...] = ("content", "style", "merge")
     return {part: describe(origin, part) for part in parts}

@@ -11,7 +11,7 @@ def reduce_rank(lora: LoRA, rank: int) -> tuple[dict[str, LoRAWeights], float]:
     """The nearest LoRA (in the Frobenius norm) of at most this rank, layer by layer, and its relative error.
 
     With ``up = Q_u R_u`` and ``down^T = Q_d R_d`` the update is ``Q_u (R_u R_d^T) Q_d^T``, so the singular
-    values come from a matrix of the old rank; the out x in matrix is never formed. Both new halves get the
+    values come from a matrix of the old rank; the out x in matrix is never formed. Both new tensors get the
     square root of the singular values. A layer of that rank or less stays as it is.
 
     The error is the norm of what was cut off all layers over the norm of all layers.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unziplora_cli.adapters.metadata import encode_header, weight_hashes
 from unziplora_cli.errors import AdapterError
-from unziplora_cli.files import replacing
+from unziplora_cli.files import atomic_write
 from unziplora_cli.method.lora import LoRA, LoRAWeights
 
 
@@ -49,12 +49,12 @@ def write_tensors(
         header["__metadata__"] |= weight_hashes(header, payload)
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     # Not save_file: the file it makes can be read by its owner alone, whatever the umask.
-    with replacing(path) as temporary, temporary.open("wb") as out:
+    with atomic_write(path) as temporary, temporary.open("wb") as out:
         out.write(encode_header(header))
         out.write(payload)
 
 
-def some(names: list[str], limit: int = 3) -> str:
+def summarize(names: list[str], limit: int = 3) -> str:
     """The first few of ``names``, for an error message."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
@@ -65,13 +65,13 @@ def some(names: list[str], limit: int = 3) -> str:
 Part = Literal["down", "up", "alpha"]
 
 
-def nonzero(lora: LoRA) -> dict[str, LoRAWeights]:
+def nonzero_layers(lora: LoRA) -> dict[str, LoRAWeights]:
     """The layers that change anything; the others need not be written."""
     return {layer: weights for layer, weights in lora.items() if bool(torch.any(weights.up != 0))}
 
 
 @dataclass(slots=True)
-class Halves:
+class LoRATensors:
     """The tensors of a file, sorted by layer; ``unknown`` are the keys that name no layer."""
 
     downs: dict[str, Tensor] = field(default_factory=dict)
@@ -97,21 +97,22 @@ class Halves:
         place[layer] = value  # type: ignore[assignment]
 
     def join(self) -> dict[str, LoRAWeights]:
-        """Pair ``down`` [rank, in] and ``up`` [out, rank] of each layer, in float32 at scale 1.
+        """AdapterPair ``down`` [rank, in] and ``up`` [out, rank] of each layer, in float32 at scale 1.
 
         A layer's alpha over its rank goes into ``up``; without alpha the scale is 1. Raises AdapterError when
-        a key is unknown, a half is missing, the halves do not fit, or a number is not finite.
+        a key is unknown, a half is missing, the tensors do not fit, or a number is not finite.
         """
         if self.unknown:
             raise AdapterError(
-                f"The file adapts more than the attention of SDXL's U-Net: {some(self.unknown)}.",
+                f"The file adapts more than the attention of SDXL's U-Net: {summarize(self.unknown)}.",
                 hint="Only LoRAs of SDXL's attention projections can be used.",
             )
         whole = self.downs.keys() & self.ups.keys()
         single = sorted((self.downs.keys() | self.ups.keys() | self.alphas.keys()) - whole)
         if single:
             raise AdapterError(
-                f"The file holds only one half of the LoRA for {some(single)}.", hint="The file is damaged."
+                f"The file holds only one half of the LoRA for {summarize(single)}.",
+                hint="The file is damaged.",
             )
         return {layer: self._weights(layer) for layer in self.downs}
 
@@ -119,7 +120,7 @@ class Halves:
         down, up = self.downs[layer], self.ups[layer]
         if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or down.shape[0] == 0:
             raise AdapterError(
-                f"The halves of the LoRA for {layer} do not fit: down is {tuple(down.shape)}, "
+                f"The tensors of the LoRA for {layer} do not fit: down is {tuple(down.shape)}, "
                 f"up is {tuple(up.shape)}.",
                 hint="The file is damaged, or it is not a LoRA of linear layers.",
             )

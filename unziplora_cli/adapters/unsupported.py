@@ -39,7 +39,7 @@ _KINDS = (
 )
 
 
-def refuse_foreign(name: str, keys: Iterable[str]) -> None:
+def refuse_unsupported(name: str, keys: Iterable[str]) -> None:
     """Raise AdapterError when a file with these keys is of a kind that is known and cannot be used."""
     keys = list(keys)
     for pattern, kind, hint in _KINDS:

@@ -14,7 +14,7 @@ from unziplora_cli.cli._session import Session
 from unziplora_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from unziplora_cli.workflows.export_lora import Checked, Exported
+    from unziplora_cli.workflows.export_lora import ExportedFile, FileCheck
 
 PANEL = "Exchange"
 PROJECT = typer.Argument(
@@ -109,7 +109,7 @@ def export(
         out,
         force=force,
         style_project=store.open(style_from) if style_from is not None else None,
-        scheme=to.value,
+        layout=to.value,
         dtype=dtype.value,
         rank=rank,
         picture=picture,
@@ -121,7 +121,7 @@ def export(
         [
             each.path.name,
             each.part,
-            each.scheme,
+            each.layout,
             str(each.rank or ""),
             str(each.layers),
             size(each.bytes),
@@ -152,10 +152,10 @@ def check(
     Every program's rules for keys are replayed on the file, and it is loaded into a diffusers pipeline with
     peft, where the update of every projection is compared with what the file holds.
     """
-    from unziplora_cli.workflows.export_lora import check_file, known_base, require
+    from unziplora_cli.workflows.export_lora import check_file, lookup_base, require
 
     session: Session = ctx.obj
-    checked = check_file(file, known_base(base) if base is not None else None)
+    checked = check_file(file, lookup_base(base) if base is not None else None)
     rows = [
         [
             each.program.name,
@@ -163,7 +163,7 @@ def check(
             f"{len(each.layers)} of {checked.layers}" if not each.refusal else "none",
             each.refusal or _left_out(len(each.left_out)),
         ]
-        for each in checked.replays
+        for each in checked.results
     ]
     require(checked)
     session.output.result(
@@ -225,12 +225,12 @@ def import_(
         trigger or weights.told("trigger", "content") or "monadikos",
     )
     record = (
-        export_lora.known_base(base)
+        export_lora.lookup_base(base)
         if base is not None
-        else export_lora.fitting_base(weights.content.lora, weights.style.lora)
+        else export_lora.detect_base(weights.content.lora, weights.style.lora)
     )
-    order = import_lora.ImportOrder(name or slugify(pair.name), weights, words, record, picture, force)
-    made = import_lora.adopt(order, store)
+    order = import_lora.ImportRequest(name or slugify(pair.name), weights, words, record, picture, force)
+    made = import_lora.import_pair(order, store)
     for note in weights.notes:
         session.output.message(note)
     session.output.result(
@@ -265,7 +265,7 @@ def _left_out(keys: int) -> str:
     return "loads it whole" if not keys else f"leaves out {keys} keys without effect"
 
 
-def _proof(checked: "Checked") -> str:
+def _proof(checked: "FileCheck") -> str:
     readers = ", ".join(checked.readers) or "no program"
     text = f"{checked.path.name}: all {checked.layers} layers are read by {readers}"
     if checked.error is None:
@@ -274,10 +274,10 @@ def _proof(checked: "Checked") -> str:
     return f"{text}; diffusers applies the update of all {checked.projections} projections {exactly}."
 
 
-def _checked(checked: "Checked") -> dict[str, Any]:
+def _checked(checked: "FileCheck") -> dict[str, Any]:
     return {
         "file": str(checked.path),
-        "format": checked.scheme,
+        "format": checked.layout,
         "layers": checked.layers,
         "projections": checked.projections,
         "error": checked.error,
@@ -289,16 +289,16 @@ def _checked(checked: "Checked") -> dict[str, Any]:
                 "left_out": len(each.left_out),
                 "refusal": each.refusal,
             }
-            for each in checked.replays
+            for each in checked.results
         ],
     }
 
 
-def _exported(each: "Exported") -> dict[str, Any]:
+def _exported(each: "ExportedFile") -> dict[str, Any]:
     return {
         "file": str(each.path),
         "part": each.part,
-        "format": each.scheme,
+        "format": each.layout,
         "rank": each.rank,
         "layers": each.layers,
         "bytes": each.bytes,
@@ -308,4 +308,4 @@ def _exported(each: "Exported") -> dict[str, Any]:
 
 
 def _loaded(path: Path, loaded: Any) -> dict[str, Any]:
-    return {"file": str(path), "format": loaded.scheme, "rank": loaded.rank, "layers": len(loaded.lora)}
+    return {"file": str(path), "format": loaded.layout, "rank": loaded.rank, "layers": len(loaded.lora)}

@@ -78,7 +78,7 @@ class ProjectLayout:
             if os.path.lexists(old):
                 old.rename(folder)
             raise
-        files.sync(self.folder)
+        files.fsync(self.folder)
         delete(old)
 
     def _sweep(self, name: str) -> None:

@@ -289,7 +289,7 @@ class ProjectStore(ProjectLayout):
                 if folder.exists():
                     delete(folder.rename(self.partial(name)))
                 partial.rename(folder)
-                files.sync(self.folder)
+                files.fsync(self.folder)
         finally:
             delete(partial)
 
@@ -303,7 +303,7 @@ class ProjectStore(ProjectLayout):
                 self.settle_held(name)
             elif not os.path.lexists(self.folder / name):
                 folder.rename(self.folder / name)
-                files.sync(self.folder)
+                files.fsync(self.folder)
         elif not any((folder / CHECKPOINTS).glob("*")) and not any((folder / "saved").glob("*")):
             delete(folder)
 

@@ -32,21 +32,21 @@ def verify(folder: Path, manifest: Manifest) -> Verification:
         if reason:
             problems.append(Problem(path, reason))
     known = {path for path, _, _ in expected}
-    problems += [Problem(link, _LEADS_OUT) for link in files.links_out(folder) if link not in known]
+    problems += [Problem(link, _LEADS_OUT) for link in files.escaping_links(folder) if link not in known]
     return Verification(folder.name, len(expected), tuple(problems))
 
 
 def inside(folder: Path, path: str) -> Path:
     """A file of a project; raises ProjectError when a link leads it out of the project's folder."""
     file = folder / path
-    if files.leads_out(file, folder):
+    if files.escapes(file, folder):
         raise ProjectError(f"{file} leads out of its project.")
     return file
 
 
 def refuse_links(folder: Path) -> None:
     """Raise ProjectError when a link in a project leads out of it: strangers' projects might have one."""
-    for link in files.links_out(folder):
+    for link in files.escaping_links(folder):
         raise ProjectError(
             f"{link} in the project {folder.name!r} {_LEADS_OUT}.",
             hint="Put the file or folder itself in the place of the link.",

@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from unziplora_cli import files
 from unziplora_cli.errors import ProjectError
-from unziplora_cli.files import replacing
+from unziplora_cli.files import atomic_write
 from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.method.separation import TrainedLayers
 from unziplora_cli.projects.manifest import Scalar
@@ -70,7 +70,7 @@ class TrainingState:
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-        with replacing(path) as part:
+        with atomic_write(path) as part:
             part.touch()
             mode = part.stat().st_mode
             save_file(copies, part, metadata={"format": FORMAT, "state": json.dumps(rest, default=float)})

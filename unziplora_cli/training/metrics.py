@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from unziplora_cli.errors import ProjectError
-from unziplora_cli.files import replacing
+from unziplora_cli.files import atomic_write
 
 FILE_NAME = "history.csv"
 
@@ -75,7 +75,7 @@ def cut(path: Path, steps: int) -> tuple[Row, ...]:
         if row.step != len(rows) + 1 or row.step > steps:
             break
         rows.append(row)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         append(temporary, rows)
     return tuple(rows)
 

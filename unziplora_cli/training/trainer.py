@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from unziplora_cli.errors import Interrupted, UnziploraError
-from unziplora_cli.files import sync
+from unziplora_cli.files import fsync
 from unziplora_cli.job import TrainRequest
 from unziplora_cli.method.inject import extract, extract_merge
 from unziplora_cli.method.schedule import Action, Schedule
@@ -216,7 +216,7 @@ class Run:
         try:
             path = self.request.folder / metrics.FILE_NAME
             if path.exists():
-                sync(path)
+                fsync(path)
             self.checkpoints.save(self.state, self.done, self.identity)
         except (OSError, SafetensorError) as error:
             yield Notice(f"The checkpoint after step {self.done} cannot be written: {error}.")

@@ -266,7 +266,7 @@ def evaluate(
         )
         sheet = project.folder / SHEET
         if seen.sheet is not None:
-            with files.replacing(sheet) as temporary:
+            with files.atomic_write(sheet) as temporary:
                 seen.sheet.save(temporary, format="PNG")
         else:
             sheet.unlink(missing_ok=True)

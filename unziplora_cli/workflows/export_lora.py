@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unziplora_cli.errors import AdapterError, ProjectError, UsageError
-from unziplora_cli.files import scratch
+from unziplora_cli.files import temporary_folder
 from unziplora_cli.method.lora import LoRA, MergeWeights
 from unziplora_cli.projects.manifest import BaseRecord
 from unziplora_cli.projects.store import Project
@@ -17,12 +17,12 @@ from unziplora_cli.workflows.generate import check_place, shared_base
 from unziplora_cli.workflows.provenance import base_record, project_origin
 
 if TYPE_CHECKING:
-    from unziplora_cli.adapters.loader_rules import Replay
-    from unziplora_cli.adapters.lora_file import Scheme
+    from unziplora_cli.adapters.loader_rules import LoadResult
+    from unziplora_cli.adapters.lora_file import LayoutName
     from unziplora_cli.method.lora import LoRA
 
 
-def known_base(spec: str) -> BaseRecord:
+def lookup_base(spec: str) -> BaseRecord:
     """The record of the base that ``spec`` names; raises ModelError.
 
     Of ``sdxl`` everything needed is known without its files.
@@ -45,7 +45,7 @@ def unet_config(base: BaseRecord) -> Mapping[str, Any]:
     return config(resolve_base(spec, offline=True)[0], "unet")
 
 
-def check_fits(
+def check_compatible(
     base: BaseRecord,
     content: LoRA,
     style: LoRA | None = None,
@@ -61,12 +61,12 @@ def check_fits(
     check_fit(hollow_unet(unet_config(base)), branches)
 
 
-def fitting_base(content: LoRA, style: LoRA | None = None) -> BaseRecord:
+def detect_base(content: LoRA, style: LoRA | None = None) -> BaseRecord:
     """SDXL or the built-in base, whichever the LoRAs fit; raises AdapterError."""
     for spec in ("sdxl", "mini"):
-        base = known_base(spec)
+        base = lookup_base(spec)
         try:
-            check_fits(base, content, style)
+            check_compatible(base, content, style)
         except AdapterError:
             continue
         return base
@@ -89,7 +89,7 @@ TOLERANCES = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 2e-2}
 
 
 @dataclass(frozen=True)
-class ExportOrder:
+class ExportRequest:
     """One file to be written.
 
     ``style_project`` gives the style of a combination, by default the project itself. ``rank`` is the most
@@ -99,7 +99,7 @@ class ExportOrder:
     project: Project
     part: Part
     style_project: Project | None = None
-    scheme: Scheme = "kohya"
+    layout: LayoutName = "kohya"
     dtype: str = "fp16"
     rank: int | None = None
     picture: bool = True
@@ -121,7 +121,7 @@ class ExportOrder:
 
 
 @dataclass(frozen=True)
-class Checked:
+class FileCheck:
     """What each program makes of a file; ``problems`` is empty when every program that should take it does.
 
     ``error`` is the largest relative error of an update that diffusers applies, None where it cannot read the
@@ -129,9 +129,9 @@ class Checked:
     """
 
     path: Path
-    scheme: str
+    layout: str
     layers: int
-    replays: tuple[Replay, ...]
+    results: tuple[LoadResult, ...]
     readers: tuple[str, ...]
     projections: int
     error: float | None
@@ -139,29 +139,29 @@ class Checked:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedFile:
     """One written file; ``rank_error`` is the relative error of a lower rank."""
 
     path: Path
     part: Part
-    scheme: str
+    layout: str
     rank: int
     layers: int
     bytes: int
     rank_error: float | None = None
-    checked: Checked | None = None
+    checked: FileCheck | None = None
 
 
 def plan(
     project: Project, parts: Sequence[Part], out: Path, *, force: bool, **settings: Any
-) -> list[tuple[ExportOrder, Path]]:
+) -> list[tuple[ExportRequest, Path]]:
     """The files that an export writes; raises before anything is read or written.
 
     ``out`` is a folder or, for one part, a ``.safetensors`` file. Raises UsageError for settings that do not
     go together, ProjectError when the bases differ, the place cannot be written, or a file is there already
     (without ``force``).
     """
-    orders = [ExportOrder(project, part, **settings) for part in parts]
+    orders = [ExportRequest(project, part, **settings) for part in parts]
     if settings.get("style_project") is not None and tuple(parts) != ("combined",):
         raise UsageError(
             "Only a combination takes the style of another project.", hint="Add --part combined."
@@ -181,14 +181,14 @@ def plan(
     return planned
 
 
-def export(planned: Sequence[tuple[ExportOrder, Path]], *, check: bool = False) -> list[Exported]:
+def export(planned: Sequence[tuple[ExportRequest, Path]], *, check: bool = False) -> list[ExportedFile]:
     """Write the files, all or none; with ``check`` only those that prove to load.
 
     Raises AdapterError when a project's file is damaged or a check fails, ProjectError when the disk refuses.
     """
     folder = planned[0][1].parent
     try:
-        with _made(folder), scratch(folder) as temporary:
+        with _made(folder), temporary_folder(folder) as temporary:
             written = [_write(order, temporary / path.name, check) for order, path in planned]
             for each, (_, path) in zip(written, planned, strict=True):
                 each.path.replace(path)
@@ -213,24 +213,24 @@ def _made(folder: Path) -> Iterator[None]:
         raise
 
 
-def check_file(path: Path, base: BaseRecord | None = None, wanted: LoRA | None = None) -> Checked:
-    """Replay every program's key rules on a file and load it with diffusers.
+def check_file(path: Path, base: BaseRecord | None = None, wanted: LoRA | None = None) -> FileCheck:
+    """LoadResult every program's key rules on a file and load it with diffusers.
 
     ``wanted`` is what its updates should be; left out, what the file itself says. Without ``base`` the one
     that the layers fit. Raises AdapterError when the file is no usable LoRA, or diffusers refuses a format
     that it should take; ModelError when the base is not known.
     """
-    from unziplora_cli.adapters.loader_rules import PROGRAMS, READERS, replay
+    from unziplora_cli.adapters.loader_rules import PROGRAMS, READERS, simulate_load
     from unziplora_cli.adapters.lora_file import read_lora
 
     loaded = read_lora(path)
-    base = base or fitting_base(loaded.lora)
+    base = base or detect_base(loaded.lora)
     wanted = _changing(loaded.lora if wanted is None else wanted)
-    readers = READERS[loaded.scheme]
-    replays = tuple(replay(program, loaded.keys, loaded.metadata) for program in PROGRAMS)
+    readers = READERS[loaded.layout]
+    results = tuple(simulate_load(program, loaded.keys, loaded.metadata) for program in PROGRAMS)
     problems = [
         problem
-        for each in replays
+        for each in results
         if each.program.name in readers and (problem := _problem(each, wanted)) is not None
     ]
     if not readers:
@@ -250,10 +250,10 @@ def check_file(path: Path, base: BaseRecord | None = None, wanted: LoRA | None =
             problems.append(f"diffusers applies {found.layer} with a relative error of {error:.1e}")
     else:
         projections = _projections(config)
-    return Checked(path, loaded.scheme, len(wanted), replays, readers, projections, error, tuple(problems))
+    return FileCheck(path, loaded.layout, len(wanted), results, readers, projections, error, tuple(problems))
 
 
-def require(checked: Checked) -> Checked:
+def require(checked: FileCheck) -> FileCheck:
     """The check itself; raises AdapterError when it found problems."""
     if checked.problems:
         raise AdapterError(
@@ -263,7 +263,7 @@ def require(checked: Checked) -> Checked:
     return checked
 
 
-def _write(order: ExportOrder, path: Path, check: bool) -> Exported:
+def _write(order: ExportRequest, path: Path, check: bool) -> ExportedFile:
     from unziplora_cli.adapters.lora_file import DTYPES, write_lora
     from unziplora_cli.adapters.merge_weights import read_merge, write_merge
     from unziplora_cli.adapters.metadata import describe
@@ -276,18 +276,20 @@ def _write(order: ExportOrder, path: Path, check: bool) -> Exported:
     if order.part == "merge":
         merge = read_merge(order.project.path("merge"))
         write_merge(path, merge.content, merge.style, metadata)
-        return Exported(path, "merge", "merge", 0, len(merge.content), path.stat().st_size)
+        return ExportedFile(path, "merge", "merge", 0, len(merge.content), path.stat().st_size)
     lora, error = _lora(order), None
     if order.rank is not None and any(weights.rank > order.rank for weights in lora.values()):
         lora, error = reduce_rank(lora, order.rank)
-    write_lora(path, lora, metadata, scheme=order.scheme, dtype=DTYPES[order.dtype])
+    write_lora(path, lora, metadata, layout=order.layout, dtype=DTYPES[order.dtype])
     checked = require(check_file(path, order.project.manifest.base, lora)) if check else None
     changing = _changing(lora)
     rank = max((weights.rank for weights in changing.values()), default=0)
-    return Exported(path, order.part, order.scheme, rank, len(changing), path.stat().st_size, error, checked)
+    return ExportedFile(
+        path, order.part, order.layout, rank, len(changing), path.stat().st_size, error, checked
+    )
 
 
-def _lora(order: ExportOrder) -> LoRA:
+def _lora(order: ExportRequest) -> LoRA:
     from unziplora_cli.adapters.lora_file import combine, read_lora
     from unziplora_cli.adapters.merge_weights import read_merge
 
@@ -302,7 +304,7 @@ def _lora(order: ExportOrder) -> LoRA:
     return read_lora(order.project.path("content" if order.part == "content" else "style")).lora
 
 
-def _merged(order: ExportOrder) -> Any:
+def _merged(order: ExportRequest) -> Any:
     """The origin of a combination of two projects: content's words, style's style."""
     from unziplora_cli.config import Words
     from unziplora_cli.prompts import make_prompts
@@ -320,19 +322,19 @@ def _merged(order: ExportOrder) -> Any:
 
 
 def _changing(lora: LoRA) -> LoRA:
-    from unziplora_cli.adapters.tensors import nonzero
+    from unziplora_cli.adapters.tensors import nonzero_layers
 
-    return nonzero(lora)
+    return nonzero_layers(lora)
 
 
-def _problem(replay: Replay, wanted: LoRA) -> str | None:
-    name = replay.program.name
-    if replay.refusal:
-        return f"{name}: {replay.refusal}"
-    if replay.left_out:
-        return f"{name} leaves out {len(replay.left_out)} keys, as {replay.left_out[0]}"
-    if replay.layers != wanted.keys():
-        return f"{name} adapts {len(replay.layers)} layers instead of {len(wanted)}"
+def _problem(result: LoadResult, wanted: LoRA) -> str | None:
+    name = result.program.name
+    if result.refusal:
+        return f"{name}: {result.refusal}"
+    if result.left_out:
+        return f"{name} leaves out {len(result.left_out)} keys, as {result.left_out[0]}"
+    if result.layers != wanted.keys():
+        return f"{name} adapts {len(result.layers)} layers instead of {len(wanted)}"
     return None
 
 

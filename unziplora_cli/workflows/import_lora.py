@@ -18,7 +18,7 @@ from unziplora_cli.projects import manifest
 from unziplora_cli.projects.manifest import Artifact, BaseRecord, Manifest
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.prompts import make_prompts
-from unziplora_cli.workflows.export_lora import check_fits
+from unziplora_cli.workflows.export_lora import check_compatible
 from unziplora_cli.workflows.provenance import origin
 from unziplora_cli.workflows.train import LORA_FORMAT, MERGE_FORMAT, copy_images, disk_errors
 
@@ -38,7 +38,7 @@ _PAIR = "Name the content LoRA, then the style LoRA: unziplora import CONTENT ST
 
 
 @dataclass(frozen=True)
-class Pair:
+class AdapterPair:
     """The files of one import; without a file of merge weights a branch's are one."""
 
     name: str
@@ -48,7 +48,7 @@ class Pair:
     style_merge: Path | None = None
 
 
-def find(paths: Sequence[Path]) -> Pair:
+def find(paths: Sequence[Path]) -> AdapterPair:
     """Which files are meant by a folder, by a release's ``FOLDER/NAME``, or by the files themselves.
 
     A file tells what it is by its metadata if it is ours, else by its name; of two that tell nothing, the
@@ -87,7 +87,7 @@ def read_metadata(path: Path) -> Mapping[str, str]:
         return {}
 
 
-def _release(path: Path) -> Pair | None:
+def _release(path: Path) -> AdapterPair | None:
     """A release of the authors: ``NAME_content/``, ``NAME_style/``, ``NAME_merger_….pth`` in one folder.
 
     ``path`` is that folder, one of the two in it, or the folder and ``NAME``.
@@ -99,8 +99,8 @@ def _release(path: Path) -> Pair | None:
     for branch in BRANCHES:
         if (path / RELEASED).is_file() and path.name.endswith(f"_{branch}"):
             return _named_release(path.with_name(path.name.removesuffix(f"_{branch}")))
-    halves = path.glob(f"*_content/{RELEASED}")
-    names = sorted(half.parent.name.removesuffix("_content") for half in halves)
+    loras = path.glob(f"*_content/{RELEASED}")
+    names = sorted(half.parent.name.removesuffix("_content") for half in loras)
     if len(names) > 1:
         raise UsageError(
             f"{path} holds {len(names)} pairs: {', '.join(names[:8])}.",
@@ -109,18 +109,18 @@ def _release(path: Path) -> Pair | None:
     return _named_release(path / names[0]) if names else None
 
 
-def _named_release(path: Path) -> Pair | None:
-    halves = [path.with_name(f"{path.name}_{branch}") / RELEASED for branch in BRANCHES]
+def _named_release(path: Path) -> AdapterPair | None:
+    loras = [path.with_name(f"{path.name}_{branch}") / RELEASED for branch in BRANCHES]
     merges = [path.with_name(f"{path.name}_merger_{branch}.pth") for branch in BRANCHES]
-    lacking = [half for half in halves if not half.is_file()]
+    lacking = [half for half in loras if not half.is_file()]
     if len(lacking) == 2:
         return None
     if lacking:
         raise AdapterError(f"There is no file {lacking[0]}.", hint="Fetch the release again.")
-    return Pair(path.name, *halves, *(merge if merge.is_file() else None for merge in merges))
+    return AdapterPair(path.name, *loras, *(merge if merge.is_file() else None for merge in merges))
 
 
-def _pair(paths: Sequence[Path], name: str, *, ordered: bool) -> Pair:
+def _pair(paths: Sequence[Path], name: str, *, ordered: bool) -> AdapterPair:
     """Sort files into content, style and merge weights; ``ordered`` files mean something by their place."""
     of: dict[str, list[Path]] = {role: [] for role in (*_CALLED, "unknown")}
     for path in paths:
@@ -143,7 +143,7 @@ def _pair(paths: Sequence[Path], name: str, *, ordered: bool) -> Pair:
     told = {read_metadata(path).get("unziplora.project", "") for path in (content, style)}
     if len(told) == 1 and (project := told.pop()):
         name = project
-    return Pair(
+    return AdapterPair(
         re.sub(r"[-_. ]?(content|subject)$", "", name, flags=re.IGNORECASE) or name,
         content,
         style,
@@ -209,7 +209,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class ImportOrder:
+class ImportRequest:
     """One project to be made; ``picture`` is what the pair was learned from, if the user has it."""
 
     name: str
@@ -220,7 +220,7 @@ class ImportOrder:
     force: bool = False
 
 
-def read(pair: Pair) -> Weights:
+def read(pair: AdapterPair) -> Weights:
     """Read and check the files of a pair; raises AdapterError."""
     from unziplora_cli.adapters.lora_file import read_lora
 
@@ -239,14 +239,14 @@ def read(pair: Pair) -> Weights:
     )
 
 
-def adopt(order: ImportOrder, store: ProjectStore) -> Project:
+def import_pair(order: ImportRequest, store: ProjectStore) -> Project:
     """Make a project of the weights, without rounding them; nothing is left behind when it fails.
 
     Raises AdapterError when they do not fit the base, UsageError for a bad picture, ProjectError when the
     name is taken or the disk refuses.
     """
     weights = order.weights
-    check_fits(
+    check_compatible(
         order.base, weights.content.lora, weights.style.lora, weights.content_merge, weights.style_merge
     )
     with disk_errors(store.home), store.create(order.name, force=order.force) as folder:
@@ -280,11 +280,11 @@ def _merge(branch: str, path: Path | None, lora: LoRA) -> dict[str, Tensor]:
     """One branch's merge weights, one where the file has none; raises AdapterError when they do not fit."""
     import torch
 
-    from unziplora_cli.adapters.merge_weights import read_merge, read_reference_merge
+    from unziplora_cli.adapters.merge_weights import read_merge, read_pickled_merge
 
     merge: MergeWeights = {}
     if path is not None and path.suffix == ".pth":
-        found, merge = read_reference_merge(path)
+        found, merge = read_pickled_merge(path)
         if found != branch:
             raise AdapterError(
                 f"{path.name} holds the merge weights of the {found}, not of the {branch}.",
@@ -304,7 +304,7 @@ def _merge(branch: str, path: Path | None, lora: LoRA) -> dict[str, Tensor]:
     return {**{layer: torch.ones(width) for layer, width in columns.items()}, **merge}
 
 
-def _prompts(order: ImportOrder) -> Prompts:
+def _prompts(order: ImportRequest) -> Prompts:
     """The prompts of the training where the files tell them and the words are theirs, else new ones."""
     one, other = order.weights.content.metadata, order.weights.style.metadata
     told = one.get("unziplora.prompts", "")
@@ -323,13 +323,13 @@ def _prompts(order: ImportOrder) -> Prompts:
     return make_prompts(order.words)
 
 
-def _write(order: ImportOrder, prompts: Prompts, folder: Path) -> None:
+def _write(order: ImportRequest, prompts: Prompts, folder: Path) -> None:
     from unziplora_cli.adapters.lora_file import exact_dtype, write_lora
     from unziplora_cli.adapters.merge_weights import write_merge
-    from unziplora_cli.adapters.metadata import describe_all
+    from unziplora_cli.adapters.metadata import project_metadata
 
     weights = order.weights
-    about = describe_all(origin(order.name, order.base, order.words, prompts, picture=order.picture))
+    about = project_metadata(origin(order.name, order.base, order.words, prompts, picture=order.picture))
     for branch, lora in (("content", weights.content.lora), ("style", weights.style.lora)):
         write_lora(folder / f"{branch}.safetensors", lora, about[branch], dtype=exact_dtype(lora))
     write_merge(folder / "merge.safetensors", weights.content_merge, weights.style_merge, about["merge"])

@@ -11,7 +11,7 @@ import unziplora_cli
 from unziplora_cli import resources
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import AdapterError, ProjectError, UsageError
-from unziplora_cli.files import replacing
+from unziplora_cli.files import atomic_write
 from unziplora_cli.projects import manifest
 from unziplora_cli.projects.manifest import Scalar
 from unziplora_cli.projects.store import Project
@@ -99,7 +99,7 @@ def report(project: Project, out: Path | None = None) -> ReportResult:
     )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as temporary:
+        with atomic_write(file) as temporary:
             # A file name that is no text in this system's encoding loses the letters that are none.
             temporary.write_bytes(page.encode(errors="replace"))
     except OSError as error:

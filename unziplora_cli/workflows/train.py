@@ -21,7 +21,7 @@ import unziplora_cli
 from unziplora_cli import files
 from unziplora_cli.config import Prompts, TrainConfig, Words
 from unziplora_cli.errors import Interrupted, ProjectError
-from unziplora_cli.files import sync
+from unziplora_cli.files import fsync
 from unziplora_cli.projects import manifest
 from unziplora_cli.projects.manifest import Artifact, Manifest, Role, SourceImage
 from unziplora_cli.projects.store import Project, ProjectStore
@@ -213,9 +213,9 @@ def _stopped(order: TrainOrder, store: ProjectStore) -> Interrupted:
 
 def _metadata(order: TrainOrder) -> Mapping[str, Mapping[str, str]]:
     """What each file of weights says about itself."""
-    from unziplora_cli.adapters.metadata import describe_all
+    from unziplora_cli.adapters.metadata import project_metadata
 
-    return describe_all(
+    return project_metadata(
         origin(
             order.name,
             base_record(order.base),
@@ -323,7 +323,7 @@ def copy_images(pictures: tuple[Path, ...], folder: Path) -> tuple[SourceImage, 
         file = "source" + (f"-{number + 1}" if number else "") + (ending if plain else "")
         try:
             shutil.copyfile(picture, folder / file)
-            sync(folder / file)
+            fsync(folder / file)
         except OSError as error:
             raise ProjectError(f"Cannot copy {picture} into the project: {error.strerror}.") from error
         with warnings.catch_warnings(action="ignore"), Image.open(folder / file) as image:
