@@ -32,8 +32,8 @@ from benchmarks.separation.scenes import Sample, gallery, real_photos, samples
 from benchmarks.separation.stack import Job, Stack
 from benchmarks.separation.tables import markdown, sheet
 from unziplora_cli import resources
-from unziplora_cli.environment import tame_openmp
 from unziplora_cli.evaluation.classifier import Classifier
+from unziplora_cli.paths import set_openmp_wait_policy
 from unziplora_cli.sdxl.base import BaseRef, resolve_base
 from unziplora_cli.sdxl.generate import time_ids
 from unziplora_cli.sdxl.latents import encode_latents, prepare
@@ -287,5 +287,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    tame_openmp()
+    set_openmp_wait_policy()
     main()

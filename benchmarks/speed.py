@@ -34,7 +34,7 @@ from benchmarks.speed_methods.floor import floor
 from benchmarks.speed_methods.measured import Measured
 from benchmarks.speed_methods.task import Setting
 from unziplora_cli import resources
-from unziplora_cli.environment import tame_openmp
+from unziplora_cli.paths import set_openmp_wait_policy
 from unziplora_cli.sdxl.base import native_resolution, resolve_base
 
 PRESETS = ("paper", "fast", "low-vram")
@@ -212,5 +212,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    tame_openmp()
+    set_openmp_wait_policy()
     main()

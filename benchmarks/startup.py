@@ -49,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bare = Path(folder) / "bare.py"
         bare.write_text(BARE)
-        program = "from unziplora_cli.cli.app import main; main()"
+        program = "from unziplora_cli.__main__ import main; main()"
         ours, theirs = best(
             [[sys.executable, "-c", program, "--help"], [sys.executable, str(bare), "--help"]]
         )

@@ -33,7 +33,7 @@ settings.load_profile("busy machine")
 
 
 @pytest.fixture(autouse=True)
-def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def isolated_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home that is gone after the test; returned for tests that look into it."""
     root = tmp_path_factory.mktemp("machine")
     home = root / "home"
@@ -69,11 +69,11 @@ def no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def make_project(own_home: Path, sample_manifest: Callable[[Path], Manifest]) -> Callable[..., Project]:
+def make_project(isolated_home: Path, sample_manifest: Callable[[Path], Manifest]) -> Callable[..., Project]:
     """Makes a small finished project in the test's home, with files that match its manifest."""
 
     def make(name: str = "fox", **changes: object) -> Project:
-        store = ProjectStore(own_home)
+        store = ProjectStore(isolated_home)
         with store.create(name) as folder:
             for file in ("source.png", "content.safetensors", "style.safetensors", "merge.safetensors"):
                 (folder / file).write_bytes(f"the bytes of {name}'s {file}".encode())

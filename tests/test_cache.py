@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from unziplora_cli import cache, paths
+from unziplora_cli.__main__ import run
 from unziplora_cli.cli._errors import hint
-from unziplora_cli.cli.app import run
 from unziplora_cli.errors import ModelError
 from unziplora_cli.hub import choose_files
 from unziplora_cli.sdxl import base
@@ -102,10 +102,10 @@ def test_verify_compares_each_file_with_its_hash(capsys):
     (snapshot / "vae/config.json").resolve().write_bytes((snapshot / "vae/config.json").read_bytes() + b" ")
     (snapshot / "tokenizer/merges.txt").resolve().unlink()
     assert run(["models", "verify", "owner/name"]) == 4
-    said = " ".join(capsys.readouterr().err.split())
-    assert "unet/diffusion_pytorch_model.fp16.safetensors is damaged" in said
-    assert "vae/config.json is damaged" in said
-    assert "tokenizer/merges.txt is missing" in said
+    message = " ".join(capsys.readouterr().err.split())
+    assert "unet/diffusion_pytorch_model.fp16.safetensors is damaged" in message
+    assert "vae/config.json is damaged" in message
+    assert "tokenizer/merges.txt is missing" in message
     assert run(["models", "remove", "owner/name", "--yes"]) == 0
     assert not snapshot.exists()
 

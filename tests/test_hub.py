@@ -18,8 +18,8 @@ from tests.hub_server import TOKEN, Hub, Repository, sha256, use_endpoint
 from tests.test_cache import sdxl_files
 from unziplora_cli import hub as hubs
 from unziplora_cli import paths
+from unziplora_cli.__main__ import run
 from unziplora_cli.cli._errors import hint
-from unziplora_cli.cli.app import run
 from unziplora_cli.sdxl import base
 from unziplora_cli.sdxl.load import load_unet
 from unziplora_cli.sdxl.single_file import find_tokenizers
@@ -30,7 +30,7 @@ PIECE = 10 * 2**20
 
 
 @dataclass(frozen=True)
-class Ended:
+class Completed:
     code: int
     out: str
     err: str
@@ -52,18 +52,18 @@ def hub(hub: Hub) -> Hub:
 
 
 @pytest.fixture
-def program(hub: Hub) -> Callable[..., Ended]:
+def program(hub: Hub) -> Callable[..., Completed]:
     """Runs a command line in a process of its own, which finds this machine's hub through HF_ENDPOINT."""
 
-    def invoke(*arguments: str, **variables: str) -> Ended:
+    def invoke(*arguments: str, **variables: str) -> Completed:
         mine = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "PYTHONWARNINGS": "error", **variables}
-        ended = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, "-m", "unziplora_cli", *arguments],
             env=os.environ | mine,
             capture_output=True,
             text=True,
         )
-        return checked(Ended(ended.returncode, ended.stdout, ended.stderr))
+        return checked(Completed(completed.returncode, completed.stdout, completed.stderr))
 
     return invoke
 
@@ -71,26 +71,26 @@ def program(hub: Hub) -> Callable[..., Ended]:
 @pytest.fixture
 def unziplora(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Ended]:
+) -> Callable[..., Completed]:
     """Runs a command line in this process."""
 
-    def invoke(*arguments: str, **variables: str) -> Ended:
+    def invoke(*arguments: str, **variables: str) -> Completed:
         use_endpoint(variables.get("HF_ENDPOINT", hub.url), monkeypatch)
         capsys.readouterr()
         with monkeypatch.context() as environment:
             for name, value in {"HF_HUB_OFFLINE": "0", **variables}.items():
                 environment.setenv(name, value)
             code = run(list(arguments))
-        return checked(Ended(code, *capsys.readouterr()))
+        return checked(Completed(code, *capsys.readouterr()))
 
     return invoke
 
 
-def checked(ended: Ended) -> Ended:
+def checked(completed: Completed) -> Completed:
     """What holds of every command."""
-    assert "Traceback" not in ended.err
-    assert TOKEN not in ended.out + ended.err
-    return Ended(ended.code, ended.out, " ".join(ended.err.split()))
+    assert "Traceback" not in completed.err
+    assert TOKEN not in completed.out + completed.err
+    return Completed(completed.code, completed.out, " ".join(completed.err.split()))
 
 
 def cached() -> set[str]:
@@ -104,10 +104,10 @@ def blob(data: bytes) -> Path:
 
 
 def test_pull_fetches_what_a_base_needs_and_the_base_is_found(hub, unziplora):
-    ended = unziplora("models", "pull", "owner/name")
-    assert ended.code == 0
-    assert "14 files" in ended.err
-    assert "are free at" in ended.err
+    completed = unziplora("models", "pull", "owner/name")
+    assert completed.code == 0
+    assert "14 files" in completed.err
+    assert "are free at" in completed.err
     assert cached() == set(sdxl_files())
     assert all(each.token is None for each in hub.requests)
     found, _ = base.resolve_base("owner/name", offline=True)
@@ -152,9 +152,9 @@ def test_a_download_that_was_cut_off_goes_on_in_the_next_command(hub, unziplora)
     hub.repositories["owner/name"].files[UNET] = LARGE
     blob(LARGE).parent.mkdir(parents=True)
     blob(LARGE).with_name(f"{sha256(LARGE)}.incomplete").write_bytes(LARGE[:1_234_567])
-    ended = unziplora("models", "pull", "owner/name")
-    assert ended.code == 0
-    assert "still to come" in ended.err
+    completed = unziplora("models", "pull", "owner/name")
+    assert completed.code == 0
+    assert "still to come" in completed.err
     assert [each.range for each in hub.sent(sha256(LARGE))] == ["bytes=1234567-"]
     assert blob(LARGE).read_bytes() == LARGE
 
@@ -167,19 +167,19 @@ def test_what_was_cut_off_is_listed_counted_and_removed(hub, unziplora):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (12_000_000, before[1]))
     try:
-        ended = unziplora("models", "pull", "owner/name")
+        completed = unziplora("models", "pull", "owner/name")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert ended.code == 4
-    assert "is full" in ended.err
-    assert "is kept" in ended.err
+    assert completed.code == 4
+    assert "is full" in completed.err
+    assert "is kept" in completed.err
     partial = blob(LARGE).with_name(f"{sha256(LARGE)}.incomplete").stat().st_size
     assert partial >= PIECE
     (_, listed) = unziplora("models", "list", "--json").result["models"]
     assert not listed["complete"]
     assert listed["bytes"] > partial
-    ended = unziplora("content", "fox", "--base", "owner/name")
-    assert ended.code == 3
+    completed = unziplora("content", "fox", "--base", "owner/name")
+    assert completed.code == 3
     with pytest.raises(base.ModelError) as error:
         base.resolve_base("owner/name", offline=True)
     assert hint(error.value) == "unziplora models pull owner/name"
@@ -193,17 +193,17 @@ def test_ctrl_c_says_how_to_go_on(hub, unziplora, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("unziplora_cli.hub._fetch", stop)
-    ended = unziplora("models", "pull", "owner/name")
-    assert ended.code == 130
-    assert "Go on: unziplora models pull owner/name" in ended.err
+    completed = unziplora("models", "pull", "owner/name")
+    assert completed.code == 130
+    assert "Go on: unziplora models pull owner/name" in completed.err
 
 
 def test_other_bytes_than_promised_are_refused_and_not_kept(hub, unziplora):
     hub.repositories["owner/name"].files[UNET] = b"good bytes"
     hub.broken.add(sha256(b"good bytes"))
-    ended = unziplora("models", "pull", "owner/name")
-    assert ended.code == 4
-    assert f"{UNET} of owner/name arrived damaged" in ended.err
+    completed = unziplora("models", "pull", "owner/name")
+    assert completed.code == 4
+    assert f"{UNET} of owner/name arrived damaged" in completed.err
     assert not list(blob(b"").parent.glob(f"{sha256(b'good bytes')}*"))
     hub.broken.clear()
     assert unziplora("models", "pull", "owner/name").code == 0
@@ -212,9 +212,9 @@ def test_other_bytes_than_promised_are_refused_and_not_kept(hub, unziplora):
 def test_a_file_that_is_shorter_than_promised_is_no_model_and_goes_on_later(hub, unziplora):
     hub.repositories["owner/name"].files[UNET] = LARGE
     hub.short[sha256(LARGE)] = 20_000_000
-    ended = unziplora("models", "pull", "owner/name")
-    assert ended.code == 4
-    assert "Cannot fetch owner/name" in ended.err
+    completed = unziplora("models", "pull", "owner/name")
+    assert completed.code == 4
+    assert "Cannot fetch owner/name" in completed.err
     assert not blob(LARGE).exists()
     assert unziplora("models", "verify", "owner/name").code == 4
     hub.short.clear()
@@ -226,17 +226,17 @@ def test_a_file_that_is_shorter_than_promised_is_no_model_and_goes_on_later(hub,
 def test_a_connection_that_keeps_dropping_ends_in_one_message(hub, unziplora):
     hub.repositories["owner/name"].files[UNET] = LARGE
     hub.cut[sha256(LARGE)] = [1000] * 100
-    ended = unziplora("models", "pull", "owner/name")
-    assert ended.code == 4
-    assert "Cannot fetch owner/name" in ended.err
+    completed = unziplora("models", "pull", "owner/name")
+    assert completed.code == 4
+    assert "Cannot fetch owner/name" in completed.err
 
 
 def test_a_private_model_needs_the_token_which_goes_to_the_hub_alone(hub, unziplora):
     hub.repositories["owner/name"].private = True
-    ended = unziplora("models", "pull", "owner/name")
-    assert ended.code == 4
-    assert "or it is private" in ended.err
-    assert "HF_TOKEN" in ended.err
+    completed = unziplora("models", "pull", "owner/name")
+    assert completed.code == 4
+    assert "or it is private" in completed.err
+    assert "HF_TOKEN" in completed.err
     assert unziplora("models", "pull", "owner/name", HF_TOKEN=TOKEN).code == 0
     assert {each.token for each in hub.requests if each.host == "localhost"} == {None}
     assert all(
@@ -259,12 +259,12 @@ def test_a_private_model_needs_the_token_which_goes_to_the_hub_alone(hub, unzipl
 def test_every_refusal_is_one_message_and_leaves_no_model(hub, unziplora, change, spec, variables, says):
     for name, value in change.items():
         setattr(hub.repositories["owner/name"], name, value)
-    ended = unziplora("models", "pull", spec, **variables)
-    assert (ended.code, ended.out) == (4, "")
-    assert says in ended.err
-    assert "->" in ended.err
-    assert "hf_wrong" not in ended.err
-    assert "Signature" not in ended.err
+    completed = unziplora("models", "pull", spec, **variables)
+    assert (completed.code, completed.out) == (4, "")
+    assert says in completed.err
+    assert "->" in completed.err
+    assert "hf_wrong" not in completed.err
+    assert "Signature" not in completed.err
     assert cached() == set()
     if "HF_HUB_OFFLINE" in variables:
         assert hub.requests == []
@@ -273,7 +273,7 @@ def test_every_refusal_is_one_message_and_leaves_no_model(hub, unziplora, change
 def test_offline_acts_before_the_library_is_imported(hub):
     """The hub's library reads the variable when it is imported."""
     program = (
-        "from unziplora_cli.cli.app import run\n"
+        "from unziplora_cli.__main__ import run\n"
         "import sys\n"
         "assert 'huggingface_hub' not in sys.modules\n"
         "run(['--offline', 'models', 'list'])\n"
@@ -281,14 +281,14 @@ def test_offline_acts_before_the_library_is_imported(hub):
         "print(constants.HF_HUB_OFFLINE)"
     )
     variables = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
-    ended = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | variables,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert ended.stdout.splitlines()[-1] == "True"
+    assert completed.stdout.splitlines()[-1] == "True"
     assert hub.requests == []
 
 
@@ -306,9 +306,9 @@ def test_a_model_of_another_kind_is_refused_before_its_weights_come(hub, unziplo
     hub.repositories["owner/flux"] = Repository(files)
     hub.repositories["owner/llm"] = Repository({"config.json": b"{}", "model.safetensors": LARGE})
     for id, says in (("owner/flux", "is a FluxPipeline"), ("owner/llm", "is no diffusers model")):
-        ended = unziplora("models", "pull", id)
-        assert ended.code == 4
-        assert says in ended.err
+        completed = unziplora("models", "pull", id)
+        assert completed.code == 4
+        assert says in completed.err
     assert hub.sent(sha256(LARGE)) == []
 
 
@@ -321,15 +321,15 @@ def test_a_cache_behind_a_link_is_the_same_cache(hub, unziplora, tmp_path):
 
 def test_a_cache_that_cannot_be_written_is_no_matter_of_the_connection(hub, unziplora, tmp_path):
     (tmp_path / "file").touch()
-    ended = unziplora("models", "pull", "owner/name", HF_HUB_CACHE=str(tmp_path / "file/cache"))
-    assert ended.code == 4
-    assert "Cannot write to" in ended.err
-    assert "HF_HOME" in ended.err
+    completed = unziplora("models", "pull", "owner/name", HF_HUB_CACHE=str(tmp_path / "file/cache"))
+    assert completed.code == 4
+    assert "Cannot write to" in completed.err
+    assert "HF_HOME" in completed.err
 
 
 def test_tokenizers_alone_are_a_few_files(hub, unziplora):
-    ended = unziplora("models", "pull", "owner/name", "--only", "tokenizers")
-    assert ended.code == 0
+    completed = unziplora("models", "pull", "owner/name", "--only", "tokenizers")
+    assert completed.code == 0
     tokenizers = {f"{name}/{file}" for name in base.TOKENIZERS for file in ("vocab.json", "merges.txt")}
     assert cached() == {"model_index.json", *tokenizers}
     assert unziplora("models", "pull", "owner/name", "--only", "vae").code == 2
@@ -347,10 +347,10 @@ def test_sdxl_is_the_default_once_it_is_whole(hub, unziplora, tiny_base):
     tokenizers = find_tokenizers(Path("photo.safetensors"), words)
     assert base.resolve_base(None, offline=True)[0].spec == "mini"
 
-    ended = unziplora("models", "pull", "sdxl")
-    assert ended.code == 0
-    assert "still to come" in ended.err
-    assert "unziplora models pull madebyollin/sdxl-vae-fp16-fix" in ended.err
+    completed = unziplora("models", "pull", "sdxl")
+    assert completed.code == 0
+    assert "still to come" in completed.err
+    assert "unziplora models pull madebyollin/sdxl-vae-fp16-fix" in completed.err
     found, notice = base.resolve_base(None, offline=True)
     assert (found.spec, found.revision, notice) == ("sdxl", base.SDXL_REVISION, None)
     assert tokenizers == found.path
@@ -365,9 +365,9 @@ def test_two_commits_share_their_equal_files(hub, unziplora):
     specs = {each["spec"] for each in unziplora("models", "list", "--json").result["models"]}
     old = f"owner/name@{'c' * 40}"
     assert specs == {"mini", "owner/name", old}
-    ended = unziplora("models", "remove", old)
-    assert f"free {len(sdxl_files()[UNET])} B" in ended.err
-    assert "other commits use" in ended.err
+    completed = unziplora("models", "remove", old)
+    assert f"free {len(sdxl_files()[UNET])} B" in completed.err
+    assert "other commits use" in completed.err
     freed = unziplora("models", "remove", old, "--yes", "--json").result["bytes"]
     assert freed == len(sdxl_files()[UNET])
     assert unziplora("models", "verify", "owner/name").code == 0

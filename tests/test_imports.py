@@ -8,7 +8,7 @@ import unziplora_cli
 
 PACKAGE = Path(unziplora_cli.__file__).parent
 LAYERS = (
-    ("environment", "errors", "paths", "resources"),
+    ("errors", "paths", "resources"),
     ("files",),
     ("config",),
     ("prompts", "images"),

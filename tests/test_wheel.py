@@ -86,7 +86,7 @@ def test_the_tested_versions_are_read_from_an_installed_wheel(site):
 
 def test_the_installed_program_starts(site):
     program = (
-        "from unziplora_cli.cli.app import run; raise SystemExit(run(['--home', 'h', 'list', '--json']))"
+        "from unziplora_cli.__main__ import run; raise SystemExit(run(['--home', 'h', 'list', '--json']))"
     )
     assert '"ok": true' in run(site, program)
 

@@ -30,3 +30,14 @@ def hub_cache() -> Path:
         return Path(given).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.environ.get("HF_HOME") or f"{cache}/huggingface").expanduser() / "hub"
+
+
+def set_openmp_wait_policy() -> None:
+    """Make OpenMP's waiting threads sleep instead of spin; call before torch is imported.
+
+    Spinning threads hold the cores that the working ones wait for: on a busy two-core machine a training step
+    took 13 s instead of 0.1. What the user has set in the environment stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("KMP_BLOCKTIME", "0")

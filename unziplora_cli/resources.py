@@ -44,9 +44,9 @@ def classifier() -> Path:
 
 @dataclass(frozen=True)
 class Sample:
-    """A shipped picture, what it shows and how it is drawn."""
+    """A shipped image with its subject and style."""
 
-    picture: Path
+    image: Path
     subject: str
     style: str
 

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from tests.cli import envelopes
-from unziplora_cli.cli.app import run
+from unziplora_cli.__main__ import run
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
+class Completed:
+    """How a command completed."""
 
     code: int
     out: str
@@ -32,26 +32,26 @@ class Ended:
         return envelope
 
     @property
-    def said(self) -> str:
+    def message(self) -> str:
         """stderr without the line breaks that fit it to the terminal."""
         return " ".join(self.err.split())
 
 
 @pytest.fixture
-def unziplora(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+def unziplora(capsys: pytest.CaptureFixture[str]) -> Callable[..., Completed]:
     """Runs a command line in this process."""
 
-    def invoke(*arguments: object) -> Ended:
+    def invoke(*arguments: object) -> Completed:
         capsys.readouterr()
         code = run([str(each) for each in arguments])
-        return Ended(code, *capsys.readouterr())
+        return Completed(code, *capsys.readouterr())
 
     return invoke
 
 
 SETTINGS = {
     "preset": "mini",
-    "destyle_images": 0,  # drawing them would take longer than the training
+    "destyle-images": 0,  # drawing them would take longer than the training
     "resolution": 64,
     "rank": 4,
     "steps": 6,
@@ -78,54 +78,56 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @dataclass(frozen=True)
-class Shelf:
-    """A home with two finished projects, and what the command that trained them said."""
+class TrainedHome:
+    """A home with two finished projects, and what the command that trained them message."""
 
     home: Path
-    ended: Ended
+    completed: Completed
 
 
 @pytest.fixture(scope="session")
-def shelf(photos: Path, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+def trained_home(photos: Path, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> TrainedHome:
     """The projects fox (watercolor) and rose (sketch), made by one command; treat as read-only."""
-    home = tmp_path_factory.mktemp("shelf")
+    home = tmp_path_factory.mktemp("trained_home")
     words = ["--subject=fox", "--subject=rose", "--style=watercolor", "--style=sketch"]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         pictures = [str(photos / "fox.png"), str(photos / "rose.jpg")]
         code = run(["train", *pictures, *words, *settings, f"--home={home}", "--json"])
-    return Shelf(home, Ended(code, out.getvalue(), err.getvalue()))
+    return TrainedHome(home, Completed(code, out.getvalue(), err.getvalue()))
 
 
 @pytest.fixture
-def two_projects(shelf: Shelf, own_home: Path) -> Path:
+def two_projects(trained_home: TrainedHome, isolated_home: Path) -> Path:
     """The test's home, with the projects fox and rose in it."""
-    shutil.copytree(shelf.home, own_home)
-    return own_home
+    shutil.copytree(trained_home.home, isolated_home)
+    return isolated_home
 
 
 @pytest.fixture
-def leftovers(own_home: Path) -> Callable[[], list[str]]:
+def home_files(isolated_home: Path) -> Callable[[], list[str]]:
     """Tells which files the test's home holds, beside locks."""
 
     def look() -> list[str]:
-        files = (path.relative_to(own_home) for path in own_home.rglob("*") if own_home.is_dir())
+        files = (
+            path.relative_to(isolated_home) for path in isolated_home.rglob("*") if isolated_home.is_dir()
+        )
         return sorted(str(path) for path in files if path.parts[0] != "locks" and path != Path("projects"))
 
     return look
 
 
 @pytest.fixture
-def refused(unziplora, leftovers) -> Callable[..., str]:
-    """Runs a command that must fail with ``code`` and leave the home as it was; returns what it said."""
+def assert_fails(unziplora, home_files) -> Callable[..., str]:
+    """Runs a command that must fail with ``code`` and leave the home as it was; returns what it message."""
 
     def check(code: int, *arguments: object) -> str:
-        before = leftovers()
-        ended = unziplora(*arguments)
-        assert (ended.code, ended.out) == (code, "")
-        assert ended.err.count("Error: ") == 1
-        assert "Traceback" not in ended.err
-        assert leftovers() == before
-        return ended.said
+        before = home_files()
+        completed = unziplora(*arguments)
+        assert (completed.code, completed.out) == (code, "")
+        assert completed.err.count("Error: ") == 1
+        assert "Traceback" not in completed.err
+        assert home_files() == before
+        return completed.message
 
     return check

@@ -36,8 +36,8 @@ def update(path: Path, layer: str) -> torch.Tensor:
 
 
 def test_all_three_files_are_written_and_prove_to_load(unziplora, two_projects, tmp_path):
-    ended = unziplora("export", "fox", "--out", tmp_path / "loras", "--check", "--json")
-    files = ended.envelope["result"]["files"]
+    completed = unziplora("export", "fox", "--out", tmp_path / "loras", "--check", "--json")
+    files = completed.envelope["result"]["files"]
     names = ["fox-content.safetensors", "fox-style.safetensors", "fox-merge.safetensors"]
     assert [Path(each["file"]).name for each in files] == names
     assert sorted(path.name for path in (tmp_path / "loras").iterdir()) == sorted(names)
@@ -69,8 +69,8 @@ def test_every_format_and_number_format_holds_the_same_updates(unziplora, two_pr
 
 def test_a_combination_across_projects_carries_both_origins(unziplora, two_projects, tmp_path):
     options = ("--part=combined", "--with=rose", "--dtype=fp32", "--check", "--out", tmp_path)
-    ended = unziplora("export", "fox", *options, "--json")
-    (file,) = ended.envelope["result"]["files"]
+    completed = unziplora("export", "fox", *options, "--json")
+    (file,) = completed.envelope["result"]["files"]
     assert Path(file["file"]) == tmp_path / "fox-x-rose-combined.safetensors"
     assert file["rank"] == 8
     assert file["check"]["error"] < 1e-5
@@ -90,8 +90,8 @@ def test_a_combination_across_projects_carries_both_origins(unziplora, two_proje
 
 def test_a_lower_rank_tells_its_error(unziplora, two_projects, tmp_path):
     options = ("--part=content", "--rank=1", "--dtype=fp32", "--check", "--out", tmp_path)
-    ended = unziplora("export", "fox", *options)
-    assert "%" in ended.out
+    completed = unziplora("export", "fox", *options)
+    assert "%" in completed.out
     path = tmp_path / "fox-content.safetensors"
     assert read_lora(path).rank == 1
     own = two_projects / "projects/fox/content.safetensors"
@@ -99,8 +99,8 @@ def test_a_lower_rank_tells_its_error(unziplora, two_projects, tmp_path):
     updates = [(exact[x].up @ exact[x].down, near[x].up @ near[x].down) for x in exact]
     lost = sum(float((one - other).square().sum()) for one, other in updates)
     whole = sum(float(one.square().sum()) for one, _ in updates)
-    ended = unziplora("export", "fox", *options, "--force", "--json")
-    told = ended.envelope["result"]["files"][0]["rank_error"]
+    completed = unziplora("export", "fox", *options, "--force", "--json")
+    told = completed.envelope["result"]["files"][0]["rank_error"]
     assert told == pytest.approx((lost / whole) ** 0.5, rel=1e-3)
 
 
@@ -125,15 +125,15 @@ def test_the_picture_can_be_left_out(unziplora, exported, tmp_path):
         (3, ["fox", "--out={file}/below"], "is not a folder"),
     ],
 )
-def test_what_cannot_be_exported_writes_nothing(refused, exported, tmp_path, code, options, says):
+def test_what_cannot_be_exported_writes_nothing(assert_fails, exported, tmp_path, code, options, says):
     (tmp_path / "mine.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
     places = {"taken": str(exported), "file": str(tmp_path / "mine.txt")}
-    assert says in refused(code, "export", *(option.format(**places) for option in options))
+    assert says in assert_fails(code, "export", *(option.format(**places) for option in options))
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_projects_of_different_bases_are_not_combined(refused, two_projects, tmp_path):
+def test_projects_of_different_bases_are_not_combined(assert_fails, two_projects, tmp_path):
     path = two_projects / "projects/rose/manifest.json"
     told = json.loads(path.read_text())
     told["base"] = {"spec": "sdxl", "kind": "hub", "id": "owner/sdxl", "revision": "1", "hash": "1"}
@@ -143,30 +143,30 @@ def test_projects_of_different_bases_are_not_combined(refused, two_projects, tmp
         ["combine", "fox", "rose"],
         ["cross", "fox", "rose"],
     ):
-        assert "LoRAs of different bases cannot be combined" in refused(3, *command)
+        assert "LoRAs of different bases cannot be combined" in assert_fails(3, *command)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_project_exports_nothing(refused, two_projects, tmp_path):
+def test_a_damaged_project_exports_nothing(assert_fails, two_projects, tmp_path):
     path = two_projects / "projects/fox/style.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    assert "is not a whole safetensors file" in refused(6, "export", "fox", "--out", tmp_path / "a/b")
+    assert "is not a whole safetensors file" in assert_fails(6, "export", "fox", "--out", tmp_path / "a/b")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_does_not_prove_to_load_is_not_written(refused, two_projects, tmp_path, monkeypatch):
+def test_a_file_that_does_not_prove_to_load_is_not_written(assert_fails, two_projects, tmp_path, monkeypatch):
     from unziplora_cli.sdxl import meta
 
     monkeypatch.setattr(meta, "_error", lambda *_: 0.5)
-    said = refused(6, "export", "fox", "--part=content", "--check", "--out", tmp_path)
-    assert "relative error of 5.0e-01" in said
+    message = assert_fails(6, "export", "fox", "--part=content", "--check", "--out", tmp_path)
+    assert "relative error of 5.0e-01" in message
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_exported_project_comes_back_the_same(unziplora, exported, tiny_base, own_home):
-    ended = unziplora("import", exported, "--name=back", f"--base={tiny_base}", "--json")
-    assert ended.envelope["result"]["name"] == "back"
-    before, after = (own_home / "projects" / name for name in ("fox", "back"))
+def test_an_exported_project_comes_back_the_same(unziplora, exported, tiny_base, isolated_home):
+    completed = unziplora("import", exported, "--name=back", f"--base={tiny_base}", "--json")
+    assert completed.envelope["result"]["name"] == "back"
+    before, after = (isolated_home / "projects" / name for name in ("fox", "back"))
     for branch in ("content", "style"):
         one, other = (load_file(each / f"{branch}.safetensors") for each in (before, after))
         assert one.keys() == other.keys()
@@ -185,9 +185,9 @@ def test_an_imported_project_is_a_project(unziplora, exported, tiny_base, photos
     style = exported.parent / "style-of-rose.safetensors"
     assert unziplora("export", "rose", "--part=style", "--to=peft", "--out", style).code == 0
     for name, more in (("plain", []), ("pictured", ["--picture", photos / "fox.png"])):
-        ended = unziplora("import", content, style, f"--name={name}", f"--base={tiny_base}", *more)
-        assert ended.code == 0
-        assert "There are no merge weights for the style: all are 1." in ended.said
+        completed = unziplora("import", content, style, f"--name={name}", f"--base={tiny_base}", *more)
+        assert completed.code == 0
+        assert "There are no merge weights for the style: all are 1." in completed.message
         assert unziplora("verify", name).code == 0
         assert "elsewhere: imported" in unziplora("show", name).out
         for command in ("content", "style", "combine"):
@@ -233,18 +233,18 @@ class Harmful:
         return Path.touch, (Path("harmed"),)
 
 
-def test_a_pickle_with_code_is_refused_and_not_run(refused, released, tiny_base, tmp_path, monkeypatch):
+def test_a_pickle_with_code_is_refused_and_not_run(assert_fails, released, tiny_base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"unet.x.lora.merge_content": Harmful()}, released / "cat_merger_content.pth")
-    said = refused(6, "import", released, *WORDS, f"--base={tiny_base}")
-    assert "cat_merger_content.pth cannot be read as merge weights" in said
-    assert "it holds more than tensors" in said
+    message = assert_fails(6, "import", released, *WORDS, f"--base={tiny_base}")
+    assert "cat_merger_content.pth cannot be read as merge weights" in message
+    assert "it holds more than tensors" in message
     assert not (tmp_path / "harmed").exists()
 
 
-def test_words_that_nobody_tells_are_asked_for_by_flag(refused, released, tiny_base):
-    assert "--subject WORD" in refused(2, "import", released, f"--base={tiny_base}")
-    assert "--style WORD" in refused(2, "import", released, "--subject=fox", f"--base={tiny_base}")
+def test_words_that_nobody_tells_are_asked_for_by_flag(assert_fails, released, tiny_base):
+    assert "--subject WORD" in assert_fails(2, "import", released, f"--base={tiny_base}")
+    assert "--style WORD" in assert_fails(2, "import", released, "--subject=fox", f"--base={tiny_base}")
 
 
 @pytest.mark.parametrize(
@@ -259,20 +259,20 @@ def test_words_that_nobody_tells_are_asked_for_by_flag(refused, released, tiny_b
         (2, ["--subject= "], "The subject is empty"),
     ],
 )
-def test_what_cannot_be_imported_leaves_nothing(refused, exported, tiny_base, code, options, says):
+def test_what_cannot_be_imported_leaves_nothing(assert_fails, exported, tiny_base, code, options, says):
     base = [] if code == 6 else [f"--base={tiny_base}"]
-    assert says in refused(code, "import", exported, "--name=new", *base, *options)
+    assert says in assert_fails(code, "import", exported, "--name=new", *base, *options)
 
 
-def test_a_strangers_words_are_not_printed(unziplora, refused, exported, tiny_base):
+def test_a_strangers_words_are_not_printed(unziplora, assert_fails, exported, tiny_base):
     """What a file says of itself may hold anything, escape codes too."""
     for part in ("content", "style"):
         path = exported / f"fox-{part}.safetensors"
         told = metadata(path) | {"unziplora.subject": "\x1b[2Jfox", "unziplora.project": "../../x"}
         save_file(load_file(path), path, metadata=told)
-    assert "--subject WORD" in refused(2, "import", exported, f"--base={tiny_base}")
-    ended = unziplora("import", exported, "--subject=fox", f"--base={tiny_base}", "--json")
-    assert ended.envelope["result"]["name"] == "x"
+    assert "--subject WORD" in assert_fails(2, "import", exported, f"--base={tiny_base}")
+    completed = unziplora("import", exported, "--subject=fox", f"--base={tiny_base}", "--json")
+    assert completed.envelope["result"]["name"] == "x"
 
 
 def test_check_tells_what_each_program_does(unziplora, two_projects, tiny_base, tmp_path):
@@ -285,25 +285,25 @@ def test_check_tells_what_each_program_does(unziplora, two_projects, tiny_base, 
     assert "without effect" in unziplora("check", path, f"--base={tiny_base}").out
 
 
-def test_check_refuses_what_diffusers_applies_wrongly(refused, exported, tiny_base):
+def test_check_refuses_what_diffusers_applies_wrongly(assert_fails, exported, tiny_base):
     """Alphas that differ from layer to layer, as diffusers misapplies them."""
     path = exported / "fox-content.safetensors"
     tensors = load_file(path)
     alphas = [key for key in tensors if key.endswith(".alpha")]
     tensors[alphas[0]] = torch.tensor(1.0, dtype=torch.float16)
     save_file(tensors, path)
-    assert "relative error" in refused(6, "check", path, f"--base={tiny_base}")
+    assert "relative error" in assert_fails(6, "check", path, f"--base={tiny_base}")
 
 
-def test_check_refuses_the_names_of_the_releases(refused, released, tiny_base):
+def test_check_refuses_the_names_of_the_releases(assert_fails, released, tiny_base):
     path = released / "cat_content/pytorch_lora_weights.safetensors"
-    assert "import it" in refused(6, "check", path, f"--base={tiny_base}")
+    assert "import it" in assert_fails(6, "check", path, f"--base={tiny_base}")
 
 
 def test_the_copy_of_a_project_folder_is_imported(unziplora, two_projects, tiny_base, tmp_path):
     copy = shutil.copytree(two_projects / "projects/rose", tmp_path / "copy")
-    ended = unziplora("import", copy, f"--base={tiny_base}", "--name=again", "--json")
-    assert ended.envelope["result"]["merge_weights"]
+    completed = unziplora("import", copy, f"--base={tiny_base}", "--name=again", "--json")
+    assert completed.envelope["result"]["merge_weights"]
 
 
 def spoil(path: Path, kind: str) -> None:
@@ -341,14 +341,14 @@ def spoil(path: Path, kind: str) -> None:
         ("FLUX", "is a LoRA for FLUX"),
     ],
 )
-def test_a_bad_file_is_named_and_nothing_is_written(refused, exported, tiny_base, kind, says):
+def test_a_bad_file_is_named_and_nothing_is_written(assert_fails, exported, tiny_base, kind, says):
     bad = exported / "fox-content.safetensors"
     spoil(bad, kind)
     for arguments in (["check", bad], ["import", bad, exported / "fox-style.safetensors", *WORDS]):
-        assert says in refused(6, *arguments, f"--base={tiny_base}")
+        assert says in assert_fails(6, *arguments, f"--base={tiny_base}")
 
 
 @pytest.mark.parametrize("command", ["content", "combine", "cross"])
-def test_a_project_with_a_bad_file_draws_nothing(refused, two_projects, command):
+def test_a_project_with_a_bad_file_draws_nothing(assert_fails, two_projects, command):
     spoil(two_projects / "projects/fox/content.safetensors", "undefined")
-    assert "infinite or undefined numbers" in refused(6, command, "fox", *QUICK)
+    assert "infinite or undefined numbers" in assert_fails(6, command, "fox", *QUICK)

@@ -23,7 +23,7 @@ def every_command() -> list[list[str]]:
 def test_no_help_imports_anything_heavy():
     program = (
         "import contextlib, io, sys\n"
-        "from unziplora_cli.cli.app import run\n"
+        "from unziplora_cli.__main__ import run\n"
         "for line in sys.argv[1:]:\n"
         "    with contextlib.redirect_stdout(io.StringIO()) as out:\n"
         "        assert run([*line.split(), '--help']) == 0, line\n"
@@ -46,9 +46,9 @@ def test_the_module_runs_like_the_console_script():
 
 
 def test_no_arguments_show_the_help(unziplora):
-    ended = unziplora()
-    assert ended.code == 0
-    assert "Usage" in ended.out
+    completed = unziplora()
+    assert completed.code == 0
+    assert "Usage" in completed.out
 
 
 @pytest.mark.parametrize(
@@ -61,19 +61,19 @@ def test_no_arguments_show_the_help(unziplora):
     ],
 )
 def test_a_wrong_command_line_ends_with_2_and_one_message(unziplora, line, says):
-    ended = unziplora(*line.split())
-    assert (ended.code, ended.out) == (2, "")
-    assert says in ended.said
-    assert "->" in ended.err
-    assert "Traceback" not in ended.err
+    completed = unziplora(*line.split())
+    assert (completed.code, completed.out) == (2, "")
+    assert says in completed.message
+    assert "->" in completed.err
+    assert "Traceback" not in completed.err
 
 
 @pytest.mark.parametrize("line", ["--json lst", "list --json --colour", "--json show", "show nobody --json"])
 def test_with_json_a_failure_is_one_envelope(unziplora, line):
-    ended = unziplora(*line.split())
-    assert ended.envelope["ok"] is False
-    assert ended.envelope["error"]["exit_code"] == ended.code
-    assert ended.err == ""
+    completed = unziplora(*line.split())
+    assert completed.envelope["ok"] is False
+    assert completed.envelope["error"]["exit_code"] == completed.code
+    assert completed.err == ""
 
 
 def test_global_options_may_stand_behind_the_command(unziplora, tmp_path, make_project):
@@ -102,10 +102,10 @@ def test_every_failure_has_its_code_and_shows_no_traceback(unziplora, monkeypatc
         raise error
 
     monkeypatch.setattr(projects.Session, "store", fail)
-    ended = unziplora("list")
-    assert ended.code == code
-    assert says in ended.said
-    assert "Traceback" not in ended.err
+    completed = unziplora("list")
+    assert completed.code == code
+    assert says in completed.message
+    assert "Traceback" not in completed.err
 
 
 def test_out_of_memory_on_a_device_is_told_apart(unziplora, monkeypatch):
@@ -119,9 +119,9 @@ def test_out_of_memory_on_a_device_is_told_apart(unziplora, monkeypatch):
 
 
 def test_verbose_shows_the_traceback(unziplora):
-    ended = unziplora("show", "nobody", "-v")
-    assert "Traceback" in ended.err
-    assert ended.code == 3
+    completed = unziplora("show", "nobody", "-v")
+    assert "Traceback" in completed.err
+    assert completed.code == 3
 
 
 def test_the_hub_is_off_limits_unless_pulling(unziplora, monkeypatch):

@@ -60,41 +60,43 @@ def bad_pictures(folder: Path) -> dict[str, Path]:
     ],
 )
 def test_a_bad_picture_is_refused_before_any_training(
-    refused, tmp_path, photos, settings, monkeypatch, kind, says
+    assert_fails, tmp_path, photos, settings, monkeypatch, kind, says
 ):
     """Also when a good one comes first: that one is not trained."""
     from unziplora_cli.cli import train
 
     monkeypatch.setattr(train, "find_base", lambda *_: pytest.fail("the base was looked for"))
-    said = refused(2, "train", photos / "fox.png", bad_pictures(tmp_path)[kind], *WORDS, *settings)
-    assert says in said
-    assert "->" in said
+    message = assert_fails(2, "train", photos / "fox.png", bad_pictures(tmp_path)[kind], *WORDS, *settings)
+    assert says in message
+    assert "->" in message
 
 
 def test_a_20000_px_wide_picture_is_trained_on_with_a_note(unziplora, tmp_path, settings):
     path = tmp_path / "wide.png"
     Image.linear_gradient("L").resize((20_000, 80)).save(path)
-    ended = unziplora("train", path, *WORDS, *settings)
-    assert ended.code == 0
-    assert "20000 x 80 px: only" in ended.said
+    completed = unziplora("train", path, *WORDS, *settings)
+    assert completed.code == 0
+    assert "20000 x 80 px: only" in completed.message
 
 
-def test_the_first_frame_of_an_animation_is_used_and_that_is_said(unziplora, tmp_path, settings, own_home):
+def test_the_first_frame_of_an_animation_is_used_and_that_is_said(
+    unziplora, tmp_path, settings, isolated_home
+):
     path = tmp_path / "dance.gif"
     frames = [Image.new("RGB", (80, 80), color) for color in ("red", "green", "blue")]
     frames[0].save(path, save_all=True, append_images=frames[1:])
-    ended = unziplora("train", path, *WORDS, *settings)
-    assert ended.code == 0
-    assert "dance.gif has 3 frames; the first one is used" in ended.said
-    assert (own_home / "projects/dance/source.gif").read_bytes() == path.read_bytes()
+    completed = unziplora("train", path, *WORDS, *settings)
+    assert completed.code == 0
+    assert "dance.gif has 3 frames; the first one is used" in completed.message
+    assert (isolated_home / "projects/dance/source.gif").read_bytes() == path.read_bytes()
 
 
 def test_a_long_prompt_is_cut_and_that_is_said(unziplora, photos, settings):
     subject = "fox " * 28 + "on the beach"
-    ended = unziplora("train", photos / "fox.png", f"--subject={subject}", "--style=sketch", *settings)
-    assert ended.code == 0
-    assert "is longer than 32 tokens; the base does not read:" in ended.said
-    assert "sketch style" in ended.said
+    completed = unziplora("train", photos / "fox.png", f"--subject={subject}", "--style=sketch", *settings)
+    assert completed.code == 0
+    assert "is longer than 32 tokens; the base does not read:" in completed.message
+    assert "sketch style" in completed.message
 
 
 @pytest.mark.parametrize(
@@ -127,41 +129,41 @@ def test_a_long_prompt_is_cut_and_that_is_said(unziplora, photos, settings):
         (4, ["--vae=owner/vae"], "unziplora models pull owner/vae"),
     ],
 )
-def test_a_bad_option_of_train(refused, photos, settings, code, options, says):
+def test_a_bad_option_of_train(assert_fails, photos, settings, code, options, says):
     names = {option.split("=")[0] for option in options}
     kept = [each for each in (*WORDS, *settings) if each.split("=")[0] not in names]
-    assert says in refused(code, "train", photos / "fox.png", *kept, *options)
+    assert says in assert_fails(code, "train", photos / "fox.png", *kept, *options)
 
 
-def test_a_preset_file_with_an_unknown_key_names_the_nearest(refused, photos, tmp_path):
+def test_a_preset_file_with_an_unknown_key_names_the_nearest(assert_fails, photos, tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("[train]\nrnak = 4\n")
-    said = refused(2, "train", photos / "fox.png", *WORDS, f"--preset={path}", "--base=mini")
-    assert "Unknown key 'rnak'" in said
-    assert "Did you mean 'rank'?" in said
+    message = assert_fails(2, "train", photos / "fox.png", *WORDS, f"--preset={path}", "--base=mini")
+    assert "Unknown key 'rnak'" in message
+    assert "Did you mean 'rank'?" in message
 
 
-def test_missing_words_without_a_terminal_name_the_flags(refused, photos, settings):
-    assert "--subject fox" in refused(2, "train", photos / "fox.png", *settings)
-    assert "--style watercolor" in refused(2, "train", photos / "fox.png", "--subject=fox", *settings)
+def test_missing_words_without_a_terminal_name_the_flags(assert_fails, photos, settings):
+    assert "--subject fox" in assert_fails(2, "train", photos / "fox.png", *settings)
+    assert "--style watercolor" in assert_fails(2, "train", photos / "fox.png", "--subject=fox", *settings)
     twice = ("--subject=a", "--subject=b", "--style=c")
-    assert "2 times for 1 picture" in refused(2, "train", photos / "fox.png", *twice, *settings)
+    assert "2 times for 1 picture" in assert_fails(2, "train", photos / "fox.png", *twice, *settings)
 
 
-def test_two_pictures_of_one_name_are_told_apart_first(refused, photos, tmp_path, settings):
+def test_two_pictures_of_one_name_are_told_apart_first(assert_fails, photos, tmp_path, settings):
     other = shutil.copy(photos / "rose.jpg", tmp_path / "fox.jpg")
-    said = refused(2, "train", photos / "fox.png", other, *WORDS, *settings)
-    assert "would both become the project 'fox'" in said
-    names = refused(2, "train", photos / "fox.png", photos / "rose.jpg", "--name=x", *WORDS, *settings)
+    message = assert_fails(2, "train", photos / "fox.png", other, *WORDS, *settings)
+    assert "would both become the project 'fox'" in message
+    names = assert_fails(2, "train", photos / "fox.png", photos / "rose.jpg", "--name=x", *WORDS, *settings)
     assert "--name names one project" in names
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder_2", "tokenizer", "scheduler", "unet/config.json"])
-def test_a_base_that_lacks_a_part(refused, photos, tiny_base, settings, tmp_path, part):
+def test_a_base_that_lacks_a_part(assert_fails, photos, tiny_base, settings, tmp_path, part):
     base = shutil.copytree(tiny_base, tmp_path / "base")
     shutil.rmtree(base / part) if (base / part).is_dir() else (base / part).unlink()
-    said = refused(4, "train", photos / "fox.png", *WORDS, *settings, f"--base={base}")
-    assert f"lacks {part}" in said
+    message = assert_fails(4, "train", photos / "fox.png", *WORDS, *settings, f"--base={base}")
+    assert f"lacks {part}" in message
 
 
 @pytest.mark.parametrize(
@@ -173,32 +175,32 @@ def test_a_base_that_lacks_a_part(refused, photos, tiny_base, settings, tmp_path
         ({"up_block_types": ["UpBlock2D"] * 3}, "has no attention at"),
     ],
 )
-def test_a_base_that_is_not_of_sdxls_shape(refused, photos, tiny_base, settings, tmp_path, change, says):
+def test_a_base_that_is_not_of_sdxls_shape(assert_fails, photos, tiny_base, settings, tmp_path, change, says):
     base = shutil.copytree(tiny_base, tmp_path / "base")
     path = base / "unet/config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    said = refused(4, "train", photos / "fox.png", *WORDS, *settings, f"--base={base}")
-    assert "is not of SDXL's shape" in said
-    assert says in said
+    message = assert_fails(4, "train", photos / "fox.png", *WORDS, *settings, f"--base={base}")
+    assert "is not of SDXL's shape" in message
+    assert says in message
 
 
-def test_a_base_with_broken_weights(refused, photos, tiny_base, settings, tmp_path):
+def test_a_base_with_broken_weights(assert_fails, photos, tiny_base, settings, tmp_path):
     base = shutil.copytree(tiny_base, tmp_path / "base")
     (weights,) = (base / "unet").glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:1000])
-    refused(4, "train", photos / "fox.png", *WORDS, *settings, f"--base={base}")
+    assert_fails(4, "train", photos / "fox.png", *WORDS, *settings, f"--base={base}")
 
 
-def test_a_home_that_is_a_file(refused, photos, settings, tmp_path):
+def test_a_home_that_is_a_file(assert_fails, photos, settings, tmp_path):
     home = tmp_path / "home"
     home.write_text("mine")
     for command in (["train", photos / "fox.png", *WORDS, *settings], ["content", "fox"]):
-        said = refused(3, *command, f"--home={home}")
-        assert "--home" in said or "There is no project" in said
+        message = assert_fails(3, *command, f"--home={home}")
+        assert "--home" in message or "There is no project" in message
     assert home.read_text() == "mine"
 
 
-def test_a_home_that_must_not_be_written_to(refused, photos, settings, monkeypatch):
+def test_a_home_that_must_not_be_written_to(assert_fails, photos, settings, monkeypatch):
     mkdir = Path.mkdir
 
     def read_only(self: Path, *args: object, **named: object) -> None:
@@ -207,9 +209,9 @@ def test_a_home_that_must_not_be_written_to(refused, photos, settings, monkeypat
         mkdir(self, *args, **named)
 
     monkeypatch.setattr(Path, "mkdir", read_only)
-    said = refused(3, "train", photos / "fox.png", *WORDS, *settings)
-    assert "Read-only file system" in said
-    assert "--home FOLDER" in said
+    message = assert_fails(3, "train", photos / "fox.png", *WORDS, *settings)
+    assert "Read-only file system" in message
+    assert "--home FOLDER" in message
 
 
 def full_disk(*args: object, **named: object) -> None:
@@ -224,20 +226,22 @@ def full_disk(*args: object, **named: object) -> None:
         "unziplora_cli.projects.manifest.files.write_bytes",
     ],
 )
-def test_a_disk_that_fills_up_while_training(refused, photos, settings, two_projects, monkeypatch, target):
+def test_a_disk_that_fills_up_while_training(
+    assert_fails, photos, settings, two_projects, monkeypatch, target
+):
     monkeypatch.setattr(target, full_disk)
-    said = refused(3, "train", photos / "fox.png", *WORDS, *settings, "--force")
-    assert "No space left on device" in said
+    message = assert_fails(3, "train", photos / "fox.png", *WORDS, *settings, "--force")
+    assert "No space left on device" in message
     monkeypatch.undo()
     assert ProjectStore(two_projects).verify("fox").problems == ()
 
 
-def test_a_disk_that_fills_up_while_drawing(refused, two_projects, monkeypatch):
+def test_a_disk_that_fills_up_while_drawing(assert_fails, two_projects, monkeypatch):
     monkeypatch.setenv("UNZIPLORA_HOME", str(two_projects))
     monkeypatch.setattr(Image.Image, "save", full_disk)
-    said = refused(3, "content", "fox", *QUICK, "--out", two_projects / "projects/fox")
-    assert "No space left on device" in said
-    assert "--out" in said
+    message = assert_fails(3, "content", "fox", *QUICK, "--out", two_projects / "projects/fox")
+    assert "No space left on device" in message
+    assert "--out" in message
 
 
 @pytest.mark.parametrize(
@@ -264,22 +268,22 @@ def test_a_disk_that_fills_up_while_drawing(refused, two_projects, monkeypatch):
         (4, ["content", "fox", "--base=no-such-folder"], "There is no base 'no-such-folder'"),
     ],
 )
-def test_a_bad_command_to_draw(refused, two_projects, code, line, says):
-    assert says in refused(code, *line)
+def test_a_bad_command_to_draw(assert_fails, two_projects, code, line, says):
+    assert says in assert_fails(code, *line)
 
 
 @pytest.mark.parametrize("command", ["content", "cross"])
 def test_a_place_that_cannot_be_written_is_told_before_drawing(
-    refused, two_projects, tmp_path, monkeypatch, command
+    assert_fails, two_projects, tmp_path, monkeypatch, command
 ):
     from unziplora_cli.workflows import generate
 
     monkeypatch.setattr(generate, "pictures", lambda *_: pytest.fail("it was drawn"))
     (tmp_path / "file").write_text("mine")
-    said = refused(3, command, "fox", *QUICK, "--out", tmp_path / "file/below")
-    assert "file is not a folder" in said
+    message = assert_fails(3, command, "fox", *QUICK, "--out", tmp_path / "file/below")
+    assert "file is not a folder" in message
     monkeypatch.setattr(os, "access", lambda *_, **__: False)
-    assert "--out" in refused(3, command, "fox", *QUICK, "--out", tmp_path / "new")
+    assert "--out" in assert_fails(3, command, "fox", *QUICK, "--out", tmp_path / "new")
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -308,19 +312,19 @@ def test_everything_cheap_is_checked_before_torch_is_imported(photos, two_projec
     ]
     program = (
         "import json, sys\n"
-        "from unziplora_cli.cli.app import run\n"
+        "from unziplora_cli.__main__ import run\n"
         "codes = []\n"
         "for line in json.loads(sys.argv[1]):\n"
         "    codes.append(run(line))\n"
         "    assert 'torch' not in sys.modules, line\n"
         "print(json.dumps(codes))\n"
     )
-    ended = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", program, json.dumps(lines)],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
     )
-    assert ended.returncode == 0, ended.stderr
-    assert all(code in (2, 3, 4) for code in json.loads(ended.stdout))
-    assert "Traceback" not in ended.stderr
+    assert completed.returncode == 0, completed.stderr
+    assert all(code in (2, 3, 4) for code in json.loads(completed.stdout))
+    assert "Traceback" not in completed.stderr

@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from tests.sdxl.cached import put_in_cache
+from unziplora_cli.__main__ import run
 from unziplora_cli.cli import app
 
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "PIL", "huggingface_hub", "rich")
@@ -50,7 +51,7 @@ def offered(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv("COMP_WORDS", " ".join(["unziplora", *words]))
         monkeypatch.setenv("COMP_CWORD", str(len(words)))
         with pytest.raises(SystemExit):
-            app.run([])
+            run([])
         return capsys.readouterr().out.split()
 
     return complete
@@ -101,7 +102,7 @@ def test_completing_imports_nothing_heavy(make_project):
     make_project("fox")
     program = (
         "import sys\n"
-        "from unziplora_cli.cli.app import run\n"
+        "from unziplora_cli.__main__ import run\n"
         "try:\n"
         "    run([])\n"
         "except SystemExit:\n"
@@ -109,7 +110,7 @@ def test_completing_imports_nothing_heavy(make_project):
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
     line = {"_UNZIPLORA_COMPLETE": "complete_bash", "COMP_WORDS": "unziplora show ", "COMP_CWORD": "2"}
-    ended = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | line, capture_output=True, text=True, check=True
     )
-    assert ended.stdout.split("\n")[:2] == ["fox", "[]"]
+    assert completed.stdout.split("\n")[:2] == ["fox", "[]"]

@@ -36,13 +36,13 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_the_demo_trains_draws_and_writes_one_sheet(unziplora, short, own_home, tmp_path):
+def test_the_demo_trains_draws_and_writes_one_sheet(unziplora, short, isolated_home, tmp_path):
     """Also a second time, where its projects and its sheet exist already."""
-    ended = unziplora("demo", "--out", tmp_path, "--device=cpu")
-    assert ended.code == 0
-    assert "demo-fox: learned in" in ended.err
-    assert "unziplora combine demo-fox demo-cat" in ended.out
-    store = ProjectStore(own_home)
+    completed = unziplora("demo", "--out", tmp_path, "--device=cpu")
+    assert completed.code == 0
+    assert "demo-fox: learned in" in completed.err
+    assert "unziplora combine demo-fox demo-cat" in completed.out
+    store = ProjectStore(isolated_home)
 
     result = unziplora("demo", "--out", tmp_path, "--device=cpu", "--json").envelope["result"]
     assert [str(path) for path in tmp_path.iterdir()] == [result["sheet"]]
@@ -56,18 +56,20 @@ def test_the_demo_trains_draws_and_writes_one_sheet(unziplora, short, own_home, 
 
 @pytest.mark.parametrize(("out", "code"), [("sheet.txt", 2), ("sheet", 2), ("file/sheet.png", 3)])
 def test_a_sheet_that_cannot_be_written_is_told_before_the_training(
-    unziplora, monkeypatch, tmp_path, leftovers, out, code
+    unziplora, monkeypatch, tmp_path, home_files, out, code
 ):
     monkeypatch.setattr(demo, "train", lambda *_: pytest.fail("it was trained"))
     (tmp_path / "file").write_text("mine")
-    ended = unziplora("demo", "--out", tmp_path / out)
-    assert (ended.code, ended.out) == (code, "")
-    assert "--out" in ended.said
-    assert leftovers() == []
+    completed = unziplora("demo", "--out", tmp_path / out)
+    assert (completed.code, completed.out) == (code, "")
+    assert "--out" in completed.message
+    assert home_files() == []
     assert [path.name for path in Path(tmp_path).iterdir()] == ["file"]
 
 
-def test_ctrl_c_in_the_second_training_keeps_the_first(unziplora, short, own_home, monkeypatch, tmp_path):
+def test_ctrl_c_in_the_second_training_keeps_the_first(
+    unziplora, short, isolated_home, monkeypatch, tmp_path
+):
     train = demo.train
 
     def stop(order: demo.TrainOrder, store: ProjectStore) -> object:
@@ -76,8 +78,8 @@ def test_ctrl_c_in_the_second_training_keeps_the_first(unziplora, short, own_hom
         yield from train(order, store)
 
     monkeypatch.setattr(demo, "train", stop)
-    ended = unziplora("demo", "--out", tmp_path / "sheet.png", "--device=cpu")
-    assert ended.code == 130
-    assert "Traceback" not in ended.err
-    assert ProjectStore(own_home).names() == ["demo-fox"]
+    completed = unziplora("demo", "--out", tmp_path / "sheet.png", "--device=cpu")
+    assert completed.code == 130
+    assert "Traceback" not in completed.err
+    assert ProjectStore(isolated_home).names() == ["demo-fox"]
     assert list(tmp_path.iterdir()) == []

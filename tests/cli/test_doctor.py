@@ -23,30 +23,30 @@ def on(monkeypatch):
     return put
 
 
-def test_a_sound_machine_ends_well(unziplora, on, own_home, monkeypatch):
+def test_a_sound_machine_ends_well(unziplora, on, isolated_home, monkeypatch):
     asked = on(WITH_GPU)
-    ended = unziplora("doctor")
-    assert ended.code == 0
-    assert "This machine can train." in ended.out
-    assert "To fix" not in ended.out
-    assert asked == [(own_home, False)]
+    completed = unziplora("doctor")
+    assert completed.code == 0
+    assert "This machine can train." in completed.out
+    assert "To fix" not in completed.out
+    assert asked == [(isolated_home, False)]
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     unziplora("doctor", "--online")
-    assert asked[1] == (own_home, True)
+    assert asked[1] == (isolated_home, True)
 
 
 def test_what_blocks_training_ends_with_1_and_a_line_that_can_be_copied(unziplora, on, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     on(replace(WITH_GPU, torch=Torch("2.13.0+cpu"), installer="pipx"))
-    ended = unziplora("doctor")
+    completed = unziplora("doctor")
     line = (
         "pipx runpip unziplora uninstall -y torch && pipx runpip unziplora install "
         '"torch>=2.11.0" --index-url https://download.pytorch.org/whl/cu130'
     )
-    assert (ended.code, ended.out.count(line)) == (1, 1)
-    ended = unziplora("doctor", "--json")
-    result = ended.envelope["result"]
-    assert (ended.code, result["blocked"]) == (1, True)
+    assert (completed.code, completed.out.count(line)) == (1, 1)
+    completed = unziplora("doctor", "--json")
+    result = completed.envelope["result"]
+    assert (completed.code, result["blocked"]) == (1, True)
     (check,) = (each for each in result["checks"] if each["name"] == "gpu")
     assert (check["level"], check["fix"]) == ("problem", line)
     assert result["environment"]["gpus"][0]["name"] == "NVIDIA H200"
@@ -54,8 +54,8 @@ def test_what_blocks_training_ends_with_1_and_a_line_that_can_be_copied(unziplor
 
 def test_online_and_offline_exclude_each_other(unziplora, on):
     on(SOUND)
-    ended = unziplora("doctor", "--online", "--offline")
-    assert (ended.code, "Leave out --offline" in ended.said) == (2, True)
+    completed = unziplora("doctor", "--online", "--offline")
+    assert (completed.code, "Leave out --offline" in completed.message) == (2, True)
 
 
 def test_it_works_with_a_broken_torch_and_a_home_that_is_a_file(unziplora, tmp_path, monkeypatch):
@@ -64,14 +64,14 @@ def test_it_works_with_a_broken_torch_and_a_home_that_is_a_file(unziplora, tmp_p
     (tmp_path / "torch/__init__.py").write_text("raise ImportError('libtorch.so')")
     (tmp_path / "home").write_text("a file")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    ended = unziplora("doctor", f"--home={tmp_path / 'home'}", "--json")
-    levels = {each["name"]: each["level"] for each in ended.envelope["result"]["checks"]}
-    assert ended.code == 1
+    completed = unziplora("doctor", f"--home={tmp_path / 'home'}", "--json")
+    levels = {each["name"]: each["level"] for each in completed.envelope["result"]["checks"]}
+    assert completed.code == 1
     assert (levels["torch"], levels["home"], levels["cache"]) == ("problem", "problem", "ok")
 
 
 @pytest.mark.slow
-def test_this_machine_can_train(unziplora, own_home):
-    ended = unziplora("doctor", "--json")
-    assert ended.code == 0, ended.out
-    assert not own_home.exists()
+def test_this_machine_can_train(unziplora, isolated_home):
+    completed = unziplora("doctor", "--json")
+    assert completed.code == 0, completed.out
+    assert not isolated_home.exists()

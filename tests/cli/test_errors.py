@@ -38,7 +38,7 @@ def test_a_command_that_needs_a_missing_torch_names_the_doctor(unziplora, photos
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
     monkeypatch.setattr(train, "find_base", fail)
-    ended = unziplora("train", photos / "fox.png", "--subject=fox", "--style=ink")
-    assert ended.code == 1
-    assert "unziplora doctor" in ended.said
-    assert "defect" not in ended.said
+    completed = unziplora("train", photos / "fox.png", "--subject=fox", "--style=ink")
+    assert completed.code == 1
+    assert "unziplora doctor" in completed.message
+    assert "defect" not in completed.message

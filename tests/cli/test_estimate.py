@@ -45,14 +45,14 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return lambda number: monkeypatch.setattr(memory, "free_memory", lambda _: int(number))
 
 
-def test_a_plan_tells_and_writes_nothing(unziplora, photos, settings, own_home):
-    ended = unziplora("train", photos / "fox.png", *settings, "--plan")
-    assert ended.code == 0
-    assert "It fits." in ended.out
-    assert "must be free" in ended.out
-    assert "checkpoints up to" in ended.out
-    assert "under 0.1 s" in ended.out
-    assert not own_home.exists()
+def test_a_plan_tells_and_writes_nothing(unziplora, photos, settings, isolated_home):
+    completed = unziplora("train", photos / "fox.png", *settings, "--plan")
+    assert completed.code == 0
+    assert "It fits." in completed.out
+    assert "must be free" in completed.out
+    assert "checkpoints up to" in completed.out
+    assert "under 0.1 s" in completed.out
+    assert not isolated_home.exists()
 
 
 def test_a_plan_is_an_envelope(unziplora, photos, settings):
@@ -68,10 +68,10 @@ def test_a_plan_is_an_envelope(unziplora, photos, settings):
 
 def test_sdxl_is_planned_before_it_is_fetched(unziplora, photos, free):
     free(64 * GB)
-    ended = unziplora("train", photos / "fox.png", "--base=sdxl", "--device=cpu", "--plan")
-    assert ended.code == 0
-    assert "unziplora models pull sdxl" in ended.said
-    assert "sdxl, rank 64, 1024 px" in ended.out
+    completed = unziplora("train", photos / "fox.png", "--base=sdxl", "--device=cpu", "--plan")
+    assert completed.code == 0
+    assert "unziplora models pull sdxl" in completed.message
+    assert "sdxl, rank 64, 1024 px" in completed.out
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -81,10 +81,10 @@ def test_what_would_fit_is_a_line_that_works(
     """The line that is proposed, typed with --plan, says that it fits."""
     free(enough_for(preset))
     words = ["train", str(photos / "fox.png"), "--base=sdxl", "--device", "cpu", "--seed", "5"]
-    ended = unziplora(*words, "--plan")
-    assert ended.code == 0
-    assert "It will probably not fit. This would: " in ended.out
-    line = shlex.split(ended.out.split("This would: ")[1])
+    completed = unziplora(*words, "--plan")
+    assert completed.code == 0
+    assert "It will probably not fit. This would: " in completed.out
+    line = shlex.split(completed.out.split("This would: ")[1])
     assert line == ["unziplora", *words, "--preset", preset]
     again = unziplora(*line[1:], "--plan")
     assert "It fits." in again.out
@@ -103,9 +103,9 @@ def test_where_no_preset_fits_the_picture_shrinks(unziplora, photos, free):
 
 
 def test_a_training_that_goes_on_takes_no_plan(unziplora):
-    ended = unziplora("train", "--resume=fox", "--plan")
-    assert ended.code == 2
-    assert "--plan" in ended.said
+    completed = unziplora("train", "--resume=fox", "--plan")
+    assert completed.code == 2
+    assert "--plan" in completed.message
 
 
 def test_a_picture_that_is_none_is_refused(unziplora, settings, tmp_path):

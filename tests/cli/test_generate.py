@@ -39,8 +39,8 @@ def edit(home: Path, name: str, **changes: object) -> None:
 
 
 def test_content_draws_the_subject_alone(two_projects, unziplora):
-    ended = unziplora("content", "fox", "--prompt", "on a beach", *QUICK, "--json")
-    (path,) = map(Path, ended.envelope["result"]["pictures"])
+    completed = unziplora("content", "fox", "--prompt", "on a beach", *QUICK, "--json")
+    (path,) = map(Path, completed.envelope["result"]["pictures"])
     assert path == two_projects / "projects/fox/images/content-on-a-beach-001.png"
     told = read_parameters(path)
     assert told["prompts"]["full"] == told["prompts"]["content"] == "a monadikos fox on a beach"
@@ -51,10 +51,10 @@ def test_content_draws_the_subject_alone(two_projects, unziplora):
 
 
 def test_style_draws_another_subject(two_projects, unziplora):
-    ended = unziplora("style", "fox", "--subject", "house", *QUICK)
-    assert ended.code == 0
-    assert "style    a house in watercolor style" in ended.err
-    told = read_parameters(Path(ended.out.strip()))
+    completed = unziplora("style", "fox", "--subject", "house", *QUICK)
+    assert completed.code == 0
+    assert "style    a house in watercolor style" in completed.err
+    told = read_parameters(Path(completed.out.strip()))
     assert told["prompts"]["style"] == "a house in watercolor style"
     assert told["projects"] == {"style": "fox"}
 
@@ -62,15 +62,15 @@ def test_style_draws_another_subject(two_projects, unziplora):
 def test_combine_takes_content_of_one_and_style_of_the_other(two_projects, unziplora):
     drawn = {}
     for content, style in (("fox", "rose"), ("rose", "fox"), ("fox", "fox")):
-        ended = unziplora("combine", content, style, *QUICK)
-        assert ended.code == 0
-        told = read_parameters(Path(ended.out.strip()))
+        completed = unziplora("combine", content, style, *QUICK)
+        assert completed.code == 0
+        told = read_parameters(Path(completed.out.strip()))
         assert told["projects"] == {"content": content, "style": style}
         assert told["adapters"] == adapters(two_projects, content, style)
         assert told["merge_weights"] is True
         words = {"fox": "watercolor", "rose": "sketch"}
         assert told["prompts"]["full"] == f"a monadikos {content} in {words[style]} style"
-        drawn[content, style] = ended.out.strip()
+        drawn[content, style] = completed.out.strip()
     assert Path(drawn["fox", "rose"]).parent == two_projects / "projects/fox/images"
     alone = unziplora("combine", "fox", *QUICK).out.strip()
     assert same(Path(alone), Path(drawn["fox", "fox"]))
@@ -137,8 +137,8 @@ def test_out_names_a_file_or_a_folder(two_projects, unziplora, tmp_path):
 
 
 def test_cross_draws_every_cell_and_a_sheet(two_projects, unziplora, tmp_path):
-    ended = unziplora("cross", "fox", "rose", "--prompt=on a beach", *QUICK, "--out", tmp_path, "--json")
-    result = ended.envelope["result"]
+    completed = unziplora("cross", "fox", "rose", "--prompt=on a beach", *QUICK, "--out", tmp_path, "--json")
+    result = completed.envelope["result"]
     assert [Path(path).name for path in result["pictures"]] == [
         "fox.png",
         "fox-x-rose.png",
@@ -154,8 +154,8 @@ def test_cross_draws_every_cell_and_a_sheet(two_projects, unziplora, tmp_path):
 def test_a_cross_never_overwrites(two_projects, unziplora, tmp_path):
     mine = tmp_path / "fox.png"
     mine.write_bytes(b"the user's own")
-    ended = unziplora("cross", "fox", *QUICK, "--count=1", "--out", tmp_path, "--json")
-    assert Path(ended.envelope["result"]["sheet"]) == tmp_path / "cross-001/sheet.png"
+    completed = unziplora("cross", "fox", *QUICK, "--count=1", "--out", tmp_path, "--json")
+    assert Path(completed.envelope["result"]["sheet"]) == tmp_path / "cross-001/sheet.png"
     assert mine.read_bytes() == b"the user's own"
 
 
@@ -163,9 +163,9 @@ def test_a_cross_of_lists_has_a_row_per_content_and_a_column_per_style(two_proje
     """Also with the same words in every prompt, and with several pictures per cell."""
     edit(two_projects, "rose", words=ProjectStore(two_projects).open("fox").manifest.words)
     options = ("--content=fox", "--content=rose", "--style=rose", "--count=2")
-    ended = unziplora("cross", *options, *QUICK, "--json")
-    assert ended.code == 0
-    names = [Path(path).name for path in ended.envelope["result"]["pictures"]]
+    completed = unziplora("cross", *options, *QUICK, "--json")
+    assert completed.code == 0
+    names = [Path(path).name for path in completed.envelope["result"]["pictures"]]
     assert names == ["fox-x-rose-1.png", "fox-x-rose-2.png", "rose-1.png", "rose-2.png"]
     folder = two_projects / "projects/fox/images/cross-001"
     assert read_parameters(folder / "rose-2.png")["adapters"] == adapters(two_projects, "rose", "rose")
@@ -173,21 +173,21 @@ def test_a_cross_of_lists_has_a_row_per_content_and_a_column_per_style(two_proje
 
 def test_a_lost_source_picture_is_told_before_anything_is_drawn(two_projects, unziplora, tmp_path):
     (two_projects / "projects/rose/source.jpg").unlink()
-    ended = unziplora("cross", "fox", "rose", *QUICK, "--out", tmp_path)
-    assert ended.code == 2
+    completed = unziplora("cross", "fox", "rose", *QUICK, "--out", tmp_path)
+    assert completed.code == 2
     assert list(tmp_path.iterdir()) == []
 
 
-def test_projects_of_different_bases_cannot_be_combined(two_projects, unziplora, leftovers):
-    before = leftovers()
+def test_projects_of_different_bases_cannot_be_combined(two_projects, unziplora, home_files):
+    before = home_files()
     base = ProjectStore(two_projects).open("rose").manifest.base
     edit(two_projects, "rose", base=replace(base, id="elsewhere", hash="sha256:" + "0" * 64))
     for command in ("combine", "cross"):
-        ended = unziplora(command, "fox", "rose", *QUICK)
-        assert ended.code == 3
-        assert "LoRAs of different bases cannot be combined" in ended.said
-        assert "rose on elsewhere" in ended.said
-    assert leftovers() == before
+        completed = unziplora(command, "fox", "rose", *QUICK)
+        assert completed.code == 3
+        assert "LoRAs of different bases cannot be combined" in completed.message
+        assert "rose on elsewhere" in completed.message
+    assert home_files() == before
 
 
 def test_the_same_base_in_another_place_is_the_same_base(two_projects, unziplora, tmp_path):
@@ -200,40 +200,40 @@ def test_the_same_base_in_another_place_is_the_same_base(two_projects, unziplora
 def test_a_base_that_changed_is_told(two_projects, unziplora):
     base = ProjectStore(two_projects).open("fox").manifest.base
     edit(two_projects, "fox", base=replace(base, hash="sha256:" + "0" * 64))
-    ended = unziplora("content", "fox", *QUICK)
-    assert ended.code == 0
-    assert "no longer what fox was trained on" in ended.said
+    completed = unziplora("content", "fox", *QUICK)
+    assert completed.code == 0
+    assert "no longer what fox was trained on" in completed.message
 
 
 def test_a_long_prompt_says_what_is_cut(two_projects, unziplora):
     text = "fox " * 28 + "cat and the dog on the beach"
-    ended = unziplora("content", "fox", "--content-prompt", text, *QUICK)
-    assert ended.code == 0
-    assert 'the base does not read: "' in ended.said
-    assert 'the beach"' in ended.said
+    completed = unziplora("content", "fox", "--content-prompt", text, *QUICK)
+    assert completed.code == 0
+    assert 'the base does not read: "' in completed.message
+    assert 'the beach"' in completed.message
     assert "Note" not in unziplora("content", "fox", "--content-prompt=fox", *QUICK).err
 
 
 def test_progress_is_told_on_stderr_and_the_paths_on_stdout(two_projects, unziplora):
-    ended = unziplora("content", "fox", *QUICK, "--count=2")
-    assert "picture 2 of 2, step 2/2" in ended.err
-    assert all(Path(line).is_file() for line in ended.out.splitlines())
+    completed = unziplora("content", "fox", *QUICK, "--count=2")
+    assert "picture 2 of 2, step 2/2" in completed.err
+    assert all(Path(line).is_file() for line in completed.out.splitlines())
 
 
 @pytest.mark.parametrize("role", ["content", "merge"])
 @pytest.mark.parametrize("damage", ["missing", "cut"])
-def test_damaged_weights_end_with_6(two_projects, unziplora, leftovers, role, damage):
+def test_damaged_weights_end_with_6(two_projects, unziplora, home_files, role, damage):
     file = two_projects / f"projects/fox/{role}.safetensors"
     data = file.read_bytes()
     file.unlink()
     if damage == "cut":
         file.write_bytes(data[: len(data) // 2])
-    before = leftovers()
-    ended = unziplora("combine", "fox", *QUICK)
-    assert ended.code == 6
-    assert f"{role}.safetensors" in ended.said
-    assert "Traceback" not in ended.err
-    assert leftovers() == before
+    before = home_files()
+    completed = unziplora("combine", "fox", *QUICK)
+    assert completed.code == 6
+    assert f"{role}.safetensors" in completed.message
+    assert "Traceback" not in completed.err
+    assert home_files() == before
 
 
 def test_pictures_carry_what_other_programs_read(two_projects, unziplora):

@@ -94,21 +94,21 @@ def test_every_command_ends_in_an_envelope_of_its_shape(
         monkeypatch.setattr(doctor, "collect_environment", lambda *_, **__: SOUND)
     if name == "models remove":
         unziplora("models", "pull", "owner/name")
-    ended = unziplora("--json", *fill(EXAMPLES[name]))
-    envelope = ended.envelope
+    completed = unziplora("--json", *fill(EXAMPLES[name]))
+    envelope = completed.envelope
     assert (envelope["command"], envelope["ok"]) == (name, True)
     assert list(envelope)[:2] == ["schema", "command"]
     assert envelope["result"]
-    assert ended.err == ""
+    assert completed.err == ""
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_command_that_fails_ends_in_an_envelope(name: str, unziplora: Callable[..., Any]) -> None:
-    ended = unziplora(*name.split(), "--no-such-option", "--json")
-    envelope = ended.envelope
-    assert (ended.code, envelope["ok"], envelope["error"]["exit_code"]) == (2, False, 2)
+    completed = unziplora(*name.split(), "--no-such-option", "--json")
+    envelope = completed.envelope
+    assert (completed.code, envelope["ok"], envelope["error"]["exit_code"]) == (2, False, 2)
     assert envelope["command"] == name
-    assert ended.err == ""
+    assert completed.err == ""
 
 
 def test_warnings_are_part_of_the_envelope(unziplora, two_projects, tiny_base, tmp_path):
@@ -117,10 +117,10 @@ def test_warnings_are_part_of_the_envelope(unziplora, two_projects, tiny_base, t
     text = changed.read_text()
     fingerprint = text.split('"hash": "')[1].split('"')[0]
     changed.write_text(text.replace(fingerprint, "sha256:" + "0" * 64))
-    ended = unziplora("content", "fox", *QUICK.split(), "--json")
-    (warning,) = ended.envelope["warnings"]
+    completed = unziplora("content", "fox", *QUICK.split(), "--json")
+    (warning,) = completed.envelope["warnings"]
     assert "no longer what fox was trained on" in warning
-    assert ended.err == ""
+    assert completed.err == ""
 
 
 def test_numbers_that_are_none_are_null(capsys: pytest.CaptureFixture[str]) -> None:

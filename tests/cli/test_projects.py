@@ -10,9 +10,9 @@ class Terminal(io.StringIO):
 
 
 def test_an_empty_home_tells_how_to_start(unziplora):
-    ended = unziplora("list")
-    assert ended.code == 0
-    assert "unziplora train" in ended.out
+    completed = unziplora("list")
+    assert completed.code == 0
+    assert "unziplora train" in completed.out
 
 
 def test_list_shows_one_row_per_project(unziplora, make_project):
@@ -26,9 +26,9 @@ def test_list_shows_one_row_per_project(unziplora, make_project):
 
 def test_list_names_damaged_projects(unziplora, make_project):
     (make_project("fox").folder / "manifest.json").write_text("{")
-    ended = unziplora("list")
-    assert "damaged" in ended.out
-    assert "not valid JSON" in ended.said
+    completed = unziplora("list")
+    assert "damaged" in completed.out
+    assert "not valid JSON" in completed.message
     assert unziplora("list", "--json").envelope["result"]["damaged"][0]["name"] == "fox"
 
 
@@ -57,10 +57,10 @@ def test_verify_ends_with_3_and_names_the_file(unziplora, make_project):
     project = make_project("fox")
     assert unziplora("verify", "fox").code == 0
     project.path("style").unlink()
-    ended = unziplora("verify", "fox")
-    assert (ended.code, ended.out) == (3, "")
-    assert "1 of 4 files" in ended.said
-    assert "style.safetensors is missing" in ended.said
+    completed = unziplora("verify", "fox")
+    assert (completed.code, completed.out) == (3, "")
+    assert "1 of 4 files" in completed.message
+    assert "style.safetensors is missing" in completed.message
 
 
 def test_rename(unziplora, make_project):
@@ -73,17 +73,17 @@ def test_rename(unziplora, make_project):
 @pytest.mark.parametrize("line", ["show foxx", "verify foxx", "rename foxx x", "remove foxx --yes"])
 def test_an_unknown_project_ends_with_3_and_its_neighbour(unziplora, make_project, line):
     make_project("fox")
-    ended = unziplora(*line.split())
-    assert ended.code == 3
-    assert "Did you mean fox?" in ended.said
-    assert "unziplora list" in ended.said
+    completed = unziplora(*line.split())
+    assert completed.code == 3
+    assert "Did you mean fox?" in completed.message
+    assert "unziplora list" in completed.message
 
 
 def test_remove_needs_a_yes(unziplora, make_project, monkeypatch):
     project = make_project("fox")
-    ended = unziplora("remove", "fox")  # no terminal here
-    assert ended.code == 2
-    assert "--yes" in ended.said
+    completed = unziplora("remove", "fox")  # no terminal here
+    assert completed.code == 2
+    assert "--yes" in completed.message
     monkeypatch.setattr("sys.stdin", Terminal("n\n"))
     assert "Nothing was removed" in unziplora("remove", "fox").out
     assert project.folder.exists()
@@ -101,6 +101,6 @@ def test_remove_without_asking(unziplora, make_project):
 def test_a_home_that_is_a_file_is_one_clear_error(unziplora, tmp_path):
     home = tmp_path / "file"
     home.write_text("")
-    ended = unziplora("--home", home, "list")
-    assert ended.code == 3
-    assert "Cannot use the home" in ended.said
+    completed = unziplora("--home", home, "list")
+    assert completed.code == 3
+    assert "Cannot use the home" in completed.message

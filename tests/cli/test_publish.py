@@ -64,11 +64,11 @@ def test_a_dry_run_writes_the_folder_and_asks_nobody(unziplora, hub, drawn, tmp_
     assert "![a fox on a beach](images/1.png)" in card
 
 
-def test_a_push_makes_one_commit_of_the_very_files(unziplora, hub, drawn, monkeypatch, own_home):
+def test_a_push_makes_one_commit_of_the_very_files(unziplora, hub, drawn, monkeypatch, isolated_home):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    ended = unziplora("push", "fox", "me/fox", "--private", "-v")
-    assert ended.code == 0
-    assert f"{hub.url}/me/fox" in ended.out
+    completed = unziplora("push", "fox", "me/fox", "--private", "-v")
+    assert completed.code == 0
+    assert f"{hub.url}/me/fox" in completed.out
     made = hub.repositories["me/fox"]
     assert made.private
     assert len(hub.commits) == 1
@@ -78,9 +78,9 @@ def test_a_push_makes_one_commit_of_the_very_files(unziplora, hub, drawn, monkey
 
     assert {each.token for each in hub.requests if each.host == "127.0.0.1"} == {TOKEN}
     assert {each.token for each in hub.requests if each.host != "127.0.0.1"} == {None}
-    written = [path.read_bytes() for path in own_home.parent.rglob("*") if path.is_file()]
-    said = (ended.out + ended.err).encode()
-    assert all(TOKEN.encode() not in each for each in [said, *written, *hub.bodies])
+    written = [path.read_bytes() for path in isolated_home.parent.rglob("*") if path.is_file()]
+    message = (completed.out + completed.err).encode()
+    assert all(TOKEN.encode() not in each for each in [message, *written, *hub.bodies])
 
     assert unziplora("push", "fox", "me/fox", "--private").code == 0  # again, into the same one
     assert len(hub.commits) == 2
@@ -90,20 +90,20 @@ def test_a_push_makes_one_commit_of_the_very_files(unziplora, hub, drawn, monkey
 def test_without_the_right_token_the_hub_refuses(unziplora, hub, drawn, monkeypatch, token):
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
-    ended = unziplora("push", "fox", "me/fox", "-v")
-    assert ended.code == 4
-    assert "does not let you push to me/fox (401)" in ended.said
-    assert "hf auth login" in ended.said
-    assert "hf_wrong" not in ended.err
+    completed = unziplora("push", "fox", "me/fox", "-v")
+    assert completed.code == 4
+    assert "does not let you push to me/fox (401)" in completed.message
+    assert "hf auth login" in completed.message
+    assert "hf_wrong" not in completed.err
     assert hub.repositories == {}
 
 
 def test_a_public_model_does_not_take_what_is_private(unziplora, hub, drawn, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub.repositories["me/fox"] = Repository()
-    ended = unziplora("push", "fox", "me/fox", "--private")
-    assert ended.code == 4
-    assert "it is public" in ended.said
+    completed = unziplora("push", "fox", "me/fox", "--private")
+    assert completed.code == 4
+    assert "it is public" in completed.message
     assert hub.commits == []
 
 
@@ -111,9 +111,9 @@ def test_a_hub_that_goes_away_ends_in_one_message(unziplora, hub, drawn, monkeyp
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    ended = unziplora("push", "fox", "me/fox")
-    assert ended.code == 4
-    assert "Cannot push to me/fox (http://127.0.0.1:9): Connect" in ended.said
+    completed = unziplora("push", "fox", "me/fox")
+    assert completed.code == 4
+    assert "Cannot push to me/fox (http://127.0.0.1:9): Connect" in completed.message
 
 
 @pytest.mark.parametrize(
@@ -128,27 +128,27 @@ def test_a_hub_that_goes_away_ends_in_one_message(unziplora, hub, drawn, monkeyp
     ],
 )
 def test_a_wrong_line_is_told_before_the_hub_is_asked(unziplora, hub, drawn, line, code, says):
-    ended = unziplora(*line.split())
-    assert (ended.code, ended.out) == (code, "")
-    assert says in ended.said
+    completed = unziplora(*line.split())
+    assert (completed.code, completed.out) == (code, "")
+    assert says in completed.message
     assert hub.requests == []
 
 
 def test_a_damaged_project_is_not_published(unziplora, hub, drawn, tmp_path):
     (drawn / "style.safetensors").write_bytes(b"other")
     for more in ([], ["--dry-run", "--out", tmp_path / "out"]):
-        ended = unziplora("push", "fox", "me/fox", *more)
-        assert ended.code == 3
-        assert "unziplora verify fox" in ended.said
+        completed = unziplora("push", "fox", "me/fox", *more)
+        assert completed.code == 3
+        assert "unziplora verify fox" in completed.message
     assert hub.requests == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_holds_something_stays_as_it_is(unziplora, drawn, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    ended = unziplora("push", "fox", "me/fox", "--dry-run", "--out", tmp_path)
-    assert ended.code == 2
-    assert "there already" in ended.said
+    completed = unziplora("push", "fox", "me/fox", "--dry-run", "--out", tmp_path)
+    assert completed.code == 2
+    assert "there already" in completed.message
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -164,7 +164,7 @@ def test_the_card_of_a_base_on_the_hub_names_it_and_its_python_is_python(unziplo
 
 
 def test_nothing_published_tells_where_the_base_lies(unziplora, two_projects, tiny_base, tmp_path):
-    """The project of the shelf was trained on a base in a folder; its LoRAs and pictures say a lot."""
+    """The project in `trained_home` was trained on a base in a folder; its LoRAs and pictures say a lot."""
     assert unziplora("content", "fox", "--steps=1", "--device=cpu").code == 0
     assert unziplora("push", "fox", "me/fox", "--dry-run", "--out", tmp_path / "out").code == 0
     files = bytes_of(tmp_path / "out")

@@ -11,11 +11,11 @@ from unziplora_cli.projects.store import ProjectStore
 
 
 @pytest.fixture
-def change(own_home):
+def change(isolated_home):
     """Changes values of a project's manifest in place."""
 
     def edit(name, **values):
-        path = own_home / "projects" / name / "manifest.json"
+        path = isolated_home / "projects" / name / "manifest.json"
         content = json.loads(path.read_text())
         for key, value in values.items():
             content[key] = {**content[key], **value} if isinstance(content[key], dict) else value
@@ -24,11 +24,13 @@ def change(own_home):
     return edit
 
 
-def test_a_replay_on_the_cpu_is_the_same_byte_for_byte_and_leaves_nothing(unziplora, two_projects, leftovers):
-    before = leftovers()
-    ended = unziplora("replay", "rose", "--json")
-    assert ended.code == 0, ended.err
-    result = ended.envelope["result"]
+def test_a_replay_on_the_cpu_is_the_same_byte_for_byte_and_leaves_nothing(
+    unziplora, two_projects, home_files
+):
+    before = home_files()
+    completed = unziplora("replay", "rose", "--json")
+    assert completed.code == 0, completed.err
+    result = completed.envelope["result"]
     assert result["identical"] is True
     assert [(each["role"], each["identical"]) for each in result["files"]] == [
         ("content", True),
@@ -38,13 +40,13 @@ def test_a_replay_on_the_cpu_is_the_same_byte_for_byte_and_leaves_nothing(unzipl
     assert result["losses"].keys() == {"loss_first", "loss_last"}
     assert all(was == now for was, now in result["losses"].values())
     assert (result["changed"], result["unrecorded"], result["kept"]) == ([], [], None)
-    assert leftovers() == before
+    assert home_files() == before
 
 
 def test_a_replay_can_be_kept_as_a_project_of_its_own(unziplora, two_projects):
-    ended = unziplora("replay", "fox", "--name", "fox-again")
-    assert ended.code == 0, ended.err
-    assert ended.out.count("the same numbers") == 3
+    completed = unziplora("replay", "fox", "--name", "fox-again")
+    assert completed.code == 0, completed.err
+    assert completed.out.count("the same numbers") == 3
     store = ProjectStore(two_projects)
     old, new = store.open("fox"), store.open("fox-again")
     assert store.verify("fox-again").problems == ()
@@ -52,14 +54,14 @@ def test_a_replay_can_be_kept_as_a_project_of_its_own(unziplora, two_projects):
     assert new.manifest.source == old.manifest.source
     assert read_lora(new.path("style")).metadata["ss_output_name"] == "fox-again-style"
     refused = unziplora("replay", "fox", "--name", "rose")
-    assert (refused.code, "already" in refused.said) == (3, True)
+    assert (refused.code, "already" in refused.message) == (3, True)
 
 
 def test_another_seed_shows_as_a_distance(unziplora, two_projects, change):
     change("fox", training={"seed": 7}, versions={"torch": "2.0.0"}, tool_version="0.0.1")
-    ended = unziplora("replay", "fox", "--json")
-    assert ended.code == 0, ended.err
-    result = ended.envelope["result"]
+    completed = unziplora("replay", "fox", "--json")
+    assert completed.code == 0, completed.err
+    result = completed.envelope["result"]
     content, style, merge = result["files"]
     assert result["identical"] is False
     for lora in (content, style):
@@ -82,58 +84,58 @@ def test_what_the_manifest_does_not_say_is_told(unziplora, two_projects, tmp_pat
     assert result["unrecorded"] == ["the setting overlap-weight"]
 
 
-def test_another_picture_is_refused(refused, two_projects):
+def test_another_picture_is_refused(assert_fails, two_projects):
     Image.new("RGB", (80, 80), "red").save(two_projects / "projects/fox/source.png")
-    said = refused(3, "replay", "fox")
-    assert "not as it was recorded: source.png was changed: its SHA-256 differs" in said
+    message = assert_fails(3, "replay", "fox")
+    assert "not as it was recorded: source.png was changed: its SHA-256 differs" in message
 
 
-def test_another_base_is_refused(refused, two_projects, tiny_base, tmp_path, change):
+def test_another_base_is_refused(assert_fails, two_projects, tiny_base, tmp_path, change):
     other = shutil.copytree(tiny_base, tmp_path / "base")
     config = other / "unet/config.json"
     config.write_text(config.read_text() + " ")
     change("fox", base={"spec": str(other), "id": str(other)})
-    said = refused(3, "replay", "fox")
-    assert f"The base {other} is not the one that 'fox' was trained on: it is sha256:" in said
+    message = assert_fails(3, "replay", "fox")
+    assert f"The base {other} is not the one that 'fox' was trained on: it is sha256:" in message
     change("fox", base={"spec": "gone", "id": str(tmp_path / "gone")})
-    assert "There is no base" in refused(4, "replay", "fox")
+    assert "There is no base" in assert_fails(4, "replay", "fox")
     change("fox", base={"spec": "a/b", "id": "a/b", "kind": "hub", "revision": "0123"})
-    assert "a/b is not on this disk" in refused(4, "replay", "fox")
+    assert "a/b is not on this disk" in assert_fails(4, "replay", "fox")
 
 
-def test_what_was_not_wholly_trained_here_is_refused(refused, two_projects, change):
+def test_what_was_not_wholly_trained_here_is_refused(assert_fails, two_projects, change):
     change("fox", state="interrupted", steps_done=3)
-    assert "was stopped after step 3" in refused(3, "replay", "fox")
+    assert "was stopped after step 3" in assert_fails(3, "replay", "fox")
     change("rose", source=[])
-    assert "was not trained here" in refused(3, "replay", "rose")
-    assert "There is no project 'elk'" in refused(3, "replay", "elk")
+    assert "was not trained here" in assert_fails(3, "replay", "rose")
+    assert "There is no project 'elk'" in assert_fails(3, "replay", "elk")
 
 
-def test_settings_that_this_version_does_not_know_are_refused(refused, two_projects, change):
+def test_settings_that_this_version_does_not_know_are_refused(assert_fails, two_projects, change):
     change("fox", training={"flux": 4}, tool_version="9.0")
-    said = refused(3, "replay", "fox")
-    assert "cannot repeat the training" in said
-    assert "made by unziplora 9.0" in said
+    message = assert_fails(3, "replay", "fox")
+    assert "cannot repeat the training" in message
+    assert "made by unziplora 9.0" in message
     change("rose", training={"rank": 0})
-    assert "rank is 0" in refused(3, "replay", "rose")
+    assert "rank is 0" in assert_fails(3, "replay", "rose")
 
 
-def test_a_project_in_use_is_refused(refused, two_projects):
+def test_a_project_in_use_is_refused(assert_fails, two_projects):
     with ProjectStore(two_projects).lock("fox"):
-        assert "is in use" in refused(3, "replay", "fox")
+        assert "is in use" in assert_fails(3, "replay", "fox")
 
 
-def test_a_device_that_is_not_here_is_refused(refused, two_projects, change):
+def test_a_device_that_is_not_here_is_refused(assert_fails, two_projects, change):
     change("fox", device="cuda:7")
-    assert "no device 'cuda:7'" in refused(2, "replay", "fox")
+    assert "no device 'cuda:7'" in assert_fails(2, "replay", "fox")
 
 
-def test_a_replay_that_is_stopped_leaves_nothing(refused, two_projects, monkeypatch):
+def test_a_replay_that_is_stopped_leaves_nothing(assert_fails, two_projects, monkeypatch):
     from unziplora_cli.training import engine
 
     def stop(self, *arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(engine.TrainingStep, "__call__", stop)
-    said = refused(130, "replay", "fox")
-    assert "The replay of 'fox' was stopped; nothing of it is kept." in said
+    message = assert_fails(130, "replay", "fox")
+    assert "The replay of 'fox' was stopped; nothing of it is kept." in message

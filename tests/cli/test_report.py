@@ -15,11 +15,11 @@ from unziplora_cli.resources import samples
 
 
 def test_a_trained_project_gets_its_page(unziplora, two_projects):
-    ended = unziplora("report", "fox", "--json")
-    made = ended.envelope["result"]
-    assert ended.envelope["warnings"] == []
+    completed = unziplora("report", "fox", "--json")
+    made = completed.envelope["result"]
+    assert completed.envelope["warnings"] == []
     page = Path(made["report"])
-    assert ended.code == 0
+    assert completed.code == 0
     assert page == two_projects / "projects" / "fox" / "report.html"
     assert made == {
         "report": str(page),
@@ -37,10 +37,10 @@ def test_a_trained_project_gets_its_page(unziplora, two_projects):
 def test_what_had_to_be_left_out_is_said(unziplora, make_project, tmp_path):
     project = fill(make_project("fox"))
     project.path("merge").unlink()
-    ended = unziplora("report", "fox", "--out", tmp_path)
-    assert ended.code == 0
-    assert f"{tmp_path / 'fox.html'}: 11 pictures" in ended.out
-    assert "There is no map of the columns." in ended.said
+    completed = unziplora("report", "fox", "--out", tmp_path)
+    assert completed.code == 0
+    assert f"{tmp_path / 'fox.html'}: 11 pictures" in completed.out
+    assert "There is no map of the columns." in completed.message
 
 
 @pytest.mark.parametrize("works", [True, False])
@@ -50,34 +50,34 @@ def test_the_browser_is_asked_only_with_open(unziplora, make_project, monkeypatc
     project = fill(make_project("fox"))
     assert unziplora("report", "fox").code == 0
     assert asked == []
-    ended = unziplora("report", "fox", "--open")
-    assert ended.code == 0
+    completed = unziplora("report", "fox", "--open")
+    assert completed.code == 0
     assert asked == [(project.folder / "report.html").as_uri()]
-    assert ("open the file yourself" in ended.said) is not works
+    assert ("open the file yourself" in completed.message) is not works
 
 
 @pytest.mark.parametrize(("out", "code"), [("page.png", 2), ("page", 2), ("file.txt/page.html", 3)])
 def test_a_place_that_cannot_be_is_refused(unziplora, make_project, tmp_path, out, code):
     fill(make_project("fox"))
     (tmp_path / "file.txt").write_text("mine")
-    ended = unziplora("report", "fox", "--out", tmp_path / out)
-    assert ended.code == code
-    assert "->" in ended.err
+    completed = unziplora("report", "fox", "--out", tmp_path / out)
+    assert completed.code == code
+    assert "->" in completed.err
     assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
     assert unziplora("report", "nobody").code == 3
 
 
 @pytest.mark.slow
-def test_the_lines_for_diffusers_draw_pictures_as_they_stand(unziplora, own_home, tmp_path):
+def test_the_lines_for_diffusers_draw_pictures_as_they_stand(unziplora, isolated_home, tmp_path):
     sample = samples()["fox"]
     words = [f"--subject={sample.subject}", f"--style={sample.style}"]
     short = ["--base=mini", "--steps=12", "--recalibrations=1"]
-    assert unziplora("train", sample.picture, *words, *short).code == 0
+    assert unziplora("train", sample.image, *words, *short).code == 0
     assert unziplora("report", "fox", "--out", tmp_path).code == 0
     page = (tmp_path / "fox.html").read_text(encoding="utf-8")
     program = html.unescape(re.search('<pre id="diffusers">(.*?)</pre>', page, re.DOTALL)[1])
-    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
+    completed = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr
     for name in ("content", "style", "both"):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.size == (128, 128)

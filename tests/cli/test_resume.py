@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_train import WORDS, Terminal, at_step
+from unziplora_cli.__main__ import run
 from unziplora_cli.cli import _output
-from unziplora_cli.cli.app import run
 from unziplora_cli.projects.store import ProjectStore
 
 
@@ -30,19 +30,19 @@ def train(photos: Path, settings: list[str]) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def cut_home(photos: Path, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with a training of fox, ended after step 5 of 6 by something that cannot be helped."""
+    """A home with a training of fox, stopped after step 5 of 6 by something that cannot be helped."""
     home = tmp_path_factory.mktemp("cut")
     command = ["train", str(photos / "fox.png"), *WORDS, *settings, "--checkpoint-every=2", f"--home={home}"]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()):
-        patch.setattr(_output.Display, "event", at_step(5, no_more))
+        patch.setattr(_output.ProgressDisplay, "event", at_step(5, no_more))
         assert run(command) == 5
     return home
 
 
 @pytest.fixture
-def cut_off(cut_home: Path, own_home: Path) -> None:
+def cut_off(cut_home: Path, isolated_home: Path) -> None:
     """The test's home holds that training."""
-    shutil.copytree(cut_home, own_home, dirs_exist_ok=True)
+    shutil.copytree(cut_home, isolated_home, dirs_exist_ok=True)
 
 
 def weights(home: Path, name: str = "fox") -> list[bytes]:
@@ -51,36 +51,38 @@ def weights(home: Path, name: str = "fox") -> list[bytes]:
     return [each[8 + int.from_bytes(each[:8], "little") :] for each in tensors]
 
 
-def test_it_goes_on_to_the_very_same_files(unziplora, train, cut_off, own_home):
+def test_it_goes_on_to_the_very_same_files(unziplora, train, cut_off, isolated_home):
     listed = unziplora("list")
     assert "unfinished, 4 of 6" in listed.out
     shown = unziplora("show", "fox")
     assert shown.code == 3
-    assert "unziplora train --resume fox" in shown.said
-    ended = unziplora("train", "--resume", "fox")
-    assert ended.code == 0
-    assert "Going on after step 4." in ended.err
+    assert "unziplora train --resume fox" in shown.message
+    completed = unziplora("train", "--resume", "fox")
+    assert completed.code == 0
+    assert "Going on after step 4." in completed.err
     assert unziplora("verify", "fox").code == 0
     assert unziplora(*train, "--name=whole").code == 0
-    assert weights(own_home) == weights(own_home, "whole")
+    assert weights(isolated_home) == weights(isolated_home, "whole")
     assert "unfinished" not in unziplora("list").out
     assert unziplora("list", "--json").envelope["result"]["unfinished"] == []
 
 
-def test_the_same_command_without_a_terminal_says_what_to_type(unziplora, train, cut_off, own_home):
-    ended = unziplora(*train)
-    assert ended.code == 3
-    assert "was cut off after step 4 of 6." in ended.said
-    assert "unziplora train --resume fox" in ended.said
-    assert "--force" in ended.said
+def test_the_same_command_without_a_terminal_says_what_to_type(unziplora, train, cut_off, isolated_home):
+    completed = unziplora(*train)
+    assert completed.code == 3
+    assert "was cut off after step 4 of 6." in completed.message
+    assert "unziplora train --resume fox" in completed.message
+    assert "--force" in completed.message
 
 
-def test_the_same_command_on_a_terminal_offers_to_go_on(unziplora, train, cut_off, own_home, monkeypatch):
+def test_the_same_command_on_a_terminal_offers_to_go_on(
+    unziplora, train, cut_off, isolated_home, monkeypatch
+):
     monkeypatch.setattr(sys, "stdin", Terminal("y"))
-    ended = unziplora(*train)
-    assert ended.code == 0
-    assert "was cut off after step 4 of 6. Go on?" in ended.said
-    assert "Going on after step 4." in ended.err
+    completed = unziplora(*train)
+    assert completed.code == 0
+    assert "was cut off after step 4 of 6. Go on?" in completed.message
+    assert "Going on after step 4." in completed.err
 
 
 def test_of_several_pictures_those_that_are_done_stay(
@@ -90,43 +92,43 @@ def test_of_several_pictures_those_that_are_done_stay(
     before = rose.path("style").read_bytes()
     monkeypatch.setattr(sys, "stdin", Terminal("y"))
     command, picture, *options = train
-    ended = unziplora(command, photos / "rose.jpg", picture, *options)
-    assert ended.code == 0
-    assert "rose: is a project already; it stays." in ended.said
-    assert "Going on after step 4." in ended.err
+    completed = unziplora(command, photos / "rose.jpg", picture, *options)
+    assert completed.code == 0
+    assert "rose: is a project already; it stays." in completed.message
+    assert "Going on after step 4." in completed.err
     assert rose.path("style").read_bytes() == before
 
 
 def test_whoever_declines_leaves_it(unziplora, train, cut_off, monkeypatch):
     monkeypatch.setattr(sys, "stdin", Terminal("n", "n"))
-    ended = unziplora(*train)
-    assert ended.code == 3
-    assert "Give up the training of 'fox' after step 4 of 6 and begin anew?" in ended.said
+    completed = unziplora(*train)
+    assert completed.code == 3
+    assert "Give up the training of 'fox' after step 4 of 6 and begin anew?" in completed.message
     assert unziplora("list", "--json").envelope["result"]["unfinished"][0]["steps_kept"] == 4
 
 
-def test_force_replaces_another(unziplora, train, cut_off, own_home):
-    ended = unziplora(*train, "--force", "--seed=7")
-    assert ended.code == 0
-    assert "Going on" not in ended.err
-    assert ProjectStore(own_home).open("fox").manifest.seed == 7
+def test_force_replaces_another(unziplora, train, cut_off, isolated_home):
+    completed = unziplora(*train, "--force", "--seed=7")
+    assert completed.code == 0
+    assert "Going on" not in completed.err
+    assert ProjectStore(isolated_home).open("fox").manifest.seed == 7
 
 
 def test_force_goes_on_with_the_same(unziplora, train, cut_off):
-    ended = unziplora(*train, "--force")
-    assert ended.code == 0
-    assert "the same training was cut off after step 4 of 6; going on." in ended.said
+    completed = unziplora(*train, "--force")
+    assert completed.code == 0
+    assert "the same training was cut off after step 4 of 6; going on." in completed.message
 
 
 def test_another_command_is_told_where_it_differs(unziplora, train, cut_off):
-    ended = unziplora(*train, "--seed=7", "--rank=2")
-    assert ended.code == 3
-    assert "seed is 7, was 0" in ended.said
-    assert "rank is 2, was 4" in ended.said
+    completed = unziplora(*train, "--seed=7", "--rank=2")
+    assert completed.code == 3
+    assert "seed is 7, was 0" in completed.message
+    assert "rank is 2, was 4" in completed.message
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["--rank=8"], "rank is 8, was 4"),
         (["--steps=9"], "steps is 9, was 6"),
@@ -135,78 +137,84 @@ def test_another_command_is_told_where_it_differs(unziplora, train, cut_off):
         (["fox.png"], "it takes no picture"),
     ],
 )
-def test_what_the_training_is_may_not_change(unziplora, cut_off, more, said):
-    ended = unziplora("train", "--resume", "fox", *more)
-    assert ended.code in (2, 3)
-    assert said in ended.said
+def test_what_the_training_is_may_not_change(unziplora, cut_off, more, message):
+    completed = unziplora("train", "--resume", "fox", *more)
+    assert completed.code in (2, 3)
+    assert message in completed.message
 
 
-def test_learning_rates_may_change(unziplora, cut_off, own_home):
+def test_learning_rates_may_change(unziplora, cut_off, isolated_home):
     assert unziplora("train", "--resume", "fox", "--content-lr=1e-4").code == 0
-    assert ProjectStore(own_home).open("fox").manifest.training["content_lr"] == 1e-4
+    assert ProjectStore(isolated_home).open("fox").manifest.training["content_lr"] == 1e-4
 
 
 def test_another_version_is_refused_with_the_difference(unziplora, cut_off, monkeypatch):
     monkeypatch.setattr("unziplora_cli.__version__", "99.0")
-    ended = unziplora("train", "--resume", "fox")
-    assert ended.code == 3
-    assert "version of unziplora is 99.0, was " in ended.said
+    completed = unziplora("train", "--resume", "fox")
+    assert completed.code == 3
+    assert "version of unziplora is 99.0, was " in completed.message
 
 
-def test_another_base_is_refused_with_the_difference(unziplora, cut_off, tiny_base, own_home, monkeypatch):
+def test_another_base_is_refused_with_the_difference(
+    unziplora, cut_off, tiny_base, isolated_home, monkeypatch
+):
     from tests.tiny_base import make_tiny_base
 
-    plan = own_home / "projects/.fox.unfinished/plan.json"
-    other = make_tiny_base(own_home / "other", seed=1)
+    plan = isolated_home / "projects/.fox.unfinished/plan.json"
+    other = make_tiny_base(isolated_home / "other", seed=1)
     plan.write_text(plan.read_text().replace(str(tiny_base), str(other)))
-    ended = unziplora("train", "--resume", "fox")
-    assert ended.code == 3
-    assert "base is sha256:" in ended.said
+    completed = unziplora("train", "--resume", "fox")
+    assert completed.code == 3
+    assert "base is sha256:" in completed.message
 
 
 def test_there_may_be_nothing_to_go_on_with(unziplora, two_projects):
     unknown = unziplora("train", "--resume", "lantern")
-    assert (unknown.code, "no unfinished training 'lantern'" in unknown.said) == (3, True)
+    assert (unknown.code, "no unfinished training 'lantern'" in unknown.message) == (3, True)
     complete = unziplora("train", "--resume", "fox")
-    assert (complete.code, "is finished" in complete.said) == (3, True)
+    assert (complete.code, "is finished" in complete.message) == (3, True)
     assert unziplora("train").code == 2
 
 
-def test_ctrl_c_keeps_a_project_that_can_go_on(unziplora, train, own_home, monkeypatch):
+def test_ctrl_c_keeps_a_project_that_can_go_on(unziplora, train, isolated_home, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(_output.Display, "event", at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
-        ended = unziplora(*train)
-    assert ended.code == 130
-    assert "Go on: unziplora train --resume fox Look at it: unziplora combine fox" in ended.said
-    project = ProjectStore(own_home).open("fox")
+        patch.setattr(
+            _output.ProgressDisplay, "event", at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        )
+        completed = unziplora(*train)
+    assert completed.code == 130
+    assert "Go on: unziplora train --resume fox Look at it: unziplora combine fox" in completed.message
+    project = ProjectStore(isolated_home).open("fox")
     assert (project.manifest.state, project.manifest.steps_done) == ("interrupted", 3)
     (project.folder / "images").mkdir()
     (project.folder / "images/one.png").write_bytes(b"drawn on the way")
     assert unziplora("train", "--resume", "fox").code == 0
-    assert project.manifest.created == ProjectStore(own_home).open("fox").manifest.created
+    assert project.manifest.created == ProjectStore(isolated_home).open("fox").manifest.created
     assert (project.folder / "images/one.png").exists()
     assert not (project.folder / "checkpoints").exists()
 
 
 def test_an_older_project_stays_until_the_new_one_is_complete(
-    unziplora, train, two_projects, monkeypatch, leftovers
+    unziplora, train, two_projects, monkeypatch, home_files
 ):
-    before = leftovers()
+    before = home_files()
     old = weights(two_projects)
     with monkeypatch.context() as patch:
-        patch.setattr(_output.Display, "event", at_step(3, lambda: os.kill(os.getpid(), signal.SIGINT)))
-        ended = unziplora(*train, "--force", "--seed=5")
-    assert ended.code == 130
-    assert "the older project 'fox' stays" in ended.said
+        patch.setattr(
+            _output.ProgressDisplay, "event", at_step(3, lambda: os.kill(os.getpid(), signal.SIGINT))
+        )
+        completed = unziplora(*train, "--force", "--seed=5")
+    assert completed.code == 130
+    assert "the older project 'fox' stays" in completed.message
     assert weights(two_projects) == old
     assert unziplora("verify", "fox").code == 0
     assert unziplora("remove", "fox", "--yes", "--unfinished").code == 0
-    assert leftovers() == before
+    assert home_files() == before
     assert unziplora("remove", "fox", "--yes", "--unfinished").code == 3
 
 
 @pytest.mark.slow
-def test_a_terminal_that_is_closed_costs_nothing(photos, settings, own_home):
+def test_a_terminal_that_is_closed_costs_nothing(photos, settings, isolated_home):
     pty = pytest.importorskip("pty")
     words = ["train", f"{photos}/fox.png", *WORDS, *settings, "--steps=100000"]
     pid, terminal = pty.fork()
@@ -219,21 +227,21 @@ def test_a_terminal_that_is_closed_costs_nothing(photos, settings, own_home):
     os.close(terminal)
     _, status = os.waitpid(pid, 0)
     assert os.WIFEXITED(status)
-    project = ProjectStore(own_home).open("fox")
+    project = ProjectStore(isolated_home).open("fox")
     assert project.manifest.state == "interrupted"
-    assert ProjectStore(own_home).verify("fox").problems == ()
-    assert ProjectStore(own_home).unfinished("fox").step == project.manifest.steps_done
+    assert ProjectStore(isolated_home).verify("fox").problems == ()
+    assert ProjectStore(isolated_home).unfinished("fox").step == project.manifest.steps_done
 
 
-def test_removing_takes_both(unziplora, cut_off, leftovers):
+def test_removing_takes_both(unziplora, cut_off, home_files):
     assert unziplora("remove", "fox", "--yes").code == 0
-    assert leftovers() == []
+    assert home_files() == []
 
 
 def test_a_name_of_an_unfinished_training_is_taken(unziplora, cut_off, two_projects_renamed):
-    ended = unziplora("rename", "rose", "fox")
-    assert ended.code == 3
-    assert "is not finished" in ended.said
+    completed = unziplora("rename", "rose", "fox")
+    assert completed.code == 3
+    assert "is not finished" in completed.message
 
 
 @pytest.fixture

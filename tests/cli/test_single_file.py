@@ -30,26 +30,26 @@ def test_a_single_file_is_trained_on_and_drawn_with(
     settings = [f"--{name}={value}" for name, value in {"base": file, **SETTINGS}.items()]
     train = ["train", photos / "fox.png", "--subject=fox", "--style=ink", *settings]
 
-    ended = unziplora("--offline", *train)
-    assert ended.code == 4
-    assert "unziplora models pull sdxl --only tokenizers" in ended.said
+    completed = unziplora("--offline", *train)
+    assert completed.code == 4
+    assert "unziplora models pull sdxl --only tokenizers" in completed.message
 
     monkeypatch.setenv("UNZIPLORA_TOKENIZERS", str(tiny_base))
     assert unziplora("--offline", *train).code == 0
-    ended = unziplora("content", "fox", "--steps=2", "--device=cpu", "--out", tmp_path / "fox.png")
-    assert ended.code == 0
+    completed = unziplora("content", "fox", "--steps=2", "--device=cpu", "--out", tmp_path / "fox.png")
+    assert completed.code == 0
     told = read_parameters(tmp_path / "fox.png")["base"]
     assert (told["kind"], told["id"]) == ("file", str(file))
 
 
 def test_a_few_step_base_is_refused_for_training_before_anything_is_made(
-    unziplora, photos, tiny_base, tmp_path, leftovers
+    unziplora, photos, tiny_base, tmp_path, home_files
 ):
     turbo = shutil.copytree(tiny_base, tmp_path / "turbo")
     scheduler = turbo / "scheduler/scheduler_config.json"
     scheduler.write_text(scheduler.read_text().replace('"leading"', '"trailing"'))
     settings = [f"--{name}={value}" for name, value in {"base": turbo, **SETTINGS}.items()]
-    ended = unziplora("train", photos / "fox.png", "--subject=fox", "--style=ink", *settings)
-    assert ended.code == 4
-    assert "cannot be trained on" in ended.said
-    assert leftovers() == []
+    completed = unziplora("train", photos / "fox.png", "--subject=fox", "--style=ink", *settings)
+    assert completed.code == 4
+    assert "cannot be trained on" in completed.message
+    assert home_files() == []

@@ -47,9 +47,9 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def at_step(step: int, action: Callable[[], None]) -> Callable[..., None]:
     """A display that does something when a step is done."""
-    show = _output.Display.event
+    show = _output.ProgressDisplay.event
 
-    def event(self: _output.Display, event: events.Event) -> None:
+    def event(self: _output.ProgressDisplay, event: events.Event) -> None:
         show(self, event)
         if isinstance(event, events.StepDone) and event.step == step:
             action()
@@ -57,13 +57,13 @@ def at_step(step: int, action: Callable[[], None]) -> Callable[..., None]:
     return event
 
 
-def test_one_command_makes_a_project_of_each_picture(shelf, photos):
-    assert shelf.ended.code == 0
-    made = shelf.ended.envelope["result"]["projects"]
+def test_one_command_makes_a_project_of_each_picture(trained_home, photos):
+    assert trained_home.completed.code == 0
+    made = trained_home.completed.envelope["result"]["projects"]
     assert [each["name"] for each in made] == ["fox", "rose"]
     assert all(Path(file).is_file() for each in made for file in each["files"].values())
     assert set(made[0]["files"]) == {"content", "style", "merge", "history"}
-    store = ProjectStore(shelf.home)
+    store = ProjectStore(trained_home.home)
     words = [store.open(name).manifest.words for name in ("fox", "rose")]
     assert [(each.subject, each.style) for each in words] == [("fox", "watercolor"), ("rose", "sketch")]
     assert (store.open("fox").folder / "source.png").read_bytes() == (photos / "fox.png").read_bytes()
@@ -92,26 +92,26 @@ def test_a_project_is_whole_and_as_its_manifest_says(two_projects, unziplora):
 
 
 def test_what_is_going_on_is_told_on_stderr_and_the_result_on_stdout(unziplora, photos, settings):
-    ended = unziplora("train", photos / "fox.png", *WORDS, *settings)
-    assert ended.code == 0
-    assert "full     a monadikos fox in watercolor style" in ended.err
-    assert "content  a monadikos fox\n" in ended.err
-    assert "step 6/6" in ended.err
-    assert ended.out.startswith("fox: 6 steps in")
-    assert "unziplora combine fox" in ended.out
+    completed = unziplora("train", photos / "fox.png", *WORDS, *settings)
+    assert completed.code == 0
+    assert "full     a monadikos fox in watercolor style" in completed.err
+    assert "content  a monadikos fox\n" in completed.err
+    assert "step 6/6" in completed.err
+    assert completed.out.startswith("fox: 6 steps in")
+    assert "unziplora combine fox" in completed.out
 
 
 def test_quiet_says_nothing_but_the_result(unziplora, photos, settings):
-    ended = unziplora("train", photos / "fox.png", *WORDS, *settings, "-q")
-    assert (ended.code, ended.err) == (0, "")
-    assert "merge.safetensors" in ended.out
+    completed = unziplora("train", photos / "fox.png", *WORDS, *settings, "-q")
+    assert (completed.code, completed.err) == (0, "")
+    assert "merge.safetensors" in completed.out
 
 
-def test_pictures_together_make_one_project(unziplora, photos, settings, own_home):
+def test_pictures_together_make_one_project(unziplora, photos, settings, isolated_home):
     pictures = (photos / "fox.png", photos / "rose.jpg")
-    ended = unziplora("train", *pictures, "--together", *WORDS, *settings, "--name=both", "--json")
-    assert [each["name"] for each in ended.envelope["result"]["projects"]] == ["both"]
-    manifest = ProjectStore(own_home).open("both").manifest
+    completed = unziplora("train", *pictures, "--together", *WORDS, *settings, "--name=both", "--json")
+    assert [each["name"] for each in completed.envelope["result"]["projects"]] == ["both"]
+    manifest = ProjectStore(isolated_home).open("both").manifest
     assert [each.file for each in manifest.source] == ["source.png", "source-2.jpg"]
     assert unziplora("verify", "both").code == 0
 
@@ -123,9 +123,9 @@ def test_pictures_together_make_one_project(unziplora, photos, settings, own_hom
         ["--no-block-separation", "--no-avoid-overlap", "--finetune-mask"],
     ],
 )
-def test_every_separation_can_be_switched_off(unziplora, photos, settings, own_home, switches):
+def test_every_separation_can_be_switched_off(unziplora, photos, settings, isolated_home, switches):
     assert unziplora("train", photos / "fox.png", *WORDS, *settings, *switches).code == 0
-    project = ProjectStore(own_home).open("fox")
+    project = ProjectStore(isolated_home).open("fox")
     trained = project.manifest.training
     for switch in switches:
         name = switch.removeprefix("--no-").removeprefix("--").replace("-", "_")
@@ -135,7 +135,9 @@ def test_every_separation_can_be_switched_off(unziplora, photos, settings, own_h
         assert all(bool((m == 1).all()) for m in (*merge.content.values(), *merge.style.values()))
 
 
-def test_validation_and_saved_models_lie_in_the_project(unziplora, photos, settings, own_home, monkeypatch):
+def test_validation_and_saved_models_lie_in_the_project(
+    unziplora, photos, settings, isolated_home, monkeypatch
+):
     monkeypatch.setattr(validation, "STEPS", 2)
     every = (
         "--validate-every=3",
@@ -143,24 +145,24 @@ def test_validation_and_saved_models_lie_in_the_project(unziplora, photos, setti
         "--save-every=3",
         "--validation-prompt=on a beach",
     )
-    ended = unziplora("train", photos / "fox.png", *WORDS, *settings, *every)
-    assert ended.code == 0
-    folder = own_home / "projects/fox"
+    completed = unziplora("train", photos / "fox.png", *WORDS, *settings, *every)
+    assert completed.code == 0
+    folder = isolated_home / "projects/fox"
     for step in (3, 6):
         saved = folder / f"saved/step-{step:06d}"
         assert {file.stem for file in saved.glob("*.safetensors")} == {"content", "style", "merge"}
     assert len(list((folder / "validation").rglob("*.png"))) >= 6
-    assert "validation pictures after step 3" in ended.err
-    assert "saved after step 6" in ended.err
+    assert "validation pictures after step 3" in completed.err
+    assert "saved after step 6" in completed.err
 
 
-def test_out_of_memory_ends_with_the_line_to_type(refused, photos, settings, monkeypatch):
+def test_out_of_memory_ends_with_the_line_to_type(assert_fails, photos, settings, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(inputs, "load_unet", full)
-    said = refused(5, "train", photos / "fox.png", *WORDS, *settings, "--batch-size=2")
-    line = said.split(" -> ")[1].split(" If that is not enough: ")[0]
+    message = assert_fails(5, "train", photos / "fox.png", *WORDS, *settings, "--batch-size=2")
+    line = message.split(" -> ")[1].split(" If that is not enough: ")[0]
     assert line.startswith(f"unziplora train {photos / 'fox.png'} --subject=fox --style=watercolor")
     assert "--batch-size=2 --preset low-vram" in line
     assert "--preset=mini" not in line
@@ -168,10 +170,10 @@ def test_out_of_memory_ends_with_the_line_to_type(refused, photos, settings, mon
 
 def test_an_existing_project_is_kept_without_force(unziplora, photos, settings, two_projects):
     before = (two_projects / "projects/fox/manifest.json").read_bytes()
-    ended = unziplora("train", photos / "fox.png", *WORDS, *settings)
-    assert ended.code == 3
-    assert "--name" in ended.said
-    assert "--force" in ended.said
+    completed = unziplora("train", photos / "fox.png", *WORDS, *settings)
+    assert completed.code == 3
+    assert "--name" in completed.message
+    assert "--force" in completed.message
     assert (two_projects / "projects/fox/manifest.json").read_bytes() == before
     again = unziplora("train", photos / "fox.png", *WORDS, *settings, "--name=fox-2")
     assert again.code == 0
@@ -183,21 +185,23 @@ def test_an_existing_project_is_kept_without_force(unziplora, photos, settings, 
 
 def test_on_a_terminal_it_asks_before_it_replaces(unziplora, photos, settings, two_projects, on_terminal):
     on_terminal("n")
-    ended = unziplora("train", photos / "fox.png", *WORDS, *settings, "--seed=5")
-    assert ended.code == 3
-    assert "Replace it?" in ended.err
+    completed = unziplora("train", photos / "fox.png", *WORDS, *settings, "--seed=5")
+    assert completed.code == 3
+    assert "Replace it?" in completed.err
     assert ProjectStore(two_projects).open("fox").manifest.seed == 0
     on_terminal("y")
     assert unziplora("train", photos / "fox.png", *WORDS, *settings, "--seed=5").code == 0
     assert ProjectStore(two_projects).open("fox").manifest.seed == 5
 
 
-def test_a_project_that_appears_meanwhile_is_not_replaced(unziplora, photos, settings, own_home, monkeypatch):
+def test_a_project_that_appears_meanwhile_is_not_replaced(
+    unziplora, photos, settings, isolated_home, monkeypatch
+):
     find = workflow.check_images
 
     def meanwhile(pictures: tuple[Path, ...]) -> None:
         find(pictures)
-        (own_home / "projects/fox").mkdir(parents=True, exist_ok=True)
+        (isolated_home / "projects/fox").mkdir(parents=True, exist_ok=True)
 
     from unziplora_cli.cli import train
 
@@ -205,22 +209,26 @@ def test_a_project_that_appears_meanwhile_is_not_replaced(unziplora, photos, set
     monkeypatch.setattr(
         train, "_orders", lambda *args, **named: (meanwhile((photos / "fox.png",)), orders(*args, **named))[1]
     )
-    ended = unziplora("train", photos / "fox.png", *WORDS, *settings)
-    assert ended.code == 3
-    assert "already" in ended.said
+    completed = unziplora("train", photos / "fox.png", *WORDS, *settings)
+    assert completed.code == 3
+    assert "already" in completed.message
 
 
-def test_words_are_asked_for_with_the_file_name_as_a_hint(unziplora, photos, settings, own_home, on_terminal):
+def test_words_are_asked_for_with_the_file_name_as_a_hint(
+    unziplora, photos, settings, isolated_home, on_terminal
+):
     on_terminal("", "pop art")
-    ended = unziplora("train", photos / "rose.jpg", *settings)
-    assert ended.code == 0
-    assert "What does it show (rose.jpg) [rose]:" in ended.err
-    assert "How is it drawn (rose.jpg):" in ended.err
-    words = ProjectStore(own_home).open("rose").manifest.words
+    completed = unziplora("train", photos / "rose.jpg", *settings)
+    assert completed.code == 0
+    assert "What does it show (rose.jpg) [rose]:" in completed.err
+    assert "How is it drawn (rose.jpg):" in completed.err
+    words = ProjectStore(isolated_home).open("rose").manifest.words
     assert (words.subject, words.style) == ("rose", "pop art")
 
 
-def test_prompts_given_outright_are_used_and_a_comma_stays_a_comma(unziplora, photos, settings, own_home):
+def test_prompts_given_outright_are_used_and_a_comma_stays_a_comma(
+    unziplora, photos, settings, isolated_home
+):
     given = {
         "full": "a fox, sketched, at home",
         "content": "monadikos fox, alone",
@@ -228,18 +236,18 @@ def test_prompts_given_outright_are_used_and_a_comma_stays_a_comma(unziplora, ph
     }
     options = [f"--{name}-prompt={text}" for name, text in given.items()]
     assert unziplora("train", photos / "fox.png", *WORDS, *settings, *options).code == 0
-    prompts = ProjectStore(own_home).open("fox").manifest.prompts
+    prompts = ProjectStore(isolated_home).open("fox").manifest.prompts
     assert (prompts.full, prompts.content, prompts.style) == tuple(given.values())
 
 
-def test_ctrl_c_keeps_what_was_learned(unziplora, photos, settings, own_home, monkeypatch):
+def test_ctrl_c_keeps_what_was_learned(unziplora, photos, settings, isolated_home, monkeypatch):
     stop = at_step(4, lambda: os.kill(os.getpid(), signal.SIGINT))
-    monkeypatch.setattr(_output.Display, "event", stop)
-    ended = unziplora("train", photos / "fox.png", *WORDS, *settings)
-    assert ended.code == 130
-    assert "Stopped after step" in ended.said
-    assert "Traceback" not in ended.err
-    manifest = ProjectStore(own_home).open("fox").manifest
+    monkeypatch.setattr(_output.ProgressDisplay, "event", stop)
+    completed = unziplora("train", photos / "fox.png", *WORDS, *settings)
+    assert completed.code == 130
+    assert "Stopped after step" in completed.message
+    assert "Traceback" not in completed.err
+    manifest = ProjectStore(isolated_home).open("fox").manifest
     assert manifest.state == "interrupted"
     assert manifest.steps_done in (4, 5)
     assert unziplora("verify", "fox").code == 0
@@ -247,19 +255,19 @@ def test_ctrl_c_keeps_what_was_learned(unziplora, photos, settings, own_home, mo
     assert f"{manifest.steps_done} of 6" in unziplora("list").out
 
 
-def test_ctrl_c_before_the_first_step_leaves_nothing(unziplora, photos, settings, leftovers, monkeypatch):
-    def event(self: _output.Display, event: events.Event) -> None:
+def test_ctrl_c_before_the_first_step_leaves_nothing(unziplora, photos, settings, home_files, monkeypatch):
+    def event(self: _output.ProgressDisplay, event: events.Event) -> None:
         if isinstance(event, events.Phase) and event.name == "load U-Net":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(_output.Display, "event", event)
-    ended = unziplora("train", photos / "fox.png", *WORDS, *settings)
-    assert (ended.code, leftovers()) == (130, [])
-    assert "Interrupted." in ended.said
+    monkeypatch.setattr(_output.ProgressDisplay, "event", event)
+    completed = unziplora("train", photos / "fox.png", *WORDS, *settings)
+    assert (completed.code, home_files()) == (130, [])
+    assert "Interrupted." in completed.message
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_process_ends_it_with_130(photos, settings, own_home):
+def test_a_signal_to_the_process_ends_it_with_130(photos, settings, isolated_home):
     words = [sys.executable, "-m", "unziplora_cli", "train", str(photos / "fox.png"), *WORDS, *settings]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -282,46 +290,46 @@ def test_a_signal_to_the_process_ends_it_with_130(photos, settings, own_home):
         told += process.stderr.readlines()
     assert process.returncode == 130
     assert "Traceback" not in "".join(told)
-    project = ProjectStore(own_home).open("fox")
+    project = ProjectStore(isolated_home).open("fox")
     assert project.manifest.state == "interrupted"
-    assert ProjectStore(own_home).verify("fox").problems == ()
+    assert ProjectStore(isolated_home).verify("fox").problems == ()
 
 
 def test_a_failure_leaves_nothing_and_an_older_project_as_it_was(
-    unziplora, photos, settings, two_projects, leftovers, monkeypatch
+    unziplora, photos, settings, two_projects, home_files, monkeypatch
 ):
-    before = leftovers()
+    before = home_files()
     manifest = (two_projects / "projects/fox/manifest.json").read_bytes()
 
     def fail() -> None:
         raise RuntimeError("the roof came down")
 
-    monkeypatch.setattr(_output.Display, "event", at_step(3, fail))
-    ended = unziplora("train", photos / "fox.png", *WORDS, *settings, "--force")
-    assert ended.code == 1
-    assert "the roof came down" in ended.said
-    assert "Traceback" not in ended.err
+    monkeypatch.setattr(_output.ProgressDisplay, "event", at_step(3, fail))
+    completed = unziplora("train", photos / "fox.png", *WORDS, *settings, "--force")
+    assert completed.code == 1
+    assert "the roof came down" in completed.message
+    assert "Traceback" not in completed.err
     new = unziplora("train", photos / "fox.png", *WORDS, *settings, "--name=new")
     assert new.code == 1
-    assert leftovers() == before
+    assert home_files() == before
     assert (two_projects / "projects/fox/manifest.json").read_bytes() == manifest
 
 
 def test_a_project_that_is_done_stays_when_the_next_one_fails(
-    unziplora, photos, settings, own_home, monkeypatch
+    unziplora, photos, settings, isolated_home, monkeypatch
 ):
-    show = _output.Display.event
+    show = _output.ProgressDisplay.event
 
-    def event(self: _output.Display, event: events.Event) -> None:
+    def event(self: _output.ProgressDisplay, event: events.Event) -> None:
         show(self, event)
         if self.title == "rose":
             raise MemoryError
 
-    monkeypatch.setattr(_output.Display, "event", event)
-    ended = unziplora("train", photos / "fox.png", photos / "rose.jpg", *WORDS, *settings)
-    assert ended.code == 5
-    assert f"fox: done, {own_home / 'projects/fox'}" in ended.err
-    assert ProjectStore(own_home).names() == ["fox"]
+    monkeypatch.setattr(_output.ProgressDisplay, "event", event)
+    completed = unziplora("train", photos / "fox.png", photos / "rose.jpg", *WORDS, *settings)
+    assert completed.code == 5
+    assert f"fox: done, {isolated_home / 'projects/fox'}" in completed.err
+    assert ProjectStore(isolated_home).names() == ["fox"]
     assert unziplora("verify", "fox").code == 0
 
 
@@ -350,7 +358,7 @@ def test_the_bar_fits_into_80_columns(monkeypatch, color):
     if not color:
         monkeypatch.setenv("NO_COLOR", "1")
     name = "a-project-with-quite-a-long-name-as-files-from-cameras-have-them"
-    with _output.Display(Output(), name) as display:
+    with _output.ProgressDisplay(Output(), name) as display:
         display.event(
             events.Phase("encode prompts", "a monadikos fox in watercolor style on a beach in the snow")
         )
@@ -372,7 +380,7 @@ def test_the_bar_fits_into_80_columns(monkeypatch, color):
 
 
 @pytest.mark.slow
-def test_a_training_on_a_real_terminal(photos, settings, own_home):
+def test_a_training_on_a_real_terminal(photos, settings, isolated_home):
     pty = pytest.importorskip("pty")
     import fcntl
     import struct
@@ -400,4 +408,4 @@ def test_a_training_on_a_real_terminal(photos, settings, own_home):
     bar = [line for line in lines if "s/step" in line or "\u2501" in line]
     assert bar
     assert max(map(len, bar)) <= 80
-    assert ProjectStore(own_home).open("rose").manifest.words.style == "sketch"
+    assert ProjectStore(isolated_home).open("rose").manifest.words.style == "sketch"

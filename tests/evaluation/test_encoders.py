@@ -16,7 +16,7 @@ from unziplora_cli.evaluation.scorers import CLIP, DINO, ClipScorer, Encoders
 
 
 @pytest.fixture
-def loaded(tmp_path, own_home):
+def loaded(tmp_path, isolated_home):
     put_encoders_in_cache(tmp_path)
     return Encoders.load()
 

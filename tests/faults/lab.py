@@ -25,16 +25,16 @@ Arm = Callable[["Moments"], None]
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a command ended: its exit code, or minus the signal, and all that it said."""
+class Completed:
+    """How a command completed: its exit code, or minus the signal, and all that it message."""
 
     code: int
-    said: str
+    message: str
 
     def orderly(self) -> None:
-        """Fail when it ended with anything but a message for people."""
-        assert "Traceback" not in self.said, self.said
-        assert "defect" not in self.said, self.said
+        """Fail when it completed with anything but a message for people."""
+        assert "Traceback" not in self.message, self.message
+        assert "defect" not in self.message, self.message
 
 
 @dataclass
@@ -90,8 +90,8 @@ class Lab:
         self.files = self.listing(self.done)
         self.stopped = self.trial("stopped")
         ctrl_c = signal_at(self.after_first_checkpoint(), signal.SIGINT)
-        ended = self.run(self.stopped, *self.train(), arm=ctrl_c)
-        assert ended.code == 130, ended
+        completed = self.run(self.stopped, *self.train(), arm=ctrl_c)
+        assert completed.code == 130, completed
         self.cut = self.trial("cut")
         self.run(self.cut, *self.train(), arm=kill_at(self.after_first_checkpoint()))
 
@@ -114,7 +114,7 @@ class Lab:
 
     def command(self, trial: Path, *arguments: str) -> Callable[[], int]:
         """A command line in this process."""
-        from unziplora_cli.cli.app import run
+        from unziplora_cli.__main__ import run
         from unziplora_cli.projects import manifest
 
         manifest.now = lambda: CREATED
@@ -128,11 +128,11 @@ class Lab:
         def arm(moments: Moments) -> None:
             moments.end = lambda: notes.write_text("\n".join(moments.seen))
 
-        ended = self.run(trial, *arguments, arm=arm)
-        assert ended.code == 0, ended.said
+        completed = self.run(trial, *arguments, arm=arm)
+        assert completed.code == 0, completed.message
         return notes.read_text().splitlines()
 
-    def run(self, trial: Path, *arguments: str, arm: Arm | None = None, kill_after: float = 0.0) -> Ended:
+    def run(self, trial: Path, *arguments: str, arm: Arm | None = None, kill_after: float = 0.0) -> Completed:
         """A command line in a process of its own; it is killed after so many seconds, if any."""
         return self.wait(*self.start(trial, *arguments, arm=arm), kill_after=kill_after)
 
@@ -165,7 +165,7 @@ class Lab:
         finally:
             os._exit(code)
 
-    def wait(self, pid: int, talk: int, *, kill_after: float = 0.0) -> Ended:
+    def wait(self, pid: int, talk: int, *, kill_after: float = 0.0) -> Completed:
         """Read what a process says until it ends."""
         if kill_after:
             handle = os.pidfd_open(pid)
@@ -173,10 +173,10 @@ class Lab:
                 os.kill(pid, signal.SIGKILL)
             os.close(handle)
         with os.fdopen(talk, encoding="utf-8", errors="replace") as file:
-            said = file.read()
+            message = file.read()
         _, status = os.waitpid(pid, 0)
         code = os.waitstatus_to_exitcode(status)
-        return Ended(code, said)
+        return Completed(code, message)
 
     def weights(self, trial: Path, name: str = "fox") -> dict[str, str]:
         """The hashes of a project's weights, which have to load."""
@@ -215,23 +215,23 @@ class Lab:
         from unziplora_cli.projects.store import ProjectStore
 
         store = ProjectStore(trial / "home")
-        said = ""
+        message = ""
         if store.unfinished("fox"):
             kept = max(whole_checkpoints(trial), default=0)
-            ended = self.run(trial, "train", "--resume=fox")
-            said = ended.said
-            assert ended.code == 0, said
-            assert not kept or f"Going on after step {kept}." in said, said
+            completed = self.run(trial, "train", "--resume=fox")
+            message = completed.message
+            assert completed.code == 0, message
+            assert not kept or f"Going on after step {kept}." in message, message
         elif "fox" not in store.names() or more:
-            ended = self.run(trial, *self.train(*more))
-            assert ended.code == 0, ended.said
+            completed = self.run(trial, *self.train(*more))
+            assert completed.code == 0, completed.message
         else:
             assert self.run(trial, *self.train()).code == 3
         assert self.verify(trial) == ["fox"]
         assert self.weights(trial) == self.reference
         assert steps_told(trial) == list(range(1, STEPS + 1))
         assert self.listing(trial) == self.files, set(self.listing(trial)) ^ set(self.files)
-        return said
+        return message
 
 
 def kill_at(moment: int) -> Arm:

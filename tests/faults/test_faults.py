@@ -20,11 +20,11 @@ def campaign(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_few_faults_lose_nothing() -> None:
-    ended = campaign("--kills=7", "--others=1")
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    completed = campaign("--kills=7", "--others=1")
+    assert completed.returncode == 0, completed.stdout + completed.stderr
 
 
 @pytest.mark.slow
 def test_fifty_kills_and_six_of_every_other_fault_lose_nothing() -> None:
-    ended = campaign("--kills=50", "--others=6", "--seed=1")
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    completed = campaign("--kills=50", "--others=6", "--seed=1")
+    assert completed.returncode == 0, completed.stdout + completed.stderr

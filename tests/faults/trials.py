@@ -62,10 +62,10 @@ def killed_replacement(lab: Lab, folder: Path, chance: random.Random) -> None:
     """An older project has to be whole at every moment until the new one is."""
     trial = lab.trial(folder.name, lab.done)
     (trial / "home/projects/fox/keepsake.txt").write_text("old")
-    ended = lab.run(trial, *lab.train("--force"), arm=kill_at(moment(lab.moments, chance)))
+    completed = lab.run(trial, *lab.train("--force"), arm=kill_at(moment(lab.moments, chance)))
     assert lab.verify(trial) == ["fox"]
     old = (trial / "home/projects/fox/keepsake.txt").exists()
-    assert old or ended.code in (0, -signal.SIGKILL)
+    assert old or completed.code in (0, -signal.SIGKILL)
     lab.finish(trial, "--force") if old else lab.finish(trial)
 
 
@@ -89,8 +89,8 @@ def killed_rename(lab: Lab, folder: Path, chance: random.Random) -> None:
     trial = lab.trial(folder.name, lab.done)
     lab.run(trial, "rename", "fox", "rose", arm=kill_at(chance.randrange(16)))
     (name,) = lab.verify(trial)
-    ended = lab.run(trial, "rename", name, "fox")
-    assert ended.code == 0, ended.said
+    completed = lab.run(trial, "rename", name, "fox")
+    assert completed.code == 0, completed.message
     lab.finish(trial)
 
 
@@ -113,25 +113,25 @@ def killed_export(lab: Lab, folder: Path, chance: random.Random) -> None:
         if "merge" not in file.name:
             read_lora(file)
     lab.verify(trial)
-    ended = lab.run(trial, *command)
-    assert ended.code == 0, ended.said
+    completed = lab.run(trial, *command)
+    assert completed.code == 0, completed.message
     assert not list(out.glob(".*"))
 
 
 def full_disk(lab: Lab, folder: Path, chance: random.Random) -> None:
     trial = lab.trial(folder.name)
     room = chance.choice((0, 100, 5000))
-    ended = lab.run(trial, *lab.train(), arm=full_disk_at(moment(lab.moments, chance), room))
-    ended.orderly()
-    assert ended.code in (0, 2, 3), ended
+    completed = lab.run(trial, *lab.train(), arm=full_disk_at(moment(lab.moments, chance), room))
+    completed.orderly()
+    assert completed.code in (0, 2, 3), completed
     lab.verify(trial)
     lab.finish(trial)
 
 
 def full_disk_under_an_older_project(lab: Lab, folder: Path, chance: random.Random) -> None:
     trial = lab.trial(folder.name, lab.done)
-    ended = lab.run(trial, *lab.train("--force"), arm=full_disk_at(moment(lab.moments, chance), 0))
-    ended.orderly()
+    completed = lab.run(trial, *lab.train("--force"), arm=full_disk_at(moment(lab.moments, chance), 0))
+    completed.orderly()
     assert lab.verify(trial) == ["fox"]
     lab.finish(trial)
 
@@ -141,11 +141,11 @@ def stopped(number: signal.Signals) -> Trial:
 
     def trial(lab: Lab, folder: Path, chance: random.Random) -> None:
         trial = lab.trial(folder.name)
-        ended = lab.run(trial, *lab.train(), arm=signal_at(moment(lab.moments, chance), number))
-        ended.orderly()
-        assert ended.code in (0, 130, -number), ended
+        completed = lab.run(trial, *lab.train(), arm=signal_at(moment(lab.moments, chance), number))
+        completed.orderly()
+        assert completed.code in (0, 130, -number), completed
         lab.verify(trial)
-        if "what was learned is kept" in ended.said:
+        if "what was learned is kept" in completed.message:
             assert lab.verify(trial) == ["fox"]
         lab.finish(trial)
 
@@ -159,9 +159,9 @@ def flipped_bytes(lab: Lab, folder: Path, chance: random.Random) -> None:
     for _ in range(chance.randrange(1, 4)):
         data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
     hurt.write_bytes(data)
-    ended = lab.run(trial, "train", "--resume=fox")
-    assert ended.code == 0, ended.said
-    assert "is damaged and left out" in ended.said
+    completed = lab.run(trial, "train", "--resume=fox")
+    assert completed.code == 0, completed.message
+    assert "is damaged and left out" in completed.message
     lab.finish(trial)
 
 
@@ -170,18 +170,18 @@ def damaged_plan(lab: Lab, folder: Path, chance: random.Random) -> None:
     (plan,) = trial.rglob("plan.json")
     plan.write_bytes(plan.read_bytes()[: chance.randrange(400)])
     for command in (("train", "--resume=fox"), ("list",), lab.train()):
-        ended = lab.run(trial, *command)
-        ended.orderly()
-        assert ended.code == (0 if command == ("list",) else 3), ended
-    ended = lab.run(trial, "remove", "fox", "--yes", "--unfinished")
-    assert ended.code == 0, ended
+        completed = lab.run(trial, *command)
+        completed.orderly()
+        assert completed.code == (0 if command == ("list",) else 3), completed
+    completed = lab.run(trial, "remove", "fox", "--yes", "--unfinished")
+    assert completed.code == 0, completed
     lab.finish(trial)
 
 
 def clock(lab: Lab, folder: Path, chance: random.Random) -> None:
     trial = lab.trial(folder.name, lab.cut)
-    ended = lab.run(trial, "train", "--resume=fox", arm=clock_jumps_back())
-    assert ended.code == 0, ended.said
+    completed = lab.run(trial, "train", "--resume=fox", arm=clock_jumps_back())
+    assert completed.code == 0, completed.message
     lab.finish(trial)
 
 
@@ -199,9 +199,9 @@ def two_at_once(lab: Lab, folder: Path, chance: random.Random) -> None:
             ("remove", "fox", "--yes"),
             ("remove", "fox", "--yes", "--unfinished"),
         ):
-            ended = lab.run(trial, *command)
-            assert ended.code == 3, ended
-            assert f"in use by process {pid}" in " ".join(ended.said.split()), ended.said
+            completed = lab.run(trial, *command)
+            assert completed.code == 3, completed
+            assert f"in use by process {pid}" in " ".join(completed.message.split()), completed.message
     finally:
         os.kill(pid, signal.SIGKILL)
         lab.wait(pid, talk)
@@ -214,9 +214,9 @@ def read_only_project(lab: Lab, folder: Path, chance: random.Random) -> None:
     project = trial / "home/projects/fox"
     with immutable(project):
         for command in (lab.train("--force"), ("rename", "fox", "rose"), ("remove", "fox", "--yes")):
-            ended = lab.run(trial, *command)
-            ended.orderly()
-            assert ended.code == 3, (command, ended)
+            completed = lab.run(trial, *command)
+            completed.orderly()
+            assert completed.code == 3, (command, completed)
             assert lab.verify(trial) == ["fox"]
             assert lab.weights(trial) == lab.reference
     lab.finish(trial)

@@ -15,9 +15,9 @@ from typing import Any
 from tests.fuzz.guard import confined
 from tests.fuzz.seeds import training_state
 from unziplora_cli import cache, config, files, images, prompts, resources
+from unziplora_cli.__main__ import run
 from unziplora_cli.adapters.lora_file import read_lora
 from unziplora_cli.adapters.merge_weights import read_merge, read_pickled_merge
-from unziplora_cli.cli import app
 from unziplora_cli.config import GenerateConfig, TrainConfig, Words
 from unziplora_cli.errors import UnziploraError
 from unziplora_cli.projects import manifest, names, unfinished
@@ -84,7 +84,7 @@ def _import(data: bytes, folder: Path) -> None:
 
 def _command(*arguments: str) -> None:
     """Run a command line; raises AssertionError for the exit code of a defect."""
-    code = app.run([*arguments, "--offline", "--json"])
+    code = run([*arguments, "--offline", "--json"])
     if code not in (0, 2, 3, 4, 6):
         raise AssertionError(f"{arguments} ended with {code}")
 

@@ -13,8 +13,8 @@ from unziplora_cli.projects.store import ProjectStore
 
 
 @pytest.fixture
-def store(own_home) -> ProjectStore:
-    return ProjectStore(own_home)
+def store(isolated_home) -> ProjectStore:
+    return ProjectStore(isolated_home)
 
 
 def everything(store: ProjectStore) -> list[str]:

@@ -28,8 +28,8 @@ PLAN = Plan(
 
 
 @pytest.fixture
-def store(own_home: Path) -> ProjectStore:
-    return ProjectStore(own_home)
+def store(isolated_home: Path) -> ProjectStore:
+    return ProjectStore(isolated_home)
 
 
 def prepare(folder: Path) -> Plan:

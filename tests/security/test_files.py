@@ -26,17 +26,17 @@ def umask():
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no umask")
 @pytest.mark.parametrize(("mask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
 def test_files_are_made_with_the_users_umask(
-    unziplora, photos, settings, own_home, umask, mask, file, folder
+    unziplora, photos, settings, isolated_home, umask, mask, file, folder
 ):
     umask(mask)
     words = ("--subject=fox", "--style=ink")
     watch = ("--save-every=3", "--validate-every=6", "--validation-images=1")
-    ended = unziplora("train", photos / "fox.png", *words, *settings, *watch)
-    assert ended.code == 0, ended.err
+    completed = unziplora("train", photos / "fox.png", *words, *settings, *watch)
+    assert completed.code == 0, completed.err
     assert unziplora("content", "fox", "--steps=1", "--device=cpu").code == 0
-    found = {path: stat.S_IMODE(path.lstat().st_mode) for path in own_home.rglob("*")}
+    found = {path: stat.S_IMODE(path.lstat().st_mode) for path in isolated_home.rglob("*")}
     wrong = {
-        str(path.relative_to(own_home)): oct(mode)
+        str(path.relative_to(isolated_home)): oct(mode)
         for path, mode in found.items()
         if path.suffix != ".lock" and mode != (folder if path.is_dir() else file)
     }
@@ -77,23 +77,23 @@ def test_a_hostile_pickle_runs_nothing(tmp_path, how):
     assert proof.exists()  # so the bomb is one
 
 
-def test_a_hostile_base_runs_nothing(tmp_path, refused, photos):
+def test_a_hostile_base_runs_nothing(tmp_path, assert_fails, photos):
     proof = tmp_path / "proof"
     base = tmp_path / "base.ckpt"
     torch.save({"state_dict": Bomb(proof)}, base)
     words = ("--subject=fox", "--style=ink")
-    said = refused(4, "train", photos / "fox.png", *words, f"--base={base}")
-    assert "can run code" in said
+    message = assert_fails(4, "train", photos / "fox.png", *words, f"--base={base}")
+    assert "can run code" in message
     folder = tmp_path / "base"
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
         (folder / part).mkdir(parents=True)
         torch.save(Bomb(proof), folder / part / "diffusion_pytorch_model.bin")
-    assert "can run code" in refused(4, "train", photos / "fox.png", *words, f"--base={folder}")
+    assert "can run code" in assert_fails(4, "train", photos / "fox.png", *words, f"--base={folder}")
     assert not proof.exists()
 
 
-def test_a_project_is_never_named_out_of_its_home(own_home, refused):
+def test_a_project_is_never_named_out_of_its_home(isolated_home, assert_fails):
     for name in ("../fox", "/etc/fox", "a/../../fox", "..", "fox\n", "C:fox", "~/fox"):
         for command in (("show", name), ("remove", name, "--yes"), ("rename", name, "elk"), ("replay", name)):
-            assert "cannot be the name of a project" in refused(2, *command)
-    assert ProjectStore(own_home).names() == []
+            assert "cannot be the name of a project" in assert_fails(2, *command)
+    assert ProjectStore(isolated_home).names() == []

@@ -68,28 +68,28 @@ COMMANDS = {
 def test_every_command_refuses_a_project_with_a_link_out_of_it(linked, unziplora, command):
     for place in PLACES[:1] + PLACES[3:5]:
         linked(place)
-        ended = unziplora(*COMMANDS[command])
-        assert ended.code == 3, (place, ended)
-        assert "leads out of" in ended.said
-        assert OUTSIDE not in ended.out + ended.err
+        completed = unziplora(*COMMANDS[command])
+        assert completed.code == 3, (place, completed)
+        assert "leads out of" in completed.message
+        assert OUTSIDE not in completed.out + completed.err
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.usefixtures("untouched")
-def test_the_link_is_named(linked, refused, place):
+def test_the_link_is_named(linked, assert_fails, place):
     linked(place)
-    said = refused(3, "show", "fox")
-    assert "leads out of" in said
-    assert Path(place).name in said
+    message = assert_fails(3, "show", "fox")
+    assert "leads out of" in message
+    assert Path(place).name in message
 
 
 @pytest.mark.parametrize("place", [place for place in PLACES if place != "manifest.json"])
 @pytest.mark.usefixtures("untouched")
 def test_verify_reports_the_link(linked, unziplora, place):
     linked(place)
-    ended = unziplora("verify", "fox")
-    assert ended.code == 3
-    assert f"{place} is a link that leads out of the project" in ended.said
+    completed = unziplora("verify", "fox")
+    assert completed.code == 3
+    assert f"{place} is a link that leads out of the project" in completed.message
 
 
 @pytest.mark.usefixtures("untouched")
@@ -110,10 +110,10 @@ def test_rename_moves_the_link_and_remove_deletes_it_alone(linked, unziplora, tw
 
 
 @pytest.mark.usefixtures("untouched")
-def test_a_folder_of_projects_that_is_a_link_is_no_project(two_projects, outside, refused):
+def test_a_folder_of_projects_that_is_a_link_is_no_project(two_projects, outside, assert_fails):
     (two_projects / "projects/elk").symlink_to(outside)
-    assert "is a link" in refused(3, "show", "elk")
-    assert "is a link" in refused(3, "remove", "elk", "--yes")
+    assert "is a link" in assert_fails(3, "show", "elk")
+    assert "is a link" in assert_fails(3, "remove", "elk", "--yes")
 
 
 @pytest.mark.usefixtures("untouched")
@@ -125,13 +125,13 @@ def test_a_link_within_the_project_and_one_in_a_circle_harm_nothing(two_projects
     (folder / "style.safetensors").unlink()
     (folder / "style.safetensors").symlink_to("style.safetensors")
     assert unziplora("verify", "fox").code == 3
-    ended = unziplora("style", "fox", *DRAW)
-    assert (ended.code, "Traceback" in ended.err) == (6, False)
+    completed = unziplora("style", "fox", *DRAW)
+    assert (completed.code, "Traceback" in completed.err) == (6, False)
 
 
 @pytest.mark.usefixtures("untouched")
 def test_a_training_that_was_stopped_does_not_go_on_through_a_link(linked, unziplora, two_projects):
     linked("checkpoints")
-    ended = unziplora("train", "--resume", "fox")
-    assert ended.code in (2, 3)
+    completed = unziplora("train", "--resume", "fox")
+    assert completed.code in (2, 3)
     assert os.path.lexists(two_projects / "projects/fox/checkpoints")

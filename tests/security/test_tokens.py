@@ -1,11 +1,11 @@
-"""Access tokens are shown nowhere, and what strangers wrote does not act on the terminal."""
+"""Access tokens are printable nowhere, and what strangers wrote does not act on the terminal."""
 
 import json
 
 import pytest
 
 from unziplora_cli.cli import projects
-from unziplora_cli.cli._output import shown, without_tokens
+from unziplora_cli.cli._output import printable, without_tokens
 from unziplora_cli.errors import ModelError
 
 TOKEN = "hf_" + "aB3" * 11
@@ -31,22 +31,22 @@ def leaky(monkeypatch):
 @pytest.mark.parametrize("options", [(), ("-v",), ("--json",), ("--json", "-v")])
 @pytest.mark.usefixtures("leaky")
 def test_no_token_is_in_an_error(unziplora, options):
-    ended = unziplora("list", *options)
-    assert ended.code == 4
-    assert "***" in ended.out + ended.err
-    assert TOKEN not in ended.out + ended.err
-    assert OWN not in ended.out + ended.err
+    completed = unziplora("list", *options)
+    assert completed.code == 4
+    assert "***" in completed.out + completed.err
+    assert TOKEN not in completed.out + completed.err
+    assert OWN not in completed.out + completed.err
 
 
-def test_no_token_is_in_what_a_training_writes(unziplora, photos, settings, own_home, monkeypatch):
+def test_no_token_is_in_what_a_training_writes(unziplora, photos, settings, isolated_home, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    ended = unziplora("train", photos / "fox.png", "--subject=fox", "--style=ink", *settings, "-v")
-    assert ended.code == 0, ended.err
+    completed = unziplora("train", photos / "fox.png", "--subject=fox", "--style=ink", *settings, "-v")
+    assert completed.code == 0, completed.err
     assert unziplora("doctor", "--json").code == 0
-    files = [path for path in own_home.rglob("*") if path.is_file()]
+    files = [path for path in isolated_home.rglob("*") if path.is_file()]
     assert len(files) > 4
     assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
-    assert TOKEN not in ended.out + ended.err
+    assert TOKEN not in completed.out + completed.err
 
 
 @pytest.mark.parametrize(
@@ -71,21 +71,21 @@ def test_a_token_of_any_form_is_left_out_when_the_environment_holds_it(monkeypat
 
 
 def test_control_characters_do_not_reach_the_terminal():
-    assert shown("a\x1b[2Jb\x9b1m\tc\nd") == "a\ufffd[2Jb\ufffd1m\tc\nd"
+    assert printable("a\x1b[2Jb\x9b1m\tc\nd") == "a\ufffd[2Jb\ufffd1m\tc\nd"
 
 
 def test_a_file_with_escape_sequences_in_its_name_does_not_act(unziplora, tmp_path):
-    ended = unziplora("train", tmp_path / "\x1b[2Jfox.png", "--subject=fox", "--style=ink", "--base=mini")
-    assert ended.code == 2
-    assert "\x1b[2J" not in ended.err
-    assert "[2Jfox.png" in ended.err
+    completed = unziplora("train", tmp_path / "\x1b[2Jfox.png", "--subject=fox", "--style=ink", "--base=mini")
+    assert completed.code == 2
+    assert "\x1b[2J" not in completed.err
+    assert "[2Jfox.png" in completed.err
 
 
 @pytest.mark.parametrize("option", ["--subject", "--style", "--trigger", "--full-prompt"])
-def test_words_that_could_act_are_refused(refused, photos, option):
+def test_words_that_could_act_are_refused(assert_fails, photos, option):
     words = {"--subject": "fox", "--style": "ink", option: "fo\x1b[31mx"}
     given = [f"{name}={value}" for name, value in words.items()]
-    assert "which is no text" in refused(2, "train", photos / "fox.png", *given, "--base=mini")
+    assert "which is no text" in assert_fails(2, "train", photos / "fox.png", *given, "--base=mini")
 
 
 def test_a_manifest_with_escape_sequences_is_damaged(two_projects, unziplora):
@@ -93,6 +93,6 @@ def test_a_manifest_with_escape_sequences_is_damaged(two_projects, unziplora):
     content = json.loads(path.read_text())
     content["device"] = "\x1b]0;owned\x07"
     path.write_text(json.dumps(content))
-    ended = unziplora("show", "fox")
-    assert ended.code == 3
-    assert "\x1b]" not in ended.err
+    completed = unziplora("show", "fox")
+    assert completed.code == 3
+    assert "\x1b]" not in completed.err

@@ -32,8 +32,8 @@ def order(project: Project) -> EvaluationRequest:
 
 
 @pytest.fixture
-def store(own_home) -> ProjectStore:
-    return ProjectStore(own_home)
+def store(isolated_home) -> ProjectStore:
+    return ProjectStore(isolated_home)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def fox(make_project: Callable[..., Project]) -> Callable[..., Project]:
             training=asdict(resolve("mini", {})),
             **changes,
         )
-        shutil.copyfile(resources.samples()["fox"].picture, project.folder / "source.png")
+        shutil.copyfile(resources.samples()["fox"].image, project.folder / "source.png")
         layers = adapted_projections(load_unet(MINI, device="cpu", dtype=torch.float32))
         generator = torch.Generator().manual_seed(0)
         lora, merge = {}, {}

@@ -30,10 +30,12 @@ def golden_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
-def test_a_recorded_release_becomes_a_project_without_rounding(own_home: Path, golden_base: Path) -> None:
+def test_a_recorded_release_becomes_a_project_without_rounding(
+    isolated_home: Path, golden_base: Path
+) -> None:
     weights = read(find([GOLDEN / "saved"]))
     base = lookup_base(str(golden_base))
-    made = import_pair(ImportRequest("m", weights, Words("fox", "ink"), base), ProjectStore(own_home))
+    made = import_pair(ImportRequest("m", weights, Words("fox", "ink"), base), ProjectStore(isolated_home))
     for branch in ("content", "style"):
         released = read_lora(GOLDEN / f"saved/m_{branch}/pytorch_lora_weights.safetensors").lora
         kept = read_lora(made.path(branch)).lora  # type: ignore[arg-type]
@@ -46,7 +48,7 @@ def test_a_recorded_release_becomes_a_project_without_rounding(own_home: Path, g
         assert len(merge) == len(stored)
         assert torch.equal(merge[Q], stored[f"unet.{Q}.lora.merge_{branch}"])
     assert made.manifest.training == {}
-    assert ProjectStore(own_home).verify("m").problems == ()
+    assert ProjectStore(isolated_home).verify("m").problems == ()
 
 
 def test_mixed_up_merge_weights_are_noticed(tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ Events = Iterator[events.Event]
 
 
 @pytest.fixture
-def store(own_home: Path) -> ProjectStore:
-    return ProjectStore(own_home)
+def store(isolated_home: Path) -> ProjectStore:
+    return ProjectStore(isolated_home)
 
 
 @pytest.fixture(autouse=True)

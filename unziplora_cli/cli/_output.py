@@ -11,13 +11,19 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+
+from unziplora_cli import paths
+from unziplora_cli.errors import ModelError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as ProgressBar
-if TYPE_CHECKING:
+
+    from unziplora_cli.projects.store import ProjectStore
     from unziplora_cli.sdxl.generate import Progress
     from unziplora_cli.training.events import Event
 
@@ -49,12 +55,12 @@ class Output:
         for each in [table] if isinstance(table, Table) else table or ():
             _print_table(self._console(), each)
         if text:
-            self._console().print(shown(text), markup=False, highlight=False, soft_wrap=True)
+            self._console().print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def message(self, text: str) -> None:
         """Tell what is going on; silent with --quiet."""
         if not self.quiet:
-            self.console().print(shown(text), markup=False, highlight=False, soft_wrap=True)
+            self.console().print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def warning(self, text: str) -> None:
         """Tell what the user should know; not silenced, and part of the envelope with --json."""
@@ -63,7 +69,7 @@ class Output:
             return
         from rich.text import Text
 
-        self.console().print(Text.assemble(("Note: ", "yellow"), shown(text)), soft_wrap=True)
+        self.console().print(Text.assemble(("Note: ", "yellow"), printable(text)), soft_wrap=True)
 
     def error(self, error: BaseException, message: str, hint: str, exit_code: int) -> None:
         """Say what failed and what to do next; the traceback only with --verbose."""
@@ -78,9 +84,9 @@ class Output:
         from rich.text import Text
 
         console = self.console()
-        console.print(Text.assemble(("Error: ", "bold red"), shown(message)), soft_wrap=True)
+        console.print(Text.assemble(("Error: ", "bold red"), printable(message)), soft_wrap=True)
         if hint:
-            console.print(Text.assemble(("  -> ", "dim"), shown(hint)), soft_wrap=True)
+            console.print(Text.assemble(("  -> ", "dim"), printable(hint)), soft_wrap=True)
 
     def confirm(self, question: str, *, instead: str) -> bool:
         """Ask on the terminal; without one, raise UsageError that names the option to give `instead`."""
@@ -129,6 +135,34 @@ class Output:
         print(without_tokens(text))
 
 
+@dataclass
+class Session:
+    """One run of the program: its output, its home and whether it may use the network."""
+
+    output: Output = field(default_factory=Output)
+    home: Path | None = None
+    offline: bool = False
+    command_line: tuple[str, ...] = ()
+    """The words of the command line."""
+
+    def store(self) -> "ProjectStore":
+        """The projects of the chosen home."""
+        from unziplora_cli.projects.store import ProjectStore
+
+        return ProjectStore(paths.home(self.home))
+
+    def use_network(self, purpose: str) -> None:
+        """Let the hub's library, which is not imported yet, use the network; raises ModelError if offline."""
+        if self.offline:
+            raise ModelError(
+                f"{purpose} needs the network.", hint="Leave out --offline and unset HF_HUB_OFFLINE."
+            )
+        os.environ["HF_HUB_OFFLINE"] = "0"
+        if self.output.quiet:
+            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+            os.environ["HF_HUB_VERBOSITY"] = "error"
+
+
 def _plain(value: Any) -> Any:
     """A value as JSON has it: paths and the like as text, numbers that are not finite as null."""
     if isinstance(value, Mapping):
@@ -157,11 +191,11 @@ def _print_table(console: "Console", table: Table) -> None:
     for index, column in enumerate(table.columns):
         drawn.add_column(column, no_wrap=index == 0, overflow="fold")
     for row in table.rows:
-        drawn.add_row(*(Text(shown(cell)) for cell in row))
+        drawn.add_row(*(Text(printable(cell)) for cell in row))
     console.print(drawn)
 
 
-def size(number: int) -> str:
+def format_size(number: int) -> str:
     """Bytes for people: `6.9 GB`."""
     power = min(max(len(str(number)) - 1, 0) // 3, 4)
     unit = ("B", "kB", "MB", "GB", "TB")[power]
@@ -169,7 +203,7 @@ def size(number: int) -> str:
     return f"{amount:.1f} {unit}" if power and amount < 100 else f"{amount:.0f} {unit}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds for people: `1 min 30 s`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
@@ -178,7 +212,7 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-# What may be shown of a text: names and words can come from strangers' files, errors from libraries.
+# What may be printable of a text: names and words can come from strangers' files, errors from libraries.
 
 
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "WANDB_API_KEY")
@@ -195,7 +229,7 @@ def without_tokens(text: str) -> str:
     return _TOKEN.sub("***", text)
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """The text as a terminal may get it: without tokens, and without control characters, which could act."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", without_tokens(text))
 
@@ -210,14 +244,14 @@ LONGEST = 16
 """Letters of a name beside the bar, so that the rest fits into 80 columns."""
 
 
-class Display:
+class ProgressDisplay:
     """A progress bar on a terminal; elsewhere lines, no more often than every few seconds."""
 
     def __init__(self, output: Output, title: str) -> None:
         self.output = output
         self.title = title
         self.bar = output.progress_bar()
-        self.shown = ""
+        self.task_name = ""
         self.logged = time.monotonic()
 
     def __enter__(self) -> Any:
@@ -231,22 +265,22 @@ class Display:
         if self.bar is not None:
             self.bar.stop()
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """One line that stays."""
         if self.bar is not None:
-            self.bar.console.print(shown(text), markup=False, highlight=False)
+            self.bar.console.print(printable(text), markup=False, highlight=False)
         else:
             self.output.message(text)
 
-    def show(self, name: str, completed: float, total: float, detail: str, line: str) -> None:
+    def update(self, name: str, completed: float, total: float, detail: str, line: str) -> None:
         """Move the bar, or write ``line`` when it is time for one."""
         if self.bar is not None:
-            if name != self.shown:
+            if name != self.task_name:
                 for task in self.bar.task_ids:
                     self.bar.remove_task(task)
                 label = name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
                 self.bar.add_task(label, total=total, detail=detail)
-                self.shown = name
+                self.task_name = name
             self.bar.update(self.bar.task_ids[0], completed=completed, detail=detail)
         elif time.monotonic() - self.logged >= LOG_EVERY or completed == total:
             self.logged = time.monotonic()
@@ -262,16 +296,15 @@ class Display:
 
         match event:
             case events.Phase(name, detail) if name != "finish":
-                self.shown = ""
-                self.say(f"{self.title}: {name}{f' ({detail})' if detail else ''}")
+                self.task_name = ""
+                self.message(f"{self.title}: {name}{f' ({detail})' if detail else ''}")
             case events.Notice(text):
-                self.say(f"Note: {text}")
+                self.message(f"Note: {text}")
             case events.StepDone():
-                left = duration((event.total - event.step) * event.seconds)
-                detail = (
-                    f"{event.phase:8} loss {event.loss:.3f} {event.seconds:.2f} s/step {size(event.memory)}"
-                )
-                self.show(
+                left = format_duration((event.total - event.step) * event.seconds)
+                memory = format_size(event.memory)
+                detail = f"{event.phase:8} loss {event.loss:.3f} {event.seconds:.2f} s/step {memory}"
+                self.update(
                     self.title,
                     event.step,
                     event.total,
@@ -279,24 +312,24 @@ class Display:
                     f"{self.title}: step {event.step}/{event.total} {detail}, {left} left",
                 )
             case events.ColumnsChosen():
-                self.say(
+                self.message(
                     f"{self.title}: columns chosen after step {event.step}: content {event.content}, "
                     f"style {event.style}, shared {event.shared} of {event.total}"
                 )
             case events.Validated(step, paths):
-                self.say(f"{self.title}: validation pictures after step {step}: {paths[-1].name}")
+                self.message(f"{self.title}: validation pictures after step {step}: {paths[-1].name}")
             case events.Saved(step, folder):
-                self.say(f"{self.title}: saved after step {step}: {folder.name}")
+                self.message(f"{self.title}: saved after step {step}: {folder.name}")
 
     def progress(self, progress: "Progress") -> None:
         """Show how far pictures are drawn."""
         if progress.phase == "load":
-            self.say(f"{self.title}: loading the base")
+            self.message(f"{self.title}: loading the base")
             return
         if progress.phase == "note":
-            self.say(f"Note: {progress.note}")
+            self.message(f"Note: {progress.note}")
         if progress.phase == "draw":
             done = progress.picture + progress.step / progress.steps
             detail = f"step {progress.step}/{progress.steps}"
             line = f"{self.title}: picture {progress.picture + 1} of {progress.pictures}, {detail}"
-            self.show("drawing", done, progress.pictures, detail, line)
+            self.update("drawing", done, progress.pictures, detail, line)

@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unziplora_cli.cli._completion import project_names
-from unziplora_cli.cli._options import BASE
-from unziplora_cli.cli._output import Table, size
-from unziplora_cli.cli._session import Session
+from unziplora_cli.cli._options import BASE, project_names
+from unziplora_cli.cli._output import Session, Table, format_size
 from unziplora_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -124,7 +122,7 @@ def export(
             each.layout,
             str(each.rank or ""),
             str(each.layers),
-            size(each.bytes),
+            format_size(each.bytes),
             _percent(each.rank_error),
         ]
         for each in written

@@ -1,11 +1,9 @@
-"""The program `unziplora`: global options, the commands, and how a run ends.
+"""The program `unziplora`: its commands and global options.
 
 Each group of commands is one module with a `register(app)`; heavy libraries are imported in command bodies.
 """
 
 import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,13 +12,10 @@ from typer.core import TyperGroup
 
 from unziplora_cli import __version__
 from unziplora_cli.cli import adapters, evaluate, generate, models, projects, publish, replay, system, train
-from unziplora_cli.cli._errors import describe
-from unziplora_cli.cli._session import Session
-from unziplora_cli.environment import tame_openmp
-from unziplora_cli.errors import Interrupted
+from unziplora_cli.cli._output import Session
 
 
-class Program(TyperGroup):
+class RootGroup(TyperGroup):
     """The top of the command tree; each command below it has Typer's own help."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -46,7 +41,7 @@ class Program(TyperGroup):
 
 app = typer.Typer(
     name="unziplora",
-    cls=Program,
+    cls=RootGroup,
     help="Take one picture apart into a content LoRA and a style LoRA, and put them together again.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -63,8 +58,7 @@ system.register_doctor(app)
 replay.register(app)
 publish.register_push(app)
 
-# Global options that a person may also write behind the command; True: an option that takes a value.
-_GLOBAL = {
+GLOBAL_OPTIONS = {
     "--home": True,
     "--json": False,
     "--quiet": False,
@@ -73,6 +67,7 @@ _GLOBAL = {
     "-v": False,
     "--offline": False,
 }
+"""Options that may stand before or after the command; True: the option takes a value."""
 
 
 def _show_version(value: bool) -> None:
@@ -108,40 +103,3 @@ def _global_options(
     # Nothing asks the hub for anything unless the user said so.
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Run one command line; returns the exit code."""
-    tame_openmp()
-    session = Session(typed=tuple(arguments))
-    arguments = _global_options_first(arguments) or ["--help"]
-    session.output.json = "--json" in arguments
-    session.output.verbose = "-v" in arguments or "--verbose" in arguments
-    try:
-        code = app(args=arguments, prog_name="unziplora", standalone_mode=False, obj=session)
-        if code == Interrupted.exit_code:  # what Typer makes of Ctrl-C
-            raise KeyboardInterrupt
-    except (Exception, KeyboardInterrupt) as error:
-        message, hint, code = describe(error)
-        session.output.error(error, message, hint, code)
-    return code if isinstance(code, int) else 0
-
-
-def main() -> None:
-    """The console script."""
-    sys.exit(run(sys.argv[1:]))
-
-
-def _global_options_first(arguments: Sequence[str]) -> list[str]:
-    """The arguments with the global options in front, so that `unziplora list --json` works too."""
-    first, rest = [], list(arguments)
-    position = 0
-    while position < len(rest) and rest[position] != "--":
-        option = rest[position].split("=")[0] if rest[position].startswith("--") else rest[position]
-        if option in _GLOBAL:
-            count = 2 if _GLOBAL[option] and "=" not in rest[position] else 1
-            first += rest[position : position + count]
-            del rest[position : position + count]
-        else:
-            position += 1
-    return first + rest

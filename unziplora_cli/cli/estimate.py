@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from unziplora_cli.cli._errors import hint
 from unziplora_cli.cli._options import find_base, preset_for
-from unziplora_cli.cli._output import Table, size
-from unziplora_cli.cli._session import Session
+from unziplora_cli.cli._output import Session, Table, format_size
 from unziplora_cli.config import TrainConfig, check_settings, resolve
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def show_estimate(
     found = _base(session, base)
     preset = preset or preset_for(found)
     plan = estimate_training(found, resolve(preset, settings), device, settings)
-    command = None if plan.changes is None else line(repeatable(session.typed), plan.changes)
+    command = None if plan.changes is None else line(repeatable(session.command_line), plan.changes)
     session.output.result(
         {"plan": _summary(plan, preset, projects, command)},
         table=Table(("", preset), _rows(plan, projects)),
@@ -67,15 +66,15 @@ def _rows(plan: "TrainingEstimate", projects: int) -> list[list[str]]:
     return [
         ["base", f"{plan.base}, rank {config.rank}, {config.resolution} px, batch {config.batch_size}"],
         ["device", f"{plan.device} ({plan.name}), {plan.precision}"],
-        ["memory", f"about {size(memory.peak)} at most"],
-        ["", f"weights {size(memory.frozen)}, what is learned {size(memory.state)},"],
-        ["", f"activations {size(memory.saved)}, at work {size(memory.working)}"],
-        ["must be free", f"about {size(plan.needed)}"],
-        ["is free", f"{size(plan.free)} of {size(plan.total)}"],
+        ["memory", f"about {format_size(memory.peak)} at most"],
+        ["", f"weights {format_size(memory.frozen)}, what is learned {format_size(memory.state)},"],
+        ["", f"activations {format_size(memory.saved)}, at work {format_size(memory.working)}"],
+        ["must be free", f"about {format_size(plan.needed)}"],
+        ["is free", f"{format_size(plan.free)} of {format_size(plan.total)}"],
         ["a step", f"{about}{plan.step_class}"],
         ["all steps", f"{config.steps}: about {_roughly(plan.seconds * projects)}"],
-        ["disk", f"{size(plan.project_bytes)}{each}"],
-        ["", f"checkpoints up to {size(plan.checkpoint_bytes)} until it is complete"],
+        ["disk", f"{format_size(plan.project_bytes)}{each}"],
+        ["", f"checkpoints up to {format_size(plan.checkpoint_bytes)} until it is complete"],
     ]
 
 

@@ -5,10 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unziplora_cli.cli._completion import project_names
-from unziplora_cli.cli._options import config_options, preset_for, project_base
-from unziplora_cli.cli._output import Table, size
-from unziplora_cli.cli._session import Session
+from unziplora_cli.cli._options import config_options, preset_for, project_base, project_names
+from unziplora_cli.cli._output import Session, Table, format_size
 from unziplora_cli.config import ComputeConfig, resolve_generate
 from unziplora_cli.workflows.evaluate import EvaluationConfig
 
@@ -38,7 +36,7 @@ def evaluate(
     settings: dict[str, Any] | None = None,
 ) -> None:
     """Tell how well content and style came apart: what was kept, what leaked, and what to do about it."""
-    from unziplora_cli.cli._output import Display
+    from unziplora_cli.cli._output import ProgressDisplay
     from unziplora_cli.workflows import evaluate
 
     session: Session = ctx.obj
@@ -46,14 +44,16 @@ def evaluate(
     found = session.store().open(project)
     if pull:
         session.use_network("Fetching DINOv2 and CLIP")
-        evaluate.download_encoders(lambda id, bytes: session.output.message(f"Fetching {id}, {size(bytes)}."))
+        evaluate.download_encoders(
+            lambda id, bytes: session.output.message(f"Fetching {id}, {format_size(bytes)}.")
+        )
     base = project_base(session, studio.base, [found])
     order = evaluate.EvaluationRequest(project, base, config, resolve_generate(preset_for(base), {}), studio)
-    with Display(session.output, "eval") as display:
+    with ProgressDisplay(session.output, "eval") as display:
 
         def show(doing: evaluate.EvaluationProgress) -> None:
             line = f"eval: {doing.what} {doing.done:.0f} of {doing.total:.0f}"
-            display.show(doing.what, doing.done, doing.total, "", line)
+            display.update(doing.what, doing.done, doing.total, "", line)
 
         done = evaluate.evaluate(order, session.store(), show)
     made = done.evaluation

@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unziplora_cli.cli._completion import project_names
-from unziplora_cli.cli._options import config_options, preset_for, project_base
-from unziplora_cli.cli._session import Session
+from unziplora_cli.cli._options import config_options, preset_for, project_base, project_names
+from unziplora_cli.cli._output import Session
 from unziplora_cli.cli.projects import NAME as PROJECT
 from unziplora_cli.config import ComputeConfig, GenerateConfig, check_settings, resolve_generate
 from unziplora_cli.errors import UsageError
@@ -175,7 +174,7 @@ def cross(
     settings: dict[str, Any] | None = None,
 ) -> None:
     """Draw every content in every style, as files and as one labelled sheet."""
-    from unziplora_cli.cli._output import Display
+    from unziplora_cli.cli._output import ProgressDisplay
     from unziplora_cli.workflows import generate
 
     session: Session = ctx.obj
@@ -198,7 +197,7 @@ def cross(
         prompt=prompt,
         merge=merge,
     )
-    with Display(session.output, "cross") as display:
+    with ProgressDisplay(session.output, "cross") as display:
         made = generate.cross(
             order,
             out or generate.free_folder(contents[0].images, "cross"),
@@ -217,7 +216,7 @@ def _draw(
     studio: ComputeConfig,
     settings: dict[str, Any],
 ) -> None:
-    from unziplora_cli.cli._output import Display
+    from unziplora_cli.cli._output import ProgressDisplay
     from unziplora_cli.workflows import generate
 
     check_settings(GenerateConfig, settings)
@@ -226,7 +225,7 @@ def _draw(
     prompts = order.prompts
     for label in ("full", "content", "style") if order.kind == "combine" else (order.kind,):
         session.output.message(f"{label:8} {getattr(prompts, label)}")
-    with Display(session.output, order.kind) as display:
+    with ProgressDisplay(session.output, order.kind) as display:
         made = generate.draw(order, out or projects[0].images, studio, display.progress)
     _report(session, made)
 

@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from unziplora_cli.cli._completion import model_names
-from unziplora_cli.cli._output import Table, size
-from unziplora_cli.cli._session import Session
+from unziplora_cli.cli._options import model_names
+from unziplora_cli.cli._output import Session, Table, format_size
 from unziplora_cli.errors import Interrupted, ModelError
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def list_models(ctx: typer.Context) -> None:
         [
             f"{model.spec} (built in)" if model.spec == "mini" else model.spec,
             (model.revision or "")[:12],
-            size(model.bytes),
+            format_size(model.bytes),
             (model.last_used or "")[:10],
             "incomplete" if model.problem else "complete",
         ]
@@ -89,10 +88,10 @@ def pull(
 
     download = hub.plan(model, only)
     missing = download.missing()
-    rest = "" if missing == download.bytes else f", {size(missing)} of them still to come"
+    rest = "" if missing == download.bytes else f", {format_size(missing)} of them still to come"
     session.output.message(
-        f"{download.id}: {len(download.files)} files, {size(download.bytes)}{rest}; "
-        f"{size(hub.free_space())} are free at {paths.hub_cache()}."
+        f"{download.id}: {len(download.files)} files, {format_size(download.bytes)}{rest}; "
+        f"{format_size(hub.free_space())} are free at {paths.hub_cache()}."
     )
     try:
         folder = hub.pull(download, accept=cache.refuse_others)
@@ -145,15 +144,17 @@ def remove(
     removal = cache.removal(cache.find(model))
     found = removal.snapshot
     shared = found.bytes() - removal.bytes
-    kept = f"; {size(shared)} stay, which other commits use" if shared > 0 else ""
-    question = f"Delete {found.id} for every program that uses it, and free {size(removal.bytes)}{kept}?"
+    kept = f"; {format_size(shared)} stay, which other commits use" if shared > 0 else ""
+    question = (
+        f"Delete {found.id} for every program that uses it, and free {format_size(removal.bytes)}{kept}?"
+    )
     if not yes and not session.output.confirm(question, instead="--yes"):
         session.output.result({"removed": None}, text="Nothing was removed.")
         return
     removal.run()
     session.output.result(
         {"removed": found.id, "revision": found.revision, "bytes": removal.bytes},
-        text=f"Removed {found.id}; {size(removal.bytes)} are free again.",
+        text=f"Removed {found.id}; {format_size(removal.bytes)} are free again.",
     )
 
 

@@ -4,9 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unziplora_cli.cli._completion import project_names
-from unziplora_cli.cli._output import Table, duration, size
-from unziplora_cli.cli._session import Session
+from unziplora_cli.cli._options import project_names
+from unziplora_cli.cli._output import Session, Table, format_duration, format_size
 from unziplora_cli.cli.evaluate import evaluation_rows
 from unziplora_cli.errors import ProjectError
 
@@ -52,7 +51,7 @@ def list_projects(ctx: typer.Context) -> None:
             project.manifest.base.spec,
             _steps(project),
             project.manifest.created[:10],
-            size(project.size()),
+            format_size(project.size()),
         ]
         for project in projects
     ]
@@ -64,7 +63,7 @@ def list_projects(ctx: typer.Context) -> None:
             each.plan.base.spec,
             f"unfinished, {each.step} of {each.steps}",
             each.plan.created[:10],
-            size(each.size()),
+            format_size(each.size()),
         ]
         for each in unfinished
     ]
@@ -95,7 +94,7 @@ def show(ctx: typer.Context, project: Annotated[str, NAME]) -> None:
         ["content prompt", manifest.prompts.content],
         ["style prompt", manifest.prompts.style],
         *_training(found),
-        *([each.role, f"{each.path}, {size(each.bytes)}"] for each in manifest.artifacts),
+        *([each.role, f"{each.path}, {format_size(each.bytes)}"] for each in manifest.artifacts),
         *([name, f"{value:.4g}"] for name, value in manifest.metrics.items()),
         *evaluation_rows(manifest.evaluation),
     ]
@@ -171,7 +170,7 @@ def _training(project: "Project") -> list[list[str]]:
     manifest = project.manifest
     if not manifest.training:
         return [["training", "elsewhere: imported"]]
-    told = f"{_steps(project)} steps on {manifest.device} in {duration(manifest.seconds)}"
+    told = f"{_steps(project)} steps on {manifest.device} in {format_duration(manifest.seconds)}"
     return [["training", told], ["seed", str(manifest.seed)]]
 
 

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from unziplora_cli.cli._output import size
-from unziplora_cli.cli._session import Session
+from unziplora_cli.cli._output import Session, format_size
 from unziplora_cli.cli.projects import NAME, PANEL
 from unziplora_cli.errors import UsageError
 
@@ -48,7 +47,7 @@ def report(
             "pictures": made.pictures,
             "opened": opened,
         },
-        text=f"{made.file}: {made.pictures} pictures, {size(bytes)}",
+        text=f"{made.file}: {made.pictures} pictures, {format_size(bytes)}",
     )
 
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unziplora_cli.cli._options import DEVICE
-from unziplora_cli.cli._output import Table, duration
-from unziplora_cli.cli._session import Session
+from unziplora_cli.cli._output import Session, Table, format_duration
 from unziplora_cli.cli.projects import NAME, PANEL
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def replay(
     device: Annotated[str | None, DEVICE] = None,
 ) -> None:
     """Train a project again from its manifest alone, and say how far the result is from the recorded one."""
-    from unziplora_cli.cli._output import Display
+    from unziplora_cli.cli._output import ProgressDisplay
     from unziplora_cli.projects.names import check_name
     from unziplora_cli.workflows.replay import ReplayResult
     from unziplora_cli.workflows.replay import replay as run
@@ -37,7 +36,7 @@ def replay(
     session: Session = ctx.obj
     keep = None if name is None else check_name(name)
     finished: ReplayResult | None = None
-    with Display(session.output, project) as display:
+    with ProgressDisplay(session.output, project) as display:
         for event in run(session.store(), project, keep=keep, device=device):
             if isinstance(event, ReplayResult):
                 finished = event
@@ -65,7 +64,7 @@ def _distance(each: "FileDistance") -> str:
 
 
 def _closing(finished: "ReplayResult") -> str:
-    lines = [f"{finished.project}: trained again in {duration(finished.seconds)}."]
+    lines = [f"{finished.project}: trained again in {format_duration(finished.seconds)}."]
     if not finished.identical:
         lines += [f"Changed since: {each}" for each in finished.changed]
         lines += [f"Not recorded: {each}" for each in finished.unrecorded]

@@ -8,8 +8,7 @@ import typer
 
 from unziplora_cli import paths
 from unziplora_cli.cli._options import DEVICE
-from unziplora_cli.cli._output import Table, duration
-from unziplora_cli.cli._session import Session
+from unziplora_cli.cli._output import Session, Table, format_duration
 from unziplora_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -79,19 +78,19 @@ def demo(
     device: Annotated[str, DEVICE] = "auto",
 ) -> None:
     """Take two shipped pictures apart and put them together again, on the built-in base, onto one sheet."""
-    from unziplora_cli.cli._output import Display
+    from unziplora_cli.cli._output import ProgressDisplay
     from unziplora_cli.workflows.demo import Demonstrated
     from unziplora_cli.workflows.demo import demo as run
     from unziplora_cli.workflows.train import TrainedProject
 
     session: Session = ctx.obj
     finished: Demonstrated | None = None
-    with Display(session.output, "demo") as display:
+    with ProgressDisplay(session.output, "demo") as display:
         for event in run(session.store(), out, device=device, on_progress=display.progress):
             if isinstance(event, Demonstrated):
                 finished = event
             elif isinstance(event, TrainedProject):
-                display.say(f"{event.project.name}: learned in {duration(event.seconds)}")
+                display.message(f"{event.project.name}: learned in {format_duration(event.seconds)}")
             else:
                 display.event(event)
     assert finished is not None
@@ -105,7 +104,7 @@ def demo(
         },
         text=(
             f"{finished.sheet}: two trainings and {finished.pictures} pictures "
-            f"in {duration(finished.seconds)}\n"
+            f"in {format_duration(finished.seconds)}\n"
             f'Next: unziplora combine {first} {second} --prompt "on a beach"'
         ),
     )

@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unziplora_cli.cli._completion import unfinished_names
-from unziplora_cli.cli._options import BASE, DEVICE, VAE, config_options, find_base, preset_for
-from unziplora_cli.cli._output import duration, size
-from unziplora_cli.cli._session import Session
+from unziplora_cli.cli._options import (
+    BASE,
+    DEVICE,
+    VAE,
+    config_options,
+    find_base,
+    preset_for,
+    unfinished_names,
+)
+from unziplora_cli.cli._output import Session, format_duration, format_size
 from unziplora_cli.cli.estimate import repeatable, show_estimate
 from unziplora_cli.config import TrainConfig, Words, check_settings, resolve
 from unziplora_cli.errors import ProjectError, UsageError
@@ -253,7 +259,7 @@ def _orders(
             vae=vae,
             validation=shown[i],
             force=replacing[i],
-            typed=repeatable(session.typed),
+            typed=repeatable(session.command_line),
             given=settings,
         )
         for i, group in enumerate(groups)
@@ -263,7 +269,7 @@ def _orders(
 def _train(
     session: Session, order: "TrainOrder", store: "ProjectStore", workshop: "Workshop"
 ) -> "TrainedProject":
-    from unziplora_cli.cli._output import Display
+    from unziplora_cli.cli._output import ProgressDisplay
     from unziplora_cli.workflows.train import TrainedProject, train
 
     output = session.output
@@ -271,7 +277,7 @@ def _train(
     output.message(f"{order.name}: content  {order.prompts.content}")
     output.message(f"{order.name}: style    {order.prompts.style}")
     finished: TrainedProject | None = None
-    with Display(output, order.name) as display:
+    with ProgressDisplay(output, order.name) as display:
         for event in train(order, store, workshop):
             if isinstance(event, TrainedProject):
                 finished = event
@@ -354,8 +360,8 @@ def _summary(finished: "TrainedProject") -> dict[str, Any]:
 def _closing(finished: "TrainedProject") -> str:
     project, manifest = finished.project, finished.project.manifest
     lines = [
-        f"{project.name}: {manifest.steps_done} steps in {duration(finished.seconds)} "
-        f"({finished.seconds_per_step:.2f} s a step, {size(manifest.peak_memory_bytes or 0)} at most)",
+        f"{project.name}: {manifest.steps_done} steps in {format_duration(finished.seconds)} "
+        f"({finished.seconds_per_step:.2f} s a step, {format_size(manifest.peak_memory_bytes or 0)} at most)",
         *(f"  {each.role:8} {project.folder / each.path}" for each in manifest.artifacts),
         f'Next: unziplora combine {project.name} --prompt "on a beach"',
     ]

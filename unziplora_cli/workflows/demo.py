@@ -98,7 +98,7 @@ def _order(name: str, base: BaseRef, device: str) -> TrainOrder:
     words = Words(sample.subject, sample.style)
     return TrainOrder(
         name=f"demo-{name}",
-        pictures=(sample.picture,),
+        pictures=(sample.image,),
         words=words,
         prompts=make_prompts(words),
         base=base,
