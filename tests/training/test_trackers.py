@@ -1,16 +1,15 @@
-"""Curves, column maps, and trackers that are not installed."""
+"""Curves and trackers that are not installed."""
 
 import importlib.util
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 
 from tests.training.conftest import Parts
 from unziplora_cli.cli._errors import hint
 from unziplora_cli.errors import UsageError
-from unziplora_cli.training.trackers import COLORS, check_tracker, column_map, merge_curves
+from unziplora_cli.training.trackers import check_tracker, merge_curves
 
 
 def test_a_missing_tracker_is_named_with_the_line_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,23 +31,3 @@ def test_merge_curves_are_the_mean_and_least_of_each_block(make_parts: Callable[
     assert curves["merge/style/mid_block.attentions.0/mean"] == pytest.approx(1 - 0.75 / columns)
     assert curves["merge/content/mid_block.attentions.0/min"] == 1.0
     assert len(curves) == 2 * 2 * 11  # statistics, branches, attention groups of SDXL's U-Net
-
-
-def test_a_column_map_shows_each_layer_in_a_row(make_parts: Callable[[], Parts]) -> None:
-    layers = make_parts().layers
-    narrow, wide = (
-        next(number for number, layer in enumerate(layers.values()) if layer.out_features == width)
-        for width in (16, 32)
-    )
-    list(layers.values())[narrow].style.mask[8:] = True
-    list(layers.values())[wide].content.mask[:16] = True
-    list(layers.values())[wide].style.mask[:8] = True
-
-    pixels = np.asarray(column_map(layers))
-    height, width = pixels.shape[0] // len(layers), pixels.shape[1]
-    neither, style, content, both = (tuple(color) for color in COLORS.tolist())
-    rows = [pixels[number * height] for number in (narrow, wide)]
-    assert [tuple(rows[0][x]) for x in (0, width // 2 - 1, width // 2, width - 1)] == [neither] * 2 + [
-        style
-    ] * 2
-    assert [tuple(rows[1][x]) for x in (0, width // 4, width - 1)] == [both, content, neither]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unziplora_cli.evaluation.columns import LayerColumns, merge_cosine, shared_share
+from unziplora_cli.adapters.columns import LayerColumns, merge_cosine, shared_share
 from unziplora_cli.evaluation.denoising import DenoisingResult, relative_gap
 from unziplora_cli.evaluation.prompts import EvaluationPrompt, Purpose
 from unziplora_cli.evaluation.scorers import PHOTO, ImageScore, Scorer

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from PIL import Image
 
+from unziplora_cli.adapters.columns import column_map
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.method.separation import Layers
@@ -17,6 +17,8 @@ from unziplora_cli.training.events import StepDone
 from unziplora_cli.training.optimizer import require
 
 RUN = "unziplora"
+MAP_WIDTH, MAP_HEIGHT = 800, 560
+"""Minimum size of a column map in pixels."""
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
 
 
@@ -62,7 +64,8 @@ class Logbook:
         """The map of columns after a choice: a PNG in ``logs/``, and a picture for the tracker."""
         if not self.accelerator.is_main_process:
             return
-        picture = column_map(layers)
+        masks = {name: (layer.content.mask, layer.style.mask) for name, layer in layers.items()}
+        picture = column_map(masks, min_width=MAP_WIDTH, min_height=MAP_HEIGHT).convert("RGB")
         self.folder.mkdir(parents=True, exist_ok=True)
         picture.save(self.folder / f"columns-step-{step:06d}.png")
         for tracker in self.accelerator.trackers:
@@ -90,23 +93,3 @@ def merge_curves(layers: Layers) -> dict[str, float]:
         for name, row in zip(joined, table, strict=True)
         for what, value in zip(("mean", "min"), row, strict=True)
     }
-
-
-# Which branch holds which column of which layer, as a picture.
-
-
-COLORS = np.array([[238, 238, 238], [214, 126, 44], [44, 110, 178], [120, 54, 128]], dtype=np.uint8)
-"""Neither branch, style alone, content alone, both."""
-
-WIDTH, HEIGHT = 800, 560
-
-
-def column_map(layers: Layers) -> Image.Image:
-    """One row per layer in the U-Net's order, its columns from left to right; narrow layers are stretched."""
-    width = max(layer.out_features for layer in layers.values())
-    rows = []
-    for layer in layers.values():
-        kinds = (2 * layer.content.mask.int() + layer.style.mask.int()).cpu().numpy()  # [out], 0 to 3
-        rows.append(kinds[np.arange(width) * len(kinds) // width])
-    picture = COLORS[np.repeat(np.stack(rows), max(1, HEIGHT // len(rows)), axis=0)]
-    return Image.fromarray(np.repeat(picture, max(1, WIDTH // width), axis=1))

@@ -13,7 +13,7 @@ from unziplora_cli import files, resources
 from unziplora_cli.config import SEED_MAX, Checked, ComputeConfig, GenerateConfig, Prompts, option
 from unziplora_cli.errors import AdapterError, ProjectError
 from unziplora_cli.projects import manifest
-from unziplora_cli.projects.manifest import Evaluation, Manifest, ScoreRecord
+from unziplora_cli.projects.manifest import BlockColumns, Evaluation, Manifest, ScoreRecord
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.projects.verify import inside
 from unziplora_cli.workflows.generate import DrawOrder, OnProgress, Shelf, pictures
@@ -240,7 +240,7 @@ def evaluate(
                 f"The project {project.name!r} has no training picture, so nothing can be compared with it.",
                 hint="Only projects made by `unziplora train` can be evaluated.",
             )
-        from unziplora_cli.evaluation.columns import count_by_block, read_columns
+        from unziplora_cli.adapters.columns import count_columns, group_by_block, read_columns
         from unziplora_cli.evaluation.diagnosis import diagnose
         from unziplora_cli.evaluation.metrics import denoising_scores, weight_scores
 
@@ -250,7 +250,7 @@ def evaluate(
         measured = denoising_scores(_denoise(order, project, learned, training, on_progress))
         _check_finite(measured, project)
         seen = look(order, project, learned, training, _on_progress(on_progress))
-        layers = read_columns(learned)
+        layers = read_columns(learned.content, learned.style, learned.content_merge, learned.style_merge)
         scores = (*seen.scores, *measured, *weight_scores(layers))
         verdict, advice = diagnose(scores, recipe.training, recipe.words, project.name)
         evaluation = Evaluation(
@@ -258,7 +258,10 @@ def evaluate(
             verdict=verdict,
             advice=advice,
             scores=tuple(map(_rounded, scores)),
-            columns=count_by_block(layers),
+            columns=tuple(
+                BlockColumns(block, **asdict(count_columns(part)))
+                for block, part in group_by_block(layers).items()
+            ),
             scorer=seen.scorer,
             notes=(*_training_notes(recipe), *seen.notes),
             seed=order.config.seed,

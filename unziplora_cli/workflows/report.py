@@ -18,11 +18,14 @@ from unziplora_cli.projects.store import Project
 from unziplora_cli.workflows.generate import check_place
 
 if TYPE_CHECKING:
-    from unziplora_cli.evaluation.columns import LayerColumns
+    from unziplora_cli.adapters.columns import ColumnCounts, LayerColumns
+    from unziplora_cli.images import DataURI
     from unziplora_cli.report.charts import LineChart
 
 FILE_NAME = "report.html"
 SUFFIXES = (".html", ".htm")
+MAP_WIDTH, MAP_HEIGHT = 720, 56
+"""Minimum size of a column map in pixels, so that browsers do not enlarge it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,16 @@ class SettingGroup:
 
 
 @dataclass(frozen=True)
+class BlockMap:
+    """The columns of one attention group; ``owner`` is the branch that block separation gives them to."""
+
+    name: str
+    image: DataURI
+    counts: ColumnCounts
+    owner: str
+
+
+@dataclass(frozen=True)
 class MergeMean:
     """The mean merge weight of both branches over some columns; None where there is no such column."""
 
@@ -66,6 +79,7 @@ def report(project: Project, out: Path | None = None) -> ReportResult:
     What cannot be read is left out and noted. Raises UsageError for a file name that is none of HTML, and
     ProjectError when the page cannot be written.
     """
+    from unziplora_cli.adapters.columns import count_columns
     from unziplora_cli.report.html import render
     from unziplora_cli.workflows.project_images import project_images
 
@@ -86,7 +100,8 @@ def report(project: Project, out: Path | None = None) -> ReportResult:
             **vars(shown),
             "missing": _commands(project.name, shown.kinds),
             "charts": _charts(project, notes),
-            **_maps(layers, record.training),
+            "maps": _block_maps(layers, record.training),
+            "totals": count_columns(layers),
             "merge": _merge(layers) if layers and record.artifact("merge") else None,
             "files": files,
             "branches": tuple(files),
@@ -161,37 +176,47 @@ def _charts(project: Project, notes: list[str]) -> Mapping[str, LineChart | None
 
 def _columns(project: Project, notes: list[str]) -> Mapping[str, LayerColumns]:
     """Every projection's columns; empty when the weights cannot be read."""
+    from unziplora_cli.adapters.columns import read_columns
     from unziplora_cli.adapters.lora_file import read_lora
     from unziplora_cli.adapters.merge_weights import read_merge
-    from unziplora_cli.evaluation.columns import read_columns
-    from unziplora_cli.method.lora import LoRAPair
 
     has = project.manifest.artifact
     try:
         merge = read_merge(project.path("merge")) if has("merge") else None
         return read_columns(
-            LoRAPair(
-                content=read_lora(project.path("content")).lora if has("content") else None,
-                style=read_lora(project.path("style")).lora if has("style") else None,
-                content_merge=merge.content if merge else None,
-                style_merge=merge.style if merge else None,
-            )
+            content=read_lora(project.path("content")).lora if has("content") else None,
+            style=read_lora(project.path("style")).lora if has("style") else None,
+            content_merge=merge.content if merge else None,
+            style_merge=merge.style if merge else None,
         )
     except (AdapterError, ProjectError) as error:
         notes.append(f"There is no map of the columns. {error.message}")
         return {}
 
 
-def _maps(layers: Mapping[str, LayerColumns], training: Mapping[str, Scalar]) -> dict[str, Any]:
-    """The map of each block, the sums of all, and which block belongs wholly to whom."""
-    from unziplora_cli.evaluation.column_maps import block_maps, totals
+def _block_maps(layers: Mapping[str, LayerColumns], training: Mapping[str, Scalar]) -> list[BlockMap]:
+    """A map of each block of the U-Net, in the order of the network."""
+    from unziplora_cli.adapters.columns import column_map, count_columns, group_by_block
+    from unziplora_cli.images import data_uri
     from unziplora_cli.method.blocks import policy
 
-    maps = block_maps({name: (each.content.numpy(), each.style.numpy()) for name, each in layers.items()})
     separated = bool(training.get("column_separation") and training.get("block_separation"))
-    owners = {"content": "style", "style": "content", "both": ""}  # who must choose -> who need not
-    own = {each.block: owners[policy(f"{each.block}.", block_separation=separated)] for each in maps}
-    return {"maps": maps, "totals": totals(maps), "own": own}
+    owners = {"content": "style", "style": "content", "both": ""}  # the selective branch -> the owner
+    return [
+        BlockMap(
+            name=block,
+            image=data_uri(
+                column_map(
+                    {name: (layer.content, layer.style) for name, layer in part.items()},
+                    min_width=MAP_WIDTH,
+                    min_height=MAP_HEIGHT,
+                )
+            ),
+            counts=count_columns(part),
+            owner=owners[policy(f"{block}.", block_separation=separated)],
+        )
+        for block, part in group_by_block(layers).items()
+    ]
 
 
 def _merge(layers: Mapping[str, LayerColumns]) -> dict[str, Any]:
