@@ -35,7 +35,7 @@ from unziplora_cli.method.lora import LoRAWeights
 from unziplora_cli.method.schedule import Action, Schedule
 from unziplora_cli.method.separation import Layers, Separation, TrainedLayers, separate, set_mode
 from unziplora_cli.sdxl.attention import join_prompts, separate_prompts
-from unziplora_cli.sdxl.sampling import sample, stack, unconditional
+from unziplora_cli.sdxl.sampling import concat_conditionings, sample, unconditional
 from unziplora_cli.sdxl.text import Conditioning, predict_noise
 from unziplora_cli.training.captured_step import CapturedStep
 from unziplora_cli.training.step import Batch, TrainingStep, parameter_groups
@@ -500,7 +500,7 @@ def forwards(recording: Recording, table: Table, unet: UNet2DConditionModel, lay
     check("infer_both", "imported, both branches, abs.", three, "imported_forward_abs")
 
     negative = recording.inputs["eval_negative_prompt_embeds"], recording.inputs["eval_negative_pooled"]
-    told = stack(unconditional(three, negative), three)
+    told = concat_conditionings(unconditional(three, negative), three)
     pair = predict_noise(unet, noisy.repeat(2, 1, 1, 1), timestep.repeat(2), told)
     if "infer_both_cfg_batch" in expected:
         table.add(
@@ -512,7 +512,7 @@ def forwards(recording: Recording, table: Table, unet: UNet2DConditionModel, lay
         for case, denied in (("zeroneg", None), ("neg", negative)):
             if f"pipe_{key}_{case}" not in expected:
                 continue
-            told = stack(unconditional(three, denied), three)
+            told = concat_conditionings(unconditional(three, denied), three)
             latents = sample(
                 lambda x, t, told=told: predict_noise(unet, x, t, told),  # type: ignore[misc]
                 scheduler.from_config(recording.meta["eval_scheduler_configs"][key]),

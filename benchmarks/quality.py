@@ -35,10 +35,9 @@ from unziplora_cli import resources
 from unziplora_cli.evaluation.classifier import Classifier
 from unziplora_cli.paths import set_openmp_wait_policy
 from unziplora_cli.sdxl.base import BaseRef, resolve_base
-from unziplora_cli.sdxl.generate import time_ids
 from unziplora_cli.sdxl.latents import encode_latents, prepare
 from unziplora_cli.sdxl.load import alphas_cumprod, load_text_encoders, load_unet, load_vae
-from unziplora_cli.sdxl.text import encode
+from unziplora_cli.sdxl.text import encode, time_ids
 
 
 @dataclass

@@ -15,7 +15,7 @@ import torch
 
 from tests.cli import envelopes
 from tests.hub_server import TOKEN, Hub, Repository, sha256, use_endpoint
-from tests.test_cache import sdxl_files
+from tests.test_model_cache import sdxl_files
 from unziplora_cli import hub as hubs
 from unziplora_cli import paths
 from unziplora_cli.__main__ import run
@@ -375,6 +375,6 @@ def test_two_commits_share_their_equal_files(hub, unziplora):
 
 def test_what_a_download_would_fetch_is_known_without_fetching(hub, unziplora):
     assert unziplora("models", "pull", "owner/name@main").code == 0
-    plan = hubs.plan("owner/name")
+    plan = hubs.query_model("owner/name", None)
     assert (plan.revision, plan.missing()) == ("c" * 40, 0)
     assert plan.bytes == sum(map(len, sdxl_files().values()))

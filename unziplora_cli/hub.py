@@ -5,20 +5,23 @@ HF_TOKEN, HF_HOME and HF_HUB_CACHE by itself.
 """
 
 import errno
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
 from unziplora_cli import paths
-from unziplora_cli.cache import hub_id
 from unziplora_cli.errors import ModelError, UnziploraError
 from unziplora_cli.files import sha256
-from unziplora_cli.hub_cache import repository
+
+_PREFIX = "models--"
+_CLASS = re.compile(r'"_class_name"\s*:\s*"(\w+)"')
 
 Part = Literal["tokenizers"]
 
@@ -34,6 +37,103 @@ _TOKENIZERS = ("model_index.json", "tokenizer*/*.json", "tokenizer*/*.txt")
 _WEIGHTS = ("", "unet/", "vae/", "text_encoder/", "text_encoder_2/")
 _NAMES = ("model", "diffusion_pytorch_model")
 _DISK_FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG")}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The files of one commit on this disk, and the branches and tags that point to it."""
+
+    id: str
+    revision: str
+    path: Path
+    refs: tuple[str, ...]
+
+    @property
+    def repository(self) -> Path:
+        """The folder of all commits of the model."""
+        return self.path.parent.parent
+
+    @property
+    def is_only_revision(self) -> bool:
+        """Whether the repository holds no other commit."""
+        return len(list(self.path.parent.iterdir())) == 1
+
+    @property
+    def class_name(self) -> str:
+        """The class that its configuration names, such as StableDiffusionXLPipeline; else empty."""
+        for name in ("model_index.json", "config.json"):
+            if (self.path / name).is_file():
+                found = _CLASS.search((self.path / name).read_text(encoding="utf-8", errors="replace"))
+                return found[1] if found else ""
+        return ""
+
+    @property
+    def is_supported(self) -> bool:
+        """Whether it is a pipeline of SDXL's class or an autoencoder."""
+        return self.class_name.startswith(("StableDiffusionXL", "AutoencoderKL"))
+
+    def files(self) -> Iterator[Path]:
+        """Its files, which usually are links to blobs; broken links, too."""
+        return (path for path in sorted(self.path.rglob("*")) if path.is_symlink() or path.is_file())
+
+    def bytes(self) -> int:
+        """Bytes of its files, equal ones once, and of downloads that were cut off."""
+        stored = {file.resolve() for file in self.files() if file.is_file()}
+        return sum(file.stat().st_size for file in stored) + self.incomplete_bytes()
+
+    def incomplete_bytes(self) -> int:
+        """Bytes of downloads that were cut off and would be resumed, if it is known whose they are."""
+        if not self.is_only_revision:
+            return 0
+        return sum(file.stat().st_size for file in self.repository.glob("blobs/*.incomplete"))
+
+    def last_used(self) -> str:
+        """When one of its files was last read, ISO 8601 in UTC."""
+        times = [file.stat().st_atime for file in self.files() if file.is_file()]
+        latest = datetime.fromtimestamp(max(times, default=self.path.stat().st_mtime), UTC)
+        return latest.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def blob_path(file: Path) -> Path | None:
+    """What a file of a snapshot links to, at the first step: a blob may be a link. None for a copy."""
+    return Path(os.path.normpath(file.parent / file.readlink())) if file.is_symlink() else None
+
+
+def repository(id: str) -> Path:
+    """The folder of all commits of a model."""
+    return paths.hub_cache() / f"{_PREFIX}{id.replace('/', '--')}"
+
+
+def list_snapshots(id: str = "*/*") -> list[Snapshot]:
+    """All commits of a model, or of all models, by name; the one that the bare name means comes first."""
+    found = []
+    for folder in sorted(paths.hub_cache().glob(repository(id).name)):
+        refs = _refs(folder)
+        name = folder.name.removeprefix(_PREFIX).replace("--", "/", 1)
+        commits = [
+            Snapshot(name, path.name, path, tuple(ref for ref, commit in refs.items() if commit == path.name))
+            for path in (folder / "snapshots").glob("*/")
+        ]
+        found += sorted(commits, key=_newest_first)
+    return found
+
+
+def find_snapshot(id: str, revision: str | None = None) -> Snapshot | None:
+    """The commit of a model that a branch, a tag or a commit names; without one main, else the newest."""
+    named = (each for each in list_snapshots(id) if revision in (None, each.revision, *each.refs))
+    return next(named, None)
+
+
+def _refs(folder: Path) -> dict[str, str]:
+    files = (path for path in (folder / "refs").rglob("*") if path.is_file())
+    return {
+        file.relative_to(folder / "refs").as_posix(): file.read_text("utf-8", "replace").strip()
+        for file in files
+    }
+
+
+def _newest_first(snapshot: Snapshot) -> tuple[bool, float]:
+    return "main" not in snapshot.refs, -snapshot.path.stat().st_mtime
 
 
 @dataclass(frozen=True)
@@ -66,9 +166,8 @@ class Download:
         return sum(_missing(blobs, file) for file in self.files)
 
 
-def plan(spec: str, only: Part | None = None) -> Download:
+def query_model(id: str, revision: str | None, only: Part | None = None) -> Download:
     """Ask the hub what `sdxl`, `owner/name` or `owner/name@revision` consists of; raises ModelError."""
-    id, revision = hub_id(spec)
     commit, found = _ask(id, revision)
     names = choose_files(found, only)
     if only is None and not any(name.endswith(".safetensors") for name in names):
@@ -81,7 +180,7 @@ def plan(spec: str, only: Part | None = None) -> Download:
     return Download(id, revision, commit, tuple(_remote(found[name]) for name in names))
 
 
-def plan_files(id: str, names: Sequence[str]) -> Download:
+def query_files(id: str, names: Sequence[str]) -> Download:
     """Ask the hub for some files of any model; raises ModelError when it lacks one."""
     commit, found = _ask(id, None)
     lacking = [name for name in names if name not in found]
@@ -112,7 +211,7 @@ def free_space() -> int:
     return shutil.disk_usage(next(each for each in (cache, *cache.parents) if each.exists())).free
 
 
-def pull(download: Download, accept: Callable[[str, str], None] = lambda id, revision: None) -> Path:
+def download(download: Download, accept: Callable[[str, str], None] = lambda id, revision: None) -> Path:
     """Fetch what is missing of a download into Hugging Face's cache; returns its folder. Raises ModelError.
 
     The small files come first, so that a download that is cut off is known for what it is, and ``accept`` may

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.separation.stack import Job
 from unziplora_cli.config import TrainConfig
-from unziplora_cli.sdxl.text import Conditioning, predict_plain
+from unziplora_cli.sdxl.text import Conditioning, predict_noise_merged
 from unziplora_cli.training.destyle import echo, echo_texts, fresh_noise
 from unziplora_cli.training.inputs import EchoTexts
 
@@ -36,7 +36,7 @@ def all_echoes(
     def told(prompts: list[str]) -> Conditioning:
         known = [texts(prompt) for prompt in prompts]
         tokens, pooled = (torch.cat([each[part] for each in known]) for part in range(2))
-        told = Conditioning.one_prompt(tokens, pooled, ids.expand(len(prompts), -1))
+        told = Conditioning.from_prompt(tokens, pooled, ids.expand(len(prompts), -1))
         return told.to(device=pictures.device, dtype=dtype)
 
     for config, places in _alike(jobs).items():
@@ -49,7 +49,9 @@ def all_echoes(
         conditions = echo_texts(known, None, config)
 
         def predict(noisy: Tensor, timestep: Tensor, text: str, conditions=conditions) -> Tensor:  # type: ignore[no-untyped-def]
-            prediction = predict_plain(unet, noisy.to(dtype), timestep.to(noisy.device), conditions[text])
+            prediction = predict_noise_merged(
+                unet, noisy.to(dtype), timestep.to(noisy.device), conditions[text]
+            )
             return prediction.float()
 
         shown = pictures[[jobs[place].sample for place in places]]

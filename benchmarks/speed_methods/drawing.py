@@ -8,11 +8,11 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from benchmarks.speed_methods.measured import Measured, Stopwatch
-from benchmarks.speed_methods.task import PROMPTS, TOKENS, Setting, hollow_unet, pooled_width, random_unet
+from benchmarks.speed_methods.task import PROMPTS, TOKENS, Setting, meta_unet, pooled_width, random_unet
 from unziplora_cli.config import GenerateConfig
 from unziplora_cli.method.inject import adapted_projections
 from unziplora_cli.method.lora import LoRA, LoRAPair, LoRAWeights
-from unziplora_cli.sdxl.generate import Progress, Request, generate
+from unziplora_cli.sdxl.generate import ImageRequest, Progress, generate
 from unziplora_cli.sdxl.load import load_scheduler, load_vae
 from unziplora_cli.training.memory import peak_memory
 
@@ -87,7 +87,7 @@ def combined(setting: Setting) -> Measured:
 
     side = setting.resolution
     config = GenerateConfig(steps=setting.steps, guidance=GUIDANCE, width=side, height=side)
-    request = Request(PROMPTS, random_branches(setting), config)
+    request = ImageRequest(PROMPTS, random_branches(setting), config)
     for _ in generate(
         setting.base, [request], device=setting.device, dtype=setting.dtype, on_progress=on_progress
     ):
@@ -101,7 +101,7 @@ VARIANTS = {"diffusers' pipeline, no LoRA": plain, "ours, combine": combined}
 
 def random_branches(setting: Setting) -> LoRAPair:
     """Two LoRAs for every adapted projection of the base, as large as those that training starts with."""
-    projections = adapted_projections(hollow_unet(setting.base))
+    projections = adapted_projections(meta_unet(setting.base))
     rank = setting.common_rank
 
     def lora() -> LoRA:

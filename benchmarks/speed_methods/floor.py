@@ -11,17 +11,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed_methods.measured import Measured, wait_for
-from benchmarks.speed_methods.task import TOKENS, Setting, hollow_unet, pooled_width
+from benchmarks.speed_methods.task import TOKENS, Setting, meta_unet, pooled_width
 from unziplora_cli.accel.device import settle_threads
 from unziplora_cli.method.inject import adapted_projections
-from unziplora_cli.sdxl.base import latent_factor
+from unziplora_cli.sdxl.base import vae_scale_factor
 
 
 def floor(setting: Setting) -> Measured:
     """The U-Net's operations at the rate of a large matrix product in the format of training."""
-    unet = hollow_unet(setting.base)
+    unet = meta_unet(setting.base)
     settle_threads(unet)
-    operations = step_operations(unet, setting.resolution // latent_factor(setting.base))
+    operations = step_operations(unet, setting.resolution // vae_scale_factor(setting.base))
     rate = product_rate(setting.device, setting.dtype)
     note = f"{operations / 1e12:.3g} TFLOP at {rate / 1e12:.3g} TFLOP/s"
     return Measured(seconds=operations / rate, note=note)

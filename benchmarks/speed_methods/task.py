@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.random_sdxl import random_weights
 from unziplora_cli.accel.device import pick_dtype, settle_threads
 from unziplora_cli.config import Prompts
-from unziplora_cli.sdxl.base import BaseRef, config, latent_factor
+from unziplora_cli.sdxl.base import BaseRef, component_config, vae_scale_factor
 
 TOKENS = 77
 PAPER_RANK = 64
@@ -55,11 +55,11 @@ class Setting:
         return pick_dtype("auto", self.device)
 
 
-def hollow_unet(base: BaseRef) -> UNet2DConditionModel:
+def meta_unet(base: BaseRef) -> UNet2DConditionModel:
     """The base's U-Net without weights, on the meta device, frozen."""
     diffusers.logging.set_verbosity_error()
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(dict(config(base, "unet")))
+        unet = UNet2DConditionModel.from_config(dict(component_config(base, "unet")))
     return unet.eval().requires_grad_(False)
 
 
@@ -74,7 +74,7 @@ def random_unet(setting: Setting) -> UNet2DConditionModel:
 
     What the weights are makes no difference to the time, and nothing of ours has touched its layers.
     """
-    unet = random_weights(hollow_unet(setting.base).to(setting.dtype), str(setting.device)).to(setting.dtype)
+    unet = random_weights(meta_unet(setting.base).to(setting.dtype), str(setting.device)).to(setting.dtype)
     settle_threads(unet)
     if setting.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -92,7 +92,7 @@ class Task:
         self.device, self.dtype = setting.device, setting.dtype
         self.unet = random_unet(setting)
         shape = self.unet.config
-        side = setting.resolution // latent_factor(setting.base)
+        side = setting.resolution // vae_scale_factor(setting.base)
         self.latents = self._random(1, shape.in_channels, side, side)
         self.noise, self.noisy = torch.empty_like(self.latents), torch.empty_like(self.latents)
         self.timesteps = torch.zeros(1, dtype=torch.long, device=self.device)
@@ -101,7 +101,7 @@ class Task:
         )
         self.pooled = self._random(1, pooled_width(self.unet))
         self.time_ids = torch.full((1, 6), float(setting.resolution), device=self.device)
-        schedule = DDPMScheduler.from_config(config(setting.base, "scheduler"))
+        schedule = DDPMScheduler.from_config(component_config(setting.base, "scheduler"))
         self.kept = schedule.alphas_cumprod.to(self.device)
 
     def draw(self) -> None:

@@ -10,7 +10,7 @@ from unziplora_cli.adapters.layer_names import to_ldm
 from unziplora_cli.adapters.lora_file import write_lora
 from unziplora_cli.method.inject import adapted_projections
 from unziplora_cli.method.lora import LoRAWeights
-from unziplora_cli.sdxl.meta import hollow_unet
+from unziplora_cli.sdxl.meta import meta_unet
 
 SDXL_BLOCKS = {**unet_config(), "transformer_layers_per_block": (1, 2, 10)}
 """SDXL's 70 transformer blocks with 560 projections, 40 times narrower."""
@@ -27,7 +27,7 @@ def sdxl_lora(seed: int = 0, rank: int = 2) -> dict[str, LoRAWeights]:
 
     return {
         name: LoRAWeights(down=draw(rank, linear.in_features), up=draw(linear.out_features, rank))
-        for name, linear in adapted_projections(hollow_unet(SDXL_BLOCKS)).items()
+        for name, linear in adapted_projections(meta_unet(SDXL_BLOCKS)).items()
     }
 
 

@@ -3,11 +3,11 @@ import pytest
 from tests.adapters.loras import SDXL_BLOCKS
 from unziplora_cli.adapters.layer_names import diffusers_layer, ldm_layer, to_ldm
 from unziplora_cli.method.inject import adapted_projections
-from unziplora_cli.sdxl.meta import hollow_unet
+from unziplora_cli.sdxl.meta import meta_unet
 
 
 def test_every_projection_of_sdxl_keeps_its_name_there_and_back() -> None:
-    layers = list(adapted_projections(hollow_unet(SDXL_BLOCKS)))
+    layers = list(adapted_projections(meta_unet(SDXL_BLOCKS)))
     assert len(layers) == 560
     for layer in layers:
         assert diffusers_layer(layer) == diffusers_layer(layer.replace(".", "_")) == layer

@@ -12,7 +12,7 @@ from unziplora_cli.errors import AdapterError
 from unziplora_cli.method.inject import adapted_projections
 from unziplora_cli.method.lora import LoRAWeights
 from unziplora_cli.sdxl.base import SDXL_CONFIG
-from unziplora_cli.sdxl.meta import compare, hollow_unet
+from unziplora_cli.sdxl.meta import compare, meta_unet
 from unziplora_cli.sdxl.shape import read_json
 
 LORA = sdxl_lora()
@@ -58,7 +58,7 @@ def test_all_560_projections_at_the_size_of_sdxl(tmp_path: Path) -> None:
             torch.randn(4, linear.in_features, generator=generator),
             torch.randn(linear.out_features, 4, generator=generator),
         )
-        for name, linear in adapted_projections(hollow_unet(config)).items()
+        for name, linear in adapted_projections(meta_unet(config)).items()
     }
     write_lora(tmp_path / "a.safetensors", lora)
     found = compare(tmp_path / "a.safetensors", config, lora)

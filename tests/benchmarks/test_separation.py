@@ -15,10 +15,9 @@ from benchmarks.separation.stack import Job, Stack
 from unziplora_cli.config import Prompts, TrainConfig
 from unziplora_cli.job import TrainRequest
 from unziplora_cli.sdxl.base import resolve_base
-from unziplora_cli.sdxl.generate import time_ids
 from unziplora_cli.sdxl.latents import encode_latents, prepare
 from unziplora_cli.sdxl.load import alphas_cumprod, load_text_encoders, load_unet, load_vae
-from unziplora_cli.sdxl.text import encode
+from unziplora_cli.sdxl.text import encode, time_ids
 from unziplora_cli.training.engine import train
 from unziplora_cli.training.events import Finished, StepDone
 

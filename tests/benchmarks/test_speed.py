@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks.speed_methods import drawing, naive, ours, plain, tables
 from benchmarks.speed_methods.floor import step_operations
 from benchmarks.speed_methods.measured import Measured
-from benchmarks.speed_methods.task import TOKENS, Setting, Task, hollow_unet, pooled_width
+from benchmarks.speed_methods.task import TOKENS, Setting, Task, meta_unet, pooled_width
 from unziplora_cli.method.inject import inject
 from unziplora_cli.method.layer import DualLoRALinear
 from unziplora_cli.sdxl.base import resolve_base
@@ -121,7 +121,7 @@ def test_the_operations_of_a_step_are_those_counted_by_hand(setting: Setting) ->
     for attention, (batch, pixels, width) in seen:
         keys = TOKENS if attention.is_cross_attention else pixels
         counted += 2 * 2 * batch * pixels * keys * width * 3  # scores and sums, once forth and twice back
-    assert step_operations(hollow_unet(setting.base), 8) == counted
+    assert step_operations(meta_unet(setting.base), 8) == counted
 
 
 def _frozen_below(name: str) -> bool:

@@ -14,7 +14,7 @@ from unziplora_cli.images import read_parameters
 from unziplora_cli.projects import manifest
 from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.sdxl.base import resolve_base
-from unziplora_cli.workflows.generate import ComputeConfig, DrawOrder, draw
+from unziplora_cli.workflows.generate import ComputeConfig, GenerateSpec, generate_images
 
 QUICK = ("--steps=2", "--device=cpu")
 
@@ -83,8 +83,10 @@ def test_merge_weights_are_those_of_the_branches_taken(two_projects, unziplora, 
     from unziplora_cli.workflows import generate
 
     taken = []
-    generate = generate.pictures
-    monkeypatch.setattr(generate, "pictures", lambda r, *rest: taken.append(r[0]) or generate(r, *rest))
+    generate = generate.generate_requests
+    monkeypatch.setattr(
+        generate, "generate_requests", lambda r, *rest: taken.append(r[0]) or generate(r, *rest)
+    )
     unziplora("combine", "fox", "rose", *QUICK)
     store = ProjectStore(two_projects)
     fox, rose = (read_merge(store.open(name).path("merge")) for name in ("fox", "rose"))
@@ -114,8 +116,8 @@ def test_without_strength_the_base_alone_draws(two_projects, unziplora, tiny_bas
     assert unziplora("combine", "fox", *text, *off, *QUICK, "-o", paths[0]).code == 0
     assert unziplora("combine", "fox", *text, "--content-strength=4", *QUICK, "-o", paths[1]).code == 0
     base, _ = resolve_base(str(tiny_base), offline=True)
-    alone = DrawOrder(base, GenerateConfig(steps=2), overrides={"full": "a fox"})
-    draw(alone, paths[2], ComputeConfig(device="cpu"))
+    alone = GenerateSpec(base, GenerateConfig(steps=2), overrides={"full": "a fox"})
+    generate_images(alone, paths[2], ComputeConfig(device="cpu"))
     assert same(paths[0], paths[2])
     assert not same(paths[1], paths[2])
 

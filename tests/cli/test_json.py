@@ -12,7 +12,7 @@ from tests.cli.envelopes import schema
 from tests.cli.test_completion import commands
 from tests.doctor.machines import SOUND
 from tests.hub_server import TOKEN, Hub, Repository
-from tests.test_cache import sdxl_files
+from tests.test_model_cache import sdxl_files
 from unziplora_cli.cli import app
 from unziplora_cli.cli._output import Output
 from unziplora_cli.workflows import demo, doctor

@@ -14,8 +14,8 @@ from unziplora_cli.evaluation.denoising import denoise, relative_gap, sample_noi
 from unziplora_cli.method.inject import extract, extract_merge, inject
 from unziplora_cli.method.lora import LoRAPair, LoRAWeights
 from unziplora_cli.sdxl.attention import separate_prompts
-from unziplora_cli.sdxl.base import config, resolve_base
-from unziplora_cli.sdxl.generate import Request, condition, encode_requests
+from unziplora_cli.sdxl.base import component_config, resolve_base
+from unziplora_cli.sdxl.generate import ImageRequest, encode_prompts, make_conditioning
 from unziplora_cli.sdxl.text import predict_noise
 
 CPU, FP32 = torch.device("cpu"), torch.float32
@@ -53,15 +53,15 @@ def adapted(base):
 
 
 def test_the_base_alone_is_diffusers_own_network(base, latents):
-    ways = {"base": Request(Prompts(*[PROMPTS.full] * 3), LoRAPair(), SETTINGS)}
+    ways = {"base": ImageRequest(Prompts(*[PROMPTS.full] * 3), LoRAPair(), SETTINGS)}
     found = run(base, ways, latents)["base"]
     draws = sample_noise(latents, 4, 7, 1000)
-    told, _ = condition(
-        base, ways["base"], encode_requests(base, list(ways.values()), device=CPU, dtype=FP32),
+    told, _ = make_conditioning(
+        base, ways["base"], encode_prompts(base, list(ways.values()), device=CPU, dtype=FP32),
         device=CPU, dtype=FP32,
     )  # fmt: skip
     unet = UNet2DConditionModel.from_pretrained(base.path, subfolder="unet", torch_dtype=FP32)
-    noisy = DDPMScheduler.from_config(config(base, "scheduler")).add_noise(
+    noisy = DDPMScheduler.from_config(component_config(base, "scheduler")).add_noise(
         draws.latents, draws.noise, draws.timesteps
     )
     with torch.no_grad():
@@ -81,12 +81,12 @@ def test_the_base_alone_is_diffusers_own_network(base, latents):
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_both_branches_answer_as_in_training(base, latents, adapted, batch_size):
     unet, branches = adapted
-    request = Request(PROMPTS, branches, SETTINGS)
+    request = ImageRequest(PROMPTS, branches, SETTINGS)
     found = run(base, {"full": request}, latents, batch_size=batch_size)["full"]
     draws = sample_noise(latents, 4, 7, 1000)
-    texts = encode_requests(base, [request], device=CPU, dtype=FP32)
-    told, _ = condition(base, request, texts, device=CPU, dtype=FP32)
-    noisy = DDPMScheduler.from_config(config(base, "scheduler")).add_noise(
+    texts = encode_prompts(base, [request], device=CPU, dtype=FP32)
+    told, _ = make_conditioning(base, request, texts, device=CPU, dtype=FP32)
+    noisy = DDPMScheduler.from_config(component_config(base, "scheduler")).add_noise(
         draws.latents, draws.noise, draws.timesteps
     )
     with torch.no_grad():
@@ -96,8 +96,8 @@ def test_both_branches_answer_as_in_training(base, latents, adapted, batch_size)
 
 def test_ways_do_not_disturb_each_other(base, latents, adapted):
     _, branches = adapted
-    alone = Request(Prompts(*[PROMPTS.full] * 3), LoRAPair(), SETTINGS)
-    both = Request(PROMPTS, branches, SETTINGS)
+    alone = ImageRequest(Prompts(*[PROMPTS.full] * 3), LoRAPair(), SETTINGS)
+    both = ImageRequest(PROMPTS, branches, SETTINGS)
     found = run(base, {"before": alone, "both": both, "after": alone}, latents, rebuild={"both"})
     assert torch.equal(found["before"].prediction, found["after"].prediction)
     assert not torch.equal(found["before"].prediction, found["both"].prediction)
@@ -111,9 +111,9 @@ def test_a_base_that_predicts_the_velocity_is_measured_by_it(tiny_base, tmp_path
     file = folder / "scheduler/scheduler_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "v_prediction"}))
     base = resolve_base(str(folder), offline=True)[0]
-    found = run(base, {"base": Request(PROMPTS, LoRAPair(), SETTINGS)}, latents)["base"]
+    found = run(base, {"base": ImageRequest(PROMPTS, LoRAPair(), SETTINGS)}, latents)["base"]
     draws = sample_noise(latents, 4, 7, 1000)
-    kept = DDPMScheduler.from_config(config(base, "scheduler")).alphas_cumprod[draws.timesteps]
+    kept = DDPMScheduler.from_config(component_config(base, "scheduler")).alphas_cumprod[draws.timesteps]
     kept = kept.view(-1, 1, 1, 1)
     velocity = kept.sqrt() * draws.noise - (1 - kept).sqrt() * draws.latents  # Salimans and Ho
     torch.testing.assert_close(found.loss, (found.prediction - velocity).square().flatten(1).mean(1))
@@ -132,9 +132,9 @@ def test_timesteps_cover_the_schedule_evenly_and_pictures_take_turns():
 def test_a_network_that_knows_the_noise_rebuilds_the_picture_exactly(base, latents):
     draws = sample_noise(latents, 6, 0, 1000)
     knows = lambda noisy, timesteps: draws.noise[: len(noisy)]  # noqa: E731
-    assert denoising._rebuild(knows, draws, config(base, "scheduler")) < 1e-3
+    assert denoising._rebuild(knows, draws, component_config(base, "scheduler")) < 1e-3
     knows_nothing = lambda noisy, timesteps: torch.zeros_like(noisy)  # noqa: E731
-    assert denoising._rebuild(knows_nothing, draws, config(base, "scheduler")) > 0.5
+    assert denoising._rebuild(knows_nothing, draws, component_config(base, "scheduler")) > 0.5
 
 
 def test_the_gap_is_relative_to_the_effect():
@@ -146,4 +146,4 @@ def test_the_gap_is_relative_to_the_effect():
 def test_a_lora_of_another_base_is_refused(base, latents):
     strange = {"mid_block.attentions.9.x.attn1.to_q": LoRAWeights(torch.ones(1, 3), torch.ones(3, 1))}
     with pytest.raises(AdapterError, match="lacks"):
-        run(base, {"content": Request(PROMPTS, LoRAPair(content=strange), SETTINGS)}, latents)
+        run(base, {"content": ImageRequest(PROMPTS, LoRAPair(content=strange), SETTINGS)}, latents)

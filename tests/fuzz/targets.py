@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.fuzz.guard import confined
 from tests.fuzz.seeds import training_state
-from unziplora_cli import cache, config, files, images, prompts, resources
+from unziplora_cli import config, files, images, model_cache, prompts, resources
 from unziplora_cli.__main__ import run
 from unziplora_cli.adapters.lora_file import read_lora
 from unziplora_cli.adapters.merge_weights import read_merge, read_pickled_merge
@@ -146,7 +146,7 @@ def _ref(data: bytes, folder: Path) -> None:
     path = Path(os.environ["HF_HUB_CACHE"]) / "models--a--b/refs/main"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
-    cache.list_models()
+    model_cache.list_models()
     base.resolve_base("a/b", offline=True)
 
 

@@ -170,7 +170,7 @@ def test_another_vae_is_found_as_folder_base_or_hub_id(tiny_base: Path) -> None:
 def test_sizes_of_sdxl_itself() -> None:
     sdxl = bases.BaseRef("x.safetensors", "file", "x", Path("x.safetensors"), None, None, "")
     assert native_resolution(sdxl) == 1024
-    assert bases.latent_factor(sdxl) == 8
+    assert bases.vae_scale_factor(sdxl) == 8
 
 
 def checkpoint(path: Path, *keys: str, channels: int = 4) -> Path:

@@ -11,7 +11,8 @@ from tests.sdxl.adapters import random_branches
 from unziplora_cli.adapters.lora_file import LayoutName, combine, write_lora
 from unziplora_cli.config import GenerateConfig, Prompts
 from unziplora_cli.sdxl.base import BaseRef
-from unziplora_cli.sdxl.generate import Request, generate, initial_noise
+from unziplora_cli.sdxl.generate import ImageRequest, generate
+from unziplora_cli.sdxl.sampling import initial_noise
 
 STEPS = 3
 CPU = torch.device("cpu")
@@ -30,7 +31,7 @@ def difference(
     lora = combine(both.content or {}, both.style or {}, both.content_merge or {}, both.style_merge or {})
     write_lora(folder / "lora.safetensors", lora, layout=layout, dtype=torch.float32)
     config = GenerateConfig(steps=STEPS, guidance=5.0, width=64, height=48, negative_prompt=negative)
-    request = Request(prompts, both, config)
+    request = ImageRequest(prompts, both, config)
     ours = next(generate(base, [request], device=CPU, dtype=torch.float32)).image
     pipeline.load_lora_weights(folder, weight_name="lora.safetensors")
     theirs = pipeline(

@@ -21,16 +21,15 @@ from unziplora_cli.method.separation import set_mode
 from unziplora_cli.sdxl.attention import join_prompts, separate_prompts
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.sdxl.generate import (
+    ImageRequest,
     Progress,
-    Request,
-    condition,
-    draw,
-    encode_requests,
+    denoise,
+    encode_prompts,
     generate,
-    initial_noise,
+    make_conditioning,
 )
 from unziplora_cli.sdxl.load import load_scheduler, load_unet
-from unziplora_cli.sdxl.sampling import sample, stack
+from unziplora_cli.sdxl.sampling import concat_conditionings, initial_noise, sample
 from unziplora_cli.sdxl.text import Conditioning, TextEncoders, encode, predict_noise
 
 CPU = torch.device("cpu")
@@ -48,12 +47,12 @@ def unet(base: BaseRef) -> UNet2DConditionModel:
     return load_unet(base, device=CPU, dtype=torch.float32)
 
 
-def drawn(base: BaseRef, unet: UNet2DConditionModel, request: Request) -> Tensor:
+def drawn(base: BaseRef, unet: UNet2DConditionModel, request: ImageRequest) -> Tensor:
     """The latents that the product draws."""
-    texts = encode_requests(base, [request], device=CPU, dtype=torch.float32)
+    texts = encode_prompts(base, [request], device=CPU, dtype=torch.float32)
     originals = fuse(unet, request.weighted)
-    told, empty = condition(base, request, texts, device=CPU, dtype=torch.float32)
-    latents = draw(
+    told, empty = make_conditioning(base, request, texts, device=CPU, dtype=torch.float32)
+    latents = denoise(
         base, GraphedUNet(unet), request, list(request.seeds), told, empty, lambda step, steps: None
     )
     restore(unet, originals)
@@ -61,7 +60,7 @@ def drawn(base: BaseRef, unet: UNet2DConditionModel, request: Request) -> Tensor
 
 
 def drawn_by_layers(
-    base: BaseRef, unet: UNet2DConditionModel, encoders: TextEncoders, request: Request
+    base: BaseRef, unet: UNet2DConditionModel, encoders: TextEncoders, request: ImageRequest
 ) -> Tensor:
     """The same picture from the trained layers themselves, with nothing fused or kept.
 
@@ -89,7 +88,7 @@ def drawn_by_layers(
     ids = torch.tensor([[48.0, 64.0, 0.0, 0.0, 48.0, 64.0]])
     told = Conditioning(texts[0].tokens, texts[1].tokens, texts[2].tokens, texts[0].pooled, ids)
     empty = Conditioning(away, branch_away, branch_away, away_pooled, ids)
-    joined = stack(empty, told) if config.guidance > 1 else told
+    joined = concat_conditionings(empty, told) if config.guidance > 1 else told
     noise = torch.randn(1, 4, 6, 8, generator=torch.Generator().manual_seed(config.seed))
     latents = sample(
         lambda noisy, t: predict_noise(unet, noisy, t, joined),
@@ -115,7 +114,7 @@ def test_fused_drawing_equals_the_trained_layers(
     negative: str,
     guidance: float,
 ) -> None:
-    request = Request(
+    request = ImageRequest(
         PROMPTS, random_branches(unet, *names), settings(negative_prompt=negative, guidance=guidance, seed=7)
     )
     expected = drawn_by_layers(base, unet, encoders, request)
@@ -126,14 +125,14 @@ def test_fused_drawing_equals_the_trained_layers(
 def test_every_part_of_the_method_shows_in_the_picture(base: BaseRef, unet: UNet2DConditionModel) -> None:
     """The comparison above would be empty if branches, prompts or merge weights hardly changed anything."""
     both = random_branches(unet, "content", "style")
-    plain = drawn(base, unet, Request(PROMPTS, both, settings()))
+    plain = drawn(base, unet, ImageRequest(PROMPTS, both, settings()))
     others = [
-        Request(PROMPTS, LoRAPair(both.content, both.style), settings()),
-        Request(PROMPTS, both, settings(content_strength=0.5)),
-        Request(PROMPTS, both, settings(negative_prompt="sketch")),
-        Request(Prompts(PROMPTS.full, "a cat", PROMPTS.style), both, settings()),
-        Request(Prompts(PROMPTS.full, PROMPTS.content, "a dog"), both, settings()),
-        Request(PROMPTS, LoRAPair(both.content), settings()),
+        ImageRequest(PROMPTS, LoRAPair(both.content, both.style), settings()),
+        ImageRequest(PROMPTS, both, settings(content_strength=0.5)),
+        ImageRequest(PROMPTS, both, settings(negative_prompt="sketch")),
+        ImageRequest(Prompts(PROMPTS.full, "a cat", PROMPTS.style), both, settings()),
+        ImageRequest(Prompts(PROMPTS.full, PROMPTS.content, "a dog"), both, settings()),
+        ImageRequest(PROMPTS, LoRAPair(both.content), settings()),
     ]
     assert min(float((drawn(base, unet, other) - plain).abs().max()) for other in others) > 1e-2
 
@@ -145,7 +144,7 @@ def test_one_lora_alone_is_diffusers_own_pipeline_with_the_saved_file(
 ) -> None:
     lora = random_lora(pipeline.unet, seed=1)
     write_lora(tmp_path / "lora.safetensors", lora)
-    request = Request(
+    request = ImageRequest(
         Prompts("a fox", "a fox", "a fox"), LoRAPair(**{branch: lora}), settings(negative_prompt=negative)
     )
     ours = next(generate(base, [request], device=CPU, dtype=torch.float32)).image
@@ -169,9 +168,9 @@ def test_strength_scales_the_update(base: BaseRef, unet: UNet2DConditionModel) -
     """Half the strength of a LoRA is a LoRA with half its `up`."""
     both = random_branches(unet, "content", "style")
     halved = {name: type(w)(down=w.down, up=w.up / 2) for name, w in (both.content or {}).items()}
-    weaker = drawn(base, unet, Request(PROMPTS, both, settings(content_strength=0.5)))
+    weaker = drawn(base, unet, ImageRequest(PROMPTS, both, settings(content_strength=0.5)))
     same = LoRAPair(halved, both.style, both.content_merge, both.style_merge)
-    expected = drawn(base, unet, Request(PROMPTS, same, settings()))
+    expected = drawn(base, unet, ImageRequest(PROMPTS, same, settings()))
     torch.testing.assert_close(weaker, expected)
 
 
@@ -193,16 +192,16 @@ def test_texts_are_projected_once_per_picture_not_once_per_step(
     for name, module in unet.named_modules():
         if name.endswith(("attn2.to_k", "attn2.to_v")):
             hooks.append(module.register_forward_hook(lambda *_, name=name: calls.append(name)))
-    request = Request(PROMPTS, random_branches(unet, "content", "style"), settings())
-    texts = encode_requests(base, [request], device=CPU, dtype=torch.float32)
-    told, empty = condition(base, request, texts, device=CPU, dtype=torch.float32)
-    draw(base, GraphedUNet(unet), request, [0], told, empty, lambda step, steps: None)
+    request = ImageRequest(PROMPTS, random_branches(unet, "content", "style"), settings())
+    texts = encode_prompts(base, [request], device=CPU, dtype=torch.float32)
+    told, empty = make_conditioning(base, request, texts, device=CPU, dtype=torch.float32)
+    denoise(base, GraphedUNet(unet), request, [0], told, empty, lambda step, steps: None)
     for hook in hooks:
         hook.remove()
     assert len(calls) == len(set(calls)) == 34
 
 
-def images(base: BaseRef, requests: list[Request], **how: object) -> list[Image.Image]:
+def images(base: BaseRef, requests: list[ImageRequest], **how: object) -> list[Image.Image]:
     pictures = generate(base, requests, device=CPU, dtype=torch.float32, **how)  # type: ignore[arg-type]
     return [picture.image for picture in pictures]
 
@@ -212,11 +211,11 @@ def test_many_requests_share_one_loading_and_do_not_disturb_each_other(
 ) -> None:
     both = random_branches(unet, "content", "style")
     requests = [
-        Request(PROMPTS, LoRAPair(), settings(width=32, height=32)),
-        Request(PROMPTS, both, settings(count=2)),
-        Request(Prompts("a cat", "a cat", "a cat"), both, settings()),
-        Request(PROMPTS, LoRAPair(content=both.content), settings(scheduler="ddim")),
-        Request(PROMPTS, both, settings(style_strength=0.25)),
+        ImageRequest(PROMPTS, LoRAPair(), settings(width=32, height=32)),
+        ImageRequest(PROMPTS, both, settings(count=2)),
+        ImageRequest(Prompts("a cat", "a cat", "a cat"), both, settings()),
+        ImageRequest(PROMPTS, LoRAPair(content=both.content), settings(scheduler="ddim")),
+        ImageRequest(PROMPTS, both, settings(style_strength=0.25)),
     ]
     alone = list(itertools.chain.from_iterable(images(base, [request]) for request in requests))
 
@@ -232,7 +231,7 @@ def test_many_requests_share_one_loading_and_do_not_disturb_each_other(
 
 def test_a_batch_draws_what_single_pictures_would(base: BaseRef, unet: UNet2DConditionModel) -> None:
     both = random_branches(unet, "content", "style")
-    request = Request(PROMPTS, both, settings(count=3, seed=5, scheduler="ddpm"))
+    request = ImageRequest(PROMPTS, both, settings(count=3, seed=5, scheduler="ddpm"))
     one_by_one = images(base, [request])
     batched = images(base, [request], batch_size=2)
     for one, other in zip(one_by_one, batched, strict=True):
@@ -241,7 +240,7 @@ def test_a_batch_draws_what_single_pictures_would(base: BaseRef, unet: UNet2DCon
 
 
 def test_half_precision_draws_the_same_picture(base: BaseRef, unet: UNet2DConditionModel) -> None:
-    requests = [Request(PROMPTS, random_branches(unet, "content", "style"), settings(count=2))]
+    requests = [ImageRequest(PROMPTS, random_branches(unet, "content", "style"), settings(count=2))]
     pictures = generate(base, requests, device=CPU, dtype=torch.bfloat16)
     half = [np.asarray(picture.image, dtype=float) for picture in pictures]
     full = [np.asarray(image, dtype=float) for image in images(base, requests)]
@@ -251,8 +250,8 @@ def test_half_precision_draws_the_same_picture(base: BaseRef, unet: UNet2DCondit
 
 
 def test_a_single_seed_draws_the_same_picture_inside_any_count(base: BaseRef) -> None:
-    four = images(base, [Request(PROMPTS, config=settings(count=4))])
-    third = images(base, [Request(PROMPTS, config=settings(seed=2))])
+    four = images(base, [ImageRequest(PROMPTS, config=settings(count=4))])
+    third = images(base, [ImageRequest(PROMPTS, config=settings(seed=2))])
     assert four[2].tobytes() == third[0].tobytes()
 
 
@@ -260,7 +259,7 @@ def test_progress_counts_steps_and_pictures(base: BaseRef) -> None:
     seen: list[Progress] = []
     pictures = generate(
         base,
-        [Request(PROMPTS, config=settings(count=2))],
+        [ImageRequest(PROMPTS, config=settings(count=2))],
         device=CPU,
         dtype=torch.float32,
         on_progress=seen.append,
@@ -273,7 +272,7 @@ def test_progress_counts_steps_and_pictures(base: BaseRef) -> None:
 
 
 def test_parameters_say_how_to_draw_the_picture_again(base: BaseRef) -> None:
-    request = Request(
+    request = ImageRequest(
         PROMPTS, config=settings(seed=3, negative_prompt="sketch"), notes={"command": "content"}
     )
     told = next(generate(base, [request], device=CPU, dtype=torch.float32)).parameters
@@ -298,7 +297,7 @@ def test_a_lora_of_another_base_is_refused(
 ) -> None:
     lora = spoil(random_lora(unet, 1))
     pictures = generate(
-        base, [Request(PROMPTS, LoRAPair(style=lora), settings())], device=CPU, dtype=torch.float32
+        base, [ImageRequest(PROMPTS, LoRAPair(style=lora), settings())], device=CPU, dtype=torch.float32
     )
     with pytest.raises(AdapterError, match="style LoRA"):
         next(pictures)

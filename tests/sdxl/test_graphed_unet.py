@@ -10,7 +10,7 @@ from unziplora_cli.accel.cuda_graph import GraphedUNet
 from unziplora_cli.accel.merged_unet import cache_text, fuse
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.sdxl.load import load_unet
-from unziplora_cli.sdxl.text import Conditioning, predict_plain
+from unziplora_cli.sdxl.text import Conditioning, predict_noise_merged
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda")
@@ -29,7 +29,7 @@ def texts(unet: UNet2DConditionModel, batch: int = 1) -> Conditioning:
     shape = unet.config
     tokens = random(batch, 77, shape.cross_attention_dim)
     pooled = shape.projection_class_embeddings_input_dim - 6 * shape.addition_time_embed_dim
-    return Conditioning.one_prompt(tokens, random(batch, pooled), random(batch, 6))
+    return Conditioning.from_prompt(tokens, random(batch, pooled), random(batch, 6))
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def compare(predict: GraphedUNet, told: Conditioning, side: int = 8, first: floa
     """Four calls, the last three replayed, each with its own picture and timestep."""
     for timestep in torch.tensor([first, first - 300, first - 600, first - 899]):
         noisy = random(len(told.full), 4, side, side)
-        expected = predict_plain(predict.unet, noisy, timestep, told)
+        expected = predict_noise_merged(predict.unet, noisy, timestep, told)
         torch.testing.assert_close(predict(noisy, timestep, told), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -3,8 +3,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from PIL import Image, ImageChops
 
-from unziplora_cli.sdxl.generate import decode
-from unziplora_cli.sdxl.latents import encode_latents, latent_scale
+from unziplora_cli.sdxl.latents import decode_latents, encode_latents, latent_scale
 
 MEAN, STD = [0.5, -1.0, 0.0, 2.0], [0.5, 1.0, 2.0, 4.0]
 
@@ -18,7 +17,7 @@ def test_latents_are_decoded_as_diffusers_decodes_them(
     arguments = {"prompt": "fox", "num_inference_steps": 2, "latents": noise}
     latents = pipeline(**arguments, output_type="latent").images
     expected: Image.Image = pipeline(**arguments).images[0]
-    (picture,) = decode(pipeline.vae, latents)
+    (picture,) = decode_latents(pipeline.vae, latents)
     assert max(high for _, high in ImageChops.difference(picture, expected).getextrema()) <= 1
 
 

@@ -11,8 +11,9 @@ from unziplora_cli.cli._errors import hint
 from unziplora_cli.config import GenerateConfig, Prompts
 from unziplora_cli.errors import ModelError
 from unziplora_cli.sdxl.base import check_trainable, find_vae, predicts_velocity, resolve_base
-from unziplora_cli.sdxl.generate import Request, generate, initial_noise
+from unziplora_cli.sdxl.generate import ImageRequest, generate
 from unziplora_cli.sdxl.load import alphas_cumprod, load_scheduler, load_vae
+from unziplora_cli.sdxl.sampling import initial_noise
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_they_are_drawn_as_diffusers_own_pipeline_draws_them(copy: Path, values:
     change(copy / "scheduler/scheduler_config.json", **values)
     base, _ = resolve_base(str(copy), offline=True)
     config = GenerateConfig(steps=4, guidance=5.0)
-    request = Request(Prompts("a fox", "a fox", "a fox"), config=config)
+    request = ImageRequest(Prompts("a fox", "a fox", "a fox"), config=config)
     ours = next(generate(base, [request], device=torch.device("cpu"), dtype=torch.float32)).image
 
     pipeline = StableDiffusionXLPipeline.from_pretrained(copy, local_files_only=True).to(torch.float32)

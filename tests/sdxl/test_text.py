@@ -3,7 +3,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from tests.tiny_base import TOKENS
-from unziplora_cli.sdxl.text import TextEncoders, encode, no_text, truncated
+from unziplora_cli.sdxl.text import TextEncoders, encode, encode_unconditional, truncated
 
 TEXTS = ["a monadikos fox in watercolor style", "a cat, on the beach", "", "z" * 100]
 
@@ -35,7 +35,7 @@ def test_what_does_not_fit_is_named(encoders: TextEncoders) -> None:
 
 
 def test_no_text_is_zeros_only_where_the_base_was_trained_so(encoders: TextEncoders) -> None:
-    assert no_text(encoders) is None
-    empty = no_text(TextEncoders(encoders.tokenizers, encoders.models, zeros_for_empty=False))
+    assert encode_unconditional(encoders) is None
+    empty = encode_unconditional(TextEncoders(encoders.tokenizers, encoders.models, zeros_for_empty=False))
     assert empty is not None
     assert torch.equal(empty.tokens, encode(encoders, [""]).tokens)

@@ -108,7 +108,7 @@ def test_guidance_changes_only_what_the_two_prompts_differ_in(curve: Tensor) -> 
 @pytest.mark.parametrize("contrast", [True, False])
 def test_an_echo_hears_the_style_only_when_it_is_to_be_led_away_from_it(contrast: bool) -> None:
     shown, full, content = (
-        Conditioning.one_prompt(torch.full((1, 2, 3), value), torch.full((1, 3), value), torch.zeros(1, 6))
+        Conditioning.from_prompt(torch.full((1, 2, 3), value), torch.full((1, 3), value), torch.zeros(1, 6))
         for value in (1.0, 2.0, 3.0)
     )
     config = TrainConfig(destyle_images=1, destyle_contrast=contrast)

@@ -12,11 +12,11 @@ from unziplora_cli.errors import ProjectError, UsageError
 from unziplora_cli.projects.manifest import BaseRecord
 from unziplora_cli.projects.store import Project
 from unziplora_cli.workflows.generate import (
-    CrossOrder,
-    DrawOrder,
-    check_place,
+    CrossSpec,
+    GenerateSpec,
+    check_writable,
     free_folder,
-    picture_file,
+    is_image_file,
     shared_base,
 )
 
@@ -33,8 +33,8 @@ def rose(make_project: Callable[..., Project]) -> Project:
     return make_project("rose", words=Words("rose", "pop art"), base=MINI)
 
 
-def order(**parts: object) -> DrawOrder:
-    return DrawOrder(None, GenerateConfig(), **parts)
+def order(**parts: object) -> GenerateSpec:
+    return GenerateSpec(None, GenerateConfig(), **parts)
 
 
 def test_prompts_take_content_words_from_one_and_style_words_from_the_other(fox, rose):
@@ -65,7 +65,7 @@ def test_the_kind_follows_from_the_branches(fox, roles, kind, title):
 
 
 def test_cells_go_row_by_row(fox, rose):
-    cells = CrossOrder(None, GenerateConfig(), (fox, rose), (rose,)).cells()
+    cells = CrossSpec(None, GenerateConfig(), (fox, rose), (rose,)).cells()
     assert [(cell.content.name, cell.style.name) for cell in cells] == [("fox", "rose"), ("rose", "rose")]
 
 
@@ -90,24 +90,24 @@ def test_a_folder_is_found_again_from_any_folder(fox):
 
 @pytest.mark.parametrize(("name", "file"), [("a.png", True), ("a.PNG", True), ("a", False), ("a.b", False)])
 def test_only_png_names_mean_a_file(tmp_path, name, file):
-    assert picture_file(tmp_path / name) is file
+    assert is_image_file(tmp_path / name) is file
     (tmp_path / name).mkdir()
-    assert picture_file(tmp_path / name) is False
+    assert is_image_file(tmp_path / name) is False
 
 
 def test_other_picture_formats_are_refused():
     with pytest.raises(UsageError) as caught:
-        picture_file(Path("a/b.webp"))
+        is_image_file(Path("a/b.webp"))
     assert "--out a/b.png" in hint(caught.value).replace("\\", "/")
 
 
 def test_a_place_below_a_file_is_no_place(tmp_path):
-    check_place(tmp_path)
-    check_place(tmp_path / "not/yet/there")
+    check_writable(tmp_path)
+    check_writable(tmp_path / "not/yet/there")
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file/below"):
         with pytest.raises(ProjectError, match="is not a folder"):
-            check_place(folder)
+            check_writable(folder)
 
 
 def test_new_folders_get_the_next_free_number(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from unziplora_cli.sdxl.text import Conditioning, predict_plain
+from unziplora_cli.sdxl.text import Conditioning, predict_noise_merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class _Recording:
 
 @dataclass(slots=True)
 class GraphedUNet:
-    """:func:`~unziplora_cli.sdxl.text.predict_plain` of ``unet``, float32 in and out.
+    """:func:`~unziplora_cli.sdxl.text.predict_noise_merged` of ``unet``, float32 in and out.
 
     The second call in a row with inputs of the same kind records, later ones replay. The weights, and keys
     and values that were cached, may change between calls where they are, but must stay there. The network is
@@ -54,7 +54,9 @@ class GraphedUNet:
         return self._recording.noise.clone()
 
     def _predict(self, noisy: Tensor, timestep: Tensor, *told: Tensor) -> Tensor:
-        return predict_plain(self.unet, noisy.to(self.unet.dtype), timestep, Conditioning(*told)).float()
+        return predict_noise_merged(
+            self.unet, noisy.to(self.unet.dtype), timestep, Conditioning(*told)
+        ).float()
 
     def _record(self, inputs: Sequence[Tensor]) -> _Recording | None:
         inputs = [each.clone() for each in inputs]

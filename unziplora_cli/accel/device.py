@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -78,6 +79,13 @@ def settle_threads(network: nn.Module) -> None:
     small = sum(parameter.numel() for parameter in network.parameters()) < SMALL_NETWORK
     if small and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
+
+
+def empty_cache(device: torch.device) -> None:
+    """Collect garbage, then return the memory that torch caches but does not use to ``device``."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 @contextmanager

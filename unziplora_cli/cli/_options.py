@@ -103,9 +103,9 @@ def _folders(ctx: typer.Context) -> list[str]:
 
 def model_names(ctx: typer.Context, incomplete: str) -> list[str]:
     """`mini`, `sdxl` and the models in Hugging Face's cache."""
-    from unziplora_cli.hub_cache import snapshots
+    from unziplora_cli.hub import list_snapshots
 
-    cached = dict.fromkeys(each.id for each in snapshots() if each.ours)
+    cached = dict.fromkeys(each.id for each in list_snapshots() if each.is_supported)
     return [name for name in ("mini", "sdxl", *cached) if name.startswith(incomplete)]
 
 

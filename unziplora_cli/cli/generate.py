@@ -13,7 +13,7 @@ from unziplora_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from unziplora_cli.projects.store import Project
-    from unziplora_cli.workflows.generate import Drawn
+    from unziplora_cli.workflows.generate import GenerateResult
 
 PANEL = "Pictures"
 
@@ -189,7 +189,7 @@ def cross(
     studio = ComputeConfig(**(computing or {}))
     check_settings(GenerateConfig, settings or {})
     found = project_base(session, studio.base, [*contents, *styles])
-    order = generate.CrossOrder(
+    order = generate.CrossSpec(
         base=found,
         config=resolve_generate(preset_for(found), settings or {}),
         contents=tuple(contents),
@@ -198,7 +198,7 @@ def cross(
         merge=merge,
     )
     with ProgressDisplay(session.output, "cross") as display:
-        made = generate.cross(
+        made = generate.generate_cross(
             order,
             out or generate.free_folder(contents[0].images, "cross"),
             studio,
@@ -221,16 +221,16 @@ def _draw(
 
     check_settings(GenerateConfig, settings)
     found = project_base(session, studio.base, projects)
-    order = generate.DrawOrder(found, resolve_generate(preset_for(found), settings), **parts)
+    order = generate.GenerateSpec(found, resolve_generate(preset_for(found), settings), **parts)
     prompts = order.prompts
     for label in ("full", "content", "style") if order.kind == "combine" else (order.kind,):
         session.output.message(f"{label:8} {getattr(prompts, label)}")
     with ProgressDisplay(session.output, order.kind) as display:
-        made = generate.draw(order, out or projects[0].images, studio, display.progress)
+        made = generate.generate_images(order, out or projects[0].images, studio, display.progress)
     _report(session, made)
 
 
-def _report(session: Session, made: "Drawn") -> None:
+def _report(session: Session, made: "GenerateResult") -> None:
     data = {
         "pictures": [str(path) for path in made.pictures],
         "prompts": {

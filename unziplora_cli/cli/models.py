@@ -10,7 +10,7 @@ from unziplora_cli.cli._output import Session, Table, format_size
 from unziplora_cli.errors import Interrupted, ModelError
 
 if TYPE_CHECKING:
-    from unziplora_cli.cache import Model
+    from unziplora_cli.model_cache import Model
 
 MODEL = typer.Argument(
     metavar="MODEL",
@@ -46,10 +46,10 @@ def _name_the_command(ctx: typer.Context) -> None:
 
 def list_models(ctx: typer.Context) -> None:
     """List the bases that are on this disk."""
-    from unziplora_cli import cache, paths
+    from unziplora_cli import model_cache, paths
 
     session: Session = ctx.obj
-    models = cache.list_models()
+    models = model_cache.list_models()
     rows = [
         [
             f"{model.spec} (built in)" if model.spec == "mini" else model.spec,
@@ -84,9 +84,9 @@ def pull(
     """Download a base into Hugging Face's cache, or go on with a download that was cut off."""
     session: Session = ctx.obj
     session.use_network("Pulling a model")
-    from unziplora_cli import cache, hub, paths
+    from unziplora_cli import hub, model_cache, paths
 
-    download = hub.plan(model, only)
+    download = hub.query_model(*model_cache.hub_id(model), only)
     missing = download.missing()
     rest = "" if missing == download.bytes else f", {format_size(missing)} of them still to come"
     session.output.message(
@@ -94,25 +94,25 @@ def pull(
         f"{format_size(hub.free_space())} are free at {paths.hub_cache()}."
     )
     try:
-        folder = hub.pull(download, accept=cache.refuse_others)
+        folder = hub.download(download, accept=model_cache.check_supported)
     except KeyboardInterrupt as stopped:
         raise Interrupted("Stopped; what was fetched is kept.", hint=f"Go on: {PULL} {model}") from stopped
-    pulled = cache.describe(download.id, folder.name)
+    pulled = model_cache.describe_snapshot(download.id, folder.name)
     if pulled.problem and not only:
         raise ModelError(pulled.problem, hint=f"See what is there: unziplora models verify {model}")
     what = f"The {only} of {model} are" if only else f"{model} is"
     session.output.result(_summary(pulled), text=f"{what} at {folder}.")
     if model == "sdxl" and not only:
-        session.output.message(f"For fp16 on SDXL, also: unziplora models pull {cache.VAE_FIX}")
+        session.output.message(f"For fp16 on SDXL, also: unziplora models pull {model_cache.VAE_FIX}")
 
 
 def verify(ctx: typer.Context, model: Annotated[str, ANY_MODEL]) -> None:
     """Check that a base is complete and that its files have the hub's hashes."""
-    from unziplora_cli import cache
+    from unziplora_cli import model_cache
 
     session: Session = ctx.obj
     session.output.message(f"Checking {model}; a large model takes a while.")
-    found = cache.verify(model)
+    found = model_cache.verify(model)
     if found.model.problem or found.problems:
         damage = [f"{each.path} {each.reason}" for each in found.problems] or [
             found.model.problem.rstrip(".")
@@ -138,10 +138,10 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete a base from Hugging Face's cache, for every program that uses it."""
-    from unziplora_cli import cache
+    from unziplora_cli import model_cache
 
     session: Session = ctx.obj
-    removal = cache.removal(cache.find(model))
+    removal = model_cache.plan_removal(model_cache.find_cached(model))
     found = removal.snapshot
     shared = found.bytes() - removal.bytes
     kept = f"; {format_size(shared)} stay, which other commits use" if shared > 0 else ""
@@ -170,11 +170,11 @@ def path(
         ),
     ] = None,
 ) -> None:
-    """Print the folder of a model, or of the whole cache."""
-    from unziplora_cli import cache, paths
+    """Print the folder of a model, or of the whole model_cache."""
+    from unziplora_cli import model_cache, paths
 
     session: Session = ctx.obj
-    folder = paths.hub_cache() if model is None else cache.locate(model)
+    folder = paths.hub_cache() if model is None else model_cache.locate(model)
     session.output.result({"path": str(folder)}, text=str(folder))
 
 

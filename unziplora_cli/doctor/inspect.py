@@ -142,10 +142,10 @@ def _place(folder: Path) -> Place:
 
 def _bases() -> tuple[tuple[Base, ...], str]:
     """The bases on this disk, and why they cannot be listed."""
-    from unziplora_cli import cache
+    from unziplora_cli import model_cache
 
     try:
-        return tuple(Base(each.spec, each.problem) for each in cache.list_models()), ""
+        return tuple(Base(each.spec, each.problem) for each in model_cache.list_models()), ""
     except Exception as error:  # the hub's library may be missing or broken, the cache unreadable
         return (), reason(error)
 

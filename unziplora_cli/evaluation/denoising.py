@@ -17,8 +17,8 @@ from unziplora_cli.accel.cuda_graph import GraphedUNet
 from unziplora_cli.accel.device import memory_guard, settle_threads
 from unziplora_cli.accel.merged_unet import cache_text, check_fit, fuse, restore
 from unziplora_cli.method.lora import LoRAPair
-from unziplora_cli.sdxl.base import BaseRef, config, predicts_velocity
-from unziplora_cli.sdxl.generate import Request, condition, encode_requests
+from unziplora_cli.sdxl.base import BaseRef, component_config, predicts_velocity
+from unziplora_cli.sdxl.generate import ImageRequest, encode_prompts, make_conditioning
 from unziplora_cli.sdxl.load import load_unet
 from unziplora_cli.sdxl.text import Conditioning
 
@@ -74,7 +74,7 @@ def sample_noise(latents: Tensor, count: int, seed: int, timesteps: int) -> Nois
 @torch.no_grad()
 def denoise(
     base: BaseRef,
-    ways: Mapping[str, Request],
+    ways: Mapping[str, ImageRequest],
     latents: Tensor,
     *,
     count: int,
@@ -90,11 +90,11 @@ def denoise(
     Those named by ``rebuild`` also draw the picture back. Ways that follow each other with the very same
     branches share one fused network. Raises ModelError, AdapterError when a LoRA does not fit, OutOfMemory.
     """
-    schedule = config(base, "scheduler")
+    schedule = component_config(base, "scheduler")
     noising = DDPMScheduler.from_config(schedule)
     found = {}
     with memory_guard(_ADVICE):
-        texts = encode_requests(base, tuple(ways.values()), device=device, dtype=dtype)
+        texts = encode_prompts(base, tuple(ways.values()), device=device, dtype=dtype)
         unet = load_unet(base, device=device, dtype=dtype)
         settle_threads(unet)
         predict = GraphedUNet(unet)
@@ -111,7 +111,7 @@ def denoise(
             if way.branches is not fused:
                 restore(unet, originals)
                 originals, fused = fuse(unet, way.branches), way.branches
-            told, _ = condition(base, way, texts, device=device, dtype=dtype)
+            told, _ = make_conditioning(base, way, texts, device=device, dtype=dtype)
             ask = _Asked(predict, way.branches, told, batch_size)
             prediction = ask(noisy, draws.timesteps)
             loss = (prediction - target).square().flatten(1).mean(dim=1)

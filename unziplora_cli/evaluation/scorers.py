@@ -18,7 +18,7 @@ from unziplora_cli.config import Words
 from unziplora_cli.errors import ModelError
 from unziplora_cli.evaluation.classifier import Classifier
 from unziplora_cli.evaluation.prompts import CONTEXTS, SUBJECTS
-from unziplora_cli.hub_cache import find
+from unziplora_cli.hub import find_snapshot
 
 PHOTO = "photo"
 """The style of a picture that has none."""
@@ -247,7 +247,7 @@ class Encoders:
 
 
 def _folder(id: str) -> Path | None:
-    snapshot = find(id)
+    snapshot = find_snapshot(id)
     if snapshot is None or not all((snapshot.path / name).is_file() for name in FILES[id]):
         return None
     return snapshot.path

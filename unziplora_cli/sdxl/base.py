@@ -16,16 +16,16 @@ from typing import Any, Literal
 
 from unziplora_cli import resources
 from unziplora_cli.errors import ModelError
-from unziplora_cli.hub_cache import find as find_snapshot
+from unziplora_cli.hub import find_snapshot
 from unziplora_cli.sdxl.shape import (
     PREDICTIONS,
     check_scheduler,
     check_unet,
     check_vae,
-    few_steps,
-    not_sdxl,
+    few_step_reason,
     read_json,
     sound,
+    unsupported_model,
 )
 from unziplora_cli.sdxl.single_file import TOKENIZERS, check_file, find_tokenizers, scheduler_config
 
@@ -110,7 +110,7 @@ def check(folder: Path, *, mend: str = "Fetch or export the base again, with all
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
     kind = index.get("_class_name", "StableDiffusionXLPipeline")
     if not str(kind).startswith("StableDiffusionXL"):
-        raise not_sdxl(folder, f"its model_index.json says {kind}")
+        raise unsupported_model(folder, f"its model_index.json says {kind}")
     if not any((folder / part).is_dir() for part in WEIGHTS):
         raise ModelError(
             f"The folder {folder} is not a base: it has no {', '.join(WEIGHTS)} folders.",
@@ -138,7 +138,7 @@ def check(folder: Path, *, mend: str = "Fetch or export the base again, with all
 
 def check_trainable(base: BaseRef) -> None:
     """Raise ModelError for a base that was distilled to draw in a few steps: training would undo that."""
-    reason = few_steps(config(base, "unet"), config(base, "scheduler"))
+    reason = few_step_reason(component_config(base, "unet"), component_config(base, "scheduler"))
     if reason:
         raise ModelError(
             f"The base {base.spec} cannot be trained on: {reason}, and training would make it forget to draw "
@@ -163,7 +163,7 @@ def part_variant(part: Path, preferred: str | None) -> str | None:
     return None
 
 
-def config(base: BaseRef, part: str) -> Mapping[str, Any]:
+def component_config(base: BaseRef, part: str) -> Mapping[str, Any]:
     """The configuration of one part: ``unet``, ``vae``, ``scheduler``, ``text_encoder``, ..."""
     name = "scheduler_config.json" if part == "scheduler" else "config.json"
     values = read_json(config_folder(base) / part / name)
@@ -182,7 +182,7 @@ def tokenizer_folder(base: BaseRef) -> Path:
     """
     if base.kind != "file":
         return base.path
-    return find_tokenizers(base.path, config(base, "text_encoder")["vocab_size"])
+    return find_tokenizers(base.path, component_config(base, "text_encoder")["vocab_size"])
 
 
 def find_vae(spec: str) -> Path:
@@ -206,32 +206,32 @@ def find_vae(spec: str) -> Path:
 
 def predicts_velocity(base: BaseRef) -> bool:
     """Whether the U-Net predicts the velocity, sqrt(a) noise - sqrt(1 - a) picture, and not the noise."""
-    return bool(config(base, "scheduler").get("prediction_type", PREDICTIONS[0]) == "v_prediction")
+    return bool(component_config(base, "scheduler").get("prediction_type", PREDICTIONS[0]) == "v_prediction")
 
 
-def latent_factor(base: BaseRef) -> int:
+def vae_scale_factor(base: BaseRef) -> int:
     """Pixels per latent pixel along one side; 8 for SDXL."""
-    vae = config(base, "vae")
+    vae = component_config(base, "vae")
     with sound(base.path):
         return int(2 ** (len(vae["block_out_channels"]) - 1))
 
 
 def native_resolution(base: BaseRef) -> int:
     """The side in pixels of the pictures that the base was trained on; 1024 for SDXL."""
-    unet = config(base, "unet")
+    unet = component_config(base, "unet")
     with sound(base.path):
-        return int(unet["sample_size"]) * latent_factor(base)
+        return int(unet["sample_size"]) * vae_scale_factor(base)
 
 
 def scheduler_name(base: BaseRef, chosen: str | None = None) -> str:
     """The sampler's short name; without a choice the base's own, by its class name if it has no short one."""
-    kind = str(config(base, "scheduler").get("_class_name", SCHEDULERS["euler"]))
+    kind = str(component_config(base, "scheduler").get("_class_name", SCHEDULERS["euler"]))
     return chosen or next((name for name, known in SCHEDULERS.items() if known == kind), kind)
 
 
 def _few_steps_note(base: BaseRef) -> str | None:
     """What to tell about a base that draws in a few steps, by its configuration or its name."""
-    why = few_steps(config(base, "unet"), config(base, "scheduler"))
+    why = few_step_reason(component_config(base, "unet"), component_config(base, "scheduler"))
     if named := _FEW_STEPS.search(Path(base.id).name):
         why = why or f"its name says {named[0]}"
     if not why:

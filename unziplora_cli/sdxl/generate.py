@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -14,22 +13,29 @@ from torch import Tensor
 
 import unziplora_cli
 from unziplora_cli.accel.cuda_graph import GraphedUNet
-from unziplora_cli.accel.device import memory_guard, settle_threads
+from unziplora_cli.accel.device import empty_cache, memory_guard, settle_threads
 from unziplora_cli.accel.merged_unet import cache_text, check_fit, fuse, restore
 from unziplora_cli.config import GenerateConfig, Prompts
 from unziplora_cli.method.lora import LoRAPair
-from unziplora_cli.sdxl.base import BaseRef, latent_factor, native_resolution, scheduler_name
-from unziplora_cli.sdxl.latents import latent_scale
+from unziplora_cli.sdxl.base import BaseRef, native_resolution, scheduler_name, vae_scale_factor
+from unziplora_cli.sdxl.latents import decode_latents
 from unziplora_cli.sdxl.load import load_scheduler, load_text_encoders, load_unet, load_vae
-from unziplora_cli.sdxl.sampling import sample, stack, unconditional
-from unziplora_cli.sdxl.text import Conditioning, TextEmbeddings, cut_note, encode, no_text
+from unziplora_cli.sdxl.sampling import concat_conditionings, initial_noise, sample, unconditional
+from unziplora_cli.sdxl.text import (
+    Conditioning,
+    TextEmbeddings,
+    encode,
+    encode_unconditional,
+    time_ids,
+    truncation_note,
+)
 
 PARAMETERS_SCHEMA = 1
 _ADVICE = "Draw smaller pictures (--width, --height) or use another device (--device)."
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ImageRequest:
     """Pictures that differ in their seed alone.
 
     With one branch its own prompt speaks to everything; with both, each branch hears its own prompt and the
@@ -68,11 +74,11 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class GeneratedImage:
     """A finished picture, which request it answers, and everything needed to draw it again."""
 
     image: Image.Image
-    request: Request
+    request: ImageRequest
     seed: int
     parameters: Mapping[str, Any]
 
@@ -94,14 +100,14 @@ class Progress:
 
 def generate(
     base: BaseRef,
-    requests: Sequence[Request],
+    requests: Sequence[ImageRequest],
     *,
     device: torch.device,
     dtype: torch.dtype,
     batch_size: int = 1,
     vae: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-) -> Iterator[Picture]:
+) -> Iterator[GeneratedImage]:
     """Draw every picture of every request, in order, loading each part of the base once.
 
     ``batch_size`` pictures of one request are drawn together. A seed gives the same noise on every device.
@@ -112,7 +118,7 @@ def generate(
     done = 0
     report(Progress("load", done, total))
     with memory_guard(_ADVICE):
-        texts = encode_requests(
+        texts = encode_prompts(
             base,
             requests,
             device=device,
@@ -123,7 +129,7 @@ def generate(
         settle_threads(unet)
         for request in requests:
             check_fit(unet, request.branches)
-        decoder = load_decoder(base, device=device, dtype=dtype, vae=vae)
+        decoder = load_vae_decoder(base, device=device, dtype=dtype, vae=vae)
         predict = GraphedUNet(unet)
 
         originals: dict[str, Tensor] = {}
@@ -133,20 +139,20 @@ def generate(
             if not follows:
                 restore(unet, originals)
                 originals = fuse(unet, request.weighted, keep=not last)
-            told, empty = condition(base, request, texts, device=device, dtype=dtype)
+            told, empty = make_conditioning(base, request, texts, device=device, dtype=dtype)
             for first in range(0, request.config.count, batch_size):
                 seeds = request.seeds[first : first + batch_size]
-                latents = draw(base, predict, request, seeds, told, empty, _stepper(report, done, total))
+                latents = denoise(base, predict, request, seeds, told, empty, _stepper(report, done, total))
                 report(Progress("decode", done, total))
                 for seed, latent in zip(seeds, latents.split(1), strict=True):
-                    image = decode(decoder, latent)[0]
-                    yield Picture(image, request, seed, parameters(base, request, seed))
+                    image = decode_latents(decoder, latent)[0]
+                    yield GeneratedImage(image, request, seed, parameters(base, request, seed))
                     done += 1
 
 
-def encode_requests(
+def encode_prompts(
     base: BaseRef,
-    requests: Sequence[Request],
+    requests: Sequence[ImageRequest],
     *,
     device: torch.device,
     dtype: torch.dtype,
@@ -162,20 +168,20 @@ def encode_requests(
     unique = list(dict.fromkeys([*(text for request in requests for text in request.texts), *negatives]))
     # One by one: a text's last bits would depend on its company, and with them the picture.
     encoded: dict[str | None, TextEmbeddings] = {text: encode(encoders, [text]) for text in unique}
-    for note in filter(None, (cut_note(encoders, text) for text in unique)):
+    for note in filter(None, (truncation_note(encoders, text) for text in unique)):
         if on_note is not None:
             on_note(note)
-    empty = no_text(encoders)
+    empty = encode_unconditional(encoders)
     if empty is not None:
         encoded[None] = empty
     del encoders
-    free(device)
+    empty_cache(device)
     return {text: embeddings.to(device=torch.device("cpu")) for text, embeddings in encoded.items()}
 
 
-def condition(
+def make_conditioning(
     base: BaseRef,
-    request: Request,
+    request: ImageRequest,
     texts: Mapping[str | None, TextEmbeddings],
     *,
     device: torch.device,
@@ -194,13 +200,8 @@ def condition(
     away = texts.get(request.config.negative_prompt or None)
     empty = unconditional(told, None if away is None else (away.tokens, away.pooled))
     if away is not None and len(request.branches.names) == 1:
-        empty = Conditioning.one_prompt(away.tokens, away.pooled, told.time_ids)
+        empty = Conditioning.from_prompt(away.tokens, away.pooled, told.time_ids)
     return told.to(device=device, dtype=dtype), empty.to(device=device, dtype=dtype)
-
-
-def time_ids(height: int, width: int) -> Tensor:
-    """What SDXL is told about the size of an uncropped picture, [1, 6]."""
-    return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
 
 
 def size(base: BaseRef, config: GenerateConfig) -> tuple[int, int]:
@@ -209,16 +210,7 @@ def size(base: BaseRef, config: GenerateConfig) -> tuple[int, int]:
     return config.height or native, config.width or native
 
 
-def initial_noise(
-    seeds: Sequence[int], channels: int, height: int, width: int
-) -> tuple[Tensor, list[torch.Generator]]:
-    """Unit-variance latents [n, channels, height, width], float32 on the CPU, and their generators."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    noise = [torch.randn(1, channels, height, width, generator=generator) for generator in generators]
-    return torch.cat(noise), generators
-
-
-def load_decoder(
+def load_vae_decoder(
     base: BaseRef, *, device: torch.device, dtype: torch.dtype, vae: str | None = None
 ) -> AutoencoderKL:
     """The autoencoder in float32, or in ``dtype`` when it says that it can take that."""
@@ -226,23 +218,7 @@ def load_decoder(
     return model if model.config.force_upcast else model.to(dtype)
 
 
-@torch.no_grad()
-def decode(vae: AutoencoderKL, latents: Tensor) -> list[Image.Image]:
-    """Latents [n, channels, height, width] to RGB pictures, one at a time."""
-    if max(latents.shape[-2:]) * 2 ** (len(vae.config.block_out_channels) - 1) > 2 * vae.config.sample_size:
-        vae.enable_tiling()
-    shift, factor = (each.to(latents.device) for each in latent_scale(vae))
-    pictures = []
-    for latent in latents.split(1):
-        pixels = vae.decode((latent / factor + shift).to(vae.dtype), return_dict=False)[0]
-        levels = (
-            pixels.float().add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8)
-        )  # [1, 3, height, width]
-        pictures.append(Image.fromarray(levels[0].permute(1, 2, 0).cpu().numpy()))
-    return pictures
-
-
-def parameters(base: BaseRef, request: Request, seed: int) -> dict[str, Any]:
+def parameters(base: BaseRef, request: ImageRequest, seed: int) -> dict[str, Any]:
     """Everything that makes this picture, as plain values."""
     config = request.config
     height, width = size(base, config)
@@ -268,18 +244,11 @@ def parameters(base: BaseRef, request: Request, seed: int) -> dict[str, Any]:
     }
 
 
-def free(device: torch.device) -> None:
-    """Give the memory of what is no longer referenced back to ``device``."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
 @torch.no_grad()
-def draw(
+def denoise(
     base: BaseRef,
     predict: GraphedUNet,
-    request: Request,
+    request: ImageRequest,
     seeds: Sequence[int],
     told: Conditioning,
     empty: Conditioning,
@@ -287,11 +256,11 @@ def draw(
 ) -> Tensor:
     """The finished latents of ``seeds``, [n, channels, height, width], float32; by a U-Net fused already."""
     config, unet = request.config, predict.unet
-    height, width = (side // latent_factor(base) for side in size(base, config))
+    height, width = (side // vae_scale_factor(base) for side in size(base, config))
     noise, generators = initial_noise(seeds, unet.config.in_channels, height, width)
     batch = told.expand(len(seeds))
     if config.guidance > 1.0:
-        batch = stack(empty.expand(len(seeds)), batch)
+        batch = concat_conditionings(empty.expand(len(seeds)), batch)
     cache_text(unet, request.weighted, batch)
     return sample(
         lambda noisy, timestep: predict(noisy, timestep, batch),

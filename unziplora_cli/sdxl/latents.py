@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
@@ -94,3 +95,19 @@ def encode_latents(vae: Any, pixels: Tensor) -> LatentDistribution:
     mean, std = (torch.cat([getattr(p, name) for p in parts]).float().cpu() for name in ("mean", "std"))
     shift, factor = latent_scale(vae)
     return LatentDistribution((mean - shift) * factor, std * factor)
+
+
+@torch.no_grad()
+def decode_latents(vae: AutoencoderKL, latents: Tensor) -> list[Image.Image]:
+    """Latents [n, channels, height, width] to RGB pictures, one at a time."""
+    if max(latents.shape[-2:]) * 2 ** (len(vae.config.block_out_channels) - 1) > 2 * vae.config.sample_size:
+        vae.enable_tiling()
+    shift, factor = (each.to(latents.device) for each in latent_scale(vae))
+    pictures = []
+    for latent in latents.split(1):
+        pixels = vae.decode((latent / factor + shift).to(vae.dtype), return_dict=False)[0]
+        levels = (
+            pixels.float().add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8)
+        )  # [1, 3, height, width]
+        pictures.append(Image.fromarray(levels[0].permute(1, 2, 0).cpu().numpy()))
+    return pictures

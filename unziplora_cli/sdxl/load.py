@@ -27,16 +27,16 @@ from unziplora_cli.sdxl.base import (
     BaseNotCached,
     BaseRef,
     check_vae,
-    config,
+    component_config,
     config_folder,
     find_vae,
-    latent_factor,
     native_resolution,
     part_variant,
     read_json,
     resolve_base,
     scheduler_name,
     tokenizer_folder,
+    vae_scale_factor,
 )
 from unziplora_cli.sdxl.text import TextEncoders
 
@@ -44,13 +44,13 @@ __all__ = [
     "BaseNotCached",
     "BaseRef",
     "alphas_cumprod",
-    "latent_factor",
     "load_scheduler",
     "load_text_encoders",
     "load_unet",
     "load_vae",
     "native_resolution",
     "resolve_base",
+    "vae_scale_factor",
 ]
 
 _LATENTS = {"clip_sample": False, "set_alpha_to_one": False}
@@ -87,7 +87,9 @@ def load_vae(
     with _loading(base, "VAE"):
         if vae is not None:
             folder = find_vae(vae)
-            check_vae(folder, read_json(folder / "config.json"), config(base, "unet")["in_channels"])
+            check_vae(
+                folder, read_json(folder / "config.json"), component_config(base, "unet")["in_channels"]
+            )
             model = _pretrained(AutoencoderKL, folder, None, torch_dtype=dtype)
         elif base.kind == "file":
             model = _model_from_file(AutoencoderKL, base, "vae", dtype)
@@ -117,7 +119,7 @@ def load_unet(
 
 def load_scheduler(base: BaseRef, name: str | None = None) -> Any:
     """A sampler on the base's noise schedule: the base's own, ``euler``, ``ddim``, ``ddpm`` or ``dpm++``."""
-    values = config(base, "scheduler")
+    values = component_config(base, "scheduler")
     name = scheduler_name(base, name)
     with _loading(base, "scheduler"):
         return getattr(diffusers, SCHEDULERS.get(name, name)).from_config({**_LATENTS, **values})
@@ -126,7 +128,7 @@ def load_scheduler(base: BaseRef, name: str | None = None) -> Any:
 def alphas_cumprod(base: BaseRef) -> Tensor:
     """The share of the picture's variance that is left at each timestep, [1000], float32."""
     with _loading(base, "scheduler"):
-        return DDPMScheduler.from_config(config(base, "scheduler")).alphas_cumprod.float()
+        return DDPMScheduler.from_config(component_config(base, "scheduler")).alphas_cumprod.float()
 
 
 def _from_folder(cls: Any, base: BaseRef, part: str, **dtype: torch.dtype) -> Any:

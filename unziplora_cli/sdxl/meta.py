@@ -41,7 +41,7 @@ class Comparison:
     extra: tuple[str, ...]
 
 
-def hollow_unet(config: Mapping[str, Any]) -> UNet2DConditionModel:
+def meta_unet(config: Mapping[str, Any]) -> UNet2DConditionModel:
     """A U-Net of this configuration whose every weight is one zero, seen as a matrix."""
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(dict(config))
@@ -58,7 +58,7 @@ def compare(path: Path, config: Mapping[str, Any], wanted: LoRA) -> Comparison:
 
     Raises AdapterError when diffusers refuses the file.
     """
-    unet = hollow_unet(config)
+    unet = meta_unet(config)
     projections = adapted_projections(unet)
     _load(path, unet)
     applied = {name: module for name, module in unet.named_modules() if isinstance(module, LoraLayer)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -14,6 +14,15 @@ from unziplora_cli.sdxl.text import Conditioning
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(noisy [batch, channels, height, width], timestep) -> noise of that shape."""
+
+
+def initial_noise(
+    seeds: Sequence[int], channels: int, height: int, width: int
+) -> tuple[Tensor, list[torch.Generator]]:
+    """Unit-variance latents [n, channels, height, width], float32 on the CPU, and their generators."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    noise = [torch.randn(1, channels, height, width, generator=generator) for generator in generators]
+    return torch.cat(noise), generators
 
 
 @torch.no_grad()
@@ -65,7 +74,7 @@ def unconditional(conditioning: Conditioning, negative: tuple[Tensor, Tensor] | 
     )
 
 
-def stack(first: Conditioning, second: Conditioning) -> Conditioning:
+def concat_conditionings(first: Conditioning, second: Conditioning) -> Conditioning:
     """The two conditionings one after the other along the batch."""
     return Conditioning(
         **{f.name: torch.cat([getattr(first, f.name), getattr(second, f.name)]) for f in fields(Conditioning)}

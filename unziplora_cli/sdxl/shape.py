@@ -48,17 +48,19 @@ def sound(path: Path) -> Iterator[None]:
 def check_unet(folder: Path, unet: Mapping[str, Any]) -> None:
     """Raise ModelError unless a U-Net of this configuration can take the method's layers."""
     if unet.get("_class_name") != "UNet2DConditionModel":
-        raise not_sdxl(folder, f"its denoiser is a {unet.get('_class_name')}, not a UNet2DConditionModel")
+        raise unsupported_model(
+            folder, f"its denoiser is a {unet.get('_class_name')}, not a UNet2DConditionModel"
+        )
     if unet.get("addition_embed_type") != "text_time":
-        raise not_sdxl(folder, "its U-Net takes no pooled text and picture size")
+        raise unsupported_model(folder, "its U-Net takes no pooled text and picture size")
     if unet.get("in_channels") != unet.get("out_channels"):
-        raise not_sdxl(
+        raise unsupported_model(
             folder, "its U-Net takes a mask or picture beside the noise (an inpainting or edit model)"
         )
     attentions = list(_attentions(unet))
     lacking = [block for block in SELECTIVE if not any(name.startswith(block) for name in attentions)]
     if lacking:
-        raise not_sdxl(folder, f"its U-Net has no attention at {', '.join(lacking)}")
+        raise unsupported_model(folder, f"its U-Net has no attention at {', '.join(lacking)}")
 
 
 def _attentions(unet: Mapping[str, Any]) -> Iterator[str]:
@@ -75,12 +77,14 @@ def check_scheduler(path: Path, scheduler: Mapping[str, Any]) -> None:
     """Raise ModelError unless noise is mixed in and predicted as SDXL's family does."""
     kind = str(scheduler.get("_class_name", ""))
     if kind.startswith("FlowMatch") or scheduler.get("prediction_type") == "flow_prediction":
-        raise not_sdxl(path, "it is a flow-matching model, whose noise is mixed in otherwise")
+        raise unsupported_model(path, "it is a flow-matching model, whose noise is mixed in otherwise")
     if kind.startswith("EDM"):
-        raise not_sdxl(path, "its U-Net is made for the noise levels of EDM, not for SDXL's")
+        raise unsupported_model(path, "its U-Net is made for the noise levels of EDM, not for SDXL's")
     prediction = scheduler.get("prediction_type", PREDICTIONS[0])
     if prediction not in PREDICTIONS:
-        raise not_sdxl(path, f"its U-Net predicts {prediction!r}, neither the noise nor the velocity")
+        raise unsupported_model(
+            path, f"its U-Net predicts {prediction!r}, neither the noise nor the velocity"
+        )
 
 
 def check_vae(path: Path, vae: Mapping[str, Any], channels: int) -> None:
@@ -93,7 +97,7 @@ def check_vae(path: Path, vae: Mapping[str, Any], channels: int) -> None:
         )
 
 
-def few_steps(unet: Mapping[str, Any], scheduler: Mapping[str, Any]) -> str:
+def few_step_reason(unet: Mapping[str, Any], scheduler: Mapping[str, Any]) -> str:
     """Why a model must be one that was distilled to draw in a few steps, or nothing.
 
     LCM's guidance embedding or sampler, TCD's sampler; and the trailing timesteps that SDXL-Turbo and
@@ -108,7 +112,7 @@ def few_steps(unet: Mapping[str, Any], scheduler: Mapping[str, Any]) -> str:
     return ""
 
 
-def not_sdxl(path: Path, why: str) -> ModelError:
+def unsupported_model(path: Path, why: str) -> ModelError:
     """The refusal of a base, and why."""
     return ModelError(
         f"The base {path} is not of SDXL's shape: {why}.",

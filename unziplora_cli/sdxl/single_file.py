@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from unziplora_cli.errors import ModelError
-from unziplora_cli.hub_cache import snapshots
-from unziplora_cli.sdxl.shape import not_sdxl
+from unziplora_cli.hub import list_snapshots
+from unziplora_cli.sdxl.shape import unsupported_model
 
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 TOKENIZERS_VARIABLE = "UNZIPLORA_TOKENIZERS"
@@ -46,9 +46,9 @@ def check_file(path: Path) -> None:
     }
     missing = [part for part, prefix in parts.items() if not any(key.startswith(prefix) for key in keys)]
     if missing:
-        raise not_sdxl(path, f"it lacks {', '.join(missing)} of SDXL")
+        raise unsupported_model(path, f"it lacks {', '.join(missing)} of SDXL")
     if channels != 4:
-        raise not_sdxl(path, f"its U-Net takes {channels} channels (an inpainting or edit model)")
+        raise unsupported_model(path, f"its U-Net takes {channels} channels (an inpainting or edit model)")
 
 
 def scheduler_config(path: Path, default: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,7 +76,9 @@ def find_tokenizers(path: Path, tokens: int) -> Path:
     Raises ModelError when there is none.
     """
     given = os.environ.get(TOKENIZERS_VARIABLE)
-    for folder in [Path(given).expanduser()] if given else (each.path for each in snapshots() if each.ours):
+    for folder in (
+        [Path(given).expanduser()] if given else (each.path for each in list_snapshots() if each.is_supported)
+    ):
         if all(_words(folder / name) == tokens for name in TOKENIZERS):
             return folder
     if given:

@@ -65,7 +65,7 @@ def encode(encoders: TextEncoders, texts: Sequence[str]) -> TextEmbeddings:
     return TextEmbeddings(torch.cat(states, dim=-1), pooled)
 
 
-def no_text(encoders: TextEncoders) -> TextEmbeddings | None:
+def encode_unconditional(encoders: TextEncoders) -> TextEmbeddings | None:
     """What guidance moves away from when there is no negative prompt; None stands for zeros."""
     return None if encoders.zeros_for_empty else encode(encoders, [""])
 
@@ -78,7 +78,7 @@ def truncated(encoders: TextEncoders, text: str) -> str:
     return str(tokenizer.decode(cut)).strip() if len(ids) > tokenizer.model_max_length else ""
 
 
-def cut_note(encoders: TextEncoders, text: str) -> str:
+def truncation_note(encoders: TextEncoders, text: str) -> str:
     """One sentence on what of ``text`` the encoders will not see; empty when it fits."""
     end, limit = truncated(encoders, text), encoders.tokenizers[0].model_max_length
     if not end:
@@ -105,7 +105,7 @@ class Conditioning:
     time_ids: Tensor
 
     @classmethod
-    def one_prompt(cls, tokens: Tensor, pooled: Tensor, time_ids: Tensor) -> Conditioning:
+    def from_prompt(cls, tokens: Tensor, pooled: Tensor, time_ids: Tensor) -> Conditioning:
         """The same text for the base and both branches."""
         return cls(full=tokens, content=tokens, style=tokens, pooled=pooled, time_ids=time_ids)
 
@@ -122,6 +122,11 @@ class Conditioning:
         return Conditioning(
             **{f.name: getattr(self, f.name).repeat_interleave(batch, 0) for f in fields(self)}
         )
+
+
+def time_ids(height: int, width: int) -> Tensor:
+    """What SDXL is told about the size of an uncropped picture, [1, 6]."""
+    return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
 
 
 def predict_noise(unet: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -143,7 +148,7 @@ def predict_noise(unet: nn.Module, noisy: Tensor, timesteps: Tensor, conditionin
     return prediction
 
 
-def predict_plain(unet: nn.Module, noisy: Tensor, timesteps: Tensor, told: Conditioning) -> Tensor:
+def predict_noise_merged(unet: nn.Module, noisy: Tensor, timesteps: Tensor, told: Conditioning) -> Tensor:
     """What an ordinary U-Net makes of ``noisy`` [batch, channels, height, width] under the full prompt alone.
 
     Its branches, if any, are folded into its weights and its cached texts. ``told`` has the same batch;

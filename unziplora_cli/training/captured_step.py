@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor, nn
 
+from unziplora_cli.accel.device import empty_cache
 from unziplora_cli.method.schedule import Action
-from unziplora_cli.sdxl.generate import free
 from unziplora_cli.training.step import Batch, StepResult, TrainingStep
 
 Batches = Sequence[Sequence[Batch]]
@@ -82,7 +82,7 @@ class CapturedStep:
         batches = [[_copy(batch) for batch in part] for part in accumulated]
         shared = [pair for other in self._learning.values() for pair in other.gradients]
         if not shared:
-            free(torch.device("cuda"))
+            empty_cache(torch.device("cuda"))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool()):
             for parameter, gradient in shared:
@@ -119,7 +119,7 @@ class CapturedStep:
         if self._learning:
             self._learning.clear()
             self._updating = None
-            free(torch.device("cuda"))
+            empty_cache(torch.device("cuda"))
 
 
 def capturable(step: TrainingStep) -> bool:

@@ -11,7 +11,7 @@ from unziplora_cli.config import GenerateConfig, Prompts, TrainConfig
 from unziplora_cli.errors import ProjectError, UsageError
 from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.sdxl.base import BaseRef
-from unziplora_cli.sdxl.generate import Request, generate
+from unziplora_cli.sdxl.generate import ImageRequest, generate
 from unziplora_cli.training.noise import CONTENT_PRIOR, STYLE_PRIOR, derive_seed
 
 STREAMS = {"content": CONTENT_PRIOR, "style": STYLE_PRIOR}
@@ -65,7 +65,7 @@ def draw_missing(
             settings = GenerateConfig(
                 width=config.resolution, height=config.resolution, count=missing, seed=first + present
             )
-            requests.append(Request(Prompts(prompt, prompt, prompt), config=settings))
+            requests.append(ImageRequest(Prompts(prompt, prompt, prompt), config=settings))
             folders += [Path(getattr(config, f"prior_{branch}")).expanduser()] * missing
     if not requests:
         return

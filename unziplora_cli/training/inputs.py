@@ -10,15 +10,22 @@ from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from unziplora_cli.accel.device import settle_threads
+from unziplora_cli.accel.device import empty_cache, settle_threads
 from unziplora_cli.config import Prompts, TrainConfig
 from unziplora_cli.images import load_image
 from unziplora_cli.job import TrainRequest
 from unziplora_cli.sdxl.base import predicts_velocity
-from unziplora_cli.sdxl.generate import free, time_ids
 from unziplora_cli.sdxl.latents import LatentDistribution, crop_note, encode_latents, prepare
 from unziplora_cli.sdxl.load import load_text_encoders, load_unet, load_vae
-from unziplora_cli.sdxl.text import Conditioning, TextEmbeddings, TextEncoders, cut_note, encode, no_text
+from unziplora_cli.sdxl.text import (
+    Conditioning,
+    TextEmbeddings,
+    TextEncoders,
+    encode,
+    encode_unconditional,
+    time_ids,
+    truncation_note,
+)
 from unziplora_cli.training.class_images import class_pictures, class_prompts, draw_missing
 from unziplora_cli.training.events import Event, Notice, Phase
 
@@ -91,7 +98,7 @@ def gather(
         yield from notices
         texts.append(found)
     del encoders
-    free(device)
+    empty_cache(device)
 
     vae = load_vae(base, device=device, vae=requests[0].vae)
     latents = []
@@ -105,7 +112,7 @@ def gather(
             )
         )
     del vae
-    free(device)
+    empty_cache(device)
     for request, known, found in zip(requests, texts, latents, strict=True):
         yield request, _materials(request, known, *found)
 
@@ -172,8 +179,8 @@ def _encode_texts(
     more = [*class_prompts(request.config).values(), *([echo] if echo else [])]
     unique = list(dict.fromkeys([*texts, *more]))
     encoded = encode(encoders, unique).to(device=torch.device("cpu"))
-    notices = [Notice(note) for note in (cut_note(encoders, text) for text in unique) if note]
-    empty = no_text(encoders)
+    notices = [Notice(note) for note in (truncation_note(encoders, text) for text in unique) if note]
+    empty = encode_unconditional(encoders)
     found = {text: encoded[i] for i, text in enumerate(unique)}
     if empty is not None:
         found[_NO_TEXT] = empty.to(device=torch.device("cpu"))
@@ -200,7 +207,7 @@ def _echo_texts(texts: Mapping[str, TextEmbeddings], echo: str, prompts: Prompts
 
 
 def _one(text: TextEmbeddings, ids: Tensor) -> Conditioning:
-    return Conditioning.one_prompt(text.tokens, text.pooled, ids)
+    return Conditioning.from_prompt(text.tokens, text.pooled, ids)
 
 
 # What trainings of several pictures share, so that nothing is loaded twice.
@@ -237,7 +244,7 @@ class Workshop:
         if unet is None:
             eight_bits = request.config.quantize == "int8"
             unet = load_unet(request.base, device=device, dtype=dtype, eight_bits=eight_bits)
-        free(device)
+        empty_cache(device)
         settle_threads(unet)
         return unet
 

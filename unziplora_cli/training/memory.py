@@ -11,8 +11,7 @@ import torch
 
 from unziplora_cli.accel.int8 import MIN_WEIGHTS
 from unziplora_cli.config import TrainConfig
-from unziplora_cli.sdxl.base import BaseRef, latent_factor
-from unziplora_cli.sdxl.base import config as part_config
+from unziplora_cli.sdxl.base import BaseRef, component_config, vae_scale_factor
 from unziplora_cli.sdxl.profile import Linear, ModuleProfile, UNetProfile, profile_unet
 from unziplora_cli.training.checkpoint import KEPT
 
@@ -135,8 +134,13 @@ class Base:
 
 def profile_base(ref: BaseRef) -> Base:
     """What the configurations of ``ref`` say; none of its weights is read."""
-    texts = tuple(part_config(ref, name) for name in ("text_encoder", "text_encoder_2"))
-    return Base(profile_unet(part_config(ref, "unet")), part_config(ref, "vae"), texts, latent_factor(ref))
+    texts = tuple(component_config(ref, name) for name in ("text_encoder", "text_encoder_2"))
+    return Base(
+        profile_unet(component_config(ref, "unet")),
+        component_config(ref, "vae"),
+        texts,
+        vae_scale_factor(ref),
+    )
 
 
 @dataclass(frozen=True, slots=True)

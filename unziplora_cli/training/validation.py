@@ -10,13 +10,15 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 
+from unziplora_cli.accel.device import empty_cache
 from unziplora_cli.job import TrainRequest
 from unziplora_cli.method.layer import Mode
 from unziplora_cli.method.separation import Layers, set_mode
-from unziplora_cli.sdxl.base import latent_factor
-from unziplora_cli.sdxl.generate import decode, free, initial_noise, load_decoder
+from unziplora_cli.sdxl.base import vae_scale_factor
+from unziplora_cli.sdxl.generate import load_vae_decoder
+from unziplora_cli.sdxl.latents import decode_latents
 from unziplora_cli.sdxl.load import load_scheduler
-from unziplora_cli.sdxl.sampling import sample, stack, unconditional
+from unziplora_cli.sdxl.sampling import concat_conditionings, initial_noise, sample, unconditional
 from unziplora_cli.sdxl.text import Conditioning, TextEmbeddings, predict_noise
 from unziplora_cli.training.inputs import Materials
 
@@ -55,10 +57,10 @@ class Validation:
     def _latents(self, name: str) -> list[Tensor]:
         """One picture's latents per seed, [1, channels, h, w] each."""
         config = self.request.config
-        side = config.resolution // latent_factor(self.request.base)
+        side = config.resolution // vae_scale_factor(self.request.base)
         seeds = range(config.seed, config.seed + config.validation_images)
         told = self.materials.validation[name].to(device=self.unet.device, dtype=self.unet.dtype)
-        both = stack(_away(self.materials.empty, told, name), told)  # batch of 2
+        both = concat_conditionings(_away(self.materials.empty, told, name), told)  # batch of 2
         set_mode(self.layers, MODES[name])
         try:
             return [self._sample(seed, side, both) for seed in seeds]
@@ -83,13 +85,13 @@ class Validation:
 
     def _decode(self, latents: dict[str, list[Tensor]]) -> dict[str, list[Image.Image]]:
         if self._vae is None:
-            self._vae = load_decoder(
+            self._vae = load_vae_decoder(
                 self.request.base, device=torch.device("cpu"), dtype=torch.float32, vae=self.request.vae
             )
         self._vae.to(self.unet.device)
-        pictures = {name: decode(self._vae, torch.cat(parts)) for name, parts in latents.items()}
+        pictures = {name: decode_latents(self._vae, torch.cat(parts)) for name, parts in latents.items()}
         self._vae.to("cpu")
-        free(self.unet.device)
+        empty_cache(self.unet.device)
         return pictures
 
 
@@ -110,4 +112,4 @@ def _away(empty: TextEmbeddings | None, told: Conditioning, name: str) -> Condit
     empty = empty.to(device=told.full.device, dtype=told.full.dtype)
     if name == "full":
         return unconditional(told, (empty.tokens, empty.pooled))
-    return Conditioning.one_prompt(empty.tokens, empty.pooled, told.time_ids)
+    return Conditioning.from_prompt(empty.tokens, empty.pooled, told.time_ids)

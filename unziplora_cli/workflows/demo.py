@@ -13,7 +13,14 @@ from unziplora_cli.config import GenerateConfig, Words, resolve, resolve_generat
 from unziplora_cli.errors import ProjectError, UsageError
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.prompts import make_prompts
-from unziplora_cli.workflows.generate import ComputeConfig, DrawOrder, Shelf, check_place, pictures, source
+from unziplora_cli.workflows.generate import (
+    AdapterCache,
+    ComputeConfig,
+    GenerateSpec,
+    check_writable,
+    generate_requests,
+    source_image,
+)
 from unziplora_cli.workflows.train import TrainedProject, TrainOrder, train
 
 if TYPE_CHECKING:
@@ -46,7 +53,7 @@ class _Row:
 
     title: str
     note: str
-    cells: tuple[tuple[str, DrawOrder], ...]
+    cells: tuple[tuple[str, GenerateSpec], ...]
 
 
 def demo(
@@ -89,7 +96,7 @@ def _sheet_file(out: Path) -> Path:
         out /= SHEET
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UsageError(f"{out} is no picture file.", hint=f"Write the sheet to --out {SHEET}")
-    check_place(out.parent)
+    check_writable(out.parent)
     return out
 
 
@@ -112,10 +119,10 @@ def _rows(first: Project, second: Project, base: BaseRef, config: GenerateConfig
     words, style, other = first.manifest.words, first.manifest.words.style, second.manifest.words
     softer = replace(config, style_strength=SOFTER)
 
-    def order(settings: GenerateConfig = config, **parts: Any) -> DrawOrder:
-        return DrawOrder(base, settings, **parts)
+    def order(settings: GenerateConfig = config, **parts: Any) -> GenerateSpec:
+        return GenerateSpec(base, settings, **parts)
 
-    def known(prompt: str) -> tuple[str, DrawOrder]:
+    def known(prompt: str) -> tuple[str, GenerateSpec]:
         return f"“{prompt}”", order(overrides={"full": prompt})
 
     return (
@@ -170,13 +177,13 @@ def _draw(
 ) -> tuple[Any, int]:
     from unziplora_cli.report.contact_sheet import Cell, Heading, contact_sheet
 
-    shelf = Shelf()
+    shelf = AdapterCache()
     orders = [order for row in rows for _, order in row.cells]
     requests = [shelf.request(order) for order in orders]
-    drawn = iter(pictures(requests, base, ComputeConfig(device=device), on_progress))
+    drawn = iter(generate_requests(requests, base, ComputeConfig(device=device), on_progress))
     cells = [[Cell(next(drawn).image, caption) for caption, _ in row.cells] for row in rows]
-    cells[0].insert(0, Cell(source(projects[0]), "the one picture it learns from"))
-    cells[-1].insert(0, Cell(source(projects[1]), "the second picture"))
+    cells[0].insert(0, Cell(source_image(projects[0]), "the one picture it learns from"))
+    cells[-1].insert(0, Cell(source_image(projects[1]), "the second picture"))
     sheet = contact_sheet(
         cells,
         title="One picture, taken apart and put together again",

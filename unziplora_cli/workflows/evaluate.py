@@ -16,7 +16,7 @@ from unziplora_cli.projects import manifest
 from unziplora_cli.projects.manifest import BlockColumns, Evaluation, Manifest, ScoreRecord
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.projects.verify import inside
-from unziplora_cli.workflows.generate import DrawOrder, OnProgress, Shelf, pictures
+from unziplora_cli.workflows.generate import AdapterCache, GenerateSpec, OnProgress, generate_requests
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from unziplora_cli.evaluation.prompts import EvaluationPrompt
     from unziplora_cli.evaluation.scorers import ImageScore, Scorer
     from unziplora_cli.method.lora import LoRAPair
-    from unziplora_cli.sdxl.generate import Request
+    from unziplora_cli.sdxl.generate import ImageRequest
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -107,17 +107,17 @@ def _draw(
 ) -> tuple[list[Image.Image], list[Image.Image]]:
     """Every shot drawn with its branches, and drawn by the base alone from the same words and noise."""
     requests = [*_requests(order, prompts_to_score, None), *_requests(order, prompts_to_score, learned)]
-    drawn = [picture.image for picture in pictures(requests, order.base, order.studio, on_progress)]
+    drawn = [picture.image for picture in generate_requests(requests, order.base, order.studio, on_progress)]
     return drawn[len(prompts_to_score) :], drawn[: len(prompts_to_score)]
 
 
 def _requests(
     order: EvaluationRequest, prompts_to_score: Sequence[EvaluationPrompt], learned: LoRAPair | None
-) -> Iterator[Request]:
+) -> Iterator[ImageRequest]:
     """One request for neighbours that differ in their seed alone; without branches the base is asked."""
     from unziplora_cli.evaluation.prompts import BRANCHES
     from unziplora_cli.method.lora import LoRAPair
-    from unziplora_cli.sdxl.generate import Request
+    from unziplora_cli.sdxl.generate import ImageRequest
 
     def kind(shot: EvaluationPrompt) -> tuple[Any, ...]:
         return shot.purpose, shot.prompts
@@ -127,12 +127,12 @@ def _requests(
         settings = replace(order.drawing, count=len(same), seed=same[0].seed)
         if learned is None:
             text = same[0].text
-            yield Request(Prompts(text, text, text), LoRAPair(), settings)
+            yield ImageRequest(Prompts(text, text, text), LoRAPair(), settings)
         elif len(BRANCHES[purpose]) == 2:
-            yield Request(prompts, learned, settings)
+            yield ImageRequest(prompts, learned, settings)
         else:
             branch = BRANCHES[purpose][0]
-            yield Request(prompts, LoRAPair(**{branch: getattr(learned, branch)}), settings)
+            yield ImageRequest(prompts, LoRAPair(**{branch: getattr(learned, branch)}), settings)
 
 
 def _sheet(
@@ -219,9 +219,9 @@ def download_encoders(on_download: Callable[[str, int], None]) -> None:
     from unziplora_cli.evaluation import scorers
 
     for id in scorers.missing():
-        download = hub.plan_files(id, scorers.FILES[id])
+        download = hub.query_files(id, scorers.FILES[id])
         on_download(id, download.missing())
-        hub.pull(download)
+        hub.download(download)
 
 
 def evaluate(
@@ -245,7 +245,7 @@ def evaluate(
         from unziplora_cli.evaluation.metrics import denoising_scores, weight_scores
 
         order = replace(order, studio=replace(order.studio, vae=order.studio.vae or recipe.vae))
-        learned = Shelf().branches(DrawOrder(order.base, order.drawing, project, project))
+        learned = AdapterCache().branches(GenerateSpec(order.base, order.drawing, project, project))
         training = _training_pictures(project)
         measured = denoising_scores(_denoise(order, project, learned, training, on_progress))
         _check_finite(measured, project)
@@ -328,11 +328,11 @@ def _denoise(
     """The training picture under every prompt, with the branches and with the base alone."""
     import torch
 
-    from unziplora_cli.accel.device import memory_guard, pick_device, pick_dtype
+    from unziplora_cli.accel.device import empty_cache, memory_guard, pick_device, pick_dtype
     from unziplora_cli.evaluation.denoising import denoise
     from unziplora_cli.method.lora import LoRAPair
     from unziplora_cli.sdxl.base import native_resolution
-    from unziplora_cli.sdxl.generate import Request, free
+    from unziplora_cli.sdxl.generate import ImageRequest
     from unziplora_cli.sdxl.latents import encode_latents, prepare
     from unziplora_cli.sdxl.load import load_vae
 
@@ -343,16 +343,16 @@ def _denoise(
         vae = load_vae(order.base, device=device, vae=order.studio.vae)
         latents = torch.cat([encode_latents(vae, prepare(each, side, 1)).mean for each in training])
         del vae
-        free(device)
+        empty_cache(device)
     settings = GenerateConfig(width=side, height=side)
     prompts, alone = project.manifest.prompts, LoRAPair()
     one_prompt = {name: Prompts(text, text, text) for name, text in asdict(prompts).items()}
     ways = {
-        **{f"{name} base": Request(each, alone, settings) for name, each in one_prompt.items()},
-        "content": Request(prompts, LoRAPair(content=learned.content), settings),
-        "style": Request(prompts, LoRAPair(style=learned.style), settings),
-        "full": Request(prompts, learned, settings),
-        "one file": Request(one_prompt["full"], learned, settings),
+        **{f"{name} base": ImageRequest(each, alone, settings) for name, each in one_prompt.items()},
+        "content": ImageRequest(prompts, LoRAPair(content=learned.content), settings),
+        "style": ImageRequest(prompts, LoRAPair(style=learned.style), settings),
+        "full": ImageRequest(prompts, learned, settings),
+        "one file": ImageRequest(one_prompt["full"], learned, settings),
     }
     return denoise(
         order.base,

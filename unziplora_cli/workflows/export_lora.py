@@ -13,7 +13,7 @@ from unziplora_cli.files import temporary_folder
 from unziplora_cli.method.lora import LoRA, MergeWeights
 from unziplora_cli.projects.manifest import BaseRecord
 from unziplora_cli.projects.store import Project
-from unziplora_cli.workflows.generate import check_place, shared_base
+from unziplora_cli.workflows.generate import check_writable, shared_base
 from unziplora_cli.workflows.provenance import base_record, project_origin
 
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ def lookup_base(spec: str) -> BaseRecord:
 
 def unet_config(base: BaseRecord) -> Mapping[str, Any]:
     """The configuration of a base's U-Net; raises ModelError when it is not known and not on this disk."""
-    from unziplora_cli.sdxl.base import SDXL_CONFIG, SDXL_ID, config, resolve_base
+    from unziplora_cli.sdxl.base import SDXL_CONFIG, SDXL_ID, component_config, resolve_base
     from unziplora_cli.sdxl.shape import read_json
 
     if base.id == SDXL_ID:
         return read_json(SDXL_CONFIG / "unet/config.json")
     spec = base.id if base.kind in ("folder", "file") else base.spec
-    return config(resolve_base(spec, offline=True)[0], "unet")
+    return component_config(resolve_base(spec, offline=True)[0], "unet")
 
 
 def check_compatible(
@@ -55,10 +55,10 @@ def check_compatible(
     """Raise AdapterError unless every layer of the LoRAs has its place in the base's U-Net."""
     from unziplora_cli.accel.merged_unet import check_fit
     from unziplora_cli.method.lora import LoRAPair
-    from unziplora_cli.sdxl.meta import hollow_unet
+    from unziplora_cli.sdxl.meta import meta_unet
 
     branches = LoRAPair(content, style, content_merge, style_merge)
-    check_fit(hollow_unet(unet_config(base)), branches)
+    check_fit(meta_unet(unet_config(base)), branches)
 
 
 def detect_base(content: LoRA, style: LoRA | None = None) -> BaseRecord:
@@ -173,7 +173,7 @@ def plan(
             f"{out} is one file, but there are {len(orders)} to write.",
             hint="Name a folder, or one part: --part content",
         )
-    check_place(out.parent if single else out)
+    check_writable(out.parent if single else out)
     planned = [(order, out if single else out / order.file_name) for order in orders]
     for _, path in planned:
         if path.exists() and not force:
@@ -340,6 +340,6 @@ def _problem(result: LoadResult, wanted: LoRA) -> str | None:
 
 def _projections(config: Mapping[str, Any]) -> int:
     from unziplora_cli.method.inject import adapted_projections
-    from unziplora_cli.sdxl.meta import hollow_unet
+    from unziplora_cli.sdxl.meta import meta_unet
 
-    return len(adapted_projections(hollow_unet(config)))
+    return len(adapted_projections(meta_unet(config)))

@@ -17,7 +17,7 @@ from unziplora_cli.prompts import make_prompts
 if TYPE_CHECKING:
     from unziplora_cli.method.lora import LoRAPair
     from unziplora_cli.sdxl.base import BaseRef
-    from unziplora_cli.sdxl.generate import Picture, Progress, Request
+    from unziplora_cli.sdxl.generate import GeneratedImage, ImageRequest, Progress
 
 Kind = Literal["base", "content", "style", "combine"]
 OnProgress = Callable[["Progress"], None]
@@ -25,7 +25,7 @@ SHEET = "sheet.png"
 
 
 @dataclass(frozen=True)
-class DrawOrder:
+class GenerateSpec:
     """One kind of picture to draw.
 
     ``content`` and ``style`` are the projects whose branches act; with neither the base draws the full prompt
@@ -69,7 +69,7 @@ class DrawOrder:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class GenerateResult:
     """The pictures that were made, and what they show."""
 
     pictures: tuple[Path, ...]
@@ -77,25 +77,27 @@ class Drawn:
     sheet: Path | None = None
 
 
-def draw(order: DrawOrder, out: Path, studio: ComputeConfig, on_progress: OnProgress | None = None) -> Drawn:
+def generate_images(
+    order: GenerateSpec, out: Path, studio: ComputeConfig, on_progress: OnProgress | None = None
+) -> GenerateResult:
     """Draw the pictures of ``order`` into ``out``, a folder or, for one picture, a ``.png`` file.
 
     Raises UsageError for a prompt or size that cannot be, ModelError, AdapterError, OutOfMemory, and
     ProjectError when the pictures cannot be written, before the first is drawn if that can be told.
     """
-    file = picture_file(out)
-    check_place(out.parent if file else out)
+    file = is_image_file(out)
+    check_writable(out.parent if file else out)
     stem = f"{order.kind}-{order.title}" if order.kind == "combine" else order.kind
     if order.prompt:
         stem += "-" + slugify(order.prompt)[:40].strip("-")
     free = _numbered(out.parent, out.stem) if file else _numbered(out, stem)
     paths = []
-    for picture in pictures([Shelf().request(order)], order.base, studio, on_progress):
+    for picture in generate_requests([AdapterCache().request(order)], order.base, studio, on_progress):
         paths.append(_save(picture, out if file and order.config.count == 1 else next(free)))
-    return Drawn(tuple(paths), order.prompts)
+    return GenerateResult(tuple(paths), order.prompts)
 
 
-def picture_file(out: Path) -> bool:
+def is_image_file(out: Path) -> bool:
     """Whether ``out`` means one file and not a folder; raises UsageError for formats other than PNG."""
     if out.is_dir():
         return False
@@ -104,7 +106,7 @@ def picture_file(out: Path) -> bool:
     return out.suffix.lower() == ".png"
 
 
-def check_place(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Raise ProjectError unless files can be written to ``folder``, made when it is missing."""
     place = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
     if not place.is_dir():
@@ -117,7 +119,7 @@ def check_place(folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class CrossOrder:
+class CrossSpec:
     """Every content with every style; a project may be in both lists."""
 
     base: BaseRef
@@ -127,18 +129,18 @@ class CrossOrder:
     prompt: str | None = None
     merge: bool = True
 
-    def cells(self) -> list[DrawOrder]:
+    def cells(self) -> list[GenerateSpec]:
         """One order per cell, row by row: rows are contents, columns styles."""
         return [
-            DrawOrder(self.base, self.config, content, style, self.prompt, merge=self.merge)
+            GenerateSpec(self.base, self.config, content, style, self.prompt, merge=self.merge)
             for content in self.contents
             for style in self.styles
         ]
 
 
-def cross(
-    order: CrossOrder, out: Path, studio: ComputeConfig, on_progress: OnProgress | None = None
-) -> Drawn:
+def generate_cross(
+    order: CrossSpec, out: Path, studio: ComputeConfig, on_progress: OnProgress | None = None
+) -> GenerateResult:
     """Draw every cell of ``order`` as files in ``out``, and one labelled contact sheet, ``sheet.png``.
 
     A folder that holds such files already gets them in a new folder inside, ``cross-001``. Raises as
@@ -146,7 +148,7 @@ def cross(
     """
     cells, count = order.cells(), order.config.count
     prompts = [cell.prompts for cell in cells]
-    check_place(out)
+    check_writable(out)
     names = [
         f"{cell.title}{f'-{number + 1}' if count > 1 else ''}.png"
         for cell in cells
@@ -157,10 +159,10 @@ def cross(
 
     from unziplora_cli.report.contact_sheet import Heading, contact_sheet
 
-    rows = [Heading(each.manifest.words.subject, each.name, source(each)) for each in order.contents]
-    columns = [Heading(each.manifest.words.style, each.name, source(each)) for each in order.styles]
-    shelf = Shelf()
-    drawn = pictures([shelf.request(cell) for cell in cells], order.base, studio, on_progress)
+    rows = [Heading(each.manifest.words.subject, each.name, source_image(each)) for each in order.contents]
+    columns = [Heading(each.manifest.words.style, each.name, source_image(each)) for each in order.styles]
+    shelf = AdapterCache()
+    drawn = generate_requests([shelf.request(cell) for cell in cells], order.base, studio, on_progress)
     paths, images = [], []
     for name, picture in zip(names, drawn, strict=True):
         paths.append(_save(picture, out / name))
@@ -174,16 +176,16 @@ def cross(
     )
     path = out / SHEET
     _write(path, lambda: sheet.save(path))
-    return Drawn(tuple(paths), prompts[0], path)
+    return GenerateResult(tuple(paths), prompts[0], path)
 
 
-class Shelf:
+class AdapterCache:
     """The weights of projects, each file read once: the generator sees which pictures share a LoRA."""
 
     def __init__(self) -> None:
         self._read: dict[Path, Any] = {}
 
-    def branches(self, order: DrawOrder) -> LoRAPair:
+    def branches(self, order: GenerateSpec) -> LoRAPair:
         """The LoRAs and merge weights of an order."""
         from unziplora_cli.adapters.lora_file import read_lora
         from unziplora_cli.adapters.merge_weights import read_merge
@@ -207,9 +209,9 @@ class Shelf:
             self._read[path] = read(path)
         return self._read[path]
 
-    def request(self, order: DrawOrder) -> Request:
+    def request(self, order: GenerateSpec) -> ImageRequest:
         """What the generator is asked for one order."""
-        from unziplora_cli.sdxl.generate import Request
+        from unziplora_cli.sdxl.generate import ImageRequest
 
         projects = {
             role: project
@@ -227,10 +229,10 @@ class Shelf:
             },
             "merge_weights": order.merge and order.kind == "combine",
         }
-        return Request(order.prompts, self.branches(order), order.config, notes)
+        return ImageRequest(order.prompts, self.branches(order), order.config, notes)
 
 
-def source(project: Project) -> Any:
+def source_image(project: Project) -> Any:
     """The training picture of a project, upright and in RGB; None of an imported one that came without."""
     if not project.manifest.source:
         return None
@@ -257,9 +259,9 @@ def shared_base(projects: Sequence[Project]) -> str:
     return first.id if first.kind in ("folder", "file") else first.spec
 
 
-def pictures(
-    requests: Sequence[Request], base: BaseRef, studio: ComputeConfig, on_progress: OnProgress | None
-) -> Iterator[Picture]:
+def generate_requests(
+    requests: Sequence[ImageRequest], base: BaseRef, studio: ComputeConfig, on_progress: OnProgress | None
+) -> Iterator[GeneratedImage]:
     """The pictures of all requests, in order."""
     from unziplora_cli.accel.device import pick_device, pick_dtype
     from unziplora_cli.sdxl.generate import generate
@@ -294,7 +296,7 @@ def _numbered(folder: Path, stem: str) -> Iterator[Path]:
             yield folder / f"{stem}-{number:03d}.png"
 
 
-def _save(picture: Picture, path: Path) -> Path:
+def _save(picture: GeneratedImage, path: Path) -> Path:
     from unziplora_cli.images import save_png
 
     _write(path, lambda: save_png(picture.image, path, picture.parameters))

@@ -74,11 +74,11 @@ def push(order: PushRequest, store: ProjectStore) -> PushResult:
 
 def write_folder(order: PushRequest, store: ProjectStore, folder: Path) -> PushResult:
     """Write what :func:`push` would upload into ``folder``, which must be empty or new."""
-    from unziplora_cli.workflows.generate import check_place
+    from unziplora_cli.workflows.generate import check_writable
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there already.", hint="Choose an empty folder with --out.")
-    check_place(folder.absolute().parent)
+    check_writable(folder.absolute().parent)
     unfinished = folder.with_name(f".{folder.name}.partial")
     try:
         files = _fill(order, store, unfinished)

@@ -15,7 +15,7 @@ from unziplora_cli.files import atomic_write
 from unziplora_cli.projects import manifest
 from unziplora_cli.projects.manifest import Scalar
 from unziplora_cli.projects.store import Project
-from unziplora_cli.workflows.generate import check_place
+from unziplora_cli.workflows.generate import check_writable
 
 if TYPE_CHECKING:
     from unziplora_cli.adapters.columns import ColumnCounts, LayerColumns
@@ -84,7 +84,7 @@ def report(project: Project, out: Path | None = None) -> ReportResult:
     from unziplora_cli.workflows.project_images import project_images
 
     file = _destination(project, out)
-    check_place(file.parent)
+    check_writable(file.parent)
     notes: list[str] = []
     shown = project_images(project, notes)
     record = project.manifest

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from unziplora_cli import paths, resources
 from unziplora_cli.errors import ModelError
 from unziplora_cli.files import Problem, folder_size, sha256
-from unziplora_cli.hub_cache import Snapshot, blob, snapshots
+from unziplora_cli.hub import Snapshot, blob_path, list_snapshots
 
 if TYPE_CHECKING:
     from huggingface_hub import DeleteCacheStrategy
@@ -61,12 +61,15 @@ class Removal:
             file.unlink()
         for ref in self.snapshot.refs:
             (self.snapshot.repository / "refs" / ref).unlink()
-        shutil.rmtree(self.snapshot.repository if self.snapshot.alone else self.snapshot.path)
+        shutil.rmtree(self.snapshot.repository if self.snapshot.is_only_revision else self.snapshot.path)
 
 
 def list_models() -> tuple[Model, ...]:
     """The built-in base, then every cached model that is of SDXL's class or a VAE, by name."""
-    return (_folder("mini", resources.mini_base()), *(_model(each) for each in snapshots() if each.ours))
+    return (
+        _folder("mini", resources.mini_base()),
+        *(_model(each) for each in list_snapshots() if each.is_supported),
+    )
 
 
 def verify(spec: str) -> Verification:
@@ -81,7 +84,7 @@ def verify(spec: str) -> Verification:
         problems = [Problem(file.relative_to(folder).as_posix(), _cut_short(file)) for file in files]
         found = tuple(each for each in problems if each.reason)
         return Verification(_folder(spec, folder), 0, len(files), found)
-    found = find(spec)
+    found = find_cached(spec)
     problems, hashes = [], []
     for file in found.files():
         hashes.append(_hub_hash(file))
@@ -96,38 +99,38 @@ def locate(spec: str) -> Path:
     """The folder of a model; raises ModelError when it is not on this disk."""
     if spec == "mini":
         return resources.mini_base()
-    return Path(spec).expanduser().resolve() if _is_folder(spec) else find(spec).path
+    return Path(spec).expanduser().resolve() if _is_folder(spec) else find_cached(spec).path
 
 
-def find(spec: str) -> Snapshot:
+def find_cached(spec: str) -> Snapshot:
     """The cached commit that `spec` means; raises ModelError."""
     id, revision = hub_id(spec)
-    for each in snapshots(id):
-        if each.ours and revision in (None, each.revision, *each.refs):
+    for each in list_snapshots(id):
+        if each.is_supported and revision in (None, each.revision, *each.refs):
             return each
     raise ModelError(f"{spec} is not on this disk.", hint="See what is: unziplora models list")
 
 
-def removal(snapshot: Snapshot) -> Removal:
+def plan_removal(snapshot: Snapshot) -> Removal:
     """What deleting a commit would do."""
     strategy = _strategy(snapshot)
     if strategy is not None:
-        return Removal(snapshot, strategy.expected_freed_size + snapshot.cut_off())
+        return Removal(snapshot, strategy.expected_freed_size + snapshot.incomplete_bytes())
     blobs = sum(file.lstat().st_size for file in _own_blobs(snapshot))
-    return Removal(snapshot, blobs + snapshot.cut_off())
+    return Removal(snapshot, blobs + snapshot.incomplete_bytes())
 
 
-def describe(id: str, revision: str) -> Model:
+def describe_snapshot(id: str, revision: str) -> Model:
     """A commit of a model in Hugging Face's cache."""
-    return _model(next(each for each in snapshots(id) if each.revision == revision))
+    return _model(next(each for each in list_snapshots(id) if each.revision == revision))
 
 
-def refuse_others(id: str, revision: str) -> None:
+def check_supported(id: str, revision: str) -> None:
     """Raise ModelError when a commit, of which the small files are there, is not of SDXL's class or a VAE."""
-    found = next(each for each in snapshots(id) if each.revision == revision)
-    if not found.ours:
+    found = next(each for each in list_snapshots(id) if each.revision == revision)
+    if not found.is_supported:
         raise ModelError(
-            f"{id} is {'a ' + found.kind if found.kind else 'no diffusers model'}, "
+            f"{id} is {'a ' + found.class_name if found.class_name else 'no diffusers model'}, "
             "but neither of SDXL's class nor a VAE.",
             hint="Use SDXL or a model made from it: unziplora models pull sdxl",
         )
@@ -187,7 +190,7 @@ def _spec(snapshot: Snapshot) -> str:
 
     if (snapshot.id, snapshot.revision) == (SDXL_ID, SDXL_REVISION):
         return "sdxl"
-    first = find(snapshot.id).revision
+    first = find_cached(snapshot.id).revision
     return snapshot.id if first == snapshot.revision else f"{snapshot.id}@{snapshot.revision}"
 
 
@@ -204,15 +207,15 @@ def _strategy(snapshot: Snapshot) -> "DeleteCacheStrategy | None":
 
 def _own_blobs(snapshot: Snapshot) -> set[Path]:
     """The blobs that no other commit of the repository uses."""
-    mine = {blob(file) for file in snapshot.files()}
-    others = (each for each in snapshots(snapshot.id) if each != snapshot)
-    kept = {blob(file) for other in others for file in other.files()}
+    mine = {blob_path(file) for file in snapshot.files()}
+    others = (each for each in list_snapshots(snapshot.id) if each != snapshot)
+    kept = {blob_path(file) for other in others for file in other.files()}
     return {file for file in mine - kept if file is not None and file.exists()}
 
 
 def _hub_hash(file: Path) -> str:
     """The hash that names a file's blob; empty for a copy."""
-    name = getattr(blob(file), "name", "")
+    name = getattr(blob_path(file), "name", "")
     return name if len(name) in (40, 64) else ""
 
 

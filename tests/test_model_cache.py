@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from unziplora_cli import cache, paths
+from unziplora_cli import model_cache, paths
 from unziplora_cli.__main__ import run
 from unziplora_cli.cli._errors import hint
 from unziplora_cli.errors import ModelError
@@ -81,7 +81,7 @@ def test_models_of_other_programs_are_left_alone(capsys):
         "owner/llm", REVISION, {"config.json": b'{"architectures": ["Llama"]}', "x.safetensors": b""}
     )
     put_in_cache("owner/odd", REVISION, {"config.json": b"[", "model_index.json": b"[]"})
-    assert [model.spec for model in cache.list_models()] == ["mini"]
+    assert [model.spec for model in model_cache.list_models()] == ["mini"]
     assert run(["models", "remove", "owner/llm", "--yes"]) == 4
     assert "models list" in capsys.readouterr().err
 
@@ -90,7 +90,7 @@ def test_an_incomplete_model_says_what_it_lacks():
     files = sdxl_files()
     del files["unet/diffusion_pytorch_model.fp16.safetensors"]
     put_in_cache("owner/half", REVISION, files)
-    (half,) = (model for model in cache.list_models() if model.spec == "owner/half")
+    (half,) = (model for model in model_cache.list_models() if model.spec == "owner/half")
     assert "unet" in half.problem
 
 
@@ -115,9 +115,9 @@ def test_remove_frees_one_revision_and_leaves_the_rest(capsys):
     new = put_in_cache("owner/name", REVISION, sdxl_files(".safetensors"))
     assert run(["models", "remove", f"owner/name@{'b' * 40}", "--yes"]) == 0
     assert not old.exists()
-    assert cache.find("owner/name").path == new
+    assert model_cache.find_cached("owner/name").path == new
     with pytest.raises(ModelError, match="not on this disk"):
-        cache.find(f"owner/name@{'b' * 40}")
+        model_cache.find_cached(f"owner/name@{'b' * 40}")
     assert run(["models", "remove", "owner/name"]) == 2  # nobody there to answer
     assert new.exists()
 
@@ -143,14 +143,14 @@ def test_a_damaged_commit_is_removed_and_the_others_stay():
     old = put_in_cache("owner/name", "b" * 40, {**sdxl_files(), "unet/config.json": b"older"})
     new = put_in_cache("owner/name", REVISION, sdxl_files())
     (old / "unet/config.json").resolve().unlink()
-    found = cache.find(f"owner/name@{'b' * 40}")
-    removal = cache.removal(found)
+    found = model_cache.find_cached(f"owner/name@{'b' * 40}")
+    removal = model_cache.plan_removal(found)
     assert removal.bytes == 0  # all that is left is the other commit's, too
     removal.run()
     assert not old.exists()
-    assert cache.verify("owner/name").problems == ()
+    assert model_cache.verify("owner/name").problems == ()
     (new / "vae/config.json").resolve().unlink()
-    cache.removal(cache.find("owner/name")).run()
+    model_cache.plan_removal(model_cache.find_cached("owner/name")).run()
     assert not new.parent.parent.exists()
 
 
@@ -180,7 +180,7 @@ def test_blobs_that_several_models_share_are_checked_by_the_name_of_the_link():
     shared.parent.mkdir(parents=True)
     blob.rename(shared)
     blob.symlink_to(os.path.relpath(shared, blob.parent))
-    assert cache.verify("owner/name").problems == ()
+    assert model_cache.verify("owner/name").problems == ()
 
 
 def test_copies_without_links_are_told_to_be_unchecked(capsys):
@@ -190,7 +190,7 @@ def test_copies_without_links_are_told_to_be_unchecked(capsys):
             data = file.read_bytes()
             file.unlink()
             file.write_bytes(data)
-    found = cache.verify("owner/name")
+    found = model_cache.verify("owner/name")
     assert (found.checked, found.unchecked, found.problems) == (0, len(sdxl_files()), ())
     assert run(["models", "verify", "owner/name"]) == 0
     assert "no hash of the hub" in capsys.readouterr().out
