@@ -25,8 +25,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.separation import rows, verdict
+from benchmarks.separation.destyle import destyle_all
 from benchmarks.separation.drawing import drawn, rebuilding_errors
-from benchmarks.separation.echoes import all_echoes
 from benchmarks.separation.methods import Drawing, Method, Trained, drawings
 from benchmarks.separation.scenes import Sample, gallery, real_photos, samples
 from benchmarks.separation.stack import Job, Stack
@@ -84,7 +84,7 @@ class Bench:
         ids, echoes = time_ids(128, 128).to(self.device), None
         if any(job.config.destyle_images for job in jobs):
             args = (self.latents[:, 0], self.text, ids, self.dtype)
-            echoes = all_echoes(unet, self.alphas, jobs, *args)
+            echoes = destyle_all(unet, self.alphas, jobs, *args)
         return Stack(unet, jobs, self.latents, self.text, ids, self.alphas, self.dtype, echoes)
 
 

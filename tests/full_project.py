@@ -16,7 +16,7 @@ from unziplora_cli.method.lora import LoRAWeights
 from unziplora_cli.projects import manifest
 from unziplora_cli.projects.manifest import Artifact, Evaluation, Manifest, ScoreRecord
 from unziplora_cli.projects.store import Project
-from unziplora_cli.training import metrics
+from unziplora_cli.training import callbacks
 
 HOSTILE = Words(
     subject="<script>alert('subject')</script>",
@@ -47,7 +47,7 @@ def fill(project: Project) -> Project:
     folder = project.folder
     Image.new("RGB", (96, 80), ORANGE).save(folder / "source.png")
     _write_weights(folder)
-    metrics.append(folder / "history.csv", (_row(step) for step in range(1, 41)))
+    callbacks.append_history(folder / "history.csv", (_row(step) for step in range(1, 41)))
     _draw(folder)
     record = project.manifest
     artifacts = [
@@ -92,9 +92,9 @@ def _write_weights(folder: Path) -> None:
     write_merge(folder / "merge.safetensors", *merges)
 
 
-def _row(step: int) -> metrics.Row:
+def _row(step: int) -> callbacks.HistoryRow:
     overlap = None if step % 20 < 3 else 1 / step
-    return metrics.Row(step, 1 / step, 1 / step, overlap, 0.1, 1 - step / 80, 1 - step / 60, 0.1)
+    return callbacks.HistoryRow(step, 1 / step, 1 / step, overlap, 0.1, 1 - step / 80, 1 - step / 60, 0.1)
 
 
 def _draw(folder: Path) -> None:

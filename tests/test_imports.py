@@ -8,7 +8,7 @@ import unziplora_cli
 
 PACKAGE = Path(unziplora_cli.__file__).parent
 LAYERS = (
-    ("errors", "paths", "resources"),
+    ("errors", "events", "paths", "resources"),
     ("files",),
     ("config",),
     ("prompts", "images"),

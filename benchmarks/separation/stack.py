@@ -24,7 +24,7 @@ from unziplora_cli.method.losses import min_snr_weight
 from unziplora_cli.method.schedule import Action, Schedule
 from unziplora_cli.sdxl.attention import separate_prompts
 from unziplora_cli.sdxl.text import Conditioning, predict_noise
-from unziplora_cli.training.noise import CONTENT_PRIOR, add_noise, draw
+from unziplora_cli.training.noise import CONTENT_PRIOR_STREAM, add_noise, draw
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,7 @@ class Stack:
         if self.echoes is not None:
             crops = self.echoes.shape[1]
             prior = [
-                draw(seed, step, 0, 1, shape, crops, stream=CONTENT_PRIOR, timesteps=total, bias=bias)
+                draw(seed, step, 0, 1, shape, crops, stream=CONTENT_PRIOR_STREAM, timesteps=total, bias=bias)
                 for seed, bias in keys
             ]
             noise = torch.cat([each.noise for each in prior]).to(self.device)[pick.to(self.device)]

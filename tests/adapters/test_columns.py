@@ -22,7 +22,7 @@ from unziplora_cli.adapters.columns import (
 from unziplora_cli.method.inject import extract, extract_merge, inject
 from unziplora_cli.method.lora import LoRAWeights
 from unziplora_cli.method.separation import shared_columns
-from unziplora_cli.training.export import closed
+from unziplora_cli.training.checkpoint import closed
 
 DOWN = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 MID = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from benchmarks.separation import rows, verdict
-from benchmarks.separation.echoes import all_echoes
+from benchmarks.separation.destyle import destyle_all
 from benchmarks.separation.methods import Drawing, Method
 from benchmarks.separation.scenes import samples
 from benchmarks.separation.stack import Job, Stack
@@ -79,7 +79,7 @@ def test_a_stack_trains_each_pair_as_the_program_trains_it_alone(
     jobs = [Job(n, config, prompts) for n, (config, prompts) in enumerate(zip(configs, PROMPTS, strict=True))]
     echoes = None
     if configs[0].destyle_images:
-        echoes = all_echoes(unet, alphas, jobs, latents[:, 0], text, ids, single)
+        echoes = destyle_all(unet, alphas, jobs, latents[:, 0], text, ids, single)
     stack = Stack(unet, jobs, latents, text, ids, alphas, single, echoes)
     losses = torch.stack([loss.clone() for _, loss in stack.train()])  # [steps, 2]
 

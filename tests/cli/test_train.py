@@ -20,7 +20,7 @@ from unziplora_cli.adapters.merge_weights import read_merge
 from unziplora_cli.cli import _output
 from unziplora_cli.cli._output import Output
 from unziplora_cli.projects.store import ProjectStore
-from unziplora_cli.training import events, inputs, validation
+from unziplora_cli.training import callbacks, events, inputs
 from unziplora_cli.workflows import train as workflow
 
 WORDS = ("--subject=fox", "--style=watercolor")
@@ -138,7 +138,7 @@ def test_every_separation_can_be_switched_off(unziplora, photos, settings, isola
 def test_validation_and_saved_models_lie_in_the_project(
     unziplora, photos, settings, isolated_home, monkeypatch
 ):
-    monkeypatch.setattr(validation, "STEPS", 2)
+    monkeypatch.setattr(callbacks, "VALIDATION_STEPS", 2)
     every = (
         "--validate-every=3",
         "--validation-images=1",

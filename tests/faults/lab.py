@@ -284,6 +284,6 @@ def whole_checkpoints(trial: Path) -> Iterator[int]:
 
 def steps_told(trial: Path) -> list[int]:
     """The steps in the history of the project fox."""
-    from unziplora_cli.training import metrics
+    from unziplora_cli.training import callbacks
 
-    return [row.step for row in metrics.read(trial / "home/projects/fox/history.csv")]
+    return [row.step for row in callbacks.read_history(trial / "home/projects/fox/history.csv")]

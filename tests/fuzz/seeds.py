@@ -16,7 +16,7 @@ from unziplora_cli.config import GenerateConfig, TrainConfig, Words
 from unziplora_cli.method.layer import DualLoRALinear
 from unziplora_cli.projects import manifest, unfinished
 from unziplora_cli.sdxl import base
-from unziplora_cli.training import metrics
+from unziplora_cli.training import callbacks
 from unziplora_cli.training.checkpoint import TrainingState
 from unziplora_cli.training.step import parameter_groups
 
@@ -41,7 +41,7 @@ def seeds(target: str) -> list[bytes]:
             files = (*parts, "scheduler/scheduler_config.json")
             return [bytes([i]) + (mini / file).read_bytes() for i, file in enumerate(files)]
         case "history":
-            head = ",".join(metrics.COLUMNS).encode()
+            head = ",".join(callbacks.HISTORY_COLUMNS).encode()
             return [head + b"\n1,0.5,0.4,,1.0,1,1,0.1\n2,0.4,0.4,0.1,1.0,1,1,0.1\n"]
         case "checkpoint":
             return [_sample_checkpoint()]

@@ -24,7 +24,7 @@ from unziplora_cli.projects import manifest, names, unfinished
 from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.projects.verify import inside
 from unziplora_cli.sdxl import base
-from unziplora_cli.training import metrics
+from unziplora_cli.training import callbacks
 from unziplora_cli.training.checkpoint import Checkpoints
 
 Target = Callable[[bytes, Path], None]
@@ -119,12 +119,12 @@ def _base_json(data: bytes, folder: Path) -> None:
 
 
 def _history(data: bytes, folder: Path) -> None:
-    path = folder / metrics.FILE_NAME
+    path = folder / callbacks.HISTORY_FILE
     path.write_bytes(data)
-    kept = metrics.cut(path, 10)
-    assert metrics.read(path) == kept
+    kept = callbacks.truncate_history(path, 10)
+    assert callbacks.read_history(path) == kept
     path.write_bytes(data)
-    metrics.read(path)
+    callbacks.read_history(path)
 
 
 def _plan(data: bytes, folder: Path) -> None:

@@ -15,7 +15,7 @@ from unziplora_cli.method.losses import min_snr_velocity_weight, min_snr_weight
 from unziplora_cli.sdxl.latents import LatentDistribution
 from unziplora_cli.sdxl.text import Conditioning
 from unziplora_cli.training.batches import BatchSource
-from unziplora_cli.training.inputs import Materials, Prior
+from unziplora_cli.training.inputs import Prior, TrainingInputs
 from unziplora_cli.training.noise import draw
 from unziplora_cli.training.step import Batch
 
@@ -38,7 +38,7 @@ def source(make_request: Callable[..., TrainRequest], tmp_path: Path) -> Callabl
     def make(
         pictures: int = 1, priors: tuple[str, ...] = (), processes: tuple[int, int] = (0, 1), **changes: Any
     ) -> BatchSource:
-        materials = Materials(
+        inputs = TrainingInputs(
             conditioning=told(0),
             latents=tuple(latents(i) for i in range(pictures)),
             priors={branch: Prior(latents(9, crops=5), told(5)) for branch in priors},
@@ -46,7 +46,7 @@ def source(make_request: Callable[..., TrainRequest], tmp_path: Path) -> Callabl
             empty=None,
         )
         config = make_request(tmp_path, **changes).config
-        return BatchSource(config, materials, ALPHAS, torch.device("cpu"), torch.float32, *processes)
+        return BatchSource(config, inputs, ALPHAS, torch.device("cpu"), torch.float32, *processes)
 
     return make
 
@@ -63,7 +63,7 @@ def test_a_noisy_picture_holds_the_noise_that_is_to_be_found(source: Callable[..
     (batch,) = batches(4)[0]
     kept = ALPHAS[batch.timesteps].view(-1, 1, 1, 1)
     latent = (batch.noisy - (1 - kept).sqrt() * batch.target) / kept.sqrt()
-    means = batches.materials.latents[0].mean
+    means = batches.inputs.latents[0].mean
     for sample in latent:
         errors = [(sample - mean).std() for mean in means]
         assert min(errors) == pytest.approx(0.1, rel=0.2)  # one of the crops, plus the posterior's spread
@@ -76,9 +76,7 @@ def test_several_pictures_take_turns(source: Callable[..., BatchSource]) -> None
         for (batch,) in batches(step):
             kept = ALPHAS[batch.timesteps].view(-1, 1, 1, 1)
             latent = (batch.noisy - (1 - kept).sqrt() * batch.target) / kept.sqrt()
-            distances = [
-                min(float((latent - mean).std()) for mean in d.mean) for d in batches.materials.latents
-            ]
+            distances = [min(float((latent - mean).std()) for mean in d.mean) for d in batches.inputs.latents]
             shown.append(distances.index(min(distances)))
     assert shown == [0, 1, 2, 0, 1, 2]
 
@@ -146,10 +144,10 @@ def test_the_target_is_what_diffusers_says_that_the_base_predicts(
 ) -> None:
     noising = DDPMScheduler(trained_betas=(1 - ALPHAS / torch.cat([torch.ones(1), ALPHAS[:-1]])).tolist())
     batches = source(batch_size=2)
-    batches.materials = replace(batches.materials, velocity=velocity)
+    batches.inputs = replace(batches.inputs, velocity=velocity)
     (batch,) = batches(4)[0]
     drawn = draw(batches.config.seed, 4, 0, 2, (4, 8, 8), 3)
-    clean = batches.materials.latents[0].sample(drawn.crop, drawn.posterior)
+    clean = batches.inputs.latents[0].sample(drawn.crop, drawn.posterior)
     noisy = noising.add_noise(clean, drawn.noise, batch.timesteps)
     torch.testing.assert_close(batch.noisy, noisy, rtol=1e-3, atol=1e-3)
     expected = noising.get_velocity(clean, drawn.noise, batch.timesteps) if velocity else drawn.noise

@@ -13,10 +13,10 @@ from unziplora_cli.method.inject import extract, inject
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.sdxl.load import alphas_cumprod, load_unet
 from unziplora_cli.sdxl.text import Conditioning
-from unziplora_cli.training.destyle import ddim, echo, echo_texts
+from unziplora_cli.training.destyle import ddim, destyle_conditioning, echo
 from unziplora_cli.training.engine import train
 from unziplora_cli.training.events import Finished, TrainResult
-from unziplora_cli.training.inputs import EchoTexts
+from unziplora_cli.training.inputs import DestyleConditioning
 from unziplora_cli.training.noise import add_noise, draw, noise_of, velocity
 
 Make = Callable[..., TrainRequest]
@@ -112,7 +112,7 @@ def test_an_echo_hears_the_style_only_when_it_is_to_be_led_away_from_it(contrast
         for value in (1.0, 2.0, 3.0)
     )
     config = TrainConfig(destyle_images=1, destyle_contrast=contrast)
-    texts = echo_texts(EchoTexts(shown, full, content), None, config)
+    texts = destyle_conditioning(DestyleConditioning(shown, full, content), None, config)
     assert texts["echo"] is shown
     assert texts["picture"] is (full if contrast else content)
     assert texts["away"] is full if contrast else not texts["away"].full.any()

@@ -15,7 +15,7 @@ from unziplora_cli.adapters.merge_weights import read_merge
 from unziplora_cli.cli._errors import hint
 from unziplora_cli.errors import Interrupted, OutOfMemory, UsageError
 from unziplora_cli.job import TrainRequest
-from unziplora_cli.training import batches, inputs, metrics, validation
+from unziplora_cli.training import batches, callbacks, inputs
 from unziplora_cli.training.checkpoint import OtherTraining, TrainingState
 from unziplora_cli.training.engine import train
 from unziplora_cli.training.events import (
@@ -58,16 +58,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(make_request: Make, folder: Path) -> list[Event]:
     """The events of eight steps with everything on."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validation, "STEPS", 2)
+        patch.setattr(callbacks, "VALIDATION_STEPS", 2)
         request = make_request(folder, validate_every=6, validation_images=2, save_every=4)
         return list(train(request))
 
 
 def test_phases_come_in_order(run: list[Event]) -> None:
     assert [phase.name for phase in only(Phase, run)] == [
-        "read pictures",
+        "read images",
         "encode prompts",
-        "encode pictures",
+        "encode images",
         "load U-Net",
         "train",
         "finish",
@@ -108,7 +108,7 @@ def test_result_holds_the_chosen_columns_alone(run: list[Event]) -> None:
 
 
 def test_the_history_has_every_step(run: list[Event], folder: Path) -> None:
-    rows = metrics.read(folder / "history.csv")
+    rows = callbacks.read_history(folder / "history.csv")
     steps = only(StepDone, run)
     assert [row.step for row in rows] == list(range(1, 9))
     for row, step in zip(rows, steps, strict=True):
@@ -213,7 +213,7 @@ def test_after_ctrl_c_a_training_goes_on_as_if_nothing_had_been(
     assert Notice(f"Going on after step {after}.") in again
     assert only(StepDone, again)[0].step == after + 1
     assert_same(finished(again), finished(run))
-    assert [row.step for row in metrics.read(tmp_path / "history.csv")] == list(range(1, 9))
+    assert [row.step for row in callbacks.read_history(tmp_path / "history.csv")] == list(range(1, 9))
 
 
 def test_a_training_goes_on_from_every_checkpoint(
@@ -317,7 +317,7 @@ def test_a_loss_that_is_no_number_stops_the_training(
     assert hint(caught.value).startswith(advice)
     assert str(tmp_path / "saved/step-000004") in hint(caught.value)
     assert (tmp_path / "saved/step-000004/content.safetensors").exists()
-    rows = metrics.read(tmp_path / "history.csv")
+    rows = callbacks.read_history(tmp_path / "history.csv")
     assert [row.step for row in rows] == [1, 2, 3, 4]
 
     monkeypatch.setattr(batches, "add_noise", add_noise)
@@ -367,13 +367,13 @@ def test_missing_class_pictures_are_drawn_once(make_request: Make, tmp_path: Pat
     events = list(train(make_request(tmp_path / "first", **settings)))
     (drawn,) = folder.iterdir()
     assert opened(drawn).size == (64, 64)
-    assert Phase("draw class pictures", "1 of 1") in events
+    assert Phase("generate class images", "1 of 1") in events
     step = only(StepDone, events)[0]
     assert step.loss > step.reconstruction
 
     again = list(train(make_request(tmp_path / "second", **settings)))
     assert [*folder.iterdir()] == [drawn]
-    assert not any(phase.name == "draw class pictures" for phase in only(Phase, again))
+    assert not any(phase.name == "generate class images" for phase in only(Phase, again))
     assert finished(again).losses == finished(events).losses
 
 

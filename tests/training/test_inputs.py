@@ -13,12 +13,12 @@ from unziplora_cli.job import TrainRequest
 from unziplora_cli.training import inputs
 from unziplora_cli.training.engine import train
 from unziplora_cli.training.events import Finished, TrainResult
-from unziplora_cli.training.inputs import Workshop
+from unziplora_cli.training.inputs import InputCache
 
 Make = Callable[..., TrainRequest]
 
 
-def result(request: TrainRequest, shared: Workshop | None = None) -> TrainResult:
+def result(request: TrainRequest, shared: InputCache | None = None) -> TrainResult:
     *_, last = train(request, shared)
     assert isinstance(last, Finished)
     return last.result
@@ -52,7 +52,7 @@ def test_a_second_picture_loads_nothing_and_learns_what_it_learns_alone(
             return original(*args, **kwargs)
 
         monkeypatch.setattr(module, name, load)
-    shared = Workshop(two)
+    shared = InputCache(two)
     together = [result(each, shared) for each in two]
     assert loaded == ["load_text_encoders", "load_vae", "load_unet"]
     for one, other in zip(alone, together, strict=True):
@@ -66,7 +66,7 @@ def test_a_second_picture_loads_nothing_and_learns_what_it_learns_alone(
 def test_a_workshop_that_does_not_know_a_picture_encodes_it(
     two: tuple[TrainRequest, TrainRequest],
 ) -> None:
-    shared = Workshop(two[:1])
+    shared = InputCache(two[:1])
     first, second = (result(each, shared) for each in two)
     assert first.losses != second.losses
     assert second.losses == result(two[1]).losses

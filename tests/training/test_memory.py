@@ -31,11 +31,10 @@ from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.sdxl.profile import profile_unet
 from unziplora_cli.sdxl.text import Conditioning, predict_noise
 from unziplora_cli.training import engine, estimate, inputs
-from unziplora_cli.training.checkpoint import TrainingState
+from unziplora_cli.training.checkpoint import TrainingState, write_layers
 from unziplora_cli.training.engine import _checkpoint_gradients, train
 from unziplora_cli.training.estimate import CLASSES, count_flops, estimate_time, find_fitting_settings, line
 from unziplora_cli.training.events import Finished, Notice, Phase
-from unziplora_cli.training.export import write_layers
 from unziplora_cli.training.memory import (
     GIB,
     Base,

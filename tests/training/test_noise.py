@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from unziplora_cli.training.noise import CONTENT_PRIOR, StepNoise, add_noise, derive_seed, draw
+from unziplora_cli.training.noise import CONTENT_PRIOR_STREAM, StepNoise, add_noise, derive_seed, draw
 
 SHAPE = (4, 8, 8)
 
@@ -26,7 +26,7 @@ def test_the_global_generator_neither_matters_nor_moves() -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "stream"), [((1, 5, 0), 0), ((0, 6, 0), 0), ((0, 5, 1), 0), ((0, 5, 0), CONTENT_PRIOR)]
+    ("where", "stream"), [((1, 5, 0), 0), ((0, 6, 0), 0), ((0, 5, 1), 0), ((0, 5, 0), CONTENT_PRIOR_STREAM)]
 )
 def test_every_place_has_its_own_numbers(where: tuple[int, int, int], stream: int) -> None:
     first = draw(0, 5, 0, 1, SHAPE, 8)

@@ -20,7 +20,7 @@ from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.prompts import make_prompts
 from unziplora_cli.sdxl.base import resolve_base
 from unziplora_cli.sdxl.load import load_unet
-from unziplora_cli.training.export import write_adapters
+from unziplora_cli.training.checkpoint import write_adapters
 from unziplora_cli.workflows.evaluate import SHEET, EvaluationConfig, EvaluationRequest, evaluate
 
 MINI = resolve_base("mini", offline=True)[0]

@@ -20,7 +20,7 @@ from unziplora_cli.method.lora import LoRAWeights
 from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.prompts import make_prompts
 from unziplora_cli.sdxl.base import BaseRef
-from unziplora_cli.training import engine, events, metrics
+from unziplora_cli.training import callbacks, engine, events
 from unziplora_cli.workflows.train import TrainedProject, TrainOrder, split_by_process, train
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -54,11 +54,11 @@ def merge() -> dict[str, torch.Tensor]:
 
 
 def one_row(request: TrainRequest) -> None:
-    row = metrics.Row(1, 1.0, 1.0, None, 1.0, 1.0, 1.0, 0.1)
-    metrics.append(request.folder / "history.csv", [row])
+    row = callbacks.HistoryRow(1, 1.0, 1.0, None, 1.0, 1.0, 1.0, 0.1)
+    callbacks.append_history(request.folder / "history.csv", [row])
 
 
-def finish(request: TrainRequest, workshop: object) -> Events:
+def finish(request: TrainRequest, input_cache: object) -> Events:
     one_row(request)
     losses = (*[1.0] * 10, *[0.5] * 10)
     result = events.TrainResult(lora(1), lora(2), merge(), merge(), 600, losses, 9.0, 10, "cpu", "fp32")
@@ -66,19 +66,19 @@ def finish(request: TrainRequest, workshop: object) -> Events:
     yield events.Finished(result)
 
 
-def stop(request: TrainRequest, workshop: object) -> Events:
+def stop(request: TrainRequest, input_cache: object) -> Events:
     one_row(request)
     result = events.TrainResult(lora(7), lora(8), merge(), merge(), 7, (1.0,) * 7, 9.0, 10, "cpu", "fp32")
     yield events.Stopped(result)
     raise Interrupted("Stopped.")
 
 
-def stop_at_once(request: TrainRequest, workshop: object) -> Events:
+def stop_at_once(request: TrainRequest, input_cache: object) -> Events:
     yield events.Phase("train")
     raise Interrupted("Stopped.")
 
 
-def fail(request: TrainRequest, workshop: object) -> Events:
+def fail(request: TrainRequest, input_cache: object) -> Events:
     yield events.Phase("train")
     raise ModelError("The base is gone.")
 
@@ -117,7 +117,7 @@ def test_nothing_stays_of_a_training_that_learned_nothing(store, tmp_path, monke
     assert list(store.folder.iterdir()) == []
 
 
-def fail_later(request: TrainRequest, workshop: object) -> Events:
+def fail_later(request: TrainRequest, input_cache: object) -> Events:
     (request.folder / "checkpoints").mkdir()
     (request.folder / "checkpoints/step-000005.safetensors").write_bytes(b"a state")
     yield events.Phase("train")
@@ -138,9 +138,9 @@ def test_a_training_that_fails_after_a_checkpoint_can_go_on(store, tmp_path, mon
 
     asked: list[TrainRequest] = []
 
-    def go_on(request: TrainRequest, workshop: object) -> Events:
+    def go_on(request: TrainRequest, input_cache: object) -> Events:
         asked.append(request)
-        yield from finish(request, workshop)
+        yield from finish(request, input_cache)
 
     monkeypatch.setattr(engine, "train", go_on)
     list(train(replace(order, resume=True, pictures=()), store))
@@ -181,7 +181,7 @@ def test_a_forced_training_that_is_stopped_leaves_the_older_project(store, tmp_p
     ],
 )
 def test_a_full_disk_is_an_error_of_the_project(store, tmp_path, monkeypatch, error):
-    def fill(request: TrainRequest, workshop: object) -> Events:
+    def fill(request: TrainRequest, input_cache: object) -> Events:
         yield events.Phase("train")
         raise error
 

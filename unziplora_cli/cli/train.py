@@ -23,7 +23,7 @@ from unziplora_cli.errors import ProjectError, UsageError
 
 if TYPE_CHECKING:
     from unziplora_cli.projects.store import ProjectStore
-    from unziplora_cli.training.inputs import Workshop
+    from unziplora_cli.training.inputs import InputCache
     from unziplora_cli.workflows.train import TrainedProject, TrainOrder
 
 PANEL = "Pictures"
@@ -207,13 +207,13 @@ def _offer(session: Session, store: "ProjectStore", order: "TrainOrder") -> "Tra
 
 
 def _finish(session: Session, orders: "list[TrainOrder]", store: "ProjectStore") -> None:
-    from unziplora_cli.workflows.train import split_by_process, workshop_for
+    from unziplora_cli.workflows.train import input_cache_for, split_by_process
 
     finished = []
     orders = list(split_by_process(orders))
-    workshop = workshop_for(orders)
+    input_cache = input_cache_for(orders)
     for order in orders:
-        finished.append(_train(session, order, store, workshop))
+        finished.append(_train(session, order, store, input_cache))
         if len(orders) > 1:
             session.output.message(f"{order.name}: done, {finished[-1].project.folder}")
     session.output.result(
@@ -267,7 +267,7 @@ def _orders(
 
 
 def _train(
-    session: Session, order: "TrainOrder", store: "ProjectStore", workshop: "Workshop"
+    session: Session, order: "TrainOrder", store: "ProjectStore", input_cache: "InputCache"
 ) -> "TrainedProject":
     from unziplora_cli.cli._output import ProgressDisplay
     from unziplora_cli.workflows.train import TrainedProject, train
@@ -278,7 +278,7 @@ def _train(
     output.message(f"{order.name}: style    {order.prompts.style}")
     finished: TrainedProject | None = None
     with ProgressDisplay(output, order.name) as display:
-        for event in train(order, store, workshop):
+        for event in train(order, store, input_cache):
             if isinstance(event, TrainedProject):
                 finished = event
             else:

@@ -44,15 +44,23 @@ class TextEmbeddings:
 
 @torch.no_grad()
 def encode(encoders: TextEncoders, texts: Sequence[str]) -> TextEmbeddings:
-    """Encode prompts, padded and cut to the encoders' length.
+    """Encode prompts, padded and truncated to the encoders' length.
 
-    Tokens are the penultimate hidden states of both encoders side by side; pooled is the second encoder's
-    projected one.
+    Tokens are the penultimate hidden states of both encoders, concatenated; pooled is the projected output of
+    the second encoder. Each text is encoded in a batch of its own: matrix products round differently for
+    different batch sizes, and an embedding must not depend on what else is encoded.
     """
+    embeddings = [_encode_one(encoders, text) for text in texts]
+    return TextEmbeddings(
+        torch.cat([e.tokens for e in embeddings]), torch.cat([e.pooled for e in embeddings])
+    )
+
+
+def _encode_one(encoders: TextEncoders, text: str) -> TextEmbeddings:
     states, pooled = [], None
     for tokenizer, model in zip(encoders.tokenizers, encoders.models, strict=True):
         ids = tokenizer(
-            list(texts),
+            text,
             padding="max_length",
             max_length=tokenizer.model_max_length,
             truncation=True,
@@ -60,7 +68,7 @@ def encode(encoders: TextEncoders, texts: Sequence[str]) -> TextEmbeddings:
         ).input_ids
         output = model(ids.to(model.device), output_hidden_states=True)
         states.append(output.hidden_states[-2])
-        pooled = output[0]  # the second encoder's is the projection, [n, pooled width]
+        pooled = output[0]  # the second encoder's is the projection, [1, pooled width]
     assert pooled is not None
     return TextEmbeddings(torch.cat(states, dim=-1), pooled)
 

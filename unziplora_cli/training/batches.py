@@ -1,4 +1,4 @@
-"""The batches of a step, from the materials and the step's own randomness."""
+"""The batches of a step, from the inputs and the step's own randomness."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from unziplora_cli.method.layer import Mode
 from unziplora_cli.method.losses import min_snr_velocity_weight, min_snr_weight
 from unziplora_cli.sdxl.latents import LatentDistribution
 from unziplora_cli.sdxl.text import Conditioning
-from unziplora_cli.training.class_images import STREAMS
-from unziplora_cli.training.inputs import Materials
+from unziplora_cli.training.inputs import STREAMS, TrainingInputs
 from unziplora_cli.training.noise import PICTURE, StepNoise, add_noise, draw, velocity
 from unziplora_cli.training.step import Batch
 
@@ -29,7 +28,7 @@ class BatchSource:
     """
 
     config: TrainConfig
-    materials: Materials
+    inputs: TrainingInputs
     alphas_cumprod: Tensor
     device: torch.device
     dtype: torch.dtype
@@ -40,9 +39,9 @@ class BatchSource:
     _priors: dict[str, Conditioning] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._main = self._told(self.materials.conditioning)
+        self._main = self._told(self.inputs.conditioning)
         self._priors = {
-            branch: self._told(prior.conditioning) for branch, prior in self.materials.priors.items()
+            branch: self._told(prior.conditioning) for branch, prior in self.inputs.priors.items()
         }
 
     def __call__(self, step: int) -> list[list[Batch]]:
@@ -56,7 +55,7 @@ class BatchSource:
 
     def _part(self, step: int, part: int) -> list[Batch]:
         number = step * self.config.grad_accumulation * self.processes + part
-        latents = self.materials.latents[number % len(self.materials.latents)]
+        latents = self.inputs.latents[number % len(self.inputs.latents)]
         drawn = self._draw(step, part, latents)
         main = self._batch(latents, drawn, drawn.timesteps, self._main)
         return [main, *self._prior_batches(step, part, drawn.timesteps)]
@@ -64,7 +63,7 @@ class BatchSource:
     def _prior_batches(self, step: int, part: int, timesteps: Tensor) -> list[Batch]:
         """Class pictures with their own noise at the same timesteps as the picture's."""
         batches = []
-        for branch, prior in self.materials.priors.items():
+        for branch, prior in self.inputs.priors.items():
             weight: float = getattr(self.config, f"prior_weight_{branch}")
             mode: Mode = "content" if branch == "content" else "style"
             batches.append(
@@ -109,11 +108,11 @@ class BatchSource:
         clean = latents.sample(drawn.crop, drawn.posterior)
         noisy = add_noise(clean, drawn.noise, self.alphas_cumprod, times)
         target = drawn.noise
-        if self.materials.velocity:
+        if self.inputs.velocity:
             target = velocity(clean, drawn.noise, self.alphas_cumprod, times)
         weight = None
         if self.config.snr_gamma is not None:
-            weigh = min_snr_velocity_weight if self.materials.velocity else min_snr_weight
+            weigh = min_snr_velocity_weight if self.inputs.velocity else min_snr_weight
             weight = weigh(self.alphas_cumprod, times, self.config.snr_gamma)
         if floor > 0.0:
             counts = (times >= floor * self.alphas_cumprod.shape[0]).float()

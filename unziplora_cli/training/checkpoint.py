@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from unziplora_cli import files
+from unziplora_cli.adapters.lora_file import write_lora
+from unziplora_cli.adapters.merge_weights import write_merge
 from unziplora_cli.errors import ProjectError
 from unziplora_cli.files import atomic_write
+from unziplora_cli.method.inject import extract, extract_merge
 from unziplora_cli.method.layer import BRANCHES
-from unziplora_cli.method.separation import TrainedLayers
+from unziplora_cli.method.lora import LoRA, MergeWeights
+from unziplora_cli.method.separation import Layers, TrainedLayers
 from unziplora_cli.projects.manifest import Scalar
 from unziplora_cli.projects.unfinished import differences
 
@@ -248,3 +253,47 @@ class Checkpoints:
 
 def _hash_file(path: Path) -> Path:
     return path.with_suffix(".sha256")
+
+
+Metadata = Mapping[str, Mapping[str, str]]
+"""What each file says about itself: ``content``, ``style`` and ``merge``."""
+
+
+@contextmanager
+def closed(layers: Layers) -> Iterator[None]:
+    """Let only the chosen columns take part for as long as this lasts."""
+    branches = [branch for layer in layers.values() for branch in layer.branches()]
+    gates = [branch.gate.clone() for branch in branches]
+    for branch in branches:
+        branch.close()
+    try:
+        yield
+    finally:
+        for branch, gate in zip(branches, gates, strict=True):
+            branch.gate.copy_(gate)
+
+
+def write_adapters(
+    folder: Path,
+    content: LoRA,
+    style: LoRA,
+    content_merge: MergeWeights,
+    style_merge: MergeWeights,
+    metadata: Metadata,
+) -> None:
+    """Write content.safetensors, style.safetensors and merge.safetensors into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_lora(folder / "content.safetensors", content, metadata.get("content"))
+    write_lora(folder / "style.safetensors", style, metadata.get("style"))
+    write_merge(folder / "merge.safetensors", content_merge, style_merge, metadata.get("merge"))
+
+
+def write_layers(folder: Path, layers: Layers, metadata: Metadata, *, chosen: bool) -> None:
+    """Write the live layers as a finished training would: with chosen columns alone once there are any."""
+    if chosen:
+        with closed(layers):
+            write_layers(folder, layers, metadata, chosen=False)
+        return
+    parts = (extract(layers, "content"), extract(layers, "style"))
+    merges = (extract_merge(layers, "content"), extract_merge(layers, "style"))
+    write_adapters(folder, *parts, *merges, metadata)

@@ -29,7 +29,7 @@ from unziplora_cli.sdxl.latents import LatentDistribution
 from unziplora_cli.sdxl.load import alphas_cumprod
 from unziplora_cli.sdxl.sampling import unconditional
 from unziplora_cli.sdxl.text import Conditioning
-from unziplora_cli.training.inputs import EchoTexts, Materials, Prior
+from unziplora_cli.training.inputs import DestyleConditioning, Prior, TrainingInputs
 from unziplora_cli.training.noise import ECHO, derive_seed, noise_of
 
 STEPS = 20
@@ -41,17 +41,21 @@ Predict = Callable[[Tensor, Tensor, str], Tensor]
 """(noisy [n, channels, h, w], timestep [], "picture", "echo" or "away") -> noise of that shape."""
 
 
-def with_echoes(
-    materials: Materials, unet: UNet2DConditionModel, base: BaseRef, config: TrainConfig, device: torch.device
-) -> Materials:
-    """``materials`` with ``config.destyle_images`` echoes as the content branch's class pictures.
+def add_destyled_images(
+    inputs: TrainingInputs,
+    unet: UNet2DConditionModel,
+    base: BaseRef,
+    config: TrainConfig,
+    device: torch.device,
+) -> TrainingInputs:
+    """``inputs`` with ``config.destyle_images`` echoes as the content branch's class pictures.
 
     They are drawn by the bare ``unet``, which must not hold any branches yet.
     """
-    if materials.echo is None:
-        return materials
-    empty = materials.empty
-    texts = echo_texts(materials.echo, None if empty is None else (empty.tokens, empty.pooled), config)
+    if inputs.echo is None:
+        return inputs
+    empty = inputs.empty
+    texts = destyle_conditioning(inputs.echo, None if empty is None else (empty.tokens, empty.pooled), config)
     texts = {name: told.to(device=device, dtype=unet.dtype) for name, told in texts.items()}
     alphas = alphas_cumprod(base)
     replayed = GraphedUNet(unet, records=config.capture)
@@ -59,22 +63,22 @@ def with_echoes(
     @torch.no_grad()
     def predict(noisy: Tensor, timestep: Tensor, text: str) -> Tensor:
         prediction = replayed(noisy, timestep, texts[text])
-        return noise_of(prediction, noisy, alphas[timestep]) if materials.velocity else prediction
+        return noise_of(prediction, noisy, alphas[timestep]) if inputs.velocity else prediction
 
     echoes = []
     for number in range(config.destyle_images):
-        latents = materials.latents[number % len(materials.latents)]
-        crop = (number // len(materials.latents)) % latents.crops
+        latents = inputs.latents[number % len(inputs.latents)]
+        crop = (number // len(inputs.latents)) % latents.crops
         picture = latents.mean[crop : crop + 1].to(device)
         fresh = fresh_noise(config.seed, number, picture.shape).to(device)
         echoes.append(echo(predict, alphas, picture, fresh, config, number).cpu())
     mean = torch.cat(echoes)  # [echoes, channels, h, w]
     found = LatentDistribution(mean, torch.zeros_like(mean))
-    return replace(materials, priors={**materials.priors, "content": Prior(found, materials.echo.content)})
+    return replace(inputs, priors={**inputs.priors, "content": Prior(found, inputs.echo.content)})
 
 
-def echo_texts(
-    told: EchoTexts, empty: tuple[Tensor, Tensor] | None, config: TrainConfig
+def destyle_conditioning(
+    told: DestyleConditioning, empty: tuple[Tensor, Tensor] | None, config: TrainConfig
 ) -> dict[str, Conditioning]:
     """What :data:`Predict` hears under each of its names; ``empty`` is what "no text" is, None for zeros."""
     if config.destyle_contrast:

@@ -23,29 +23,27 @@ from unziplora_cli.projects.unfinished import CHECKPOINTS
 from unziplora_cli.sdxl.attention import separate_prompts
 from unziplora_cli.sdxl.load import alphas_cumprod
 from unziplora_cli.training.batches import BatchSource
+from unziplora_cli.training.callbacks import DivergenceMonitor, MetricLogger, Validation, check_tracker
 from unziplora_cli.training.captured_step import CapturedStep, capturable
 from unziplora_cli.training.checkpoint import Checkpoints, TrainingState
-from unziplora_cli.training.destyle import with_echoes
+from unziplora_cli.training.destyle import add_destyled_images
 from unziplora_cli.training.estimate import MemoryAdvisor
 from unziplora_cli.training.events import Event, Finished, Notice, Phase
-from unziplora_cli.training.inputs import Materials, Workshop
-from unziplora_cli.training.metrics import Watch
+from unziplora_cli.training.inputs import InputCache, TrainingInputs
 from unziplora_cli.training.optimizer import build_lr_scheduler, build_optimizer
 from unziplora_cli.training.step import TrainingStep, parameter_groups
-from unziplora_cli.training.trackers import Logbook, check_tracker
 from unziplora_cli.training.trainer import Run
-from unziplora_cli.training.validation import Validation
 
 
-def train(request: TrainRequest, workshop: Workshop | None = None) -> Iterator[Event]:
+def train(request: TrainRequest, input_cache: InputCache | None = None) -> Iterator[Event]:
     """Train, and tell about it; the last event is Finished.
 
-    A ``workshop`` that several trainings share spares all but the first the loading. Ctrl-C lets the step at
-    hand finish, writes a checkpoint, yields Stopped and raises Interrupted. Raises UsageError, ModelError,
+    An ``input_cache`` shared by several trainings loads and encodes only once. Ctrl-C lets the current step
+    finish, writes a checkpoint, yields Stopped and raises Interrupted. Raises UsageError, ModelError,
     ProjectError, OutOfMemory, Diverged; what was saved before stays.
     """
     started = time.monotonic()
-    workshop = workshop or Workshop()
+    input_cache = input_cache or InputCache()
     check_tracker(request.config.tracker)
     request.folder.mkdir(parents=True, exist_ok=True)
     start_threads()
@@ -55,36 +53,36 @@ def train(request: TrainRequest, workshop: Workshop | None = None) -> Iterator[E
     precision = PRECISION_NAMES[dtype]
     memory_advisor = MemoryAdvisor(request, device, precision)
     with memory_guard(memory_advisor.advice):
-        materials = None
-        for event in workshop.materials(request, accelerator, dtype):
-            if isinstance(event, Materials):
-                materials = event
+        inputs = None
+        for event in input_cache.inputs(request, accelerator, dtype):
+            if isinstance(event, TrainingInputs):
+                inputs = event
             else:
                 yield event
-        assert materials is not None
+        assert inputs is not None
 
         if device.type == "cuda" and (warning := memory_advisor.warning()):
             yield Notice(warning)
         yield Phase("load U-Net", request.base.id)
-        unet = workshop.unet(request, accelerator.device, dtype)
-        run = _prepare(request, materials, unet, accelerator, dtype, started)
+        unet = input_cache.unet(request, accelerator.device, dtype)
+        run = _prepare(request, inputs, unet, accelerator, dtype, started)
         if request.resume:
-            yield from map(Notice, run.go_on())
+            yield from map(Notice, run.resume_from_checkpoint())
         yield Phase("train", f"{request.config.steps} steps on {accelerator.device}, {precision}")
         yield from run.steps()
 
         yield Phase("finish")
-        run.logbook.close()
+        run.metric_logger.close()
         result = run.result()
         del run
         eject(unet)
-        workshop.keep(unet)
+        input_cache.keep(unet)
         yield Finished(result)
 
 
 def _prepare(
     request: TrainRequest,
-    materials: Materials,
+    inputs: TrainingInputs,
     unet: UNet2DConditionModel,
     accelerator: Accelerator,
     dtype: torch.dtype,
@@ -92,7 +90,7 @@ def _prepare(
 ) -> Run:
     """Put the two branches into the U-Net, and make optimiser and schedule."""
     config = request.config
-    materials = with_echoes(materials, unet, request.base, config, accelerator.device)
+    inputs = add_destyled_images(inputs, unet, request.base, config, accelerator.device)
     separate_prompts(unet)
     if config.gradient_checkpointing:
         _checkpoint_gradients(unet)
@@ -121,8 +119,8 @@ def _prepare(
         max_grad_norm=config.max_grad_norm,
         content_from_picture=not (config.destyle_images and config.destyled_only),
     )
-    logbook = Logbook(accelerator, config, request.folder / "logs")
-    logbook.open()
+    metric_logger = MetricLogger(accelerator, config, request.folder / "logs")
+    metric_logger.open()
     return Run(
         request=request,
         accelerator=accelerator,
@@ -130,7 +128,7 @@ def _prepare(
         schedule=schedule,
         batches=BatchSource(
             config,
-            materials,
+            inputs,
             alphas_cumprod(request.base),
             accelerator.device,
             dtype,
@@ -139,8 +137,8 @@ def _prepare(
         ),
         step=CapturedStep(step) if config.capture and capturable(step) else step,
         state=TrainingState(folds, optimizer, lr_scheduler, accelerator.scaler),
-        validation=Validation(request, materials, unet, layers),
-        logbook=logbook,
+        validation=Validation(request, inputs, unet, layers),
+        metric_logger=metric_logger,
         checkpoints=Checkpoints(request.checkpoints or request.folder / CHECKPOINTS, config.checkpoint_every),
         identity={
             **request.identity,
@@ -149,7 +147,7 @@ def _prepare(
         },
         precision=PRECISION_NAMES[dtype],
         started=started,
-        watch=Watch(scaled=accelerator.scaler is not None),
+        watch=DivergenceMonitor(scaled=accelerator.scaler is not None),
     )
 
 

@@ -1,37 +1,12 @@
-"""What a training tells whoever watches it."""
+"""The events of a training, beside those of :mod:`unziplora_cli.events`, and its result."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from unziplora_cli.events import Notice, Phase, Progress
 from unziplora_cli.method.lora import LoRA, MergeWeights
-
-PhaseName = Literal[
-    "read pictures",
-    "draw class pictures",
-    "encode prompts",
-    "encode pictures",
-    "load U-Net",
-    "train",
-    "finish",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """A new part of the work begins; ``detail`` says with what."""
-
-    name: PhaseName
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """Something that the user should know, in one sentence."""
-
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,4 +94,4 @@ class Stopped:
     result: TrainResult
 
 
-Event = Phase | Notice | StepDone | ColumnsChosen | Validated | Saved | Finished | Stopped
+Event = Phase | Notice | Progress | StepDone | ColumnsChosen | Validated | Saved | Finished | Stopped

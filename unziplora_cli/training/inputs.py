@@ -1,9 +1,10 @@
-"""Everything that is computed once, before the U-Net arrives: texts and pictures as the U-Net reads them."""
+"""Everything that is computed once, before the U-Net is loaded: text embeddings and image latents."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -11,10 +12,13 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from unziplora_cli.accel.device import empty_cache, settle_threads
-from unziplora_cli.config import Prompts, TrainConfig
+from unziplora_cli.config import GenerateConfig, Prompts, TrainConfig
+from unziplora_cli.errors import ProjectError, UsageError
 from unziplora_cli.images import load_image
 from unziplora_cli.job import TrainRequest
-from unziplora_cli.sdxl.base import predicts_velocity
+from unziplora_cli.method.layer import BRANCHES
+from unziplora_cli.sdxl.base import BaseRef, predicts_velocity
+from unziplora_cli.sdxl.generate import ImageRequest, generate
 from unziplora_cli.sdxl.latents import LatentDistribution, crop_note, encode_latents, prepare
 from unziplora_cli.sdxl.load import load_text_encoders, load_unet, load_vae
 from unziplora_cli.sdxl.text import (
@@ -26,8 +30,8 @@ from unziplora_cli.sdxl.text import (
     time_ids,
     truncation_note,
 )
-from unziplora_cli.training.class_images import class_pictures, class_prompts, draw_missing
 from unziplora_cli.training.events import Event, Notice, Phase
+from unziplora_cli.training.noise import CONTENT_PRIOR_STREAM, STYLE_PRIOR_STREAM, derive_seed
 
 _NO_TEXT = ""
 
@@ -41,7 +45,7 @@ class Prior:
 
 
 @dataclass(frozen=True, slots=True)
-class EchoTexts:
+class DestyleConditioning:
     """What an echo shows, and what the picture is said to show: as a whole, and of its content alone."""
 
     shown: Conditioning
@@ -50,7 +54,7 @@ class EchoTexts:
 
 
 @dataclass(frozen=True, slots=True)
-class Materials:
+class TrainingInputs:
     """What the steps draw from; all on the CPU.
 
     ``latents`` has one entry per picture; ``priors`` one per branch that has class pictures. ``validation``
@@ -64,14 +68,14 @@ class Materials:
     priors: Mapping[str, Prior]
     validation: Mapping[str, Conditioning]
     empty: TextEmbeddings | None
-    echo: EchoTexts | None = None
+    echo: DestyleConditioning | None = None
     velocity: bool = False
 
 
-def gather(
+def prepare_inputs(
     requests: Sequence[TrainRequest], accelerator: Accelerator, dtype: torch.dtype
-) -> Iterator[Event | tuple[TrainRequest, Materials]]:
-    """Read, draw and encode everything, yielding events and at last each request with its materials.
+) -> Iterator[Event | tuple[TrainRequest, TrainingInputs]]:
+    """Read, draw and encode everything, yielding events and at last each request with its inputs.
 
     All requests are of one base. ``dtype`` is the text encoders'; the VAE always works in float32. Of several
     processes one draws missing class pictures, and the others wait.
@@ -79,15 +83,15 @@ def gather(
     base, device = requests[0].base, accelerator.device
     pixels = []
     for request in requests:
-        yield Phase("read pictures", _names(request))
+        yield Phase("read images", _names(request))
         read, notes = _read(request)
         yield from notes
         pixels.append(read)
         if class_prompts(request.config) and accelerator.is_local_main_process:
-            for drawn, total in draw_missing(
+            for drawn, total in generate_missing_class_images(
                 base, request.config, device=device, dtype=dtype, vae=request.vae
             ):
-                yield Phase("draw class pictures", f"{drawn} of {total}")
+                yield Phase("generate class images", f"{drawn} of {total}")
     accelerator.wait_for_everyone()
 
     encoders = load_text_encoders(base, device=device, dtype=dtype)
@@ -103,7 +107,7 @@ def gather(
     vae = load_vae(base, device=device, vae=requests[0].vae)
     latents = []
     for request, read in zip(requests, pixels, strict=True):
-        yield Phase("encode pictures", _names(request))
+        yield Phase("encode images", _names(request))
         classes = {branch: _class_pixels(request.config, branch) for branch in class_prompts(request.config)}
         latents.append(
             (
@@ -122,12 +126,12 @@ def _materials(
     texts: Mapping[str, TextEmbeddings],
     latents: tuple[LatentDistribution, ...],
     class_latents: Mapping[str, LatentDistribution],
-) -> Materials:
+) -> TrainingInputs:
     config = request.config
     ids = time_ids(config.resolution, config.resolution)
     shown = request.validation or request.prompts
     echo = _echo_text(request)
-    return Materials(
+    return TrainingInputs(
         conditioning=_three(texts, request.prompts, config, ids),
         latents=latents,
         priors={
@@ -188,7 +192,9 @@ def _encode_texts(
 
 
 def _class_pixels(config: TrainConfig, branch: str) -> list[Tensor]:
-    return [prepare(load_image(path).image, config.resolution, 1) for path in class_pictures(config, branch)]
+    return [
+        prepare(load_image(path).image, config.resolution, 1) for path in class_image_files(config, branch)
+    ]
 
 
 def _three(
@@ -202,8 +208,10 @@ def _three(
     return Conditioning(full.tokens, content.tokens, style.tokens, full.pooled, ids)
 
 
-def _echo_texts(texts: Mapping[str, TextEmbeddings], echo: str, prompts: Prompts, ids: Tensor) -> EchoTexts:
-    return EchoTexts(*(_one(texts[text], ids) for text in (echo, prompts.full, prompts.content)))
+def _echo_texts(
+    texts: Mapping[str, TextEmbeddings], echo: str, prompts: Prompts, ids: Tensor
+) -> DestyleConditioning:
+    return DestyleConditioning(*(_one(texts[text], ids) for text in (echo, prompts.full, prompts.content)))
 
 
 def _one(text: TextEmbeddings, ids: Tensor) -> Conditioning:
@@ -214,29 +222,29 @@ def _one(text: TextEmbeddings, ids: Tensor) -> Conditioning:
 
 
 @dataclass(slots=True)
-class Workshop:
+class InputCache:
     """All pictures ``to_come`` are encoded before the first U-Net, which then stays for those after it.
 
     They share base, device and precision.
     """
 
     to_come: Sequence[TrainRequest] = ()
-    _encoded: list[tuple[TrainRequest, Materials]] = field(default_factory=list, init=False)
+    _encoded: list[tuple[TrainRequest, TrainingInputs]] = field(default_factory=list, init=False)
     _unet: UNet2DConditionModel | None = field(default=None, init=False)
 
-    def materials(
+    def inputs(
         self, request: TrainRequest, accelerator: Accelerator, dtype: torch.dtype
-    ) -> Iterator[Event | Materials]:
+    ) -> Iterator[Event | TrainingInputs]:
         """What ``request`` draws from, at last; before it the events of what had to be done."""
         if not any(_alike(request, done) for done, _ in self._encoded):
             others = [each for each in self.to_come if not _alike(request, each)]
-            for found in gather([request, *others], accelerator, dtype):
+            for found in prepare_inputs([request, *others], accelerator, dtype):
                 if isinstance(found, tuple):
                     self._encoded.append(found)
                 else:
                     yield found
             self.to_come = ()
-        yield next(materials for done, materials in self._encoded if _alike(request, done))
+        yield next(inputs for done, inputs in self._encoded if _alike(request, done))
 
     def unet(self, request: TrainRequest, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
         """The U-Net, without branches."""
@@ -257,3 +265,70 @@ def _alike(one: TrainRequest, other: TrainRequest) -> bool:
     """Whether both draw from the same pictures under the same prompts."""
     parts = ("pictures", "prompts", "validation", "config", "vae")
     return all(getattr(one, part) == getattr(other, part) for part in parts)
+
+
+STREAMS = {"content": CONTENT_PRIOR_STREAM, "style": STYLE_PRIOR_STREAM}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+def class_prompts(config: TrainConfig) -> dict[str, str]:
+    """The class prompt of each branch that has a folder of class pictures.
+
+    Raises UsageError when a folder has no prompt.
+    """
+    prompts = {}
+    for branch in BRANCHES:
+        if getattr(config, f"prior_{branch}") is None:
+            continue
+        prompt = getattr(config, f"prior_{branch}_prompt")
+        if not prompt:
+            example = "a fox" if branch == "content" else "a picture in watercolor style"
+            raise UsageError(
+                f"--prior-{branch} names a folder of class pictures, but not what they show.",
+                hint=f'Add --prior-{branch}-prompt "{example}".',
+            )
+        prompts[branch] = prompt
+    return prompts
+
+
+def class_image_files(config: TrainConfig, branch: str) -> list[Path]:
+    """The first ``prior_images`` pictures of a branch's folder, by name; the folder need not exist."""
+    folder = Path(getattr(config, f"prior_{branch}")).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--prior-{branch} {folder} is a file, not a folder of class pictures.")
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [file for file in files if file.suffix.lower() in SUFFIXES][: config.prior_images]
+
+
+def generate_missing_class_images(
+    base: BaseRef,
+    config: TrainConfig,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    vae: str | None = None,
+) -> Iterator[tuple[int, int]]:
+    """Fill the folders of class pictures up with the base alone; yields (drawn, to draw) after each one."""
+    requests, folders = [], []
+    for branch, prompt in class_prompts(config).items():
+        present = len(class_image_files(config, branch))
+        missing = config.prior_images - present
+        if missing > 0:
+            first = derive_seed(config.seed, STREAMS[branch]) >> 31  # 32 bits
+            settings = GenerateConfig(
+                width=config.resolution, height=config.resolution, count=missing, seed=first + present
+            )
+            requests.append(ImageRequest(Prompts(prompt, prompt, prompt), config=settings))
+            folders += [Path(getattr(config, f"prior_{branch}")).expanduser()] * missing
+    if not requests:
+        return
+    pictures = generate(base, requests, device=device, dtype=dtype, vae=vae)
+    for number, (folder, picture) in enumerate(zip(folders, pictures, strict=True), start=1):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            picture.image.save(folder / f"class-{picture.seed:010d}.png")
+        except OSError as error:
+            raise ProjectError(
+                f"Cannot write class pictures to {folder}: {error.strerror}.", hint="Choose another folder."
+            ) from error
+        yield number, len(folders)

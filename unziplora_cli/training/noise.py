@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PICTURE, CONTENT_PRIOR, STYLE_PRIOR, ECHO = 0, 1, 2, 3
+PICTURE, CONTENT_PRIOR_STREAM, STYLE_PRIOR_STREAM, ECHO = 0, 1, 2, 3
 """Streams: the picture itself, the class pictures of either branch, and the making of echoes."""
 
 

@@ -28,12 +28,12 @@ def build_optimizer(config: TrainConfig, groups: Sequence[dict[str, Any]]) -> Op
         "weight_decay": config.weight_decay,
     }
     if config.optimizer == "adamw8bit":
-        require("bitsandbytes", "bnb", "--optimizer adamw8bit")
+        require_package("bitsandbytes", "bnb", "--optimizer adamw8bit")
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(groups, **settings)
     if config.optimizer == "prodigy":
-        require("prodigyopt", "prodigy", "--optimizer prodigy")
+        require_package("prodigyopt", "prodigy", "--optimizer prodigy")
         rates = {float(group["lr"]) for group in groups} - {0.0}
         if len(rates) > 1:
             raise UsageError(
@@ -64,7 +64,7 @@ def build_lr_scheduler(config: TrainConfig, optimizer: Optimizer) -> LRScheduler
     )
 
 
-def require(package: str, extra: str, what: str) -> None:
+def require_package(package: str, extra: str, what: str) -> None:
     """Raise UsageError with the line to type unless ``package`` is installed."""
     if importlib.util.find_spec(package) is None:
         raise UsageError(

@@ -1,12 +1,16 @@
-"""The steps of one training, told as events: what is read, written and checked after each."""
+"""The training loop: runs the steps, and reads, writes and checks what is due after each one."""
 
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import FrameType, TracebackType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,10 +24,11 @@ from unziplora_cli.method.inject import extract, extract_merge
 from unziplora_cli.method.schedule import Action, Schedule
 from unziplora_cli.method.separation import Layers, shared_columns
 from unziplora_cli.projects.unfinished import checkpoint_steps
-from unziplora_cli.training import metrics
+from unziplora_cli.training import callbacks
 from unziplora_cli.training.batches import BatchSource
+from unziplora_cli.training.callbacks import WINDOW, DivergenceMonitor, MetricLogger, Validation
 from unziplora_cli.training.captured_step import CapturedStep
-from unziplora_cli.training.checkpoint import Checkpoints, Identity, TrainingState
+from unziplora_cli.training.checkpoint import Checkpoints, Identity, TrainingState, closed, write_layers
 from unziplora_cli.training.events import (
     ColumnsChosen,
     Event,
@@ -34,13 +39,8 @@ from unziplora_cli.training.events import (
     TrainResult,
     Validated,
 )
-from unziplora_cli.training.export import closed, write_layers
-from unziplora_cli.training.interrupt import StopRequest
 from unziplora_cli.training.memory import peak_memory
-from unziplora_cli.training.metrics import WINDOW, Watch
 from unziplora_cli.training.step import StepResult, TrainingStep
-from unziplora_cli.training.trackers import Logbook
-from unziplora_cli.training.validation import Validation
 
 GPU_STEPS_PER_READING = 10
 """Reading a number from a GPU waits for it, so losses are read this often only."""
@@ -62,14 +62,14 @@ class Run:
     step: TrainingStep | CapturedStep
     state: TrainingState
     validation: Validation
-    logbook: Logbook
+    metric_logger: MetricLogger
     checkpoints: Checkpoints
     identity: Identity
     precision: str
     started: float
     done: int = 0
     losses: list[float] = field(default_factory=list)
-    watch: Watch = field(default_factory=Watch)
+    watch: DivergenceMonitor = field(default_factory=DivergenceMonitor)
     earlier: float = 0.0
     """Seconds of the steps that were made before this process went on."""
     _whole: bool = True
@@ -77,13 +77,13 @@ class Run:
     _unread: list[Tensor] = field(default_factory=list)
     _seconds: float = 0.0
 
-    def go_on(self) -> Iterator[str]:
+    def resume_from_checkpoint(self) -> Iterator[str]:
         """Take over the last good checkpoint; yields what the user should know."""
         self.done, notes = self.checkpoints.restore(self.state, self.identity)
         yield from notes
         yield f"Going on after step {self.done}." if self.done else "There is no checkpoint: starting anew."
         if self.accelerator.is_main_process:
-            rows = metrics.cut(self.request.folder / metrics.FILE_NAME, self.done)
+            rows = callbacks.truncate_history(self.request.folder / callbacks.HISTORY_FILE, self.done)
             self.losses = [math.nan if row.loss is None else row.loss for row in rows]
             self.earlier = sum(row.seconds or 0.0 for row in rows)
             for row in rows[:WINDOW]:
@@ -121,7 +121,7 @@ class Run:
         """What is due after ``step``: column maps, pictures, files."""
         config = self.request.config
         if self.schedule.action(step) is Action.CHOOSE:
-            self.logbook.columns(self.done, self.layers)
+            self.metric_logger.columns(self.done, self.layers)
             yield _columns_chosen(self.done, self.layers)
             bare = _bare_layers(self.layers)
             if bare > len(self.layers) / 2:
@@ -170,7 +170,7 @@ class Run:
         told = []
         for step, (loss, reconstruction, overlap, grad_norm) in enumerate(rows, start=self.done - len(rows)):
             told.append(
-                metrics.Row(
+                callbacks.HistoryRow(
                     step=step + 1,
                     loss=loss,
                     reconstruction=reconstruction,
@@ -181,7 +181,7 @@ class Run:
                     seconds=round(self._seconds / len(rows), 6),
                 )
             )
-        metrics.append(self.request.folder / metrics.FILE_NAME, told)
+        callbacks.append_history(self.request.folder / callbacks.HISTORY_FILE, told)
 
     def _told(self, step: int, rows: list[list[float]], *, separated: bool) -> StepDone:
         loss, reconstruction, overlap, grad_norm = rows[-1]
@@ -199,7 +199,7 @@ class Run:
             memory=peak_memory(self.accelerator.device),
         )
         self._seconds = 0.0
-        self.logbook.step(done, self.layers)
+        self.metric_logger.step(done, self.layers)
         return done
 
     def _save(self) -> Saved:
@@ -214,7 +214,7 @@ class Run:
     def _checkpoint(self) -> Iterator[Event]:
         """Write a checkpoint; a disk that has no room for it is no reason to stop."""
         try:
-            path = self.request.folder / metrics.FILE_NAME
+            path = self.request.folder / callbacks.HISTORY_FILE
             if path.exists():
                 fsync(path)
             self.checkpoints.save(self.state, self.done, self.identity)
@@ -227,7 +227,7 @@ class Run:
         Of several processes that stop ``together`` the others wait for the main one: their launcher ends all
         when the first does.
         """
-        self.logbook.close()
+        self.metric_logger.close()
         if self._unread and self._whole:
             self._read(time.monotonic())
         if self.done and self.accelerator.is_main_process:
@@ -294,3 +294,59 @@ def _columns_chosen(step: int, layers: Layers) -> ColumnsChosen:
 def _bare_layers(layers: Layers) -> int:
     """How many layers have a branch without any column."""
     return sum(not (layer.content.mask.any() and layer.style.mask.any()) for layer in layers.values())
+
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class StopRequest:
+    """While this lasts, the first signal only sets ``received``; a second one raises KeyboardInterrupt.
+
+    So the step at hand is finished first, and no half-updated weights are kept. A signal that the process
+    was started to ignore, as by nohup, stays ignored. Outside the main thread, where signals cannot be
+    caught, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        self._previous = _catch(self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _restore(self._previous)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = True
+
+
+@contextmanager
+def signals_as_keyboard_interrupt() -> Iterator[None]:
+    """Have every signal to stop raise KeyboardInterrupt, so that what is under way is left in order."""
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = _catch(receive)
+    try:
+        yield
+    finally:
+        _restore(previous)
+
+
+def _catch(handler: Any) -> dict[int, Any]:
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    wanted = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in wanted}
+
+
+def _restore(previous: dict[int, Any]) -> None:
+    for number, handler in previous.items():
+        signal.signal(number, handler)

@@ -151,12 +151,12 @@ def _commands(name: str, drawn: Sequence[str]) -> list[str]:
 def _charts(project: Project, notes: list[str]) -> Mapping[str, LineChart | None]:
     """The curves of the training; none for a project without a history."""
     from unziplora_cli.report.charts import line_chart
-    from unziplora_cli.training import metrics
+    from unziplora_cli.training import callbacks
 
     if project.manifest.artifact("history") is None:
         return {"loss": None, "merge": None, "overlap": None}
     try:
-        rows = metrics.read(project.path("history"))
+        rows = callbacks.read_history(project.path("history"))
     except ProjectError as error:
         notes.append(f"There are no curves. {error.message}")
         rows = ()

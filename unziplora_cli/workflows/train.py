@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from unziplora_cli.job import TrainRequest
     from unziplora_cli.sdxl.base import BaseRef
     from unziplora_cli.training.events import Event, TrainResult
-    from unziplora_cli.training.inputs import Workshop
+    from unziplora_cli.training.inputs import InputCache
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
 LORA_FORMAT, MERGE_FORMAT = "kohya", "unziplora-merge"
@@ -94,11 +94,11 @@ def check_images(pictures: Sequence[Path]) -> None:
         load_image(picture)
 
 
-def workshop_for(orders: Sequence[TrainOrder]) -> Workshop:
+def input_cache_for(orders: Sequence[TrainOrder]) -> InputCache:
     """What the trainings of ``orders`` share: nothing is loaded twice."""
-    from unziplora_cli.training.inputs import Workshop
+    from unziplora_cli.training.inputs import InputCache
 
-    return Workshop([_request(order, Path(), order.pictures) for order in orders if not order.resume])
+    return InputCache([_request(order, Path(), order.pictures) for order in orders if not order.resume])
 
 
 def split_by_process(orders: Sequence[TrainOrder]) -> Sequence[TrainOrder]:
@@ -121,11 +121,11 @@ def split_by_process(orders: Sequence[TrainOrder]) -> Sequence[TrainOrder]:
 
 
 def train(
-    order: TrainOrder, store: ProjectStore, workshop: Workshop | None = None
+    order: TrainOrder, store: ProjectStore, input_cache: InputCache | None = None
 ) -> Iterator[Event | TrainedProject]:
     """Train ``order`` and make it a project of ``store``, telling events and at last TrainedProject.
 
-    A ``workshop`` is what it shares with trainings before and after it.
+    A ``input_cache`` is what it shares with trainings before and after it.
 
     Stopped by the user, the project is kept with what was learned so far, or stays an unfinished training
     where an older project has its name; Interrupted is raised. Whatever else ends it, even the process, the
@@ -133,18 +133,18 @@ def train(
     training, and ProjectError when the name is taken or the disk refuses.
     """
     from unziplora_cli.sdxl.base import check_trainable
-    from unziplora_cli.training.interrupt import StopRequest, all_as_ctrl_c
+    from unziplora_cli.training.trainer import StopRequest, signals_as_keyboard_interrupt
 
     check_trainable(order.base)
     outcome = _Outcome()
     if int(os.environ.get("RANK", "0")) > 0:
         with tempfile.TemporaryDirectory() as scratch:
             reopened = store.reopen(order.name) if order.resume else None
-            yield from _learn(order, Path(scratch), reopened, outcome, workshop)
+            yield from _learn(order, Path(scratch), reopened, outcome, input_cache)
         return
     prepare = None if order.resume else partial(_prepare, order)
     with (
-        all_as_ctrl_c(),
+        signals_as_keyboard_interrupt(),
         disk_errors(store.home, partial(_kept, store, order.name)),
         store.training(order.name, prepare, force=order.force) as folder,
     ):
@@ -153,7 +153,7 @@ def train(
         if order.resume:
             write_plan(folder, replace(plan, training=asdict(order.config)))
         try:
-            yield from _learn(order, folder, folder, outcome, workshop)
+            yield from _learn(order, folder, folder, outcome, input_cache)
         except Interrupted:
             if outcome.result is None:
                 raise
@@ -252,7 +252,7 @@ def _learn(
     folder: Path,
     training: Path | None,
     outcome: _Outcome,
-    workshop: Workshop | None,
+    input_cache: InputCache | None,
 ) -> Iterator[Event]:
     """Run ``order`` in ``folder``; ``training`` is the folder of the training that it goes on with."""
     from unziplora_cli.training.engine import train as run
@@ -270,7 +270,7 @@ def _learn(
         identity=identity,
         checkpoints=None if training is None else training / CHECKPOINTS,
     )
-    for event in run(request, workshop):
+    for event in run(request, input_cache):
         match event:
             case Finished(result):
                 outcome.result, outcome.complete = result, True
@@ -337,8 +337,8 @@ def copy_images(pictures: tuple[Path, ...], folder: Path) -> tuple[SourceImage, 
 
 def _write_weights(order: TrainOrder, learned: TrainResult, folder: Path) -> tuple[Artifact, ...]:
     """Write the three files of weights; returns the record of all files."""
-    from unziplora_cli.training import metrics
-    from unziplora_cli.training.export import write_adapters
+    from unziplora_cli.training import callbacks
+    from unziplora_cli.training.checkpoint import write_adapters
 
     picture = folder / read_plan(folder).source[0].file
     write_adapters(
@@ -354,7 +354,7 @@ def _write_weights(order: TrainOrder, learned: TrainResult, folder: Path) -> tup
         _artifact(folder, "content", "content.safetensors", LORA_FORMAT, rank),
         _artifact(folder, "style", "style.safetensors", LORA_FORMAT, rank),
         _artifact(folder, "merge", "merge.safetensors", MERGE_FORMAT),
-        _artifact(folder, "history", metrics.FILE_NAME, "csv"),
+        _artifact(folder, "history", callbacks.HISTORY_FILE, "csv"),
     )
 
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from benchmarks.separation.stack import Job
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.sdxl.text import Conditioning, predict_noise_merged
-from unziplora_cli.training.destyle import echo, echo_texts, fresh_noise
-from unziplora_cli.training.inputs import EchoTexts
+from unziplora_cli.training.destyle import destyle_conditioning, echo, fresh_noise
+from unziplora_cli.training.inputs import DestyleConditioning
 
 
 @torch.no_grad()
-def all_echoes(
+def destyle_all(
     unet: nn.Module,
     alphas_cumprod: Tensor,
     jobs: Sequence[Job],
@@ -41,12 +41,12 @@ def all_echoes(
 
     for config, places in _alike(jobs).items():
         own = [jobs[place].prompts for place in places]
-        known = EchoTexts(
+        known = DestyleConditioning(
             told([config.destyle_prompt.replace("{content}", each.content) for each in own]),
             told([each.full for each in own]),
             told([each.content for each in own]),
         )
-        conditions = echo_texts(known, None, config)
+        conditions = destyle_conditioning(known, None, config)
 
         def predict(noisy: Tensor, timestep: Tensor, text: str, conditions=conditions) -> Tensor:  # type: ignore[no-untyped-def]
             prediction = predict_noise_merged(

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from unziplora_cli.training.interrupt import SIGNALS, StopRequest, all_as_ctrl_c
+from unziplora_cli.training.trainer import SIGNALS, StopRequest, signals_as_keyboard_interrupt
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -22,7 +22,7 @@ def test_the_first_signal_is_a_wish_and_the_second_an_order(number: int) -> None
 @pytest.mark.parametrize("number", SIGNALS)
 def test_outside_the_steps_every_signal_is_like_ctrl_c(number: int) -> None:
     before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), all_as_ctrl_c():
+    with pytest.raises(KeyboardInterrupt), signals_as_keyboard_interrupt():
         os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
 
@@ -31,7 +31,7 @@ def test_outside_the_steps_every_signal_is_like_ctrl_c(number: int) -> None:
 def test_a_signal_that_is_ignored_stays_so() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
-        with all_as_ctrl_c(), StopRequest() as stop:
+        with signals_as_keyboard_interrupt(), StopRequest() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             assert not stop.received
     finally:

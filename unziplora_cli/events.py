@@ -1,0 +1,70 @@
+"""Progress events: what a long operation yields while it works.
+
+Every long operation (training, generation, evaluation) is a generator. It yields events, prints nothing, and
+returns its result, so that operations nest with ``result = yield from operation(...)``. Only ``cli/`` renders
+events. Operations may define more event types beside these, as ``training/events.py`` does.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+PhaseName = Literal[
+    "read images",
+    "generate class images",
+    "encode prompts",
+    "encode images",
+    "load base",
+    "load U-Net",
+    "train",
+    "generate",
+    "decode",
+    "score",
+    "finish",
+]
+
+EventT = TypeVar("EventT")
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A new phase begins; ``detail`` names what it works on."""
+
+    name: PhaseName
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One sentence that the user should read."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """``done`` of ``total`` items are finished, and ``step`` of ``steps`` steps of the current item."""
+
+    name: PhaseName
+    done: int
+    total: int
+    step: int = 0
+    steps: int = 0
+
+
+Event = Phase | Notice | Progress
+
+
+def run(
+    operation: Generator[EventT, None, ResultT], on_event: Callable[[EventT], object] | None = None
+) -> ResultT:
+    """Run ``operation`` to its end, pass every event to ``on_event``, and return the result."""
+    while True:
+        try:
+            event = next(operation)
+        except StopIteration as end:
+            result: ResultT = end.value
+            return result
+        if on_event is not None:
+            on_event(event)
