@@ -1,18 +1,19 @@
-"""Everything that can go wrong in a way that a person can mend.
+"""Exceptions with a message, remedies and an exit code.
 
     UnziploraError          exit 1
-    ├── UsageError          exit 2    an argument, option, preset or input picture
+    ├── UsageError          exit 2    an argument, option, preset or input image
     ├── ProjectError        exit 3    a project, its manifest or its files
     ├── ModelError          exit 4    a base model or the model cache
     ├── OutOfMemory         exit 5    the device or the machine has too little memory
     ├── AdapterError        exit 6    a LoRA or merge-weight file
     └── Interrupted         exit 130  the user stopped the command
 
-Any other exception is a defect of the program and ends with exit code 1.
+Any other exception is a bug and ends with exit code 1.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 
@@ -21,18 +22,21 @@ class Remedy:
     """One way to fix an error, as data; only `cli/_errors` turns it into a command line.
 
     `advice` is a plain sentence without commands or options. `command` is the path of a subcommand, such as
-    "models pull", with its positional `arguments`. `settings` maps names of settings to the values to use:
-    {"content_lr": 1e-5}; True and False are flags, None means that the setting is named without a value.
+    "models pull", with its positional `arguments`; `program` names another program than this one. `settings`
+    maps names of settings to the values to use, as in {"content_lr": 1e-5}: True and False are flags, None
+    names a setting without a value, a list repeats it. `extra` is an optional dependency to install.
     """
 
     advice: str = ""
     command: str = ""
-    arguments: tuple[str, ...] = ()
+    arguments: tuple[str | Path, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    program: str = "unziplora"
+    extra: str = ""
 
 
 class UnziploraError(Exception):
-    """A failure with a message that says what happened, and remedies that say what to do next."""
+    """A failure: what happened (`message`) and what to do next (`remedies`)."""
 
     exit_code: ClassVar[int] = 1
 
@@ -43,7 +47,7 @@ class UnziploraError(Exception):
 
 
 class UsageError(UnziploraError):
-    """The command was asked for something that it cannot do: an option, a preset, an input picture."""
+    """An argument, an option, a preset or an input image is invalid."""
 
     exit_code = 2
 
@@ -55,13 +59,13 @@ class ProjectError(UnziploraError):
 
 
 class ModelError(UnziploraError):
-    """A base model is missing, incomplete or not of the supported shape."""
+    """A base model is missing, incomplete or of an unsupported architecture."""
 
     exit_code = 4
 
 
 class OutOfMemory(UnziploraError):
-    """The device or the machine has too little memory for what was asked."""
+    """The device or the machine has too little memory."""
 
     exit_code = 5
 
@@ -73,6 +77,6 @@ class AdapterError(UnziploraError):
 
 
 class Interrupted(UnziploraError):
-    """The user stopped the command; what was saved before stays."""
+    """The user stopped the command; files written before are kept."""
 
     exit_code = 130

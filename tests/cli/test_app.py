@@ -5,7 +5,7 @@ import pytest
 
 import unziplora_cli
 from unziplora_cli.cli import app, projects
-from unziplora_cli.errors import AdapterError, Interrupted, OutOfMemory, UsageError
+from unziplora_cli.errors import AdapterError, Interrupted, OutOfMemory, Remedy, UsageError
 
 HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "PIL", "huggingface_hub")
 
@@ -86,15 +86,15 @@ def test_global_options_may_stand_behind_the_command(unziplora, tmp_path, make_p
 @pytest.mark.parametrize(
     ("error", "code", "says"),
     [
-        (UsageError("Not like this.", hint="Like that."), 2, "Error: Not like this. -> Like that."),
+        (UsageError("Not like this.", Remedy("Like that.")), 2, "Error: Not like this. -> Like that."),
         (OutOfMemory("Too big."), 5, "Too big."),
         (AdapterError("No LoRA."), 6, "No LoRA."),
-        (MemoryError(), 5, "not enough memory"),
+        (MemoryError(), 5, "Not enough memory"),
         (Interrupted("Stopped after 20 steps."), 130, "Stopped after 20 steps."),
         (KeyboardInterrupt(), 130, "Interrupted."),
         (EOFError(), 130, "Interrupted."),
         (OSError(28, "No space left on device", "/disk/x"), 1, "No space left on device: /disk/x."),
-        (ZeroDivisionError("by zero"), 1, "ZeroDivisionError: by zero -> This is a defect"),
+        (ZeroDivisionError("by zero"), 1, "ZeroDivisionError: by zero -> This is a bug"),
     ],
 )
 def test_every_failure_has_its_code_and_shows_no_traceback(unziplora, monkeypatch, error, code, says):

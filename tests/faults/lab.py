@@ -34,7 +34,7 @@ class Completed:
     def orderly(self) -> None:
         """Fail when it completed with anything but a message for people."""
         assert "Traceback" not in self.message, self.message
-        assert "defect" not in self.message, self.message
+        assert "This is a bug" not in self.message, self.message
 
 
 @dataclass

@@ -1,53 +1,67 @@
-"""One table from an exception to its message, its hint and its exit code."""
+"""Messages, hints and exit codes of exceptions; the only module that writes command lines as hints."""
 
+import re
 import shlex
+from typing import Any
 
 from unziplora_cli.errors import Interrupted, OutOfMemory, Remedy, UnziploraError
 
-UNEXPECTED = "This is a defect of unziplora, or of a library beneath it. To see where, add -v."
-
-BROKEN = "See which, and the line that mends it: unziplora doctor"
-
-SMALLER = "Close other programs, or ask for less: a smaller picture, a lower rank, half precision."
-
-
-def hint(error: UnziploraError) -> str:
-    """The remedies of an error as sentences and command lines."""
-    return "   ".join(remedy_text(remedy) for remedy in error.remedies)
-
-
-def remedy_text(remedy: Remedy) -> str:
-    """A remedy as text: its advice, and the command or the options to type."""
-    words = [*(["unziplora", *remedy.command.split()] if remedy.command else []), *remedy.arguments]
-    for name, value in remedy.settings.items():
-        option = name.replace("_", "-")
-        if value is True or value is None:
-            words.append(f"--{option}")
-        elif value is False:
-            words.append(f"--no-{option}")
-        else:
-            words += [f"--{option}", f"{value:.3g}" if isinstance(value, float) else str(value)]
-    line = shlex.join(words)
-    return (
-        ": ".join(part for part in (remedy.advice.removesuffix("."), line) if part) if line else remedy.advice
-    )
+BUG = Remedy("This is a bug in unziplora or in a library. Show the traceback", settings={"verbose": True})
+DOCTOR = Remedy("Find out what is broken and how to fix it", command="doctor")
+TRACEBACK = Remedy("Show the traceback", settings={"verbose": True})
+USE_LESS_MEMORY = Remedy("Close other programs, or use a smaller resolution, a lower rank or half precision.")
 
 
 def describe(error: BaseException) -> tuple[str, str, int]:
-    """The message, the hint and the exit code for any exception that ends a command."""
+    """The message, the hint and the exit code of any exception that ends a command."""
     if isinstance(error, UnziploraError):
         return error.message, hint(error), error.exit_code
-    if hasattr(error, "format_message"):  # the command line's own errors; Typer keeps their class private
+    if hasattr(error, "format_message"):  # a parse error; Typer keeps its class private
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "unziplora"
         return error.format_message(), f"{command} --help", 2
     if isinstance(error, KeyboardInterrupt | EOFError) or type(error).__name__ == "Abort":
         return "Interrupted.", "", Interrupted.exit_code
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, not imported
-        return "There is not enough memory for this.", SMALLER, OutOfMemory.exit_code
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch is not imported
+        return "Not enough memory.", remedy_text(USE_LESS_MEMORY), OutOfMemory.exit_code
     if isinstance(error, ImportError) and not (error.name or "").startswith("unziplora_cli"):
-        return f"A library cannot be loaded: {error}.", BROKEN, 1
+        return f"A library cannot be imported: {error}.", remedy_text(DOCTOR), 1
     if isinstance(error, OSError):
-        where = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror or error}{where}.", "To see where, add -v.", 1
-    return f"{type(error).__name__}: {error}".strip(": "), UNEXPECTED, 1
+        file = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror or error}{file}.", remedy_text(TRACEBACK), 1
+    return f"{type(error).__name__}: {error}".strip(": "), remedy_text(BUG), 1
+
+
+def hint(error: UnziploraError) -> str:
+    """The remedies of an error, one line each."""
+    return "\n".join(remedy_text(remedy) for remedy in error.remedies)
+
+
+def remedy_text(remedy: Remedy) -> str:
+    """The advice of a remedy, followed by the command or the options to type, quoted for a POSIX shell."""
+    if remedy.extra:
+        words = ["pip", "install", f"unziplora[{remedy.extra}]"]
+    else:
+        words = [remedy.program, *remedy.command.split()] if remedy.command else []
+        words += [str(argument) for argument in remedy.arguments]
+        for name, value in remedy.settings.items():
+            words += _option(name.replace("_", "-"), value)
+    if not words:
+        return remedy.advice
+    line = shlex.join(words)
+    return f"{remedy.advice.removesuffix('.')}: {line}" if remedy.advice else line
+
+
+def _option(name: str, value: Any) -> list[str]:
+    if value is True or value is None:
+        return [f"--{name}"]
+    if value is False:
+        return [f"--no-{name}"]
+    if isinstance(value, list | tuple):
+        return [word for item in value for word in _option(name, item)]
+    return [f"--{name}", _number(value) if isinstance(value, float) else str(value)]
+
+
+def _number(value: float) -> str:
+    """Three significant digits, the exponent without padding: 0.5, 1e-5."""
+    return re.sub(r"e([+-])0+", r"e\1", f"{value:.3g}").replace("e+", "e")

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from unziplora_cli import paths
-from unziplora_cli.errors import ModelError
+from unziplora_cli.errors import ModelError, Remedy, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,17 +85,15 @@ class Output:
 
         console = self.console()
         console.print(Text.assemble(("Error: ", "bold red"), printable(message)), soft_wrap=True)
-        if hint:
-            console.print(Text.assemble(("  -> ", "dim"), printable(hint)), soft_wrap=True)
+        for line in hint.splitlines():
+            console.print(Text.assemble(("  -> ", "dim"), printable(line)), soft_wrap=True)
 
-    def confirm(self, question: str, *, instead: str) -> bool:
-        """Ask on the terminal; without one, raise UsageError that names the option to give `instead`."""
+    def confirm(self, question: str, *, instead: Remedy) -> bool:
+        """Ask on the terminal; without one, raise UsageError with the remedy to use `instead`."""
         import typer
 
-        from unziplora_cli.errors import UsageError
-
         if self.json or not sys.stdin.isatty():
-            raise UsageError(f"{question} Nobody is there to answer.", hint=f"Answer yes with {instead}.")
+            raise UsageError(f"{question} There is no terminal to ask on.", instead)
         return typer.confirm(question, err=True)
 
     def console(self) -> "Console":
@@ -155,7 +153,7 @@ class Session:
         """Let the hub's library, which is not imported yet, use the network; raises ModelError if offline."""
         if self.offline:
             raise ModelError(
-                f"{purpose} needs the network.", hint="Leave out --offline and unset HF_HUB_OFFLINE."
+                f"{purpose} needs the network.", Remedy("Run it without --offline and unset HF_HUB_OFFLINE.")
             )
         os.environ["HF_HUB_OFFLINE"] = "0"
         if self.output.quiet:

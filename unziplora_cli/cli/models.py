@@ -7,7 +7,7 @@ import typer
 
 from unziplora_cli.cli._options import model_names
 from unziplora_cli.cli._output import Session, Table, format_size
-from unziplora_cli.errors import Interrupted, ModelError
+from unziplora_cli.errors import Interrupted, ModelError, Remedy
 
 if TYPE_CHECKING:
     from unziplora_cli.model_cache import Model
@@ -148,7 +148,7 @@ def remove(
     question = (
         f"Delete {found.id} for every program that uses it, and free {format_size(removal.bytes)}{kept}?"
     )
-    if not yes and not session.output.confirm(question, instead="--yes"):
+    if not yes and not session.output.confirm(question, instead=Remedy(settings={"yes": True})):
         session.output.result({"removed": None}, text="Nothing was removed.")
         return
     removal.run()

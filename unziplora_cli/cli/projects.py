@@ -7,7 +7,7 @@ import typer
 from unziplora_cli.cli._options import project_names
 from unziplora_cli.cli._output import Session, Table, format_duration, format_size
 from unziplora_cli.cli.evaluate import evaluation_rows
-from unziplora_cli.errors import ProjectError
+from unziplora_cli.errors import ProjectError, Remedy
 
 if TYPE_CHECKING:
     from unziplora_cli.projects.store import Project
@@ -110,7 +110,7 @@ def verify(ctx: typer.Context, project: Annotated[str, NAME]) -> None:
         damage = "; ".join(f"{each.path} {each.reason}" for each in found.problems)
         raise ProjectError(
             f"{len(found.problems)} of {found.checked} files of {project!r} are damaged: {damage}.",
-            hint="Restore them from a copy, or train again with --force.",
+            Remedy("Restore them from a copy, or train again", settings={"force": True}),
         )
     session.output.result(
         {"name": project, "checked": found.checked},
@@ -144,7 +144,9 @@ def remove(
     session: Session = ctx.obj
     store = session.store()
     folders = " and ".join(map(str, store.to_remove(project, unfinished=unfinished)))
-    if not yes and not session.output.confirm(f"Delete {folders} and everything in it?", instead="--yes"):
+    if not yes and not session.output.confirm(
+        f"Delete {folders} and everything in it?", instead=Remedy(settings={"yes": True})
+    ):
         session.output.result({"removed": None}, text="Nothing was removed.")
         return
     store.remove(project, unfinished=unfinished)

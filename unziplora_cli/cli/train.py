@@ -19,7 +19,7 @@ from unziplora_cli.cli._options import (
 from unziplora_cli.cli._output import Session, format_duration, format_size
 from unziplora_cli.cli.estimate import repeatable, show_estimate
 from unziplora_cli.config import TrainConfig, Words, check_settings, resolve
-from unziplora_cli.errors import ProjectError, UsageError
+from unziplora_cli.errors import ProjectError, Remedy, UsageError
 
 if TYPE_CHECKING:
     from unziplora_cli.projects.store import ProjectStore
@@ -184,7 +184,8 @@ def _offer(session: Session, store: "ProjectStore", order: "TrainOrder") -> "Tra
     if not different:
         if on_terminal:
             if session.output.confirm(
-                f"The training of {order.name!r} was cut off {where}. Go on?", instead="--resume"
+                f"The training of {order.name!r} was cut off {where}. Go on?",
+                instead=Remedy(settings={"resume": order.name}),
             ):
                 return order_to_resume(store, order.name, {}, order.device)
         elif order.force:
@@ -195,7 +196,8 @@ def _offer(session: Session, store: "ProjectStore", order: "TrainOrder") -> "Tra
     if not order.force and not (
         on_terminal
         and session.output.confirm(
-            f"Give up the training of {order.name!r} {where} and begin anew?", instead="--force"
+            f"Give up the training of {order.name!r} {where} and begin anew?",
+            instead=Remedy(settings={"force": True}),
         )
     ):
         raise ProjectError(
@@ -316,7 +318,9 @@ def _may_replace(session: Session, store: "ProjectStore", name: str, *, force: b
             f"There is a project {name!r} already.",
             hint="Choose another with --name, or replace it with --force.",
         )
-    if not session.output.confirm(f"There is a project {name!r} already. Replace it?", instead="--force"):
+    if not session.output.confirm(
+        f"There is a project {name!r} already. Replace it?", instead=Remedy(settings={"force": True})
+    ):
         raise ProjectError(f"The project {name!r} stays as it is.", hint="Choose another with --name.")
     return True
 

@@ -1,0 +1,98 @@
+"""Only the command line words command lines: modules below it carry remedies as data."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import unziplora_cli
+from unziplora_cli.cli.app import app
+
+PACKAGE = Path(unziplora_cli.__file__).parent
+COMMANDS = sorted(
+    {
+        *(
+            command.name or command.callback.__name__
+            for command in app.registered_commands
+            if command.callback
+        ),
+        *(group.name for group in app.registered_groups if group.name),
+    }
+)
+SHELL = re.compile(rf"\bunziplora ({'|'.join(COMMANDS)})\b|(?:^|[\s`'\"(])--(?:[a-z]|$)")
+
+# Arguments for programs that these modules start.
+STARTS_PROGRAMS = {"doctor/gpus.py"}
+
+# Modules that still word command lines. Delete a line once it is clean.
+TO_MEND = {
+    "accel/device.py",
+    "accel/merged_unet.py",
+    "cache.py",
+    "config.py",
+    "doctor/checks.py",
+    "doctor/gpu_checks.py",
+    "doctor/reinstall.py",
+    "evaluation/denoising.py",
+    "evaluation/diagnosis.py",
+    "evaluation/scorers.py",
+    "hub.py",
+    "hub_cache.py",
+    "projects/folders.py",
+    "projects/manifest.py",
+    "projects/store.py",
+    "sdxl/base.py",
+    "sdxl/generate.py",
+    "sdxl/meta.py",
+    "sdxl/shape.py",
+    "sdxl/single_file.py",
+    "training/checkpoint.py",
+    "training/class_images.py",
+    "training/estimate.py",
+    "training/optimizer.py",
+    "training/trackers.py",
+    "training/trainer.py",
+    "workflows/demo.py",
+    "workflows/evaluate.py",
+    "workflows/export_lora.py",
+    "workflows/generate.py",
+    "workflows/import_lora.py",
+    "workflows/publish.py",
+    "workflows/replay.py",
+    "workflows/report.py",
+    "workflows/resume.py",
+    "workflows/train.py",
+}
+
+
+def texts(path: Path) -> Iterator[tuple[int, str]]:
+    """The string literals of a module, without docstrings and descriptions of attributes."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    statements = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in statements:
+            yield node.lineno, node.value
+
+
+def test_no_module_below_the_command_line_words_one() -> None:
+    wrong: dict[str, list[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        if name.startswith("cli/") or name in STARTS_PROGRAMS or name == "__main__.py":
+            continue
+        for number, text in texts(path):
+            if SHELL.search(text):
+                wrong.setdefault(name, []).append(f"{name}:{number}: {text}")
+    assert [line for name, lines in wrong.items() if name not in TO_MEND for line in lines] == []
+
+
+@pytest.mark.parametrize("text", ["Try unziplora doctor.", "Add --force", "--", "(--base)", "`--plan`"])
+def test_a_command_line_is_recognized(text: str) -> None:
+    assert SHELL.search(text)
+
+
+@pytest.mark.parametrize("text", ["unziplora is a program", "a -- b", "x--y", "content-lr"])
+def test_plain_text_is_not_a_command_line(text: str) -> None:
+    assert not SHELL.search(text)
