@@ -204,7 +204,7 @@ def test_a_base_that_changed_is_told(two_projects, unziplora):
     edit(two_projects, "fox", base=replace(base, hash="sha256:" + "0" * 64))
     completed = unziplora("content", "fox", *QUICK)
     assert completed.code == 0
-    assert "no longer what fox was trained on" in completed.message
+    assert "has changed since fox was trained on it" in completed.message
 
 
 def test_a_long_prompt_says_what_is_cut(two_projects, unziplora):
@@ -218,7 +218,7 @@ def test_a_long_prompt_says_what_is_cut(two_projects, unziplora):
 
 def test_progress_is_told_on_stderr_and_the_paths_on_stdout(two_projects, unziplora):
     completed = unziplora("content", "fox", *QUICK, "--count=2")
-    assert "picture 2 of 2, step 2/2" in completed.err
+    assert "image 2 of 2, step 2/2" in completed.err
     assert all(Path(line).is_file() for line in completed.out.splitlines())
 
 

@@ -119,7 +119,7 @@ def test_warnings_are_part_of_the_envelope(unziplora, two_projects, tiny_base, t
     changed.write_text(text.replace(fingerprint, "sha256:" + "0" * 64))
     completed = unziplora("content", "fox", *QUICK.split(), "--json")
     (warning,) = completed.envelope["warnings"]
-    assert "no longer what fox was trained on" in warning
+    assert "has changed since fox was trained on it" in warning
     assert completed.err == ""
 
 

@@ -152,7 +152,7 @@ def test_validation_and_saved_models_lie_in_the_project(
         saved = folder / f"saved/step-{step:06d}"
         assert {file.stem for file in saved.glob("*.safetensors")} == {"content", "style", "merge"}
     assert len(list((folder / "validation").rglob("*.png"))) >= 6
-    assert "validation pictures after step 3" in completed.err
+    assert "validation images after step 3" in completed.err
     assert "saved after step 6" in completed.err
 
 
