@@ -1,4 +1,4 @@
-"""Picture files of every mode, and the ones that are refused."""
+"""Image files of every mode, and those that are refused."""
 
 import struct
 import zlib
@@ -10,7 +10,14 @@ from PIL import Image
 
 from unziplora_cli.cli._errors import hint
 from unziplora_cli.errors import UsageError
-from unziplora_cli.images import load_image, to_rgb
+from unziplora_cli.images import (
+    load_image,
+    parameters_text,
+    read_parameters,
+    save_png,
+    to_rgb,
+    typed_parameters,
+)
 
 ORANGE = (255, 102, 51)
 """A colour of the web palette too."""
@@ -41,12 +48,12 @@ def centre(path: Path) -> tuple[int, ...]:
         ("a.gif", "P"),
     ],
 )
-def test_colour_survives_every_mode_and_format(name: str, mode: str, tmp_path: Path) -> None:
+def test_color_survives_every_mode_and_format(name: str, mode: str, tmp_path: Path) -> None:
     path = saved(Image.new("RGB", (80, 80), ORANGE).convert(mode), tmp_path / name)
     assert np.abs(np.subtract(centre(path), ORANGE)).max() <= 3
 
 
-def test_transparency_lies_on_white(tmp_path: Path) -> None:
+def test_transparent_images_are_put_on_white(tmp_path: Path) -> None:
     rgba = saved(Image.new("RGBA", (80, 80), (255, 0, 0, 0)), tmp_path / "rgba.png")
     half = saved(Image.new("LA", (80, 80), (0, 128)), tmp_path / "la.png")
     palette = Image.new("P", (80, 80), 1)
@@ -58,7 +65,7 @@ def test_transparency_lies_on_white(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("value", "grey"), [(0, 0), (65535, 255), (257 * 100, 100)])
-def test_16_bits_keep_their_brightness(value: int, grey: int, tmp_path: Path) -> None:
+def test_16_bit_images_keep_their_brightness(value: int, grey: int, tmp_path: Path) -> None:
     pixels = np.full((80, 80), value, dtype=np.uint16)
     for name in ("a.png", "a.tif"):
         path = saved(Image.fromarray(pixels), tmp_path / name)
@@ -86,20 +93,20 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     assert upright.getpixel((75, 5)) == (0, 0, 0)
 
 
-def test_the_first_frame_of_an_animation_is_used_and_told(tmp_path: Path) -> None:
+def test_first_frame_of_an_animation_is_used_and_noted(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (80, 80), colour) for colour in ("red", "blue", "green")]
     path = saved(frames[0], tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    picture = load_image(path)
-    assert picture.image.getpixel((40, 40)) == (255, 0, 0)
-    assert picture.notes == ("a.gif has 3 frames; the first one is used.",)
+    loaded = load_image(path)
+    assert loaded.image.getpixel((40, 40)) == (255, 0, 0)
+    assert loaded.notes == ("a.gif has 3 frames; the first one is used.",)
 
 
-def test_a_very_wide_picture_works(tmp_path: Path) -> None:
+def test_very_wide_image_is_read(tmp_path: Path) -> None:
     path = saved(Image.new("L", (20_000, 100), 7), tmp_path / "wide.png")
     assert load_image(path).image.size == (20_000, 100)
 
 
-def test_a_large_jpeg_is_decoded_smaller(tmp_path: Path) -> None:
+def test_large_jpeg_is_decoded_at_reduced_size(tmp_path: Path) -> None:
     path = saved(Image.new("L", (8200, 8200), 7), tmp_path / "large.jpg")
     assert load_image(path).image.size == (4100, 4100)
 
@@ -117,7 +124,7 @@ def png_of_size(path: Path, width: int, height: int) -> Path:
     return path
 
 
-def test_what_is_refused_and_why(tmp_path: Path) -> None:
+def test_unusable_files_are_refused_with_a_reason(tmp_path: Path) -> None:
     text = tmp_path / "notes.png"
     text.write_text("not a picture")
     empty = tmp_path / "empty.png"
@@ -128,9 +135,9 @@ def test_what_is_refused_and_why(tmp_path: Path) -> None:
     cases = {
         tmp_path / "nowhere.png": "no file",
         tmp_path: "is a folder",
-        text: "not a picture",
-        empty: "not a picture",
-        short: "damaged or cut short",
+        text: "not an image",
+        empty: "not an image",
+        short: "damaged or truncated",
         saved(Image.new("RGB", (1, 1)), tmp_path / "dot.png"): "1 x 1 px: too small",
         saved(Image.new("RGB", (500, 63)), tmp_path / "thin.png"): "500 x 63 px: too small",
         png_of_size(tmp_path / "bomb.png", 50_000, 50_000): "2500000000 pixels",
@@ -140,3 +147,89 @@ def test_what_is_refused_and_why(tmp_path: Path) -> None:
             load_image(path)
         assert str(path) in caught.value.message
         assert hint(caught.value)
+
+
+PARAMETERS = {
+    "schema": 1,
+    "version": "1.0",
+    "base": {"id": "stabilityai/stable-diffusion-xl-base-1.0", "revision": "46216598"},
+    "prompts": {"full": "a fox, in 水彩 style", "content": "a fox", "style": "x"},
+    "negative_prompt": "blurry",
+    "seed": 7,
+    "steps": 20,
+    "guidance": 5.0,
+    "scheduler": "euler",
+    "width": 128,
+    "height": 64,
+    "projects": {"content": "fox"},
+    "command": "content",
+}
+
+
+def test_parameters_are_written_and_read_back(tmp_path: Path) -> None:
+    image = Image.effect_noise((16, 8), 50).convert("RGB")
+    save_png(image, tmp_path / "a.png", PARAMETERS)
+    assert read_parameters(tmp_path / "a.png") == PARAMETERS
+    with Image.open(tmp_path / "a.png") as saved:
+        assert saved.tobytes() == image.tobytes()
+        assert saved.info["parameters"] == parameters_text(PARAMETERS)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_parameters_text_has_the_layout_of_other_programs() -> None:
+    assert parameters_text(PARAMETERS) == (
+        "a fox, in 水彩 style\n"
+        "Negative prompt: blurry\n"
+        "Steps: 20, Sampler: Euler, CFG scale: 5, Seed: 7, Size: 128x64, "
+        "Model: stable-diffusion-xl-base-1.0, Version: unziplora 1.0"
+    )
+    odd = parameters_text(
+        {**PARAMETERS, "negative_prompt": "", "base": {"id": "/models/a, b"}, "guidance": 4.5}
+    )
+    assert odd.count("\n") == 1
+    assert 'Model: "a, b"' in odd
+    assert "CFG scale: 4.5" in odd
+
+
+def test_failed_write_keeps_the_older_image(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    save_png(Image.new("RGB", (4, 4)), path, PARAMETERS)
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        save_png(Image.new("RGB", (4, 4)), path, {"prompts": {}, "bad": object()})
+    assert path.read_bytes() == before
+
+
+def test_other_images_have_no_parameters_and_other_files_are_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
+    assert read_parameters(tmp_path / "plain.png") == {}
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(UsageError, match="not an image"):
+        read_parameters(tmp_path / "text.png")
+    with pytest.raises(UsageError, match="not an image"):
+        read_parameters(tmp_path / "missing.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("command", []),
+        ("command", None),
+        ("command", "\ud800"),
+        ("prompts", ["x"]),
+        ("prompts", {"full": 1}),
+        ("prompts", {"full": "\ud800"}),
+        ("seed", True),
+        ("seed", 2**70),
+        ("seed", "7"),
+        ("guidance", float("nan")),
+        ("branches", {"content": None}),
+        ("base", "mini"),
+        ("merge_weights", 1),
+        ("unknown", "x"),
+    ],
+)
+def test_parameters_of_the_wrong_type_are_dropped(name: str, value: object) -> None:
+    expected = {key: known for key, known in PARAMETERS.items() if key != name}
+    assert typed_parameters({**PARAMETERS, name: value}) == expected
+    assert typed_parameters([value]) == {}

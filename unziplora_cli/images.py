@@ -1,4 +1,4 @@
-"""Image files: reading, PNG parameters and data URIs."""
+"""Image files: reading any format as 8-bit RGB, PNG files with generation parameters, and data URIs."""
 
 from __future__ import annotations
 
@@ -6,30 +6,40 @@ import base64
 import io
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from unziplora_cli.errors import UsageError
+from unziplora_cli.errors import Remedy, UsageError
 from unziplora_cli.files import atomic_write
 
-SMALLEST = 64
-"""Fewest pixels along the shorter side."""
+MIN_SIDE = 64
+"""Smallest accepted shorter side in pixels."""
 
-LARGEST = 4096
-"""Pixels along the shorter side that a training can use at most; a larger JPEG is decoded smaller."""
+MAX_SIDE = 4096
+"""Longest shorter side that training uses, in pixels; larger JPEG files are decoded at a reduced size."""
 
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, OverflowError, TypeError)
-"""What Pillow raises for damaged files, beside its own errors."""
+_DECODING_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    TypeError,
+)
+"""What Pillow raises for damaged files, besides its own errors."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedImage:
-    """A picture in RGB, and what the user should know about how it was read."""
+    """An image in RGB, with notes about how it was read."""
 
     path: Path
     image: Image.Image
@@ -37,91 +47,120 @@ class LoadedImage:
 
 
 def load_image(path: Path) -> LoadedImage:
-    """Read one picture: EXIF orientation applied, transparency on white, first frame, 8 bits.
+    """Read an image file as 8-bit RGB.
 
-    Raises UsageError for what is missing, no picture, damaged, too small, or too large to be honest.
+    Applies the EXIF orientation, puts transparent images on white and takes the first frame of animations.
+
+    Raises:
+        UsageError: The file is missing, not an image, damaged, too small, or too large to decode.
     """
     if path.is_dir():
-        raise UsageError(f"{path} is a folder, not a picture.", hint=f"Name a file in it: {path / 'fox.png'}")
+        raise UsageError(
+            f"{path} is a folder, not an image.", Remedy(f"Name a file in it: {path / 'fox.png'}")
+        )
     if not path.exists():
-        raise UsageError(f"There is no file {path}.", hint="Check the spelling, or drag the file here.")
+        raise UsageError(f"There is no file {path}.", Remedy("Check the path."))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as file:
-                return _read(path, file)
+                return _decode(path, file)
     except Image.DecompressionBombError as error:
         raise UsageError(
-            f"{path} is far too large: {_first_line(error)}.", hint="Scale it down in a picture editor first."
+            f"{path} is too large: {_first_line(error)}.", Remedy("Scale it down in an image editor first.")
         ) from error
     except PermissionError as error:
-        raise UsageError(f"{path} cannot be read: permission denied.", hint=f"chmod u+r {path}") from error
+        raise UsageError(
+            f"{path} cannot be read: permission denied.",
+            Remedy("Give your user permission to read the file."),
+        ) from error
     except UnidentifiedImageError as error:
         raise UsageError(
-            f"{path} is not a picture that can be read.", hint="PNG, JPEG, WebP, TIFF, GIF and BMP are fine."
+            f"{path} is not an image that can be read.", Remedy("Use PNG, JPEG, WebP, TIFF, GIF or BMP.")
         ) from error
     except MemoryError as error:
-        raise UsageError(f"{path} needs more memory than there is.", hint="Scale it down first.") from error
-    except _BROKEN as error:
         raise UsageError(
-            f"{path} is damaged or cut short: {_first_line(error)}.", hint="Copy or export the picture again."
+            f"There is not enough memory to read {path}.", Remedy("Scale it down in an image editor first.")
+        ) from error
+    except _DECODING_ERRORS as error:
+        raise UsageError(
+            f"{path} is damaged or truncated: {_first_line(error)}.",
+            Remedy("Copy or export the image again."),
         ) from error
 
 
-def _read(path: Path, file: Image.Image) -> LoadedImage:
+def _decode(path: Path, file: Image.Image) -> LoadedImage:
     width, height = file.size
-    if min(width, height) < SMALLEST:
+    if min(width, height) < MIN_SIDE:
         raise UsageError(
-            f"{path} is {width} x {height} px: too small, the shorter side needs {SMALLEST} px.",
-            hint="Use the original of the picture, not a thumbnail.",
+            f"{path} is {width} x {height} px: too small, the shorter side needs {MIN_SIDE} px.",
+            Remedy("Use the original image, not a thumbnail."),
         )
     notes = []
     frames = getattr(file, "n_frames", 1)
     if frames > 1:
         notes.append(f"{path.name} has {frames} frames; the first one is used.")
-    shrink = min(1.0, LARGEST / min(width, height))
-    file.draft(None, (int(width * shrink), int(height * shrink)))
+    scale = min(1.0, MAX_SIDE / min(width, height))
+    file.draft(None, (int(width * scale), int(height * scale)))
     image = to_rgb(ImageOps.exif_transpose(file))
     return LoadedImage(path, image, tuple(notes))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow's as RGB with 8 bits per channel; transparency lies on white."""
+    """Convert an image of any Pillow mode to 8-bit RGB; transparent images are put on white."""
     if image.mode.startswith(("I", "F")):
-        return _grey_to_8_bits(image).convert("RGB")
+        return _gray_to_8_bits(image).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
 
-def _grey_to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey with more than 8 bits: scaled from the smallest usual range (1, 255, 65535) that holds it."""
+def _gray_to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale gray of more than 8 bits from the smallest usual range (1, 255, 65535) that holds all values."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float32)).clip(min=0)
     peak = float(values.max())
     ranges = (65535.0,) if image.mode.startswith("I;16") else (255.0, 65535.0)
     if image.mode == "F":
         ranges = (1.0, *ranges)
-    full = next((r for r in ranges if peak <= r), peak)
-    return Image.fromarray((values * (255.0 / full)).round().astype(np.uint8))
+    white = next((limit for limit in ranges if peak <= limit), peak)
+    return Image.fromarray((values * (255.0 / white)).round().astype(np.uint8))
 
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
 
 
-# PNG files that tell how they were drawn.
-#
-# The text ``parameters`` is written as AUTOMATIC1111's web UI writes it, which many programs show; the text
-# ``unziplora`` holds everything as JSON.
-
+# Generation parameters in PNG files. The text chunk "parameters" has the layout of AUTOMATIC1111's web UI,
+# which many programs show; the chunk "unziplora" holds all parameters as JSON.
 
 KEY = "unziplora"
 SAMPLERS = {"euler": "Euler", "ddim": "DDIM", "ddpm": "DDPM", "dpm++": "DPM++ 2M"}
 
 
+class ImageParameters(TypedDict, total=False):
+    """How an image was generated. Every value that :func:`read_parameters` returns has its declared type."""
+
+    schema: int
+    version: str
+    command: str
+    base: dict[str, str | None]
+    projects: dict[str, str]
+    adapters: dict[str, str]
+    branches: dict[str, float]
+    merge_weights: bool
+    prompts: dict[str, str]
+    negative_prompt: str
+    seed: int
+    steps: int
+    guidance: float
+    scheduler: str
+    width: int
+    height: int
+
+
 def save_png(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> None:
-    """Write a picture with its parameters, whole or not at all."""
+    """Write an image with its parameters atomically."""
     info = PngImagePlugin.PngInfo()
     info.add_itxt("parameters", parameters_text(parameters))
     info.add_itxt(KEY, json.dumps(parameters, ensure_ascii=False))
@@ -129,23 +168,67 @@ def save_png(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> N
         image.save(temporary, format="PNG", pnginfo=info)
 
 
-def read_parameters(path: Path) -> dict[str, Any]:
-    """The parameters that :func:`save_png` wrote; empty for other pictures. Raises UsageError."""
+def read_parameters(path: Path) -> ImageParameters:
+    """The parameters that :func:`save_png` wrote; empty for other images.
+
+    A file may come from anybody: unknown keys and values of the wrong type are dropped. Raises UsageError
+    for a file that is not an image.
+    """
     try:
         with Image.open(path) as image:
             image.load()
-            text = image.info.get(KEY, "{}")
-    except Exception as error:  # damaged bytes make Pillow raise nearly anything
-        raise UsageError(f"{path} is not a picture that can be read.") from error
+            text = image.info.get(KEY)
+    except Exception as error:  # Pillow raises nearly anything for damaged files
+        raise UsageError(f"{path} is not an image that can be read.") from error
     try:
-        parameters = json.loads(text)
+        values = json.loads(text) if isinstance(text, str) else None
     except (ValueError, RecursionError):
         return {}
-    return parameters if isinstance(parameters, dict) else {}
+    return typed_parameters(values)
+
+
+def typed_parameters(values: object) -> ImageParameters:
+    """The known parameters of the right type in a JSON value; everything else is dropped."""
+    if not isinstance(values, dict):
+        return {}
+    valid = {
+        name: values[name] for name, is_valid in _VALID.items() if name in values and is_valid(values[name])
+    }
+    return cast(ImageParameters, valid)
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value is a string that UTF-8 can encode: JSON may hold lone surrogates."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= 2**64
+
+
+def _is_number(value: object) -> bool:
+    return _is_integer(value) or (isinstance(value, float) and isfinite(value))
+
+
+def _is_mapping_to(is_valid: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: (
+        isinstance(value, dict) and all(_is_text(key) and is_valid(item) for key, item in value.items())
+    )
+
+
+_VALID: dict[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("version", "command", "negative_prompt", "scheduler"), _is_text),
+    **dict.fromkeys(("schema", "seed", "steps", "width", "height"), _is_integer),
+    **dict.fromkeys(("projects", "adapters", "prompts"), _is_mapping_to(_is_text)),
+    "base": _is_mapping_to(lambda value: value is None or _is_text(value)),
+    "branches": _is_mapping_to(_is_number),
+    "merge_weights": lambda value: isinstance(value, bool),
+    "guidance": _is_number,
+}
 
 
 def parameters_text(parameters: Mapping[str, Any]) -> str:
-    """Prompt, negative prompt and settings on up to three lines, as other programs expect them."""
+    """Prompt, negative prompt and settings on up to three lines, in the layout of AUTOMATIC1111's web UI."""
     prompts = parameters.get("prompts", {})
     settings = {
         "Steps": parameters.get("steps"),
@@ -160,27 +243,26 @@ def parameters_text(parameters: Mapping[str, Any]) -> str:
     if parameters.get("negative_prompt"):
         lines.append(f"Negative prompt: {parameters['negative_prompt']}".replace("\n", " "))
     lines.append(
-        ", ".join(f"{name}: {_plain(value)}" for name, value in settings.items() if value is not None)
+        ", ".join(f"{name}: {_setting_text(value)}" for name, value in settings.items() if value is not None)
     )
     return "\n".join(lines)
 
 
-def _plain(value: object) -> str:
-    """A number without a needless fraction; text that holds a comma or colon in quotes."""
+def _setting_text(value: object) -> str:
+    """A number without a needless fraction; text that holds a comma or colon is quoted."""
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:") else text
 
 
-# Pictures as data URIs: a page that holds them needs no other file.
+# Data URIs: a page that embeds its images needs no other file.
 
-
-LOSSLESS = 256
-"""Pictures up to this side stay PNG; larger ones become JPEG, a tenth of the size."""
+LOSSLESS_SIDE = 256
+"""Images up to this side in pixels stay PNG; larger ones become JPEG, a tenth of the size."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataURI:
-    """A picture inside a page, with its size in pixels."""
+    """An image as a ``data:`` URI, with its size in pixels."""
 
     uri: str
     width: int
@@ -188,15 +270,15 @@ class DataURI:
 
 
 def data_uri(image: Image.Image, longest: int = 4096) -> DataURI:
-    """An RGB or palette picture, its longer side at most ``longest``.
+    """Encode an RGB or palette image, scaled down to a longer side of at most ``longest`` pixels.
 
-    What a file says beside its pixels (place, camera, prompts) is left out.
+    Index 0 of a palette image becomes transparent. Metadata (location, camera, prompts) is removed.
     """
     image = image.copy()
     image.thumbnail((longest, longest))
     image.info = {}
     buffer = io.BytesIO()
-    if image.mode == "P" or max(image.size) <= LOSSLESS:
+    if image.mode == "P" or max(image.size) <= LOSSLESS_SIDE:
         kind = "png"
         image.save(buffer, "PNG", optimize=True, **({"transparency": 0} if image.mode == "P" else {}))
     else:

@@ -20,7 +20,7 @@ from unziplora_cli.adapters.columns import (
     shared_share,
 )
 from unziplora_cli.method.inject import extract, extract_merge, inject
-from unziplora_cli.method.lora import LoRAWeights
+from unziplora_cli.method.lora import LoRAPair, LoRAWeights
 from unziplora_cli.method.separation import shared_columns
 from unziplora_cli.training.checkpoint import closed
 
@@ -41,7 +41,7 @@ def lora(**open_rows: list[int]) -> dict[str, LoRAWeights]:
 
 
 def test_columns_are_counted_by_block_in_network_order():
-    layers = read_columns(lora(up=[0], mid=[0, 1]), lora(down=[3], mid=[1, 2, 3], up=[0]))
+    layers = read_columns(LoRAPair(lora(up=[0], mid=[0, 1]), lora(down=[3], mid=[1, 2, 3], up=[0])))
     blocks = group_by_block(layers)
     assert [(name, count_columns(block)) for name, block in blocks.items()] == [
         ("down_blocks.1.attentions.0", ColumnCounts(content=0, style=1, shared=0, total=4)),
@@ -57,26 +57,26 @@ def test_columns_are_counted_by_block_in_network_order():
 def test_projections_of_a_block_are_sorted_by_number():
     names = [f"mid_block.attentions.0.transformer_blocks.{number}.attn1.to_q" for number in (10, 9, 1)]
     weights = {name: LoRAWeights(torch.ones(1, 2), torch.ones(2, 1)) for name in names}
-    (block,) = group_by_block(read_columns(weights, weights)).values()
+    (block,) = group_by_block(read_columns(LoRAPair(weights, weights))).values()
     assert list(block) == names[::-1]
 
 
 def test_cosine_covers_merge_weights_of_used_columns_only():
     content_merge = {DOWN: torch.tensor([0.6, 0.8, 0.9, 0.9])}
     style_merge = {DOWN: torch.tensor([1.0, 0.5, 0.9, 0.9])}
-    layers = read_columns(lora(down=[0, 1]), lora(down=[1, 2]), content_merge, style_merge)
+    layers = read_columns(LoRAPair(lora(down=[0, 1]), lora(down=[1, 2]), content_merge, style_merge))
     assert merge_cosine(layers) == pytest.approx(0.8 * 0.5 / (1.0 * math.hypot(0.5, 0.9)))
 
 
 def test_cosine_is_1_for_equal_branches_and_0_for_disjoint_ones():
-    assert merge_cosine(read_columns(lora(up=[0, 1]), lora(up=[0, 1]))) == pytest.approx(1.0)
-    assert merge_cosine(read_columns(lora(up=[0]), lora(up=[1]))) == 0.0
-    assert merge_cosine(read_columns(lora(up=[]), lora(up=[]))) == 0.0
+    assert merge_cosine(read_columns(LoRAPair(lora(up=[0, 1]), lora(up=[0, 1])))) == pytest.approx(1.0)
+    assert merge_cosine(read_columns(LoRAPair(lora(up=[0]), lora(up=[1])))) == 0.0
+    assert merge_cosine(read_columns(LoRAPair(lora(up=[]), lora(up=[])))) == 0.0
 
 
 def test_merge_weights_alone_define_a_layer():
     merge = {MID: torch.ones(4)}
-    layers = read_columns({}, {}, merge, merge)
+    layers = read_columns(LoRAPair({}, {}, merge, merge))
     assert count_columns(layers) == ColumnCounts(content=0, style=0, shared=0, total=4)
 
 
@@ -89,7 +89,7 @@ def test_files_reproduce_the_masks_of_the_layers_they_came_from():
     with closed(layers):
         loras = [extract(layers, branch) for branch in ("content", "style")]
         merges = [extract_merge(layers, branch) for branch in ("content", "style")]
-    columns = read_columns(*loras, *merges)
+    columns = read_columns(LoRAPair(*loras, *merges))
     shared, total = shared_columns(layers.values())
     counts = count_columns(columns)
     assert (counts.shared, counts.total) == (shared, total)

@@ -1,6 +1,7 @@
 """Projects on a hub of this machine, and the folders that would be uploaded."""
 
 import ast
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from tests.hub_server import TOKEN, Repository
 from unziplora_cli.config import Words
+from unziplora_cli.projects import manifest
 from unziplora_cli.projects.manifest import BaseRecord
 from unziplora_cli.sdxl.base import SDXL_ID
 
@@ -44,7 +47,7 @@ def drawn(make_project) -> Path:
     return folder
 
 
-def test_a_dry_run_writes_the_folder_and_asks_nobody(unziplora, hub, drawn, tmp_path):
+def test_dry_run_writes_the_folder_without_network(unziplora, hub, drawn, tmp_path):
     result = unziplora(
         "push", "fox", "me/fox", "--dry-run", "--out", tmp_path / "out", "--license=cc-by-4.0", "--json"
     ).envelope["result"]
@@ -57,14 +60,14 @@ def test_a_dry_run_writes_the_folder_and_asks_nobody(unziplora, hub, drawn, tmp_
         assert picture.info == {}
         assert picture.getpixel((0, 0)) == (255, 0, 0)
     card = files["README.md"].decode()
-    told = front(card)
-    assert told["license"] == "cc-by-4.0"
-    assert told["widget"] == [{"text": "a fox on a beach", "output": {"url": "images/1.png"}}]
-    assert told["instance_prompt"] == "a monadikos fox"
+    metadata = front(card)
+    assert metadata["license"] == "cc-by-4.0"
+    assert metadata["widget"] == [{"text": "a fox on a beach", "output": {"url": "images/1.png"}}]
+    assert metadata["instance_prompt"] == "a monadikos fox"
     assert "![a fox on a beach](images/1.png)" in card
 
 
-def test_a_push_makes_one_commit_of_the_very_files(unziplora, hub, drawn, monkeypatch, isolated_home):
+def test_push_uploads_the_files_in_one_commit(unziplora, hub, drawn, monkeypatch, isolated_home):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     completed = unziplora("push", "fox", "me/fox", "--private", "-v")
     assert completed.code == 0
@@ -76,18 +79,40 @@ def test_a_push_makes_one_commit_of_the_very_files(unziplora, hub, drawn, monkey
     for name, original in WEIGHTS.items():
         assert made.files[name] == (drawn / original).read_bytes()
 
-    assert {each.token for each in hub.requests if each.host == "127.0.0.1"} == {TOKEN}
-    assert {each.token for each in hub.requests if each.host != "127.0.0.1"} == {None}
+    assert {request.token for request in hub.requests if request.host == "127.0.0.1"} == {TOKEN}
+    assert {request.token for request in hub.requests if request.host != "127.0.0.1"} == {None}
     written = [path.read_bytes() for path in isolated_home.parent.rglob("*") if path.is_file()]
     message = (completed.out + completed.err).encode()
-    assert all(TOKEN.encode() not in each for each in [message, *written, *hub.bodies])
+    assert all(TOKEN.encode() not in data for data in [message, *written, *hub.bodies])
 
     assert unziplora("push", "fox", "me/fox", "--private").code == 0  # again, into the same one
     assert len(hub.commits) == 2
 
 
+@pytest.mark.parametrize("parameters", [{"prompts": ["x"]}, {"prompts": {"full": 7}}, {"prompts": "x"}, []])
+def test_parameters_of_the_wrong_type_fall_back_to_the_projects_prompt(
+    unziplora, drawn, tmp_path, parameters
+):
+    info = PngInfo()
+    info.add_text("unziplora", json.dumps(parameters))
+    Image.new("RGB", (64, 64)).save(drawn / "images/one.png", pnginfo=info)
+    completed = unziplora("push", "fox", "me/fox", "--dry-run", "--out", tmp_path / "out")
+    assert completed.code == 0
+    prompt = manifest.read(drawn).prompts.full
+    assert f"![{prompt}](images/1.png)" in (tmp_path / "out/README.md").read_text()
+
+
+def test_dry_run_leaves_other_hidden_folders_alone(unziplora, drawn, tmp_path):
+    other = tmp_path / ".out.partial"
+    other.mkdir()
+    (other / "mine.txt").write_text("mine")
+    assert unziplora("push", "fox", "me/fox", "--dry-run", "--out", tmp_path / "out").code == 0
+    assert bytes_of(other) == {"mine.txt": b"mine"}
+    assert "mine.txt" not in bytes_of(tmp_path / "out")
+
+
 @pytest.mark.parametrize("token", [None, "hf_wrong"])
-def test_without_the_right_token_the_hub_refuses(unziplora, hub, drawn, monkeypatch, token):
+def test_missing_or_wrong_token_is_reported(unziplora, hub, drawn, monkeypatch, token):
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     completed = unziplora("push", "fox", "me/fox", "-v")
@@ -98,16 +123,16 @@ def test_without_the_right_token_the_hub_refuses(unziplora, hub, drawn, monkeypa
     assert hub.repositories == {}
 
 
-def test_a_public_model_does_not_take_what_is_private(unziplora, hub, drawn, monkeypatch):
+def test_private_push_to_a_public_model_is_refused(unziplora, hub, drawn, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub.repositories["me/fox"] = Repository()
     completed = unziplora("push", "fox", "me/fox", "--private")
     assert completed.code == 4
-    assert "it is public" in completed.message
+    assert "is public" in completed.message
     assert hub.commits == []
 
 
-def test_a_hub_that_goes_away_ends_in_one_message(unziplora, hub, drawn, monkeypatch):
+def test_unreachable_hub_is_reported(unziplora, hub, drawn, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -123,18 +148,18 @@ def test_a_hub_that_goes_away_ends_in_one_message(unziplora, hub, drawn, monkeyp
         ("push fox ../fox", 2, "owner/name"),
         ("push fox me/fox --out x", 2, "--dry-run"),
         ("push fix me/fox", 3, "Did you mean fox"),
-        ("push fox me/fox --picture nowhere.png", 2, "no file nowhere.png"),
+        ("push fox me/fox --image nowhere.png", 2, "no file nowhere.png"),
         ("--offline push fox me/fox", 4, "needs the network"),
     ],
 )
-def test_a_wrong_line_is_told_before_the_hub_is_asked(unziplora, hub, drawn, line, code, says):
+def test_wrong_arguments_are_refused_before_any_request(unziplora, hub, drawn, line, code, says):
     completed = unziplora(*line.split())
     assert (completed.code, completed.out) == (code, "")
     assert says in completed.message
     assert hub.requests == []
 
 
-def test_a_damaged_project_is_not_published(unziplora, hub, drawn, tmp_path):
+def test_damaged_project_is_not_published(unziplora, hub, drawn, tmp_path):
     (drawn / "style.safetensors").write_bytes(b"other")
     for more in ([], ["--dry-run", "--out", tmp_path / "out"]):
         completed = unziplora("push", "fox", "me/fox", *more)
@@ -144,15 +169,15 @@ def test_a_damaged_project_is_not_published(unziplora, hub, drawn, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_holds_something_stays_as_it_is(unziplora, drawn, tmp_path):
+def test_nonempty_folder_is_refused(unziplora, drawn, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     completed = unziplora("push", "fox", "me/fox", "--dry-run", "--out", tmp_path)
     assert completed.code == 2
-    assert "there already" in completed.message
+    assert "already exists" in completed.message
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_the_card_of_a_base_on_the_hub_names_it_and_its_python_is_python(unziplora, make_project, tmp_path):
+def test_card_names_the_base_on_the_hub_and_its_code_parses(unziplora, make_project, tmp_path):
     make_project("fox", base=BaseRecord("sdxl", "hub", SDXL_ID, revision="ab" * 20))
     assert unziplora("push", "fox", "me/fox", "--dry-run", "--out", tmp_path / "out").code == 0
     card = (tmp_path / "out/README.md").read_text()
@@ -163,7 +188,7 @@ def test_the_card_of_a_base_on_the_hub_names_it_and_its_python_is_python(unziplo
     assert 'load_lora_weights("me/fox", weight_name="fox_style.safetensors", adapter_name="style")' in code
 
 
-def test_nothing_published_tells_where_the_base_lies(unziplora, two_projects, tiny_base, tmp_path):
+def test_published_files_contain_no_local_paths(unziplora, two_projects, tiny_base, tmp_path):
     """The project in `trained_home` was trained on a base in a folder; its LoRAs and pictures say a lot."""
     assert unziplora("content", "fox", "--steps=1", "--device=cpu").code == 0
     assert unziplora("push", "fox", "me/fox", "--dry-run", "--out", tmp_path / "out").code == 0
@@ -175,16 +200,16 @@ def test_nothing_published_tells_where_the_base_lies(unziplora, two_projects, ti
     assert "base_model" not in front(files["README.md"].decode())
 
 
-def test_words_of_the_user_are_neither_markup_nor_metadata(unziplora, make_project, tmp_path):
+def test_user_text_is_neither_markup_nor_metadata(unziplora, make_project, tmp_path):
     nasty = Words('fox"\nlicense: mit', "[ink](http://x.org) | *bold* <b>")
     project = make_project("fox", words=nasty)
     prompts = replace(project.manifest.prompts, content='a "fox": #1\n- x', full='a `fox` \\ "ink"')
     make_project("rose", words=nasty, prompts=prompts)
     assert unziplora("push", "rose", "me/rose", "--dry-run", "--out", tmp_path / "out").code == 0
     card = (tmp_path / "out/README.md").read_text()
-    told = front(card)
-    assert "license" not in told
-    assert told["instance_prompt"] == prompts.content
+    metadata = front(card)
+    assert "license" not in metadata
+    assert metadata["instance_prompt"] == prompts.content
     links = re.findall(r"(?<!\\)\]\((.*?)\)", card)
     assert [link for link in links if not link.startswith("images/")] == ["https://arxiv.org/abs/2412.04465"]
     assert "<b>" not in card.replace("\\<b\\>", "")

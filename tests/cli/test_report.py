@@ -14,50 +14,50 @@ from tests.full_project import fill
 from unziplora_cli.resources import samples
 
 
-def test_a_trained_project_gets_its_page(unziplora, two_projects):
+def test_report_of_a_trained_project(unziplora, two_projects):
     completed = unziplora("report", "fox", "--json")
-    made = completed.envelope["result"]
+    result = completed.envelope["result"]
     assert completed.envelope["warnings"] == []
-    page = Path(made["report"])
+    page = Path(result["report"])
     assert completed.code == 0
     assert page == two_projects / "projects" / "fox" / "report.html"
-    assert made == {
+    assert result == {
         "report": str(page),
         "bytes": page.stat().st_size,
-        "pictures": 1,
+        "images": 1,
         "opened": False,
     }
     text = page.read_text(encoding="utf-8")
     assert "a monadikos fox in watercolor style" in text
-    assert "How far off it still was" in text
+    assert "Error of the predicted noise." in text
     assert "belongs to content" in text
     assert unziplora("verify", "fox").code == 0
 
 
-def test_what_had_to_be_left_out_is_said(unziplora, make_project, tmp_path):
+def test_omissions_are_reported(unziplora, make_project, tmp_path):
     project = fill(make_project("fox"))
     project.path("merge").unlink()
     completed = unziplora("report", "fox", "--out", tmp_path)
     assert completed.code == 0
-    assert f"{tmp_path / 'fox.html'}: 11 pictures" in completed.out
+    assert f"{tmp_path / 'fox.html'}: 11 images" in completed.out
     assert "There is no map of the columns." in completed.message
 
 
 @pytest.mark.parametrize("works", [True, False])
-def test_the_browser_is_asked_only_with_open(unziplora, make_project, monkeypatch, works):
-    asked = []
-    monkeypatch.setattr(webbrowser, "open", lambda address: asked.append(address) or works)
+def test_browser_opens_only_with_open(unziplora, make_project, monkeypatch, works):
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address) or works)
     project = fill(make_project("fox"))
     assert unziplora("report", "fox").code == 0
-    assert asked == []
+    assert opened == []
     completed = unziplora("report", "fox", "--open")
     assert completed.code == 0
-    assert asked == [(project.folder / "report.html").as_uri()]
+    assert opened == [(project.folder / "report.html").as_uri()]
     assert ("open the file yourself" in completed.message) is not works
 
 
 @pytest.mark.parametrize(("out", "code"), [("page.png", 2), ("page", 2), ("file.txt/page.html", 3)])
-def test_a_place_that_cannot_be_is_refused(unziplora, make_project, tmp_path, out, code):
+def test_unusable_output_is_refused(unziplora, make_project, tmp_path, out, code):
     fill(make_project("fox"))
     (tmp_path / "file.txt").write_text("mine")
     completed = unziplora("report", "fox", "--out", tmp_path / out)
@@ -68,7 +68,7 @@ def test_a_place_that_cannot_be_is_refused(unziplora, make_project, tmp_path, ou
 
 
 @pytest.mark.slow
-def test_the_lines_for_diffusers_draw_pictures_as_they_stand(unziplora, isolated_home, tmp_path):
+def test_diffusers_code_of_the_page_runs(unziplora, isolated_home, tmp_path):
     sample = samples()["fox"]
     words = [f"--subject={sample.subject}", f"--style={sample.style}"]
     short = ["--base=mini", "--steps=12", "--recalibrations=1"]

@@ -25,7 +25,7 @@ def seeds(target: str) -> list[bytes]:
     """Inputs that are read, or nearly so, to start from."""
     match target:
         case "manifest":
-            return [_sample_manifest()]
+            return [sample_manifest()]
         case "preset":
             return [path.read_bytes() for path in sorted(resources.template("presets").glob("*.toml"))]
         case "config":
@@ -49,6 +49,12 @@ def seeds(target: str) -> list[bytes]:
             return [_sample_plan()]
         case "png" | "picture":
             return [_sample_png()]
+        case "parameters":
+            prompts_ = {"full": "a fox in ink style", "content": "a fox", "style": "ink"}
+            return [
+                json.dumps({"command": kind, "prompts": prompts_, "seed": 7, "base": {"id": "mini"}}).encode()
+                for kind in ("content", "style", "combine")
+            ]
         case "prompt":
             return [
                 b"fox\nink\nmonadikos\n{subject} on a beach, {style}, at noon",
@@ -102,12 +108,12 @@ def _sample_png() -> bytes:
 
 
 def _sample_plan() -> bytes:
-    known = json.loads(_sample_manifest())
+    known = json.loads(sample_manifest())
     names = {each.name for each in fields(unfinished.Plan)}
     return json.dumps({key: value for key, value in known.items() if key in names}).encode()
 
 
-def _sample_manifest() -> bytes:
+def sample_manifest() -> bytes:
     words = Words("fox", "ink")
     record = manifest.Manifest(
         name="fox",

@@ -4,16 +4,20 @@ A target may refuse its input with an UnziploraError that says something; every 
 write outside the given folder, is a finding. Hypothesis and atheris both drive these functions.
 """
 
-import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
 from tests.fuzz.guard import confined
-from tests.fuzz.seeds import training_state
+from tests.fuzz.seeds import sample_manifest, training_state
 from unziplora_cli import config, files, images, model_cache, prompts, resources
 from unziplora_cli.__main__ import run
 from unziplora_cli.adapters.lora_file import read_lora
@@ -26,6 +30,8 @@ from unziplora_cli.projects.verify import inside
 from unziplora_cli.sdxl import base
 from unziplora_cli.training import callbacks
 from unziplora_cli.training.checkpoint import Checkpoints
+from unziplora_cli.workflows.publish import PushRequest, write_folder
+from unziplora_cli.workflows.report import report
 
 Target = Callable[[bytes, Path], None]
 
@@ -136,7 +142,7 @@ def _checkpoint(data: bytes, folder: Path) -> None:
     """A checkpoint with the right hash beside it, as a stranger could make one."""
     path = folder / "step-000001.safetensors"
     path.write_bytes(data)
-    path.with_suffix(".sha256").write_text(hashlib.sha256(data).hexdigest())
+    path.with_suffix(".sha256").write_text(sha256(data).hexdigest())
     step, _ = Checkpoints(folder, 0).restore(training_state(), {"rank": 2})
     assert isinstance(step, int)
 
@@ -154,6 +160,29 @@ def _png(data: bytes, folder: Path) -> None:
     path = folder / "drawn.png"
     path.write_bytes(data)
     assert isinstance(images.read_parameters(path), dict)
+
+
+def _parameters(data: bytes, folder: Path) -> None:
+    """Generation parameters of an image, through the report and the model card that show them."""
+    store = ProjectStore(folder / "home")
+    if not store.exists("fox"):
+        with store.create("fox") as place:
+            (place / "content.safetensors").write_bytes(b"0")
+            artifact = manifest.Artifact(
+                "content", "content.safetensors", sha256(b"0").hexdigest(), 1, "kohya"
+            )
+            record = manifest.parse(sample_manifest(), place)
+            manifest.write(place, replace(record, source=(), artifacts=(artifact,)))
+    project = store.open("fox")
+    info = PngInfo()
+    info.add_itxt(images.KEY, data.decode("utf-8", "replace"))
+    project.images.mkdir(exist_ok=True)
+    Image.new("RGB", (64, 64)).save(project.images / "generated.png", pnginfo=info)
+    assert report(project).images == 1
+    pushed = folder / "pushed"
+    write_folder(PushRequest(project, "me/fox"), store, pushed)
+    assert (pushed / "README.md").read_text(encoding="utf-8")
+    shutil.rmtree(pushed)
 
 
 def _picture(data: bytes, folder: Path) -> None:
@@ -208,6 +237,7 @@ TARGETS: dict[str, Target] = {
     "checkpoint": _checkpoint,
     "hub-ref": _ref,
     "png": _png,
+    "parameters": _parameters,
     "picture": _picture,
     "prompt": _prompt,
     "name": _name,

@@ -16,9 +16,9 @@ from tests.fuzz.seeds import seeds
 from tests.fuzz.targets import TARGETS, attempt
 
 FINDINGS = sorted(path for path in (Path(__file__).parent / "findings").iterdir() if path.suffix != ".md")
-JSON = ("manifest", "config", "base-json", "plan", "lock-note")
+JSON = ("manifest", "config", "base-json", "plan", "lock-note", "parameters")
 
-HEAVY = ("import", "command-line")
+HEAVY = ("import", "command-line", "parameters")
 """Whole commands, which take longer than a reader alone."""
 
 

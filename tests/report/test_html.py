@@ -1,4 +1,4 @@
-"""The template escapes by construction: there is no way around it in it."""
+"""The page's templates escape every value and name no address."""
 
 import re
 
@@ -6,10 +6,10 @@ import pytest
 from jinja2 import UndefinedError
 
 from unziplora_cli import resources
-from unziplora_cli.report.html import render
+from unziplora_cli.report.html import render_page
 
 
-def test_no_template_of_the_page_switches_escaping_off_or_names_an_address():
+def test_templates_never_disable_escaping_or_name_an_address():
     folder = resources.template("report")
     templates = [resources.template("report.html"), *sorted(folder.iterdir())]
     assert len(templates) == 4
@@ -20,6 +20,6 @@ def test_no_template_of_the_page_switches_escaping_off_or_names_an_address():
         assert not re.search(r"<script|\sstyle=|\son\w+=", text), template
 
 
-def test_a_value_that_the_page_lacks_is_no_blank():
+def test_missing_value_is_an_error():
     with pytest.raises(UndefinedError):
-        render({"name": "fox"})
+        render_page({"name": "fox"})

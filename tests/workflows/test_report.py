@@ -1,8 +1,9 @@
-"""The page of a project: all of it is there, nothing that was typed becomes markup, no file is harmed."""
+"""The report: complete, escaped, self-contained, and written without damaging other files."""
 
 import base64
 import hashlib
 import io
+import json
 import os
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from tests.full_project import COLUMNS, HOSTILE, OPEN, PROMPTS, SECRET, fill, rewrite
 from unziplora_cli.errors import ProjectError, UsageError
@@ -65,10 +67,10 @@ class Page(HTMLParser):
         """The text with single spaces."""
         return " ".join(self.text.split())
 
-    def pictures(self) -> list[Image.Image]:
-        """Every picture of the page, decoded."""
-        data = [each["src"].partition(",")[2] for each in self.all("img")]
-        return [Image.open(io.BytesIO(base64.b64decode(each, validate=True))) for each in data]
+    def images(self) -> list[Image.Image]:
+        """Every image of the page, decoded."""
+        data = [image["src"].partition(",")[2] for image in self.all("img")]
+        return [Image.open(io.BytesIO(base64.b64decode(text, validate=True))) for text in data]
 
 
 @pytest.fixture
@@ -76,11 +78,11 @@ def project(make_project: Callable[..., Project]) -> Project:
     return fill(make_project("fox"))
 
 
-def test_the_page_holds_words_prompts_pictures_curves_maps_scores_settings_and_paths(project):
-    made = report(project)
-    page = Page(made.file)
-    assert made.file == project.folder / "report.html"
-    assert made.notes == ()
+def test_page_shows_everything_about_the_project(project):
+    result = report(project)
+    page = Page(result.file)
+    assert result.file == project.folder / "report.html"
+    assert result.notes == ()
     for text in (
         HOSTILE.subject,
         HOSTILE.style,
@@ -90,13 +92,13 @@ def test_the_page_holds_words_prompts_pictures_curves_maps_scores_settings_and_p
         PROMPTS.style,
     ):
         assert text in page.text
-    # one source, one sheet, two drawn, one that does not say how, three of two moments; then two maps
-    assert made.pictures == 1 + 1 + 3 + 6
-    assert len(page.all("img")) == made.pictures + 2
+    # one source, one sheet, two generated, one without parameters, three in each of two validation steps
+    assert result.images == 1 + 1 + 3 + 6
+    assert len(page.all("img")) == result.images + 2
     for heading in (
-        "How far off it still was",
-        "How much each branch weighs",
-        "How much the two share",
+        "Error of the predicted noise.",
+        "Mean over all columns of each branch.",
+        "Overlap of the merge weights",
     ):
         assert heading in page.text
     assert "The style leaks into <content>." in page.words
@@ -109,7 +111,7 @@ def test_the_page_holds_words_prompts_pictures_curves_maps_scores_settings_and_p
     assert "unziplora combine fox" in page.text
 
 
-def test_nothing_that_was_typed_becomes_markup(project):
+def test_user_text_never_becomes_markup(project):
     page = Page(report(project).file)
     assert {tag for tag, _ in page.elements} <= ELEMENTS
     for tag, attributes in page.elements:
@@ -121,12 +123,12 @@ def test_nothing_that_was_typed_becomes_markup(project):
     assert "http://" not in page.style
     assert "url(" not in page.style
     assert "@import" not in page.style
-    assert any("it's \"a\" <b>file & 'more'.png" in each["alt"] for each in page.all("img"))
+    assert any("it's \"a\" <b>file & 'more'.png" in image["alt"] for image in page.all("img"))
 
 
-def test_its_policy_allows_its_own_style_sheet_and_embedded_pictures_alone(project):
+def test_content_security_policy_allows_only_its_style_sheet_and_data_uris(project):
     page = Page(report(project).file)
-    (policy,) = [each["content"] for each in page.all("meta") if "http-equiv" in each]
+    (policy,) = [image["content"] for image in page.all("meta") if "http-equiv" in image]
     digest = base64.b64encode(hashlib.sha256(page.style.encode()).digest()).decode()
     assert policy.split("; ") == [
         "default-src 'none'",
@@ -137,48 +139,48 @@ def test_its_policy_allows_its_own_style_sheet_and_embedded_pictures_alone(proje
     ]
 
 
-def test_every_picture_is_described_and_headings_leave_no_level_out(project):
+def test_images_have_alternative_text_and_headings_skip_no_level(project):
     page = Page(report(project).file)
-    assert all(each["alt"] for each in page.all("img"))
-    assert all("aria-label" in each or each.get("aria-hidden") == "true" for each in page.all("svg"))
+    assert all(image["alt"] for image in page.all("img"))
+    assert all("aria-label" in image or image.get("aria-hidden") == "true" for image in page.all("svg"))
     assert page.all("html") == [{"lang": "en"}]
     levels = [int(tag[1]) for tag, _ in page.elements if tag in ("h1", "h2", "h3", "h4")]
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(after - before <= 1 for before, after in pairwise(levels))
-    anchors = {each["href"][1:] for each in page.all("a")}
+    anchors = {image["href"][1:] for image in page.all("a")}
     assert anchors <= {attributes.get("id") for _, attributes in page.elements}
 
 
-def test_pictures_come_without_their_metadata(project):
-    for picture in Page(report(project).file).pictures():
-        picture.load()
-        assert not {"parameters", "unziplora", "exif"} & picture.info.keys()
-        assert SECRET not in str(picture.info)
+def test_images_are_embedded_without_metadata(project):
+    for image in Page(report(project).file).images():
+        image.load()
+        assert not {"parameters", "unziplora", "exif"} & image.info.keys()
+        assert SECRET not in str(image.info)
 
 
-def test_columns_are_counted_from_the_rows_of_the_weights(project):
+def test_columns_are_counted_from_the_weights(project):
     words = Page(report(project).file).words
     both = sum(len(set(content) & set(style)) for content, style in OPEN.values())
     content = sum(len(content) for content, _ in OPEN.values()) - both
     style = sum(len(style) for _, style in OPEN.values()) - both
     free = COLUMNS * len(OPEN) - content - style - both
-    assert f"Of all {COLUMNS * len(OPEN)} columns, {content} are content's alone" in words
-    assert f"{style} style's alone, {both} are used by both and {free} by neither" in words
+    assert f"{content} only content, {style} only style, {both} both and {free} neither" in words
+    assert f"of {COLUMNS * len(OPEN)}" in words
     assert "up_blocks.0.attentions.0 belongs to content" in words
     assert "used by both0.250.75" in words
-    assert "of one alone0.250.75" in words
+    assert "used by one0.250.75" in words
 
 
-def test_an_older_project_without_history_scores_or_pictures_has_a_page_too(project):
+def test_project_without_history_scores_or_images_has_a_page(project):
     for path in sorted(project.folder.rglob("*"), reverse=True):
         if path.relative_to(project.folder).parts[0] in ("images", "validation"):
             path.rmdir() if path.is_dir() else path.unlink()
-    artifacts = tuple(each for each in project.manifest.artifacts if each.role != "history")
-    made = report(rewrite(project, artifacts=artifacts, evaluation=None))
-    words = Page(made.file).words
-    assert made.notes == ()
-    assert made.pictures == 1
+    artifacts = tuple(artifact for artifact in project.manifest.artifacts if artifact.role != "history")
+    result = report(rewrite(project, artifacts=artifacts, evaluation=None))
+    words = Page(result.file).words
+    assert result.notes == ()
+    assert result.images == 1
     assert "there are no curves" in words
     assert "unziplora eval fox" in words
     for command in ("content fox", "style fox", "combine fox", "cross fox"):
@@ -186,28 +188,28 @@ def test_an_older_project_without_history_scores_or_pictures_has_a_page_too(proj
 
 
 @pytest.mark.parametrize("role", ["content", "style", "merge", "history"])
-def test_a_damaged_file_is_noted_and_the_rest_is_shown(project, role):
+def test_damaged_file_is_noted_and_the_rest_is_shown(project, role):
     project.path(role).write_bytes(b"\x08\0\0\0\0\0\0\0not json")
-    made = report(project)
-    assert len(made.notes) == 1
-    assert str(project.path(role)) in made.notes[0]
-    page = Page(made.file)
-    assert made.notes[0] in page.text
-    assert made.pictures == 11
-    assert ("How far off" in page.text) == (role != "history")
+    result = report(project)
+    assert len(result.notes) == 1
+    assert str(project.path(role)) in result.notes[0]
+    page = Page(result.file)
+    assert result.notes[0] in page.text
+    assert result.images == 11
+    assert ("Error of the predicted noise" in page.text) == (role != "history")
 
 
-def test_damaged_and_missing_pictures_are_noted(project):
+def test_damaged_and_missing_images_are_noted(project):
     (project.folder / "images" / "style-001.png").write_bytes(b"no picture")
     (project.folder / "source.png").unlink()
     (project.folder / "validation" / "step-000020" / "full-0.png").unlink()
-    made = report(project)
-    assert made.pictures == 8
-    assert len(made.notes) == 3
-    assert "The training picture is not in this project." in Page(made.file).words
+    result = report(project)
+    assert result.images == 8
+    assert len(result.notes) == 3
+    assert "The training image is not in this project." in Page(result.file).words
 
 
-def test_no_picture_from_outside_the_project_gets_in(project, tmp_path):
+def test_images_outside_the_project_are_not_embedded(project, tmp_path):
     private = tmp_path / "private"
     private.mkdir()
     Image.new("RGB", (64, 64), "red").save(private / "passport.png")
@@ -215,23 +217,23 @@ def test_no_picture_from_outside_the_project_gets_in(project, tmp_path):
     (project.folder / "images" / "folder").symlink_to(private)
     (project.folder / "validation" / "step-000030").symlink_to(private)
     Image.new("RGB", (64, 64), "red").save(private / "full-0.png")
-    made = report(project)
-    assert any("leads out of its project" in note for note in made.notes)
+    result = report(project)
+    assert any("leads out of its project" in note for note in result.notes)
     reds = [
-        each for each in Page(made.file).pictures() if each.convert("RGB").getpixel((5, 5)) == (255, 0, 0)
+        image for image in Page(result.file).images() if image.convert("RGB").getpixel((5, 5)) == (255, 0, 0)
     ]
     assert reds == []
 
 
-def test_of_many_pictures_the_newest_are_shown(project):
+def test_only_the_newest_images_are_shown(project):
     for number in range(20):
         path = project.folder / "images" / f"plain-{number:03d}.png"
         Image.new("RGB", (64, 64), (number * 10, 0, 0)).save(path)
         os.utime(path, (2_000_000_000 + number,) * 2)
     page = Page(report(project).file)
     assert "The newest 12 of 21." in page.words
-    assert [each["alt"] for each in page.all("img") if "plain-" in each["alt"]] == [
-        f"Other pictures: images/plain-{number:03d}.png" for number in range(8, 20)
+    assert [image["alt"] for image in page.all("img") if "plain-" in image["alt"]] == [
+        f"Other images: images/plain-{number:03d}.png" for number in range(8, 20)
     ]
 
 
@@ -243,7 +245,7 @@ def test_of_many_pictures_the_newest_are_shown(project):
         (BaseRecord("mini", "builtin", "mini"), "mini/base'"),
     ],
 )
-def test_other_programs_are_told_paths_and_words_that_python_can_read(project, base, loading):
+def test_diffusers_code_is_valid_python(project, base, loading):
     page = Page(report(rewrite(project, base=base)).file)
     assert loading in page.text
     assert ("unziplora export fox --part content" in page.text) == (base.kind != "builtin")
@@ -256,12 +258,12 @@ def test_other_programs_are_told_paths_and_words_that_python_can_read(project, b
     assert ("revision='abc123'" in program) == (base.revision is not None)
 
 
-def test_a_project_of_one_branch_has_a_page(project):
-    artifacts = tuple(each for each in project.manifest.artifacts if each.role == "style")
+def test_project_with_one_branch_has_a_page(project):
+    artifacts = tuple(artifact for artifact in project.manifest.artifacts if artifact.role == "style")
     base = BaseRecord("sdxl", "hub", "owner/base")
-    made = report(rewrite(project, artifacts=artifacts, source=(), evaluation=None, base=base))
-    page = Page(made.file)
-    assert made.notes == ()
+    result = report(rewrite(project, artifacts=artifacts, source=(), evaluation=None, base=base))
+    page = Page(result.file)
+    assert result.notes == ()
     assert "--part style" in page.text
     assert "set_adapters('style')" in page.text
     assert "set_adapters('content')" not in page.text
@@ -269,25 +271,25 @@ def test_a_project_of_one_branch_has_a_page(project):
     assert "--part combined" not in page.text
 
 
-def test_names_that_are_no_text_do_no_harm(project):
+def test_file_names_that_are_not_utf8_are_replaced(project):
     strange = os.fsdecode(os.fsencode(project.folder) + b"/images/\xff\xfe.png")
     Image.new("RGB", (64, 64)).save(strange)
     assert "images/??.png" in report(project).file.read_text(encoding="utf-8")
 
 
-def test_the_page_goes_where_it_was_asked_to(project, tmp_path):
+def test_page_is_written_to_the_requested_place(project, tmp_path):
     assert report(project, tmp_path).file == tmp_path / "fox.html"
     nested = tmp_path / "a" / "b" / "page.HTM"
     assert report(project, nested).file == nested
     Page(nested)
-    with pytest.raises(UsageError, match="neither an HTML file nor a folder"):
+    with pytest.raises(UsageError, match="neither an HTML file nor an existing folder"):
         report(project, tmp_path / "fox.png")
     with pytest.raises(ProjectError, match="not a folder"):
         report(project, nested / "under-a-file.html")
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["fox.html", "page.HTM"]
 
 
-def test_an_older_page_stays_when_the_disk_refuses_the_new_one(project, monkeypatch):
+def test_failed_write_keeps_the_older_page(project, monkeypatch):
     old = report(project).file.read_bytes()
 
     def refuse(path: Path, data: bytes) -> None:
@@ -299,3 +301,37 @@ def test_an_older_page_stays_when_the_disk_refuses_the_new_one(project, monkeypa
         report(project)
     assert project.folder.joinpath("report.html").read_bytes() == old
     assert not list(project.folder.glob(".*.partial"))
+
+
+def test_existing_file_is_refused_without_force(project, tmp_path):
+    page = tmp_path / "holiday.html"
+    page.write_text("mine")
+    with pytest.raises(ProjectError, match="already exists"):
+        report(project, page)
+    assert page.read_text() == "mine"
+    Page(report(project, page, force=True).file)
+    Page(report(project, page.parent).file)  # fox.html is new
+    with pytest.raises(ProjectError, match="already exists"):
+        report(project, page.parent)
+
+
+PARAMETERS = [
+    {"command": []},
+    {"command": {"content": 1}, "prompts": {"content": "x"}},
+    {"command": "content", "prompts": ["x"]},
+    {"command": "content", "prompts": {"content": ["x"]}},
+    {"command": "combine", "prompts": {"full": None}},
+    {"command": "content", "prompts": {"content": "\ud800"}},
+    {"command": "content", "prompts": "content", "seed": "many"},
+    [],
+]
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS, ids=json.dumps)
+def test_parameters_of_the_wrong_type_make_an_image_without_parameters(project, parameters):
+    info = PngInfo()
+    info.add_text("unziplora", json.dumps(parameters))
+    Image.new("RGB", (64, 64), "red").save(project.images / "strange.png", pnginfo=info)
+    result = report(project)
+    assert result.notes == ()
+    assert "Other images: images/strange.png" in [image["alt"] for image in Page(result.file).all("img")]

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unziplora_cli.method.lora import LoRA, LoRAWeights, MergeWeights
+from unziplora_cli.method.lora import LoRAPair, LoRAWeights
 
 OWNERS = ("free", "style", "content", "both")
 COLORS = ((238, 238, 238), (217, 132, 52), (56, 119, 190), (134, 78, 160))
@@ -61,21 +61,16 @@ class ColumnCounts:
         return 100 * self.owned_by(owner) / self.total
 
 
-def read_columns(
-    content: LoRA | None,
-    style: LoRA | None,
-    content_merge: MergeWeights | None = None,
-    style_merge: MergeWeights | None = None,
-) -> dict[str, LayerColumns]:
+def read_columns(loras: LoRAPair) -> dict[str, LayerColumns]:
     """The columns of every projection that a LoRA or merge weights name, in the order of the files.
 
     Without merge weights a branch acts at full strength, as it does in generation.
     """
-    loras = (content or {}, style or {})
-    merges = (content_merge or {}, style_merge or {})
+    branches = (loras.content or {}, loras.style or {})
+    merges = (loras.content_merge or {}, loras.style_merge or {})
     layers = {}
-    for name in dict.fromkeys(name for weights in (*merges, *loras) for name in weights):
-        masks = [_used(lora.get(name)) for lora in loras]
+    for name in dict.fromkeys(name for weights in (*merges, *branches) for name in weights):
+        masks = [_used(lora.get(name)) for lora in branches]
         weights = [merge.get(name) for merge in merges]
         width = next(len(column) for column in (*weights, *masks) if column is not None)
         used = [torch.zeros(width, dtype=torch.bool) if mask is None else mask for mask in masks]

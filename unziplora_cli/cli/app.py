@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from unziplora_cli import __version__
-from unziplora_cli.cli import adapters, evaluate, generate, models, projects, publish, replay, system, train
+from unziplora_cli.cli import adapters, evaluate, generate, models, projects, publish, system, train
 from unziplora_cli.cli._output import Session
 
 
@@ -50,13 +50,11 @@ train.register(app)
 generate.register(app)
 system.register_demo(app)
 projects.register(app)
-publish.register_report(app)
 adapters.register(app)
 evaluate.register(app)
 models.register(app)
 system.register_doctor(app)
-replay.register(app)
-publish.register_push(app)
+publish.register(app)
 
 GLOBAL_OPTIONS = {
     "--home": True,

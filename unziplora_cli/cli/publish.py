@@ -1,4 +1,4 @@
-"""report: one page of HTML about a project."""
+"""report and push: show a project on one HTML page, publish it on the Hugging Face hub."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,12 +7,13 @@ import typer
 
 from unziplora_cli.cli._output import Session, format_size
 from unziplora_cli.cli.projects import NAME, PANEL
-from unziplora_cli.errors import UsageError
+from unziplora_cli.errors import Remedy, UsageError
 
 
-def register_report(app: typer.Typer) -> None:
-    """Add the command to the program."""
+def register(app: typer.Typer) -> None:
+    """Add these commands to the program."""
     app.command("report", rich_help_panel=PANEL)(report)
+    app.command("push", rich_help_panel=PANEL)(push)
 
 
 def report(
@@ -23,31 +24,27 @@ def report(
         typer.Option(
             "--out",
             "-o",
-            help="An .html file, or a folder; left out: report.html in the project.",
+            help="An .html file or a folder. Default: report.html in the project.",
             show_default=False,
         ),
     ] = None,
-    open_browser: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """Put all about a project on one page: pictures, curves, scores, and how to use the files elsewhere."""
+    """Write one HTML page about a project: images, curves, scores, and how to use its files elsewhere."""
     from unziplora_cli.workflows.report import report as run
 
     session: Session = ctx.obj
-    made = run(session.store().open(project), out)
-    for note in made.notes:
+    result = run(session.store().open(project), out, force=force)
+    for note in result.notes:
         session.output.warning(note)
-    opened = open_browser and _open(made.file)
+    opened = open_browser and _open(result.file)
     if open_browser and not opened:
-        session.output.warning("No browser could be started; open the file yourself.")
-    bytes = made.file.stat().st_size
+        session.output.warning("Cannot start a browser; open the file yourself.")
+    size = result.file.stat().st_size
     session.output.result(
-        {
-            "report": str(made.file),
-            "bytes": bytes,
-            "pictures": made.pictures,
-            "opened": opened,
-        },
-        text=f"{made.file}: {made.pictures} pictures, {format_size(bytes)}",
+        {"report": str(result.file), "bytes": size, "images": result.images, "opened": opened},
+        text=f"{result.file}: {result.images} images, {format_size(size)}",
     )
 
 
@@ -57,75 +54,64 @@ def _open(file: Path) -> bool:
     return webbrowser.open(file.absolute().as_uri())
 
 
-# push: a project onto the Hugging Face hub.
-
-
-def register_push(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("push", rich_help_panel=PANEL)(push)
-
-
 def push(
     ctx: typer.Context,
     project: Annotated[str, NAME],
     repository: Annotated[
-        str, typer.Argument(metavar="REPO", help="owner/name on the hub.", show_default=False)
+        str, typer.Argument(metavar="REPO", help="The model on the hub: owner/name.", show_default=False)
     ],
-    private: Annotated[bool, typer.Option("--private", help="For your eyes only.")] = False,
-    licence: Annotated[
+    private: Annotated[bool, typer.Option("--private", help="Make the model private.")] = False,
+    license: Annotated[
         str | None,
         typer.Option(
-            "--license",
-            help="Licence of the LoRAs, as the hub names it: openrail++, cc-by-4.0, ...",
+            help="License of the LoRAs, by its name on the hub: openrail++, cc-by-4.0, ...",
             show_default=False,
         ),
     ] = None,
-    picture: Annotated[
+    image: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A picture for the model card; may be repeated. Left out: the newest of the project.",
+            help="An image for the model card; may be repeated. Default: the project's newest images.",
             show_default=False,
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write the folder that would be uploaded, and upload nothing.")
+        bool, typer.Option("--dry-run", help="Write the folder that would be uploaded; upload nothing.")
     ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="The folder of --dry-run; left out: the name of REPO.", show_default=False
+            "--out", "-o", help="Folder for --dry-run. Default: the name of REPO.", show_default=False
         ),
     ] = None,
 ) -> None:
     """Publish a project on the Hugging Face hub: both LoRAs, the merge weights and a model card.
 
-    The LoRAs carry a small picture of what they were trained on.
+    The LoRA files contain a thumbnail of the training image.
     """
-    from unziplora_cli.workflows.publish import PushRequest, push, write_folder
+    from unziplora_cli.workflows.publish import PushRequest, write_folder
+    from unziplora_cli.workflows.publish import push as run
 
     session: Session = ctx.obj
     store = session.store()
     if out is not None and not dry_run:
-        raise UsageError("--out is where --dry-run writes.", hint="Add --dry-run, or leave --out out.")
-    found = store.open(project)
-    order = PushRequest(found, repository, private, licence, tuple(picture) if picture else None)
+        raise UsageError("--out is only used by --dry-run.", Remedy("Add", settings={"dry_run": True}))
+    request = PushRequest(store.open(project), repository, private, license, tuple(image) if image else None)
     if dry_run:
-        pushed = write_folder(order, store, out or Path(repository.split("/")[1]))
-        text = f"{pushed.folder}: {', '.join(pushed.files)}"
+        result = write_folder(request, store, out or Path(repository.split("/")[1]))
     else:
         session.use_network("Pushing a project")
         session.output.message(f"Uploading {project} to {repository}{' (private)' if private else ''}.")
-        pushed = push(order, store)
-        text = f"{pushed.url}: {', '.join(pushed.files)}"
+        result = run(request, store)
     session.output.result(
         {
             "repository": repository,
-            "url": pushed.url,
-            "folder": str(pushed.folder) if pushed.folder else None,
+            "url": result.url,
+            "folder": str(result.folder) if result.folder else None,
             "private": private,
-            "files": list(pushed.files),
+            "files": list(result.files),
         },
-        text=text,
+        text=f"{result.folder or result.url}: {', '.join(result.files)}",
     )
-    if licence is None:
-        session.output.message("The model card names no licence: --license openrail++ is SDXL's own.")
+    if license is None:
+        session.output.message("The model card names no license. SDXL's own is --license openrail++.")
