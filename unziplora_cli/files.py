@@ -35,7 +35,7 @@ _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, err
 
 _TEMPORARY = re.compile(r"\..+\.(?P<space>[0-9a-f]{12})-(?P<pid>[0-9]+)-[0-9a-f]{8}\.partial")
 _ABANDONED_AFTER = 7 * 24 * 3600
-"""Seconds without a change after which a temporary file counts as abandoned, whoever wrote it."""
+"""Seconds without a change after which a temporary file of another machine counts as abandoned."""
 
 _OTHER_PLACE = Remedy("Choose another place", settings={"out": None})
 

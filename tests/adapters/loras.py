@@ -1,4 +1,4 @@
-"""Random LoRAs for SDXL's block list, far narrower than SDXL, and files of them in every format."""
+"""Random LoRAs for a narrow U-Net with SDXL's blocks, and files of them in every layout."""
 
 from pathlib import Path
 
@@ -15,24 +15,24 @@ from unziplora_cli.sdxl.meta import meta_unet
 SDXL_BLOCKS = {**unet_config(), "transformer_layers_per_block": (1, 2, 10)}
 """SDXL's 70 transformer blocks with 560 projections, 40 times narrower."""
 
-FORMATS = ("kohya", "ldm", "diffusers", "peft", "comfyui", "paper")
+LAYOUT_NAMES = ("kohya", "ldm", "diffusers", "peft", "comfyui", "paper")
 
 
 def sdxl_lora(seed: int = 0, rank: int = 2) -> dict[str, LoRAWeights]:
     """A LoRA on every projection, exact in float16."""
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(*shape: int) -> torch.Tensor:
+    def random(*shape: int) -> torch.Tensor:
         return (torch.randn(*shape, generator=generator) * 0.25).half().float()
 
     return {
-        name: LoRAWeights(down=draw(rank, linear.in_features), up=draw(linear.out_features, rank))
+        name: LoRAWeights(down=random(rank, linear.in_features), up=random(linear.out_features, rank))
         for name, linear in adapted_projections(meta_unet(SDXL_BLOCKS)).items()
     }
 
 
 def write_as(path: Path, lora: dict[str, LoRAWeights], layout: str) -> Path:
-    """A file in any format, also in those that the program only reads."""
+    """Write a LoRA in any layout, also in those that we only read."""
     if layout in ("kohya", "ldm", "diffusers", "peft"):
         write_lora(path, lora, layout=layout)  # type: ignore[arg-type]
         return path
@@ -49,7 +49,7 @@ def write_as(path: Path, lora: dict[str, LoRAWeights], layout: str) -> Path:
 
 
 def change(path: Path, **changes: torch.Tensor | None) -> Path:
-    """The same file with some tensors replaced, added or (None) taken away."""
+    """The same file with some tensors replaced, added or (None) removed."""
     tensors = {**load_file(path), **changes}
     save_file({key: tensor for key, tensor in tensors.items() if tensor is not None}, path)
     return path

@@ -1,4 +1,4 @@
-"""Files that a user or a stranger may hand over: each is named for what it is."""
+"""Damaged, hostile and unsupported files: the error says what is wrong."""
 
 import json
 import struct
@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from unziplora_cli.adapters import kohya
+from unziplora_cli.adapters.layouts import LAYOUTS
 from unziplora_cli.adapters.lora_file import read_lora, write_lora
 from unziplora_cli.adapters.merge_weights import read_merge
 from unziplora_cli.cli._errors import hint
@@ -17,7 +17,7 @@ from unziplora_cli.errors import AdapterError
 from unziplora_cli.method.lora import LoRAWeights
 
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
-MODULE = kohya.module_name(Q)
+MODULE = LAYOUTS["kohya"].module(Q)
 ONES = torch.ones(2, 3)
 
 
@@ -56,7 +56,7 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 @pytest.mark.parametrize("read", [read_lora, read_merge])
-def test_a_damaged_or_hostile_file_is_no_safetensors(
+def test_damaged_or_hostile_file_is_refused(
     tmp_path: Path, kind: str, read: Callable[[Path], object]
 ) -> None:
     path = tmp_path / "a.safetensors"
@@ -77,16 +77,14 @@ def test_a_damaged_or_hostile_file_is_no_safetensors(
         ({"lora_up.weight": torch.ones(5, 2, dtype=torch.complex64)}, "holds complex64 numbers"),
         ({"lora_down.weight": torch.full((2, 3), torch.nan)}, "infinite or undefined"),
         ({"lora_up.weight": torch.full((5, 2), torch.inf)}, "infinite or undefined"),
-        ({"lora_up.weight": torch.ones(5, 3)}, "do not fit"),
-        ({"lora_up.weight": torch.ones(5)}, "do not fit"),
-        ({"lora_up.weight": torch.ones(5, 0), "lora_down.weight": torch.ones(0, 3)}, "do not fit"),
+        ({"lora_up.weight": torch.ones(5, 3)}, "do not match"),
+        ({"lora_up.weight": torch.ones(5)}, "do not match"),
+        ({"lora_up.weight": torch.ones(5, 0), "lora_down.weight": torch.ones(0, 3)}, "do not match"),
         ({"alpha": torch.tensor(torch.nan)}, "not one finite number"),
         ({"alpha": torch.ones(2)}, "not one finite number"),
     ],
 )
-def test_a_weight_that_cannot_be_used_is_named(
-    tmp_path: Path, changes: dict[str, torch.Tensor | None], says: str
-) -> None:
+def test_unusable_weight_is_named(tmp_path: Path, changes: dict[str, torch.Tensor | None], says: str) -> None:
     path = tmp_path / "a.safetensors"
     tensors = {**good(path), **{f"{MODULE}.{part}": tensor for part, tensor in changes.items()}}
     save_file({key: tensor for key, tensor in tensors.items() if tensor is not None}, path)
@@ -95,7 +93,7 @@ def test_a_weight_that_cannot_be_used_is_named(
     assert hint(error.value)
 
 
-FOREIGN = {
+UNSUPPORTED = {
     "a LoHa": [f"{MODULE}.hada_w1_a", f"{MODULE}.hada_w1_b", f"{MODULE}.alpha"],
     "a LoKr": [f"{MODULE}.lokr_w1", f"{MODULE}.lokr_w2"],
     "a DoRA": [f"{MODULE}.lora_down.weight", f"{MODULE}.lora_up.weight", f"{MODULE}.dora_scale"],
@@ -124,8 +122,8 @@ MORE = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "keys"), [*FOREIGN.items(), *((kind, [key]) for kind, key in MORE)])
-def test_an_adapter_of_another_kind_is_named(tmp_path: Path, kind: str, keys: list[str]) -> None:
+@pytest.mark.parametrize(("kind", "keys"), [*UNSUPPORTED.items(), *((kind, [key]) for kind, key in MORE)])
+def test_unsupported_adapter_is_named(tmp_path: Path, kind: str, keys: list[str]) -> None:
     path = tmp_path / "a.safetensors"
     save_file({key: torch.ones(2, 2) for key in keys}, path)
     with pytest.raises(AdapterError, match=kind) as error:
@@ -142,7 +140,7 @@ def test_an_adapter_of_another_kind_is_named(tmp_path: Path, kind: str, keys: li
         "diffusion_model.input_blocks.4.1.proj_in.lora_A.weight",
     ],
 )
-def test_layers_beside_the_attention_are_named(tmp_path: Path, key: str) -> None:
+def test_layer_outside_of_attention_is_named(tmp_path: Path, key: str) -> None:
     path = tmp_path / "a.safetensors"
     save_file({key: ONES}, path)
     with pytest.raises(AdapterError, match="more than the attention of SDXL's U-Net") as error:
@@ -150,7 +148,7 @@ def test_layers_beside_the_attention_are_named(tmp_path: Path, key: str) -> None
     assert key in error.value.message
 
 
-def test_two_names_for_one_layer_are_noticed(tmp_path: Path) -> None:
+def test_two_names_for_one_layer_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     tensors = good(path)
     original = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
@@ -159,10 +157,10 @@ def test_two_names_for_one_layer_are_noticed(tmp_path: Path) -> None:
         read_lora(path)
 
 
-def test_merge_weights_that_are_no_numbers_are_noticed(tmp_path: Path) -> None:
+def test_merge_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "merge.safetensors"
-    told = {"unziplora_format": "unziplora-merge", "unziplora_version": "1"}
+    metadata = {"unziplora_format": "unziplora-merge", "unziplora_version": "1"}
     for values in (torch.tensor([torch.nan, 1.0]), torch.ones(2, dtype=torch.int32)):
-        save_file({f"{Q}.content": values}, path, metadata=told)
-        with pytest.raises(AdapterError, match="no finite numbers"):
+        save_file({f"{Q}.content": values}, path, metadata=metadata)
+        with pytest.raises(AdapterError, match="not finite numbers"):
             read_merge(path)

@@ -6,7 +6,7 @@ from unziplora_cli.method.inject import adapted_projections
 from unziplora_cli.sdxl.meta import meta_unet
 
 
-def test_every_projection_of_sdxl_keeps_its_name_there_and_back() -> None:
+def test_names_of_all_projections_round_trip() -> None:
     layers = list(adapted_projections(meta_unet(SDXL_BLOCKS)))
     assert len(layers) == 560
     for layer in layers:
@@ -26,6 +26,6 @@ def test_every_projection_of_sdxl_keeps_its_name_there_and_back() -> None:
         "",
     ],
 )
-def test_other_names_are_none(name: str) -> None:
+def test_other_names_have_no_layer(name: str) -> None:
     assert ldm_layer(name) is None
     assert diffusers_layer(name) is None

@@ -10,13 +10,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.sdxl.adapters import random_lora
-from unziplora_cli.adapters import kohya
+from unziplora_cli.adapters.layouts import LAYOUTS
 from unziplora_cli.adapters.lora_file import read_lora, write_lora
 from unziplora_cli.errors import AdapterError
 from unziplora_cli.method.inject import adapted_projections
 from unziplora_cli.method.lora import LoRAWeights
 
 GOLDEN = Path(__file__).parents[1] / "golden/golden_a"
+KOHYA = LAYOUTS["kohya"]
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 OUT = "mid_block.attentions.0.transformer_blocks.1.attn2.to_out.0"
 
@@ -35,7 +36,7 @@ def delta(weights: LoRAWeights) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("layout", ["kohya", "ldm", "diffusers", "peft"])
-def test_what_is_written_is_read_back(unet: UNet2DConditionModel, tmp_path: Path, layout: str) -> None:
+def test_lora_round_trips(unet: UNet2DConditionModel, tmp_path: Path, layout: str) -> None:
     lora = random_lora(unet, seed=1)
     path = tmp_path / "a.safetensors"
     write_lora(path, lora, {"ss_output_name": "fox"}, layout=layout)  # type: ignore[arg-type]
@@ -92,38 +93,38 @@ def test_alpha_scales_the_update_as_in_diffusers(
         torch.testing.assert_close(applied[name], delta(weights), rtol=1e-4, atol=1e-5)
 
 
-def test_every_layer_has_its_own_alpha_or_none(tmp_path: Path) -> None:
+def test_alpha_is_read_per_layer(tmp_path: Path) -> None:
     """The update is alpha / rank * up @ down; without alpha, up @ down."""
-    path = spoiled(tmp_path, **{f"{kohya.module_name(Q)}.alpha": torch.tensor([6.0])})
+    path = damaged(tmp_path, **{f"{KOHYA.module(Q)}.alpha": torch.tensor([6.0])})
     q, out = read_lora(path).lora[Q], read_lora(path).lora[OUT]
     assert torch.equal(delta(q), 3 * delta(small_lora()[Q]))
     assert torch.equal(delta(out), delta(small_lora()[OUT]))
-    path = spoiled(tmp_path, **{f"{kohya.module_name(Q)}.alpha": None})
+    path = damaged(tmp_path, **{f"{KOHYA.module(Q)}.alpha": None})
     assert torch.equal(delta(read_lora(path).lora[Q]), delta(small_lora()[Q]))
 
 
-def test_files_of_diffusers_own_making_are_read(
+def test_files_written_by_diffusers_are_read(
     unet: UNet2DConditionModel, tiny_base: Path, tmp_path: Path
 ) -> None:
     """PEFT names with an alpha in the header, as save_lora_weights writes them."""
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
-    own = UNet2DConditionModel.from_pretrained(tiny_base / "unet", torch_dtype=torch.float32)
+    adapted = UNet2DConditionModel.from_pretrained(tiny_base / "unet", torch_dtype=torch.float32)
     config = LoraConfig(r=4, lora_alpha=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
-    own.add_adapter(config)
+    adapted.add_adapter(config)
     with torch.no_grad():
-        for name, parameter in own.named_parameters():
+        for name, parameter in adapted.named_parameters():
             if "lora_" in name:
                 parameter.normal_()
     StableDiffusionXLPipeline.save_lora_weights(
         tmp_path,
-        unet_lora_layers=get_peft_model_state_dict(own),
+        unet_lora_layers=get_peft_model_state_dict(adapted),
         unet_lora_adapter_metadata=config.to_dict() | {"target_modules": sorted(config.target_modules)},
     )
     loaded = read_lora(tmp_path / "pytorch_lora_weights.safetensors")
     assert (loaded.layout, len(loaded.lora)) == ("peft", 136)
-    layer = own.get_submodule(Q)
+    layer = adapted.get_submodule(Q)
     torch.testing.assert_close(delta(loaded.lora[Q]), layer.get_delta_weight("default"))
 
 
@@ -142,7 +143,7 @@ def test_older_diffusers_names_are_read(tmp_path: Path, prefix: str, layout: str
 
 
 @pytest.mark.parametrize("branch", ["content", "style"])
-def test_the_reference_implementations_files_are_read(branch: str) -> None:
+def test_files_of_the_reference_implementation_are_read(branch: str) -> None:
     loaded = read_lora(GOLDEN / f"saved/m_{branch}/pytorch_lora_weights.safetensors")
     layers = json.loads((GOLDEN / "meta.json").read_text())["layers"]
     assert loaded.layout == "paper"
@@ -151,7 +152,7 @@ def test_the_reference_implementations_files_are_read(branch: str) -> None:
         assert torch.equal(loaded.lora[Q].up, file.get_tensor(f"unet.unet.{Q}.lora.up.weight"))
 
 
-def test_a_lora_that_changes_nothing_makes_an_empty_file(tmp_path: Path) -> None:
+def test_zero_lora_makes_an_empty_file(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_lora(path, {Q: LoRAWeights(torch.ones(2, 3), torch.zeros(5, 2))})
     assert read_lora(path).lora == {}
@@ -163,21 +164,21 @@ SIDES = st.sampled_from(
 
 
 @given(SIDES, st.integers(0, 12), st.integers(0, 12), st.sampled_from(["attn1", "attn2"]), st.integers(0, 3))
-def test_layer_names_survive_the_underscores(
+def test_layer_names_round_trip_with_underscores(
     side: str, attention: int, block: int, kind: str, projection: int
 ) -> None:
     last = ("to_q", "to_k", "to_v", "to_out.0")[projection]
     layer = f"{side}.attentions.{attention}.transformer_blocks.{block}.{kind}.{last}"
-    assert kohya.layer_name(kohya.module_name(layer)) == layer
+    assert KOHYA.split(f"{KOHYA.module(layer)}.alpha") == (layer, "alpha")
 
 
-def spoiled(tmp_path: Path, **changes: torch.Tensor | None) -> Path:
-    """A kohya file with some tensors of layer Q replaced or (None) taken away."""
+def damaged(tmp_path: Path, **changes: torch.Tensor | None) -> Path:
+    """A kohya file with some tensors of layer Q replaced or (None) removed."""
     path = tmp_path / "a.safetensors"
     write_lora(path, small_lora())
     tensors = load_file(path)
     for part, tensor in changes.items():
-        key = part if "." in part else f"{kohya.module_name(Q)}.{part}.weight"
+        key = part if "." in part else f"{KOHYA.module(Q)}.{part}.weight"
         tensors.pop(key, None)
         if tensor is not None:
             tensors[key] = tensor
@@ -189,22 +190,20 @@ def spoiled(tmp_path: Path, **changes: torch.Tensor | None) -> Path:
     ("changes", "why"),
     [
         ({"lora_up": None}, "one half"),
-        ({"lora_up": torch.ones(5, 3)}, "do not fit"),
-        ({"lora_down": torch.ones(2, 3, 1, 1)}, "do not fit"),
+        ({"lora_up": torch.ones(5, 3)}, "do not match"),
+        ({"lora_down": torch.ones(2, 3, 1, 1)}, "do not match"),
         ({"lora_up": torch.full((5, 2), torch.inf)}, "infinite"),
         ({"lora_unet_mid_block_resnets_0.lora_up.weight": torch.ones(1)}, "mid_block_resnets_0"),
         ({"lora_te1_text_model.lora_up.weight": torch.ones(1)}, "lora_te1"),
     ],
 )
-def test_damaged_files_end_in_one_message(
-    tmp_path: Path, changes: dict[str, torch.Tensor | None], why: str
-) -> None:
+def test_damaged_file_is_refused(tmp_path: Path, changes: dict[str, torch.Tensor | None], why: str) -> None:
     with pytest.raises(AdapterError, match=why):
-        read_lora(spoiled(tmp_path, **changes))
+        read_lora(damaged(tmp_path, **changes))
 
 
-def test_files_that_are_no_lora_are_explained(tmp_path: Path) -> None:
-    whole = spoiled(tmp_path)
+def test_file_that_is_not_a_lora_is_explained(tmp_path: Path) -> None:
+    whole = damaged(tmp_path)
     with pytest.raises(AdapterError, match="no file"):
         read_lora(tmp_path / "missing.safetensors")
     (tmp_path / "short.safetensors").write_bytes(whole.read_bytes()[:-50])
@@ -218,7 +217,7 @@ def test_files_that_are_no_lora_are_explained(tmp_path: Path) -> None:
         read_lora(tmp_path / "model.safetensors")
 
 
-def test_a_failed_write_leaves_the_older_file(tmp_path: Path) -> None:
+def test_failed_write_leaves_the_older_file(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_lora(path, small_lora())
     before = path.read_bytes()

@@ -15,7 +15,7 @@ Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 OUT = "mid_block.attentions.0.transformer_blocks.1.attn2.to_out.0"
 
 
-def test_both_branches_are_read_back(tmp_path: Path) -> None:
+def test_both_branches_round_trip(tmp_path: Path) -> None:
     content, style = {Q: torch.rand(4), OUT: torch.rand(6)}, {Q: torch.rand(4), OUT: torch.rand(6)}
     write_merge(tmp_path / "merge.safetensors", content, style, {"project": "fox"})
     loaded = read_merge(tmp_path / "merge.safetensors")
@@ -26,11 +26,11 @@ def test_both_branches_are_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("branch", ["content", "style"])
-def test_the_reference_implementations_files_are_read(branch: str) -> None:
+def test_files_of_the_reference_implementation_are_read(branch: str) -> None:
     path = SAVED / f"m_merger_{branch}.pth"
-    found, merge = read_pickled_merge(path)
+    stored_branch, merge = read_pickled_merge(path)
     stored = torch.load(path, weights_only=True)
-    assert found == branch
+    assert stored_branch == branch
     assert len(merge) == len(stored) == 136
     assert torch.equal(merge[Q], stored[f"unet.{Q}.lora.merge_{branch}"])
     assert all(float(values.min()) >= 0 and float(values.max()) <= 1 for values in merge.values())
@@ -41,7 +41,7 @@ class Harmful:
         return Path.touch, (Path("harmed"),)  # type: ignore[return-value]
 
 
-def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickle_with_code_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"unet.x.lora.merge_content": Harmful()}, "bad.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Harmful()))
@@ -51,7 +51,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "harmed").exists()
 
 
-def test_other_files_are_explained(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="no file"):
         read_pickled_merge(tmp_path / "missing.pth")
     (tmp_path / "short.pth").write_bytes((SAVED / "m_merger_style.pth").read_bytes()[:900])
@@ -69,14 +69,14 @@ def test_other_files_are_explained(tmp_path: Path) -> None:
         read_merge(tmp_path / "newer.safetensors")
 
 
-def test_a_new_file_follows_the_umask(tmp_path):
+def test_new_file_follows_the_umask(tmp_path):
     expected = tmp_path / "plain"
     expected.touch()
     write_merge(tmp_path / "merge.safetensors", {"x": torch.ones(2)}, {"x": torch.ones(2)})
     assert (tmp_path / "merge.safetensors").stat().st_mode == expected.stat().st_mode
 
 
-def test_equal_weights_are_equal_bytes(tmp_path):
+def test_equal_weights_give_equal_bytes(tmp_path):
     notes = {f"key {n}": "value" for n in range(12)}
     for name in ("one", "two"):
         write_merge(tmp_path / name, {"x": torch.ones(2)}, {"x": torch.ones(2)}, metadata=notes)

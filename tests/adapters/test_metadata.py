@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from tests.adapters.loras import sdxl_lora
 from unziplora_cli.adapters.lora_file import read_lora, write_lora
-from unziplora_cli.adapters.metadata import Origin, describe, project_metadata, thumbnail
+from unziplora_cli.adapters.metadata import Origin, file_metadata, project_metadata, thumbnail
 from unziplora_cli.config import Prompts, Words
 
 ORIGIN = Origin(
@@ -32,12 +32,12 @@ ORIGIN = Origin(
 @pytest.fixture
 def metadata(tmp_path: Path) -> dict[str, str]:
     path = tmp_path / "a.safetensors"
-    write_lora(path, sdxl_lora(), describe(ORIGIN, "content"))
+    write_lora(path, sdxl_lora(), file_metadata(ORIGIN, "content"))
     with safe_open(path, "pt") as file:
         return file.metadata()
 
 
-def test_the_keys_that_modelspec_asks_for_are_there(metadata: dict[str, str]) -> None:
+def test_modelspec_keys_are_present(metadata: dict[str, str]) -> None:
     """MUST and SHOULD of version 1.0.1, and those that listings show."""
     spec = {key.removeprefix("modelspec."): text for key, text in metadata.items()}
     assert spec["sai_model_spec"] == "1.0.1"
@@ -51,12 +51,12 @@ def test_the_keys_that_modelspec_asks_for_are_there(metadata: dict[str, str]) ->
     assert spec["description"]
     kind, _, data = spec["thumbnail"].partition(",")
     assert kind == "data:image/jpeg;base64"
-    with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
-        assert (picture.format, picture.size) == ("JPEG", (256, 256))
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        assert (image.format, image.size) == ("JPEG", (256, 256))
     assert len(data) < 20_000
 
 
-def test_the_keys_that_other_programs_read_are_there(metadata: dict[str, str]) -> None:
+def test_keys_that_other_programs_read_are_present(metadata: dict[str, str]) -> None:
     assert metadata["ss_base_model_version"].startswith("sdxl_")
     assert metadata["ss_network_module"] == "networks.lora"
     assert metadata["ss_network_dim"] == metadata["ss_network_alpha"] == "2"
@@ -65,7 +65,7 @@ def test_the_keys_that_other_programs_read_are_there(metadata: dict[str, str]) -
     assert json.loads(metadata["ss_tag_frequency"]) == {"füchslein": {"a monadikos fox": 1}}
 
 
-def test_hashes_are_those_that_sd_scripts_would_write(tmp_path: Path, metadata: dict[str, str]) -> None:
+def test_hashes_equal_those_of_sd_scripts(tmp_path: Path, metadata: dict[str, str]) -> None:
     """sd-scripts saves the tensors with the ss_ entries alone, and hashes that."""
     path = tmp_path / "a.safetensors"
     tensors = safetensors.torch.load_file(path)
@@ -81,21 +81,21 @@ def test_hashes_are_those_that_sd_scripts_would_write(tmp_path: Path, metadata: 
     assert metadata["sshs_legacy_hash"] == legacy
 
 
-def test_the_older_hash_sees_weights_behind_the_first_megabyte(tmp_path: Path) -> None:
-    found = []
+def test_legacy_hash_depends_on_weights_behind_the_first_mebibyte(tmp_path: Path) -> None:
+    hashes = []
     for seed in (1, 2):
         path = tmp_path / f"{seed}.safetensors"
         write_lora(path, sdxl_lora(seed, rank=24))
         assert path.stat().st_size > 0x110000
-        found.append(read_lora(path).metadata["sshs_legacy_hash"])
-    assert found[0] != found[1]
+        hashes.append(read_lora(path).metadata["sshs_legacy_hash"])
+    assert hashes[0] != hashes[1]
 
 
-def test_equal_weights_are_equal_bytes_and_the_date_changes_no_hash(tmp_path: Path) -> None:
+def test_equal_weights_give_equal_bytes_and_the_date_changes_no_hash(tmp_path: Path) -> None:
     lora = sdxl_lora()
     later = replace(ORIGIN, created="2026-02-02T03:04:05Z")
     for name, origin in (("a", ORIGIN), ("b", ORIGIN), ("c", later)):
-        write_lora(tmp_path / name, lora, describe(origin, "content"))
+        write_lora(tmp_path / name, lora, file_metadata(origin, "content"))
     first, second, third = ((tmp_path / name).read_bytes() for name in "abc")
     assert first == second
     assert first.replace(ORIGIN.created.encode(), later.created.encode()) == third
@@ -104,16 +104,16 @@ def test_equal_weights_are_equal_bytes_and_the_date_changes_no_hash(tmp_path: Pa
     assert [notes[0][kind] for kind in kinds] == [notes[1][kind] for kind in kinds]
 
 
-def test_each_part_tells_its_own_words() -> None:
-    assert describe(ORIGIN, "style")["modelspec.trigger_phrase"] == "in watercolor style"
-    assert describe(ORIGIN, "combined")["modelspec.trigger_phrase"] == ORIGIN.prompts.full
+def test_each_part_has_its_own_trigger() -> None:
+    assert file_metadata(ORIGIN, "style")["modelspec.trigger_phrase"] == "in watercolor style"
+    assert file_metadata(ORIGIN, "combined")["modelspec.trigger_phrase"] == ORIGIN.prompts.full
     merge = project_metadata(ORIGIN)["merge"]
     assert merge["unziplora.subject"] == "fox"
     assert not any(key.startswith(("modelspec.", "ss_")) for key in merge)
 
 
-def test_the_built_in_base_is_not_called_sdxl() -> None:
-    """A1111 takes ss_base_model_version at its word."""
-    about = describe(replace(ORIGIN, base="mini", builtin=True), "content")
-    assert "ss_base_model_version" not in about
-    assert about["modelspec.architecture"] == "unziplora-mini/lora"
+def test_built_in_base_is_not_called_sdxl() -> None:
+    """A1111 relies on ss_base_model_version."""
+    metadata = file_metadata(replace(ORIGIN, base="mini", builtin=True), "content")
+    assert "ss_base_model_version" not in metadata
+    assert metadata["modelspec.architecture"] == "unziplora-mini/lora"

@@ -35,39 +35,39 @@ def update(path: Path, layer: str) -> torch.Tensor:
     return weights.up @ weights.down
 
 
-def test_all_three_files_are_written_and_prove_to_load(unziplora, two_projects, tmp_path):
+def test_export_writes_three_files_that_load(unziplora, two_projects, tmp_path):
     completed = unziplora("export", "fox", "--out", tmp_path / "loras", "--check", "--json")
     files = completed.envelope["result"]["files"]
     names = ["fox-content.safetensors", "fox-style.safetensors", "fox-merge.safetensors"]
-    assert [Path(each["file"]).name for each in files] == names
+    assert [Path(file["file"]).name for file in files] == names
     assert sorted(path.name for path in (tmp_path / "loras").iterdir()) == sorted(names)
     content, _, merge = files
     assert merge["check"] is None
     assert content["check"]["projections"] == 136
     assert content["check"]["error"] < 1e-3
     assert all(
-        (program["layers"], program["left_out"], program["refusal"]) == (content["layers"], 0, "")
+        (program["layers"], program["ignored_keys"], program["refusal"]) == (content["layers"], 0, "")
         for program in content["check"]["programs"]
     )
 
 
 @pytest.mark.parametrize("to", ["kohya", "ldm", "diffusers", "peft"])
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
-def test_every_format_and_number_format_holds_the_same_updates(unziplora, two_projects, tmp_path, to, dtype):
+def test_every_format_and_dtype_holds_the_same_updates(unziplora, two_projects, tmp_path, to, dtype):
     path = tmp_path / "a.safetensors"
     options = (f"--to={to}", f"--dtype={dtype}", "--part=style", "--out", path)
     assert unziplora("export", "fox", *options).code == 0
-    loaded, own = read_lora(path), read_lora(two_projects / "projects/fox/style.safetensors")
+    loaded, original = read_lora(path), read_lora(two_projects / "projects/fox/style.safetensors")
     assert (loaded.layout, loaded.dtype) == (to, dtype)
-    assert loaded.lora.keys() == own.lora.keys()
+    assert loaded.lora.keys() == original.lora.keys()
     limit = 1e-2 if dtype == "bf16" else 1e-3
-    for layer, weights in own.lora.items():
-        wanted = weights.up @ weights.down
-        found = loaded.lora[layer].up @ loaded.lora[layer].down
-        assert float((found - wanted).norm() / wanted.norm()) < limit
+    for layer, weights in original.lora.items():
+        expected = weights.up @ weights.down
+        actual = loaded.lora[layer].up @ loaded.lora[layer].down
+        assert float((actual - expected).norm() / expected.norm()) < limit
 
 
-def test_a_combination_across_projects_carries_both_origins(unziplora, two_projects, tmp_path):
+def test_combined_file_of_two_projects_names_both(unziplora, two_projects, tmp_path):
     options = ("--part=combined", "--with=rose", "--dtype=fp32", "--check", "--out", tmp_path)
     completed = unziplora("export", "fox", *options, "--json")
     (file,) = completed.envelope["result"]["files"]
@@ -75,39 +75,39 @@ def test_a_combination_across_projects_carries_both_origins(unziplora, two_proje
     assert file["rank"] == 8
     assert file["check"]["error"] < 1e-5
     fox, rose = (two_projects / "projects" / name for name in ("fox", "rose"))
-    wanted = combine(
+    expected = combine(
         read_lora(fox / "content.safetensors").lora,
         read_lora(rose / "style.safetensors").lora,
         read_merge(fox / "merge.safetensors").content,
         read_merge(rose / "merge.safetensors").style,
     )
-    layer = next(iter(wanted))
-    torch.testing.assert_close(update(Path(file["file"]), layer), wanted[layer].up @ wanted[layer].down)
-    about = metadata(Path(file["file"]))
-    assert about["modelspec.merged_from"] == "fox (content), rose (style)"
-    assert about["modelspec.trigger_phrase"] == "a monadikos fox in sketch style"
+    layer = next(iter(expected))
+    torch.testing.assert_close(update(Path(file["file"]), layer), expected[layer].up @ expected[layer].down)
+    stored = metadata(Path(file["file"]))
+    assert stored["modelspec.merged_from"] == "fox (content), rose (style)"
+    assert stored["modelspec.trigger_phrase"] == "a monadikos fox in sketch style"
 
 
-def test_a_lower_rank_tells_its_error(unziplora, two_projects, tmp_path):
+def test_reduced_rank_reports_its_error(unziplora, two_projects, tmp_path):
     options = ("--part=content", "--rank=1", "--dtype=fp32", "--check", "--out", tmp_path)
     completed = unziplora("export", "fox", *options)
     assert "%" in completed.out
     path = tmp_path / "fox-content.safetensors"
     assert read_lora(path).rank == 1
-    own = two_projects / "projects/fox/content.safetensors"
-    exact, near = read_lora(own).lora, read_lora(path).lora
+    original = two_projects / "projects/fox/content.safetensors"
+    exact, near = read_lora(original).lora, read_lora(path).lora
     updates = [(exact[x].up @ exact[x].down, near[x].up @ near[x].down) for x in exact]
     lost = sum(float((one - other).square().sum()) for one, other in updates)
     whole = sum(float(one.square().sum()) for one, _ in updates)
     completed = unziplora("export", "fox", *options, "--force", "--json")
-    told = completed.envelope["result"]["files"][0]["rank_error"]
-    assert told == pytest.approx((lost / whole) ** 0.5, rel=1e-3)
+    rank_error = completed.envelope["result"]["files"][0]["rank_error"]
+    assert rank_error == pytest.approx((lost / whole) ** 0.5, rel=1e-3)
 
 
-def test_the_picture_can_be_left_out(unziplora, exported, tmp_path):
+def test_thumbnail_can_be_omitted(unziplora, exported, tmp_path):
     path = tmp_path / "a.safetensors"
     assert "modelspec.thumbnail" in metadata(exported / "fox-content.safetensors")
-    assert unziplora("export", "fox", "--part=content", "--no-picture", "--out", path).code == 0
+    assert unziplora("export", "fox", "--part=content", "--no-image", "--out", path).code == 0
     assert "modelspec.thumbnail" not in metadata(path)
 
 
@@ -121,11 +121,11 @@ def test_the_picture_can_be_left_out(unziplora, exported, tmp_path):
         (2, ["fox", "--with=rose"], "--part combined"),
         (3, ["fox", "--part=combined", "--with=nobody"], "There is no project"),
         (2, ["fox", "--out=fox.safetensors"], "is one file, but there are 3"),
-        (3, ["fox", "--out={taken}"], "There is a file"),
+        (3, ["fox", "--out={taken}"], "already exists"),
         (3, ["fox", "--out={file}/below"], "is not a folder"),
     ],
 )
-def test_what_cannot_be_exported_writes_nothing(assert_fails, exported, tmp_path, code, options, says):
+def test_refused_export_writes_nothing(assert_fails, exported, tmp_path, code, options, says):
     (tmp_path / "mine.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
     places = {"taken": str(exported), "file": str(tmp_path / "mine.txt")}
@@ -135,9 +135,9 @@ def test_what_cannot_be_exported_writes_nothing(assert_fails, exported, tmp_path
 
 def test_projects_of_different_bases_are_not_combined(assert_fails, two_projects, tmp_path):
     path = two_projects / "projects/rose/manifest.json"
-    told = json.loads(path.read_text())
-    told["base"] = {"spec": "sdxl", "kind": "hub", "id": "owner/sdxl", "revision": "1", "hash": "1"}
-    path.write_text(json.dumps(told))
+    stored = json.loads(path.read_text())
+    stored["base"] = {"spec": "sdxl", "kind": "hub", "id": "owner/sdxl", "revision": "1", "hash": "1"}
+    path.write_text(json.dumps(stored))
     for command in (
         ["export", "fox", "--part=combined", "--with=rose", "--out", tmp_path],
         ["combine", "fox", "rose"],
@@ -147,14 +147,14 @@ def test_projects_of_different_bases_are_not_combined(assert_fails, two_projects
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_project_exports_nothing(assert_fails, two_projects, tmp_path):
+def test_damaged_project_exports_nothing(assert_fails, two_projects, tmp_path):
     path = two_projects / "projects/fox/style.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     assert "is not a whole safetensors file" in assert_fails(6, "export", "fox", "--out", tmp_path / "a/b")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_does_not_prove_to_load_is_not_written(assert_fails, two_projects, tmp_path, monkeypatch):
+def test_file_that_fails_its_check_is_not_written(assert_fails, two_projects, tmp_path, monkeypatch):
     from unziplora_cli.sdxl import meta
 
     monkeypatch.setattr(meta, "_error", lambda *_: 0.5)
@@ -163,28 +163,28 @@ def test_a_file_that_does_not_prove_to_load_is_not_written(assert_fails, two_pro
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_exported_project_comes_back_the_same(unziplora, exported, tiny_base, isolated_home):
+def test_exported_project_is_imported_unchanged(unziplora, exported, tiny_base, isolated_home):
     completed = unziplora("import", exported, "--name=back", f"--base={tiny_base}", "--json")
     assert completed.envelope["result"]["name"] == "back"
     before, after = (isolated_home / "projects" / name for name in ("fox", "back"))
     for branch in ("content", "style"):
-        one, other = (load_file(each / f"{branch}.safetensors") for each in (before, after))
+        one, other = (load_file(folder / f"{branch}.safetensors") for folder in (before, after))
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one)
-    one, other = (manifest.read(each) for each in (before, after))
+    one, other = (manifest.read(folder) for folder in (before, after))
     assert (one.words, one.prompts, one.base.hash) == (other.words, other.prompts, other.base.hash)
-    pictures = []
+    images = []
     for name in ("fox", "back"):
-        (drawn,) = unziplora("combine", name, *QUICK, "--json").envelope["result"]["pictures"]
-        pictures.append(Image.open(drawn))
-    assert ImageChops.difference(*pictures).getbbox() is None
+        (file,) = unziplora("combine", name, *QUICK, "--json").envelope["result"]["pictures"]
+        images.append(Image.open(file))
+    assert ImageChops.difference(*images).getbbox() is None
 
 
-def test_an_imported_project_is_a_project(unziplora, exported, tiny_base, photos, tmp_path):
+def test_imported_project_works_with_every_command(unziplora, exported, tiny_base, photos, tmp_path):
     content = exported / "fox-content.safetensors"
     style = exported.parent / "style-of-rose.safetensors"
     assert unziplora("export", "rose", "--part=style", "--to=peft", "--out", style).code == 0
-    for name, more in (("plain", []), ("pictured", ["--picture", photos / "fox.png"])):
+    for name, more in (("plain", []), ("with-image", ["--image", photos / "fox.png"])):
         completed = unziplora("import", content, style, f"--name={name}", f"--base={tiny_base}", *more)
         assert completed.code == 0
         assert "There are no merge weights for the style: all are 1." in completed.message
@@ -195,12 +195,12 @@ def test_an_imported_project_is_a_project(unziplora, exported, tiny_base, photos
         assert unziplora("export", name, "--part=combined", "--check", "--out", tmp_path / name).code == 0
     assert "imported" in unziplora("list").out
     assert "a monadikos fox in sketch style" in unziplora("show", "plain").out
-    assert unziplora("cross", "plain", "pictured", *QUICK).code == 0
+    assert unziplora("cross", "plain", "with-image", *QUICK).code == 0
 
 
 @pytest.fixture
 def released(two_projects, tmp_path) -> Path:
-    """The project fox as the paper's authors would release it."""
+    """The project fox in the files of the authors' releases."""
     project, folder = two_projects / "projects/fox", tmp_path / "released"
     both = read_merge(project / "merge.safetensors")
     for branch, merge in (("content", both.content), ("style", both.style)):
@@ -218,14 +218,14 @@ def released(two_projects, tmp_path) -> Path:
     return folder
 
 
-def test_a_release_of_the_authors_draws_as_its_project(unziplora, released, tiny_base):
+def test_imported_release_generates_the_same_image(unziplora, released, tiny_base):
     assert unziplora("import", released, *WORDS, f"--base={tiny_base}").code == 0
-    pictures = []
+    images = []
     for name in ("fox", "cat"):
         options = ("--full-prompt=a fox", "--content-prompt=a cat", "--style-prompt=a dog", *QUICK)
-        (drawn,) = unziplora("combine", name, *options, "--json").envelope["result"]["pictures"]
-        pictures.append(Image.open(drawn))
-    assert ImageChops.difference(*pictures).getbbox() is None
+        (file,) = unziplora("combine", name, *options, "--json").envelope["result"]["pictures"]
+        images.append(Image.open(file))
+    assert ImageChops.difference(*images).getbbox() is None
 
 
 class Harmful:
@@ -233,7 +233,7 @@ class Harmful:
         return Path.touch, (Path("harmed"),)
 
 
-def test_a_pickle_with_code_is_refused_and_not_run(assert_fails, released, tiny_base, tmp_path, monkeypatch):
+def test_pickle_with_code_is_refused_and_not_run(assert_fails, released, tiny_base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"unet.x.lora.merge_content": Harmful()}, released / "cat_merger_content.pth")
     message = assert_fails(6, "import", released, *WORDS, f"--base={tiny_base}")
@@ -242,7 +242,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(assert_fails, released, tiny_
     assert not (tmp_path / "harmed").exists()
 
 
-def test_words_that_nobody_tells_are_asked_for_by_flag(assert_fails, released, tiny_base):
+def test_missing_words_are_requested_as_options(assert_fails, released, tiny_base):
     assert "--subject WORD" in assert_fails(2, "import", released, f"--base={tiny_base}")
     assert "--style WORD" in assert_fails(2, "import", released, "--subject=fox", f"--base={tiny_base}")
 
@@ -255,38 +255,38 @@ def test_words_that_nobody_tells_are_asked_for_by_flag(assert_fails, released, t
         (4, ["--base=no-such-folder"], "There is no base"),
         (6, ["--base=mini"], "layers that this base lacks"),
         (6, [], "fits neither SDXL nor the built-in base"),
-        (2, ["--picture=gone.png"], "There is no file"),
+        (2, ["--image=gone.png"], "There is no file"),
         (2, ["--subject= "], "The subject is empty"),
     ],
 )
-def test_what_cannot_be_imported_leaves_nothing(assert_fails, exported, tiny_base, code, options, says):
+def test_refused_import_leaves_nothing(assert_fails, exported, tiny_base, code, options, says):
     base = [] if code == 6 else [f"--base={tiny_base}"]
     assert says in assert_fails(code, "import", exported, "--name=new", *base, *options)
 
 
-def test_a_strangers_words_are_not_printed(unziplora, assert_fails, exported, tiny_base):
-    """What a file says of itself may hold anything, escape codes too."""
+def test_unprintable_metadata_is_ignored(unziplora, assert_fails, exported, tiny_base):
+    """Metadata of a foreign file may hold anything, escape codes too."""
     for part in ("content", "style"):
         path = exported / f"fox-{part}.safetensors"
-        told = metadata(path) | {"unziplora.subject": "\x1b[2Jfox", "unziplora.project": "../../x"}
-        save_file(load_file(path), path, metadata=told)
+        stored = metadata(path) | {"unziplora.subject": "\x1b[2Jfox", "unziplora.project": "../../x"}
+        save_file(load_file(path), path, metadata=stored)
     assert "--subject WORD" in assert_fails(2, "import", exported, f"--base={tiny_base}")
     completed = unziplora("import", exported, "--subject=fox", f"--base={tiny_base}", "--json")
     assert completed.envelope["result"]["name"] == "x"
 
 
-def test_check_tells_what_each_program_does(unziplora, two_projects, tiny_base, tmp_path):
+def test_check_reports_every_program(unziplora, two_projects, tiny_base, tmp_path):
     path = tmp_path / "a.safetensors"
     assert unziplora("export", "fox", "--part=content", "--to=peft", "--out", path).code == 0
-    found = unziplora("check", path, f"--base={tiny_base}", "--json").envelope["result"]
-    layers = {each["name"]: each["layers"] for each in found["programs"]}
-    assert layers["diffusers"] == found["layers"] > 0
+    result = unziplora("check", path, f"--base={tiny_base}", "--json").envelope["result"]
+    layers = {program["name"]: program["layers"] for program in result["programs"]}
+    assert layers["diffusers"] == result["layers"] > 0
     assert layers["ComfyUI"] == layers["A1111"] == layers["InvokeAI"] == 0
-    assert "without effect" in unziplora("check", path, f"--base={tiny_base}").out
+    assert "ignores" in unziplora("check", path, f"--base={tiny_base}").out
 
 
-def test_check_refuses_what_diffusers_applies_wrongly(assert_fails, exported, tiny_base):
-    """Alphas that differ from layer to layer, as diffusers misapplies them."""
+def test_check_refuses_alphas_that_diffusers_misapplies(assert_fails, exported, tiny_base):
+    """Alphas that differ from layer to layer."""
     path = exported / "fox-content.safetensors"
     tensors = load_file(path)
     alphas = [key for key in tensors if key.endswith(".alpha")]
@@ -300,13 +300,13 @@ def test_check_refuses_the_names_of_the_releases(assert_fails, released, tiny_ba
     assert "import it" in assert_fails(6, "check", path, f"--base={tiny_base}")
 
 
-def test_the_copy_of_a_project_folder_is_imported(unziplora, two_projects, tiny_base, tmp_path):
+def test_copy_of_a_project_folder_is_imported(unziplora, two_projects, tiny_base, tmp_path):
     copy = shutil.copytree(two_projects / "projects/rose", tmp_path / "copy")
     completed = unziplora("import", copy, f"--base={tiny_base}", "--name=again", "--json")
     assert completed.envelope["result"]["merge_weights"]
 
 
-def spoil(path: Path, kind: str) -> None:
+def damage(path: Path, kind: str) -> None:
     tensors = load_file(path)
     up = next(key for key in tensors if key.endswith(".lora_up.weight"))
     module = up.removesuffix(".lora_up.weight")
@@ -324,8 +324,8 @@ def spoil(path: Path, kind: str) -> None:
         "LoHa": {f"{module}.hada_w1_a": torch.ones(1)},
         "FLUX": {"lora_unet_single_blocks_0_linear1.alpha": torch.ones(1)},
     }
-    spoiled = {**tensors, **changes[kind]}
-    save_file({key: each for key, each in spoiled.items() if each is not None}, path)
+    changed = {**tensors, **changes[kind]}
+    save_file({key: tensor for key, tensor in changed.items() if tensor is not None}, path)
 
 
 @pytest.mark.parametrize(
@@ -341,14 +341,14 @@ def spoil(path: Path, kind: str) -> None:
         ("FLUX", "is a LoRA for FLUX"),
     ],
 )
-def test_a_bad_file_is_named_and_nothing_is_written(assert_fails, exported, tiny_base, kind, says):
+def test_bad_file_is_named_and_nothing_is_written(assert_fails, exported, tiny_base, kind, says):
     bad = exported / "fox-content.safetensors"
-    spoil(bad, kind)
+    damage(bad, kind)
     for arguments in (["check", bad], ["import", bad, exported / "fox-style.safetensors", *WORDS]):
         assert says in assert_fails(6, *arguments, f"--base={tiny_base}")
 
 
 @pytest.mark.parametrize("command", ["content", "combine", "cross"])
-def test_a_project_with_a_bad_file_draws_nothing(assert_fails, two_projects, command):
-    spoil(two_projects / "projects/fox/content.safetensors", "undefined")
+def test_project_with_a_bad_file_generates_nothing(assert_fails, two_projects, command):
+    damage(two_projects / "projects/fox/content.safetensors", "undefined")
     assert "infinite or undefined numbers" in assert_fails(6, command, "fox", *QUICK)

@@ -1,4 +1,4 @@
-"""The authors' own files, read as their implementation means them."""
+"""Importing the files of the reference implementation."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from unziplora_cli.config import Words
 from unziplora_cli.errors import AdapterError
 from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.workflows.export_lora import lookup_base
-from unziplora_cli.workflows.import_lora import ImportRequest, find, import_pair, read
+from unziplora_cli.workflows.import_lora import find_pair, import_pair, read_pair
 
 GOLDEN = Path(__file__).parents[1] / "golden/golden_a"
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -22,7 +22,7 @@ Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 
 @pytest.fixture(scope="module")
 def golden_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base of the shape that the recording was made on; its weights are others."""
+    """A base with the shapes of the recorded training, but other weights."""
     base = make_tiny_base(tmp_path_factory.mktemp("golden") / "base")
     recorded = json.loads((GOLDEN / "meta.json").read_text())["unet_config"]
     path = base / "unet/config.json"
@@ -30,17 +30,15 @@ def golden_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
-def test_a_recorded_release_becomes_a_project_without_rounding(
-    isolated_home: Path, golden_base: Path
-) -> None:
-    weights = read(find([GOLDEN / "saved"]))
+def test_recorded_release_is_imported_without_rounding(isolated_home: Path, golden_base: Path) -> None:
+    pair = read_pair(find_pair([GOLDEN / "saved"]))
     base = lookup_base(str(golden_base))
-    made = import_pair(ImportRequest("m", weights, Words("fox", "ink"), base), ProjectStore(isolated_home))
+    made = import_pair(ProjectStore(isolated_home), "m", pair, Words("fox", "ink"), base)
     for branch in ("content", "style"):
         released = read_lora(GOLDEN / f"saved/m_{branch}/pytorch_lora_weights.safetensors").lora
         kept = read_lora(made.path(branch)).lora  # type: ignore[arg-type]
-        changing = {layer for layer, each in released.items() if bool(each.up.any())}
-        assert kept.keys() == changing
+        nonzero = {layer for layer, weights in released.items() if bool(weights.up.any())}
+        assert kept.keys() == nonzero
         assert all(torch.equal(kept[layer].up, released[layer].up) for layer in kept)
         assert all(torch.equal(kept[layer].down, released[layer].down) for layer in kept)
         stored = torch.load(GOLDEN / f"saved/m_merger_{branch}.pth", weights_only=True)
@@ -51,24 +49,24 @@ def test_a_recorded_release_becomes_a_project_without_rounding(
     assert ProjectStore(isolated_home).verify("m").problems == ()
 
 
-def test_mixed_up_merge_weights_are_noticed(tmp_path: Path) -> None:
+def test_mixed_up_merge_weights_are_refused(tmp_path: Path) -> None:
     folder = shutil.copytree(GOLDEN / "saved", tmp_path / "saved")
     shutil.copy(folder / "m_merger_style.pth", folder / "m_merger_content.pth")
     with pytest.raises(AdapterError, match="of the style, not of the content"):
-        read(find([folder]))
+        read_pair(find_pair([folder]))
 
 
-def test_merge_weights_of_another_training_are_noticed(tmp_path: Path) -> None:
+def test_merge_weights_of_another_training_are_refused(tmp_path: Path) -> None:
     folder = shutil.copytree(GOLDEN / "saved", tmp_path / "saved")
     torch.save({f"unet.{Q}.lora.merge_content": torch.ones(7)}, folder / "m_merger_content.pth")
-    with pytest.raises(AdapterError, match="does not fit the content LoRA"):
-        read(find([folder]))
+    with pytest.raises(AdapterError, match="does not match the content LoRA"):
+        read_pair(find_pair([folder]))
 
 
-def test_without_merge_weights_all_are_one_and_that_is_said(tmp_path: Path) -> None:
+def test_missing_merge_weights_become_one_with_a_note(tmp_path: Path) -> None:
     folder = shutil.copytree(GOLDEN / "saved", tmp_path / "saved")
     (folder / "m_merger_style.pth").unlink()
-    weights = read(find([folder]))
-    assert [note for note in weights.notes if "style" in note and "1" in note] == list(weights.notes)
-    assert weights.style_merge.keys() == weights.style.lora.keys()
-    assert all(bool((values == 1).all()) for values in weights.style_merge.values())
+    pair = read_pair(find_pair([folder]))
+    assert [note for note in pair.notes if "style" in note and "1" in note] == list(pair.notes)
+    assert pair.style_merge.keys() == pair.style.lora.keys()
+    assert all(bool((values == 1).all()) for values in pair.style_merge.values())

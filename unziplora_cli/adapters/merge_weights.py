@@ -1,4 +1,4 @@
-"""Merge weights: our own safetensors file of both branches, and the pickled ones of the paper's releases."""
+"""Merge weights: our safetensors file with both branches, and the pickled files of the authors' releases."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unziplora_cli.adapters.tensors import read_tensors, summarize, write_tensors
-from unziplora_cli.errors import AdapterError
+from unziplora_cli.adapters.tensors import DAMAGED, read_tensors, summarize, write_tensors
+from unziplora_cli.errors import AdapterError, Remedy
 from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.method.lora import MergeWeights
 
@@ -31,26 +31,27 @@ class LoadedMerge:
 def write_merge(
     path: Path, content: MergeWeights, style: MergeWeights, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write both branches as float32 under ``<layer>.content`` and ``<layer>.style``."""
+    """Write both branches as float32 tensors ``<layer>.content`` and ``<layer>.style``."""
     tensors = {
         f"{layer}.{branch}": merge.float()
         for branch, weights in zip(BRANCHES, (content, style), strict=True)
         for layer, merge in weights.items()
     }
-    write_tensors(
-        path, tensors, {**(metadata or {}), "unziplora_format": FORMAT, "unziplora_version": VERSION}
-    )
+    version = {"unziplora_format": FORMAT, "unziplora_version": VERSION}
+    write_tensors(path, tensors, {**(metadata or {}), **version})
 
 
 def read_merge(path: Path) -> LoadedMerge:
     """Read what :func:`write_merge` wrote; raises AdapterError."""
     tensors, metadata = read_tensors(path)
     if metadata.get("unziplora_format") != FORMAT:
-        raise AdapterError(f"{path.name} is not a file of merge weights.", hint="Train the project again.")
+        raise AdapterError(
+            f"{path.name} is not a file of merge weights.", Remedy("Train or import the project again.")
+        )
     if metadata.get("unziplora_version") != VERSION:
         raise AdapterError(
-            f"{path.name} is of version {metadata.get('unziplora_version')}; this program reads {VERSION}.",
-            hint="Use a newer unziplora.",
+            f"{path.name} has version {metadata.get('unziplora_version')}; this program reads {VERSION}.",
+            Remedy("Use a newer version of unziplora."),
         )
     branches: dict[str, dict[str, Tensor]] = {branch: {} for branch in BRANCHES}
     unknown = []
@@ -66,9 +67,9 @@ def read_merge(path: Path) -> LoadedMerge:
 
 
 def read_pickled_merge(path: Path) -> tuple[str, dict[str, Tensor]]:
-    """The branch and the merge weights of one ``.pth`` file of the paper's releases; raises AdapterError.
+    """Read the branch and the merge weights of one ``.pth`` file of a release; raises AdapterError.
 
-    Such files are pickles; nothing but tensors is let out of them.
+    Such files are pickles; they are loaded with ``weights_only``, which runs no code.
     """
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -77,23 +78,21 @@ def read_pickled_merge(path: Path) -> tuple[str, dict[str, Tensor]]:
         raise AdapterError(f"There is no file {path}.") from error
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
         raise AdapterError(
-            f"{path} cannot be read as merge weights: damaged, or it holds more than tensors.",
-            hint="Fetch the file again; files of unknown origin are better left alone.",
+            f"{path} cannot be read as merge weights: it is damaged, or it holds more than tensors.",
+            Remedy("Download the file again; do not use files of unknown origin."),
         ) from error
-    merge: dict[str, dict[str, Tensor]] = {branch: {} for branch in BRANCHES}
+    merges: dict[str, dict[str, Tensor]] = {branch: {} for branch in BRANCHES}
     for key, tensor in stored.items() if isinstance(stored, dict) else ():
         layer, _, branch = str(key).rpartition(".lora.merge_")
-        if branch in merge and isinstance(tensor, Tensor) and tensor.ndim == 1:
-            merge[branch][layer.removeprefix("unet.")] = _checked(path, tensor.detach())
-    found = [branch for branch in BRANCHES if merge[branch]]
-    if len(found) != 1:
+        if branch in merges and isinstance(tensor, Tensor) and tensor.ndim == 1:
+            merges[branch][layer.removeprefix("unet.")] = _checked(path, tensor.detach())
+    (branch, merge), *others = [(branch, merge) for branch, merge in merges.items() if merge] or [("", {})]
+    if others or not merge:
         raise AdapterError(f"{path} does not hold the merge weights of one branch.")
-    return found[0], merge[found[0]]
+    return branch, merge
 
 
 def _checked(path: Path, merge: Tensor) -> Tensor:
     if not merge.is_floating_point() or not torch.isfinite(merge).all():
-        raise AdapterError(
-            f"{path.name} holds merge weights that are no finite numbers.", hint="The file is damaged."
-        )
+        raise AdapterError(f"{path.name} holds merge weights that are not finite numbers.", DAMAGED)
     return merge.float()

@@ -1,140 +1,94 @@
-"""Safetensors files: read with clear errors, written whole or not at all."""
+"""Safetensors files: read with clear errors, written atomically with the hashes of their weights."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from math import isfinite
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from unziplora_cli.adapters.metadata import encode_header, weight_hashes
-from unziplora_cli.errors import AdapterError
+from unziplora_cli.errors import AdapterError, Remedy
 from unziplora_cli.files import atomic_write
-from unziplora_cli.method.lora import LoRA, LoRAWeights
+
+DAMAGED = Remedy("The file is damaged; download or export it again.")
+
+_BROKEN = (SafetensorError, OSError, AttributeError, ValueError, TypeError)
+"""What safetensors raises for damaged files."""
+
+_LEGACY_START, _LEGACY_LENGTH = 0x100000, 0x10000
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a file, on the CPU, and its metadata; raises AdapterError."""
+    """Read all tensors of a file, on the CPU, and its metadata; raises AdapterError."""
     if not path.is_file():
         raise AdapterError(f"There is no file {path}.")
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError, AttributeError, ValueError, TypeError) as error:
-        raise AdapterError(
-            f"{path} is not a whole safetensors file: {error}.", hint="Fetch or export the file again."
-        ) from error
+    except _BROKEN as error:
+        raise AdapterError(f"{path} is not a whole safetensors file: {error}.", DAMAGED) from error
+
+
+def read_metadata(path: Path) -> Mapping[str, str]:
+    """Read the metadata of a file; empty when it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except _BROKEN:
+        return {}
 
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, hashed: bool = False
 ) -> None:
-    """Write a file with string metadata; an older file of that name stays until the new one is whole.
+    """Write a file atomically; with ``hashed`` the metadata holds the hashes of the weights.
 
-    Equal tensors and metadata are equal bytes. With ``hashed`` the metadata also tells the hashes of the
-    weights.
+    Equal tensors and metadata give equal bytes.
     """
-    whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    file = save(whole, metadata={"format": "pt", **metadata})
+    contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    file = save(contiguous, metadata={"format": "pt", **metadata})
     end = 8 + int.from_bytes(file[:8], "little")
     header, payload = json.loads(file[8:end]), memoryview(file)[end:]
     if hashed:
-        header["__metadata__"] |= weight_hashes(header, payload)
+        header["__metadata__"] |= _weight_hashes(header, payload)
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    # Not save_file: the file it makes can be read by its owner alone, whatever the umask.
+    # Not save_file: it creates files with mode 0600, whatever the umask.
     with atomic_write(path) as temporary, temporary.open("wb") as out:
-        out.write(encode_header(header))
+        out.write(_encode_header(header))
         out.write(payload)
 
 
-def summarize(names: list[str], limit: int = 3) -> str:
-    """The first few of ``names``, for an error message."""
+def summarize(names: Sequence[str], limit: int = 3) -> str:
+    """The first few names, for an error message."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-# What all LoRA formats share: a ``down`` and an ``up`` tensor for each adapted layer.
+def _weight_hashes(header: Mapping[str, Any], payload: bytes | memoryview) -> dict[str, str]:
+    """The hashes by which other programs know a file, as metadata.
+
+    ``modelspec.hash_sha256`` and ``sshs_model_hash`` are the SHA-256 of the tensors' bytes, without the
+    header. ``sshs_legacy_hash`` is A1111's older hash: the first 8 digits for 64 KiB at offset 1 MiB of the
+    same file with ``ss_*`` metadata only.
+    """
+    digest = hashlib.sha256(payload).hexdigest()
+    training = {key: value for key, value in header["__metadata__"].items() if key.startswith("ss_")}
+    start = _encode_header({**header, "__metadata__": training})
+    end = _LEGACY_START + _LEGACY_LENGTH
+    piece = start[_LEGACY_START:end] + payload[max(0, _LEGACY_START - len(start)) : max(0, end - len(start))]
+    return {
+        "modelspec.hash_sha256": f"0x{digest}",
+        "sshs_model_hash": digest,
+        "sshs_legacy_hash": hashlib.sha256(piece).hexdigest()[:8],
+    }
 
 
-Part = Literal["down", "up", "alpha"]
-
-
-def nonzero_layers(lora: LoRA) -> dict[str, LoRAWeights]:
-    """The layers that change anything; the others need not be written."""
-    return {layer: weights for layer, weights in lora.items() if bool(torch.any(weights.up != 0))}
-
-
-@dataclass(slots=True)
-class LoRATensors:
-    """The tensors of a file, sorted by layer; ``unknown`` are the keys that name no layer."""
-
-    downs: dict[str, Tensor] = field(default_factory=dict)
-    ups: dict[str, Tensor] = field(default_factory=dict)
-    alphas: dict[str, float] = field(default_factory=dict)
-    unknown: list[str] = field(default_factory=list)
-
-    def put(self, key: str, layer: str | None, part: Part | None, tensor: Tensor) -> None:
-        """File one tensor under its layer; raises AdapterError when it cannot be what its name says."""
-        if layer is None or part is None:
-            self.unknown.append(key)
-            return
-        if part == "alpha":
-            place: dict[str, Tensor] | dict[str, float] = self.alphas
-            value: Tensor | float = _number(key, tensor)
-        else:
-            place, value = (self.downs, tensor) if part == "down" else (self.ups, tensor)
-            if not tensor.is_floating_point():
-                kind = str(tensor.dtype).removeprefix("torch.")
-                raise AdapterError(f"{key} holds {kind} numbers, not a weight.", hint="The file is damaged.")
-        if layer in place:
-            raise AdapterError(f"The file has two tensors for {layer} ({part}).", hint="It is damaged.")
-        place[layer] = value  # type: ignore[assignment]
-
-    def join(self) -> dict[str, LoRAWeights]:
-        """AdapterPair ``down`` [rank, in] and ``up`` [out, rank] of each layer, in float32 at scale 1.
-
-        A layer's alpha over its rank goes into ``up``; without alpha the scale is 1. Raises AdapterError when
-        a key is unknown, a half is missing, the tensors do not fit, or a number is not finite.
-        """
-        if self.unknown:
-            raise AdapterError(
-                f"The file adapts more than the attention of SDXL's U-Net: {summarize(self.unknown)}.",
-                hint="Only LoRAs of SDXL's attention projections can be used.",
-            )
-        whole = self.downs.keys() & self.ups.keys()
-        single = sorted((self.downs.keys() | self.ups.keys() | self.alphas.keys()) - whole)
-        if single:
-            raise AdapterError(
-                f"The file holds only one half of the LoRA for {summarize(single)}.",
-                hint="The file is damaged.",
-            )
-        return {layer: self._weights(layer) for layer in self.downs}
-
-    def _weights(self, layer: str) -> LoRAWeights:
-        down, up = self.downs[layer], self.ups[layer]
-        if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or down.shape[0] == 0:
-            raise AdapterError(
-                f"The tensors of the LoRA for {layer} do not fit: down is {tuple(down.shape)}, "
-                f"up is {tuple(up.shape)}.",
-                hint="The file is damaged, or it is not a LoRA of linear layers.",
-            )
-        down, up = down.float(), up.float()
-        if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
-            raise AdapterError(
-                f"The LoRA for {layer} holds infinite or undefined numbers.",
-                hint="Its training went wrong, or the file is damaged; use another one.",
-            )
-        scale = self.alphas.get(layer, float(down.shape[0])) / down.shape[0]
-        return LoRAWeights(down=down, up=up if scale == 1 else up * scale)
-
-
-def _number(key: str, tensor: Tensor) -> float:
-    if tensor.numel() != 1 or tensor.is_complex() or not isfinite(float(tensor)):
-        raise AdapterError(f"{key} is not one finite number.", hint="The file is damaged.")
-    return float(tensor)
+def _encode_header(header: Mapping[str, Any]) -> bytes:
+    """A safetensors header: its length in 8 bytes, then JSON padded to a multiple of 8 bytes."""
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

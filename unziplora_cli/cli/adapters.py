@@ -1,43 +1,21 @@
 """export, import and check: LoRA files of other programs."""
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from unziplora_cli.cli._options import BASE, project_names
 from unziplora_cli.cli._output import Session, Table, format_size
-from unziplora_cli.errors import UsageError
+from unziplora_cli.cli.projects import NAME as PROJECT
+from unziplora_cli.errors import Remedy, UsageError
 
 if TYPE_CHECKING:
+    from unziplora_cli.adapters.lora_file import LoadedLoRA
     from unziplora_cli.workflows.export_lora import ExportedFile, FileCheck
 
-PANEL = "Exchange"
-PROJECT = typer.Argument(
-    metavar="PROJECT", help="Name of a project.", show_default=False, autocompletion=project_names
-)
-
-
-class Part(StrEnum):
-    content = "content"
-    style = "style"
-    combined = "combined"
-    all = "all"
-
-
-class Format(StrEnum):
-    kohya = "kohya"
-    ldm = "ldm"
-    diffusers = "diffusers"
-    peft = "peft"
-
-
-class Dtype(StrEnum):
-    fp16 = "fp16"
-    bf16 = "bf16"
-    fp32 = "fp32"
+PANEL = "Import and export"
 
 
 def register(app: typer.Typer) -> None:
@@ -51,29 +29,31 @@ def export(
     ctx: typer.Context,
     project: Annotated[str, PROJECT],
     part: Annotated[
-        Part,
+        Literal["content", "style", "combined", "all"],
         typer.Option(
             help="content or style alone, both combined in one file, or all: content, style and their "
             "merge weights as three files."
         ),
-    ] = Part.all,
+    ] = "all",
     to: Annotated[
-        Format,
+        Literal["kohya", "ldm", "diffusers", "peft"],
         typer.Option(
-            help="kohya is read by every program; ldm is kohya's with the names of SDXL's original code; "
-            "peft and diffusers (the older names) are for diffusers alone."
+            help="kohya is read by every program; ldm is kohya with the names of SDXL's original code; "
+            "peft and diffusers (the older names) are for diffusers only."
         ),
-    ] = Format.kohya,
-    dtype: Annotated[Dtype, typer.Option(help="Number format of the file.")] = Dtype.fp16,
+    ] = "kohya",
+    dtype: Annotated[
+        Literal["fp16", "bf16", "fp32"], typer.Option(help="Number format of the file.")
+    ] = "fp16",
     rank: Annotated[
-        int | None, typer.Option(min=1, help="Most rank of any layer; the relative error is told.")
+        int | None, typer.Option(min=1, help="Maximum rank per layer; prints the relative error.")
     ] = None,
     style_from: Annotated[
         str | None,
         typer.Option(
             "--with",
             metavar="PROJECT",
-            help="For --part combined: take the style of this project.",
+            help="With --part combined: use the style of this project.",
             show_default=False,
             autocompletion=project_names,
         ),
@@ -81,93 +61,89 @@ def export(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder, or for one part a .safetensors file.")
     ] = Path(),
-    picture: Annotated[
-        bool, typer.Option("--picture/--no-picture", help="Put a small training picture into the files.")
+    image: Annotated[
+        bool, typer.Option("--image/--no-image", help="Store a thumbnail of the training image in the files.")
     ] = True,
     check: Annotated[
-        bool,
-        typer.Option("--check", help="Prove that the files load, before they get their names."),
+        bool, typer.Option("--check", help="Verify that the files load before saving them.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace files of the same name.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
 ) -> None:
-    """Write a project's LoRAs for ComfyUI, A1111, Forge, InvokeAI or diffusers.
+    """Export a project's LoRAs for ComfyUI, A1111, Forge, InvokeAI or diffusers.
 
-    A combined file has the rank of both LoRAs together and the merge weights folded in. It draws exactly what
-    `combine` draws when the three prompts are one and there is no negative prompt. Otherwise the two differ,
-    in the keys and values of cross-attention alone: `combine` shows each branch a prompt of its own, and
-    other programs show both the same.
+    A combined file has the sum of both ranks, with the merge weights multiplied in. It generates exactly what
+    `combine` generates if all three prompts are the same and there is no negative prompt. Otherwise they
+    differ in the keys and values of cross-attention: `combine` gives each branch its own prompt, other
+    programs give both the same.
     """
     from unziplora_cli.workflows import export_lora
 
     session: Session = ctx.obj
     store = session.store()
-    planned = export_lora.plan(
+    planned = export_lora.plan_export(
         store.open(project),
-        export_lora.PARTS if part is Part.all else (part.value,),
+        export_lora.PARTS if part == "all" else (part,),
         out,
         force=force,
         style_project=store.open(style_from) if style_from is not None else None,
-        layout=to.value,
-        dtype=dtype.value,
+        layout=to,
+        dtype=dtype,
         rank=rank,
-        picture=picture,
+        image=image,
     )
-    written = export_lora.export(planned, check=check)
+    exported = export_lora.export_files(planned, check=check, force=force)
     if planned[0][0].project.manifest.base.kind == "builtin":
         session.output.warning("These LoRAs are for the built-in base mini; other programs do not have it.")
     rows = [
         [
-            each.path.name,
-            each.part,
-            each.layout,
-            str(each.rank or ""),
-            str(each.layers),
-            format_size(each.bytes),
-            _percent(each.rank_error),
+            file.path.name,
+            file.part,
+            file.layout,
+            str(file.rank or ""),
+            str(file.layers),
+            format_size(file.bytes),
+            "" if file.rank_error is None else f"{100 * file.rank_error:.2g} %",
         ]
-        for each in written
+        for file in exported
     ]
-    columns = ("file", "part", "format", "rank", "layers", "size", "rank error")
     session.output.result(
-        {"files": [_exported(each) for each in written]},
-        table=Table(columns, rows),
-        text=f"Written to {written[0].path.parent.absolute()}",
+        {"files": [_exported_json(file) for file in exported]},
+        table=Table(("file", "part", "format", "rank", "layers", "size", "rank error"), rows),
+        text=f"Written to {exported[0].path.parent.absolute()}",
     )
-    for each in written:
-        if each.checked is not None:
-            session.output.message(_proof(each.checked))
+    for file in exported:
+        if file.check is not None:
+            session.output.message(_check_summary(file.check))
 
 
 def check(
     ctx: typer.Context,
-    file: Annotated[
-        Path, typer.Argument(help="A LoRA of SDXL's attention, from anywhere.", show_default=False)
-    ],
+    file: Annotated[Path, typer.Argument(help="A LoRA of SDXL's attention layers.", show_default=False)],
     base: Annotated[str | None, BASE] = None,
 ) -> None:
-    """Tell which programs load a LoRA file, and try it with diffusers.
+    """Check which programs load a LoRA file, and load it with diffusers.
 
-    Every program's rules for keys are replayed on the file, and it is loaded into a diffusers pipeline with
-    peft, where the update of every projection is compared with what the file holds.
+    The loader rules of every program are applied to the file. Then a diffusers pipeline loads it, and the
+    update of every projection is compared with the file.
     """
-    from unziplora_cli.workflows.export_lora import check_file, lookup_base, require
+    from unziplora_cli.workflows.export_lora import check_file, lookup_base, require_valid
 
     session: Session = ctx.obj
-    checked = check_file(file, lookup_base(base) if base is not None else None)
+    checked = require_valid(check_file(file, lookup_base(base) if base is not None else None))
     rows = [
         [
-            each.program.name,
-            each.program.version,
-            f"{len(each.layers)} of {checked.layers}" if not each.refusal else "none",
-            each.refusal or _left_out(len(each.left_out)),
+            result.program.name,
+            result.program.version,
+            f"{result.layers} of {checked.layers}" if not result.refusal else "none",
+            result.refusal
+            or (f"ignores {result.ignored_keys} keys" if result.ignored_keys else "loads every layer"),
         ]
-        for each in checked.results
+        for result in checked.results
     ]
-    require(checked)
     session.output.result(
-        _checked(checked),
-        table=Table(("program", "version", "layers", "what it does"), rows),
-        text=_proof(checked),
+        _check_json(checked),
+        table=Table(("program", "version", "layers", "result"), rows),
+        text=_check_summary(checked),
     )
 
 
@@ -177,32 +153,34 @@ def import_(
         list[Path],
         typer.Argument(
             metavar="PATH...",
-            help="A folder with a pair, a release's FOLDER/NAME, or the content LoRA and the style LoRA.",
+            help="A folder with a pair, a release as FOLDER/NAME, or the content LoRA and the style LoRA.",
             show_default=False,
         ),
     ],
     name: Annotated[
-        str | None, typer.Option(help="Name of the project; left out: as the files say.", show_default=False)
+        str | None,
+        typer.Option(help="Name of the project; default: from the files.", show_default=False),
     ] = None,
     subject: Annotated[
-        str | None, typer.Option(help="What the content LoRA shows, in a word or two.", show_default=False)
+        str | None,
+        typer.Option(help="Subject of the content LoRA, one or two words; default: from the files."),
     ] = None,
     style: Annotated[
-        str | None, typer.Option(help="How the style LoRA draws, in a word or two.", show_default=False)
+        str | None, typer.Option(help="Style of the style LoRA, one or two words; default: from the files.")
     ] = None,
     trigger: Annotated[
         str | None,
-        typer.Option(help="Rare word that names this one subject; left out: as the files say, or monadikos."),
+        typer.Option(help="Rare word for this subject; default: from the files, else monadikos."),
     ] = None,
     base: Annotated[str | None, BASE] = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="The picture that they were learned from.", show_default=False)
+    image: Annotated[
+        Path | None, typer.Option(help="The image that the LoRAs were trained on.", show_default=False)
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a project of the same name.")] = False,
 ) -> None:
-    """Make a project of a pair of LoRAs: the authors' releases, exported files, or any two for SDXL.
+    """Import a pair of LoRAs as a project: the authors' releases, exported files, or any two for SDXL.
 
-    Merge weights that are not there are 1. Pickled ones (.pth) are read without running what is in them.
+    Missing merge weights become 1. Pickled merge weights (.pth) are read without running code in them.
     """
     from unziplora_cli.config import Words
     from unziplora_cli.projects.names import check_name, slugify
@@ -213,66 +191,58 @@ def import_(
     store = session.store()
     if name is not None:
         check_name(name)
-    if picture is not None:
-        check_images([picture])
-    pair = import_lora.find(paths)
-    weights = import_lora.read(pair)
+    if image is not None:
+        check_images([image])
+    sources = import_lora.find_pair(paths)
+    pair = import_lora.read_pair(sources)
     words = Words(
-        _word(session, subject or weights.told("subject", "content"), "subject", "What does it show"),
-        _word(session, style or weights.told("style", "style"), "style", "How is it drawn"),
-        trigger or weights.told("trigger", "content") or "monadikos",
+        _word(session, subject or pair.word("subject", "content"), "subject"),
+        _word(session, style or pair.word("style", "style"), "style"),
+        trigger or pair.word("trigger", "content") or "monadikos",
     )
-    record = (
-        export_lora.lookup_base(base)
-        if base is not None
-        else export_lora.detect_base(weights.content.lora, weights.style.lora)
+    record = export_lora.lookup_base(base) if base is not None else export_lora.detect_base(pair.loras)
+    project = import_lora.import_pair(
+        store, name or slugify(sources.name), pair, words, record, image=image, force=force
     )
-    order = import_lora.ImportRequest(name or slugify(pair.name), weights, words, record, picture, force)
-    made = import_lora.import_pair(order, store)
-    for note in weights.notes:
+    for note in pair.notes:
         session.output.message(note)
     session.output.result(
         {
-            "name": made.name,
-            "folder": str(made.folder),
+            "name": project.name,
+            "folder": str(project.folder),
             "base": record.spec,
-            "content": _loaded(pair.content, weights.content),
-            "style": _loaded(pair.style, weights.style),
-            "merge_weights": [str(path) for path in (pair.content_merge, pair.style_merge) if path],
+            "content": _lora_json(sources.content, pair.content),
+            "style": _lora_json(sources.style, pair.style),
+            "merge_weights": [str(path) for path in (sources.content_merge, sources.style_merge) if path],
         },
-        text=f"{made.name}: {weights.content.rank} and {weights.style.rank} ranks, on {record.spec}.\n"
-        f"Try it: unziplora combine {made.name}",
+        text=f"{project.name}: content rank {pair.content.rank}, style rank {pair.style.rank}, for "
+        f"{record.spec}.\nNext: unziplora combine {project.name}",
     )
 
 
-def _word(session: Session, given: str | None, flag: str, question: str) -> str:
-    """What the user or the files say; on a terminal it is asked for."""
+def _word(session: Session, given: str | None, name: str) -> str:
+    """A word from the options or the files; on a terminal, asks for a missing one."""
     if given is not None:
         return given
     if session.output.json or not sys.stdin.isatty():
-        raise UsageError(f"The files do not tell the {flag}.", hint=f"Add --{flag} WORD.")
-    answer: str = typer.prompt(f"{question} ({flag})", err=True)
+        raise UsageError(
+            f"The files do not name the {name}.",
+            Remedy("Name it in one or two words", settings={name: "WORD"}),
+        )
+    answer: str = typer.prompt(f"{name.capitalize()}, one or two words", err=True)
     return answer
 
 
-def _percent(error: float | None) -> str:
-    return "" if error is None else f"{100 * error:.2g} %"
-
-
-def _left_out(keys: int) -> str:
-    return "loads it whole" if not keys else f"leaves out {keys} keys without effect"
-
-
-def _proof(checked: "FileCheck") -> str:
+def _check_summary(checked: "FileCheck") -> str:
     readers = ", ".join(checked.readers) or "no program"
-    text = f"{checked.path.name}: all {checked.layers} layers are read by {readers}"
+    text = f"{checked.path.name}: all {checked.layers} layers are loaded by {readers}"
     if checked.error is None:
-        return f"{text}; diffusers does not read this format."
-    exactly = f"with a relative error of at most {checked.error:.1e}" if checked.error else "exactly"
-    return f"{text}; diffusers applies the update of all {checked.projections} projections {exactly}."
+        return f"{text}; diffusers does not support this format."
+    exactness = f"with a relative error of at most {checked.error:.1e}" if checked.error else "exactly"
+    return f"{text}; diffusers applies the updates of all {checked.projections} projections {exactness}."
 
 
-def _checked(checked: "FileCheck") -> dict[str, Any]:
+def _check_json(checked: "FileCheck") -> dict[str, Any]:
     return {
         "file": str(checked.path),
         "format": checked.layout,
@@ -281,29 +251,29 @@ def _checked(checked: "FileCheck") -> dict[str, Any]:
         "error": checked.error,
         "programs": [
             {
-                "name": each.program.name,
-                "version": each.program.version,
-                "layers": 0 if each.refusal else len(each.layers),
-                "left_out": len(each.left_out),
-                "refusal": each.refusal,
+                "name": result.program.name,
+                "version": result.program.version,
+                "layers": result.layers,
+                "ignored_keys": result.ignored_keys,
+                "refusal": result.refusal,
             }
-            for each in checked.results
+            for result in checked.results
         ],
     }
 
 
-def _exported(each: "ExportedFile") -> dict[str, Any]:
+def _exported_json(file: "ExportedFile") -> dict[str, Any]:
     return {
-        "file": str(each.path),
-        "part": each.part,
-        "format": each.layout,
-        "rank": each.rank,
-        "layers": each.layers,
-        "bytes": each.bytes,
-        "rank_error": each.rank_error,
-        "check": _checked(each.checked) if each.checked else None,
+        "file": str(file.path),
+        "part": file.part,
+        "format": file.layout,
+        "rank": file.rank,
+        "layers": file.layers,
+        "bytes": file.bytes,
+        "rank_error": file.rank_error,
+        "check": _check_json(file.check) if file.check else None,
     }
 
 
-def _loaded(path: Path, loaded: Any) -> dict[str, Any]:
+def _lora_json(path: Path, loaded: "LoadedLoRA") -> dict[str, Any]:
     return {"file": str(path), "format": loaded.layout, "rank": loaded.rank, "layers": len(loaded.lora)}

@@ -1,99 +1,49 @@
-"""Which base a LoRA belongs to, told by the shapes of its layers; the base need not be on this disk."""
+"""Export a project's LoRAs for other programs, and check that a LoRA file loads in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-from unziplora_cli.errors import AdapterError, ProjectError, UsageError
-from unziplora_cli.files import temporary_folder
-from unziplora_cli.method.lora import LoRA, MergeWeights
+from unziplora_cli.adapters.layouts import LayoutName, nonzero_layers
+from unziplora_cli.adapters.loader_rules import PROGRAMS, LoadResult, expected_load
+from unziplora_cli.adapters.lora_file import DTYPES, combine, read_lora, reduce_rank, write_lora
+from unziplora_cli.adapters.merge_weights import read_merge, write_merge
+from unziplora_cli.adapters.metadata import Origin, Part, file_metadata
+from unziplora_cli.config import Words
+from unziplora_cli.errors import AdapterError, Remedy, UsageError
+from unziplora_cli.files import (
+    check_writable,
+    claimed,
+    new_folder,
+    refuse_existing,
+    temporary_folder,
+    write_errors,
+)
+from unziplora_cli.method.lora import LoRA, LoRAPair
 from unziplora_cli.projects.manifest import BaseRecord
 from unziplora_cli.projects.store import Project
-from unziplora_cli.workflows.generate import check_writable, shared_base
+from unziplora_cli.prompts import make_prompts
+from unziplora_cli.workflows.generate import shared_base
 from unziplora_cli.workflows.provenance import base_record, project_origin
 
-if TYPE_CHECKING:
-    from unziplora_cli.adapters.loader_rules import LoadResult
-    from unziplora_cli.adapters.lora_file import LayoutName
-    from unziplora_cli.method.lora import LoRA
-
-
-def lookup_base(spec: str) -> BaseRecord:
-    """The record of the base that ``spec`` names; raises ModelError.
-
-    Of ``sdxl`` everything needed is known without its files.
-    """
-    from unziplora_cli.sdxl.base import SDXL_ID, SDXL_REVISION, resolve_base
-
-    if spec == "sdxl":
-        return BaseRecord(spec, "hub", SDXL_ID, SDXL_REVISION, SDXL_REVISION)
-    return base_record(resolve_base(spec, offline=True)[0])
-
-
-def unet_config(base: BaseRecord) -> Mapping[str, Any]:
-    """The configuration of a base's U-Net; raises ModelError when it is not known and not on this disk."""
-    from unziplora_cli.sdxl.base import SDXL_CONFIG, SDXL_ID, component_config, resolve_base
-    from unziplora_cli.sdxl.shape import read_json
-
-    if base.id == SDXL_ID:
-        return read_json(SDXL_CONFIG / "unet/config.json")
-    spec = base.id if base.kind in ("folder", "file") else base.spec
-    return component_config(resolve_base(spec, offline=True)[0], "unet")
-
-
-def check_compatible(
-    base: BaseRecord,
-    content: LoRA,
-    style: LoRA | None = None,
-    content_merge: MergeWeights | None = None,
-    style_merge: MergeWeights | None = None,
-) -> None:
-    """Raise AdapterError unless every layer of the LoRAs has its place in the base's U-Net."""
-    from unziplora_cli.accel.merged_unet import check_fit
-    from unziplora_cli.method.lora import LoRAPair
-    from unziplora_cli.sdxl.meta import meta_unet
-
-    branches = LoRAPair(content, style, content_merge, style_merge)
-    check_fit(meta_unet(unet_config(base)), branches)
-
-
-def detect_base(content: LoRA, style: LoRA | None = None) -> BaseRecord:
-    """SDXL or the built-in base, whichever the LoRAs fit; raises AdapterError."""
-    for spec in ("sdxl", "mini"):
-        base = lookup_base(spec)
-        try:
-            check_compatible(base, content, style)
-        except AdapterError:
-            continue
-        return base
-    raise AdapterError(
-        "The LoRA fits neither SDXL nor the built-in base: its layers have other sizes.",
-        hint="Name the base it was trained on: --base FOLDER",
-    )
-
-
-# From projects to LoRA files for other programs, and the proof that such a file loads.
-
-
-Part = Literal["content", "style", "combined", "merge"]
 PARTS: tuple[Part, ...] = ("content", "style", "merge")
-"""What a project is exported as when no part is named; the three together can be imported again."""
+"""The files of an export without a named part; together they can be imported again."""
 
 SUFFIX = ".safetensors"
 TOLERANCES = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 2e-2}
-"""Largest relative error of any projection's update, by the number format of the file."""
+"""Largest relative error of the update of any projection, by the dtype of the file."""
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """One file to be written.
+    """One file to write.
 
-    ``style_project`` gives the style of a combination, by default the project itself. ``rank`` is the most
-    that any layer may keep. ``picture`` puts a small training picture into the file.
+    ``style_project`` provides the style of a combined file, by default the project itself. ``rank`` is the
+    maximum rank per layer. ``image`` puts a thumbnail of the training image into the file.
     """
 
     project: Project
@@ -102,7 +52,7 @@ class ExportRequest:
     layout: LayoutName = "kohya"
     dtype: str = "fp16"
     rank: int | None = None
-    picture: bool = True
+    image: bool = True
 
     @property
     def sources(self) -> tuple[Project, Project]:
@@ -116,16 +66,17 @@ class ExportRequest:
 
     @property
     def file_name(self) -> str:
-        """What the file is called when the user does not say."""
+        """The default name of the file."""
         return f"{self.title}-{self.part}{SUFFIX}"
 
 
 @dataclass(frozen=True)
 class FileCheck:
-    """What each program makes of a file; ``problems`` is empty when every program that should take it does.
+    """What each program does with a file; ``problems`` are those of programs that support its layout.
 
-    ``error`` is the largest relative error of an update that diffusers applies, None where it cannot read the
-    format; ``projections`` how many the base has.
+    ``readers`` are the programs that support the layout. ``error`` is the largest relative error of an update
+    that diffusers applies, None where diffusers does not support the layout; ``projections`` is how many
+    projections the base has.
     """
 
     path: Path
@@ -140,7 +91,7 @@ class FileCheck:
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """One written file; ``rank_error`` is the relative error of a lower rank."""
+    """One written file; ``rank_error`` is the relative error of a reduced rank."""
 
     path: Path
     part: Part
@@ -149,171 +100,145 @@ class ExportedFile:
     layers: int
     bytes: int
     rank_error: float | None = None
-    checked: FileCheck | None = None
+    check: FileCheck | None = None
 
 
-def plan(
+def plan_export(
     project: Project, parts: Sequence[Part], out: Path, *, force: bool, **settings: Any
 ) -> list[tuple[ExportRequest, Path]]:
     """The files that an export writes; raises before anything is read or written.
 
-    ``out`` is a folder or, for one part, a ``.safetensors`` file. Raises UsageError for settings that do not
-    go together, ProjectError when the bases differ, the place cannot be written, or a file is there already
-    (without ``force``).
+    ``out`` is a folder or, for one part, a ``.safetensors`` file. Raises UsageError for settings that exclude
+    each other, ProjectError when the bases differ, the folder cannot be written to, or a file exists (without
+    ``force``).
     """
-    orders = [ExportRequest(project, part, **settings) for part in parts]
+    requests = [ExportRequest(project, part, **settings) for part in parts]
     if settings.get("style_project") is not None and tuple(parts) != ("combined",):
         raise UsageError(
-            "Only a combination takes the style of another project.", hint="Add --part combined."
+            "Only a combined file takes the style of another project.",
+            Remedy("Export a combined file", settings={"part": "combined"}),
         )
-    shared_base(orders[0].sources)
+    shared_base(requests[0].sources)
     single = out.suffix == SUFFIX and not out.is_dir()
-    if single and len(orders) > 1:
+    if single and len(requests) > 1:
         raise UsageError(
-            f"{out} is one file, but there are {len(orders)} to write.",
-            hint="Name a folder, or one part: --part content",
+            f"{out} is one file, but there are {len(requests)} to write.",
+            Remedy("Name a folder, or one part", settings={"part": "content"}),
         )
     check_writable(out.parent if single else out)
-    planned = [(order, out if single else out / order.file_name) for order in orders]
-    for _, path in planned:
-        if path.exists() and not force:
-            raise ProjectError(f"There is a file {path} already.", hint="Replace it with --force.")
+    planned = [(request, out if single else out / request.file_name) for request in requests]
+    refuse_existing((path for _, path in planned), force=force)
     return planned
 
 
-def export(planned: Sequence[tuple[ExportRequest, Path]], *, check: bool = False) -> list[ExportedFile]:
-    """Write the files, all or none; with ``check`` only those that prove to load.
+def export_files(
+    planned: Sequence[tuple[ExportRequest, Path]], *, check: bool = False, force: bool = False
+) -> list[ExportedFile]:
+    """Write all files or none; with ``check``, only if all of them load.
 
-    Raises AdapterError when a project's file is damaged or a check fails, ProjectError when the disk refuses.
+    Raises AdapterError when a project's file is damaged or a check fails, ProjectError when a file exists
+    by now (without ``force``) or the disk fails.
     """
     folder = planned[0][1].parent
-    try:
-        with _made(folder), temporary_folder(folder) as temporary:
-            written = [_write(order, temporary / path.name, check) for order, path in planned]
-            for each, (_, path) in zip(written, planned, strict=True):
-                each.path.replace(path)
-    except OSError as error:
-        raise ProjectError(
-            f"Cannot write to {folder}: {error.strerror or error}.", hint="Choose another place with --out."
-        ) from error
-    return [replace(each, path=path) for each, (_, path) in zip(written, planned, strict=True)]
+    with write_errors(folder), new_folder(folder), ExitStack() as stack:
+        paths = [stack.enter_context(claimed(path, force=force)) for _, path in planned]
+        temporary = stack.enter_context(temporary_folder(folder))
+        exported = [_write(request, temporary / path.name, check) for request, path in planned]
+        for file, path in zip(exported, paths, strict=True):
+            file.path.replace(path)
+    return [replace(file, path=path) for file, path in zip(exported, paths, strict=True)]
 
 
-@contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Make a folder if need be; it goes again when the block fails."""
-    folder = folder.absolute()
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        for each in missing:
-            each.rmdir()
-        raise
+def check_file(path: Path, base: BaseRecord | None = None, expected: LoRA | None = None) -> FileCheck:
+    """Apply every program's loader rules to a file, and load it with diffusers.
 
-
-def check_file(path: Path, base: BaseRecord | None = None, wanted: LoRA | None = None) -> FileCheck:
-    """LoadResult every program's key rules on a file and load it with diffusers.
-
-    ``wanted`` is what its updates should be; left out, what the file itself says. Without ``base`` the one
-    that the layers fit. Raises AdapterError when the file is no usable LoRA, or diffusers refuses a format
-    that it should take; ModelError when the base is not known.
+    ``expected`` are the updates that it should have; default: those in the file. Without ``base`` it is
+    detected from the layers. Raises AdapterError when the file is not a usable LoRA, or diffusers refuses a
+    layout that it supports; ModelError when the base is not known.
     """
-    from unziplora_cli.adapters.loader_rules import PROGRAMS, READERS, simulate_load
-    from unziplora_cli.adapters.lora_file import read_lora
+    from unziplora_cli.method.inject import adapted_projections
+    from unziplora_cli.sdxl.meta import compare, meta_unet
 
     loaded = read_lora(path)
-    base = base or detect_base(loaded.lora)
-    wanted = _changing(loaded.lora if wanted is None else wanted)
-    readers = READERS[loaded.layout]
-    results = tuple(simulate_load(program, loaded.keys, loaded.metadata) for program in PROGRAMS)
-    problems = [
-        problem
-        for each in results
-        if each.program.name in readers and (problem := _problem(each, wanted)) is not None
-    ]
+    config = unet_config(base or detect_base(LoRAPair(loaded.lora)))
+    expected = nonzero_layers(loaded.lora if expected is None else expected)
+    results = tuple(expected_load(program, loaded) for program in PROGRAMS)
+    readers = tuple(result.program.name for result in results if result.supported)
+    problems = [f"{result.program.name} {result.refusal}" for result in results if result.problem]
     if not readers:
-        problems.append("no program takes the names of the authors' releases; import it, then export it")
-    config = unet_config(base)
-    error: float | None = None
+        problems.append("no program supports the names of the authors' releases; import it, then export it")
+    error = None
     if "diffusers" in readers:
-        from unziplora_cli.sdxl.meta import compare
-
-        found = compare(path, config, wanted)
-        error, projections = found.error, found.projections
-        if found.missing or found.extra:
+        comparison = compare(path, config, expected)
+        error, projections = comparison.error, comparison.projections
+        if comparison.missing or comparison.extra:
             problems.append(
-                f"diffusers leaves out {len(found.missing)} layers and changes {len(found.extra)} others"
+                f"diffusers ignores {len(comparison.missing)} layers and changes "
+                f"{len(comparison.extra)} others"
             )
         if not error <= TOLERANCES[loaded.dtype]:
-            problems.append(f"diffusers applies {found.layer} with a relative error of {error:.1e}")
+            problems.append(f"diffusers applies {comparison.layer} with a relative error of {error:.1e}")
     else:
-        projections = _projections(config)
-    return FileCheck(path, loaded.layout, len(wanted), results, readers, projections, error, tuple(problems))
-
-
-def require(checked: FileCheck) -> FileCheck:
-    """The check itself; raises AdapterError when it found problems."""
-    if checked.problems:
-        raise AdapterError(
-            f"{checked.path.name} does not load as it should: {'; '.join(checked.problems)}.",
-            hint="Write it in the format that every program takes: unziplora export PROJECT --to kohya",
-        )
-    return checked
-
-
-def _write(order: ExportRequest, path: Path, check: bool) -> ExportedFile:
-    from unziplora_cli.adapters.lora_file import DTYPES, write_lora
-    from unziplora_cli.adapters.merge_weights import read_merge, write_merge
-    from unziplora_cli.adapters.metadata import describe
-    from unziplora_cli.adapters.rank import reduce_rank
-
-    origin = project_origin(order.project, with_picture=order.picture)
-    if order.style_project is not None and order.style_project.name != order.project.name:
-        origin = _merged(order)
-    metadata = describe(origin, order.part)
-    if order.part == "merge":
-        merge = read_merge(order.project.path("merge"))
-        write_merge(path, merge.content, merge.style, metadata)
-        return ExportedFile(path, "merge", "merge", 0, len(merge.content), path.stat().st_size)
-    lora, error = _lora(order), None
-    if order.rank is not None and any(weights.rank > order.rank for weights in lora.values()):
-        lora, error = reduce_rank(lora, order.rank)
-    write_lora(path, lora, metadata, layout=order.layout, dtype=DTYPES[order.dtype])
-    checked = require(check_file(path, order.project.manifest.base, lora)) if check else None
-    changing = _changing(lora)
-    rank = max((weights.rank for weights in changing.values()), default=0)
-    return ExportedFile(
-        path, order.part, order.layout, rank, len(changing), path.stat().st_size, error, checked
+        projections = len(adapted_projections(meta_unet(config)))
+    return FileCheck(
+        path, loaded.layout, len(expected), results, readers, projections, error, tuple(problems)
     )
 
 
-def _lora(order: ExportRequest) -> LoRA:
-    from unziplora_cli.adapters.lora_file import combine, read_lora
-    from unziplora_cli.adapters.merge_weights import read_merge
-
-    content, style = order.sources
-    if order.part == "combined":
-        return combine(
-            read_lora(content.path("content")).lora,
-            read_lora(style.path("style")).lora,
-            read_merge(content.path("merge")).content,
-            read_merge(style.path("merge")).style,
+def require_valid(check: FileCheck) -> FileCheck:
+    """Return the check; raises AdapterError when it has problems."""
+    if check.problems:
+        raise AdapterError(
+            f"{check.path.name} does not load correctly: {'; '.join(check.problems)}.",
+            Remedy(
+                "Export it in the format that every program reads",
+                command="export",
+                arguments=("PROJECT",),
+                settings={"to": "kohya"},
+            ),
         )
-    return read_lora(order.project.path("content" if order.part == "content" else "style")).lora
+    return check
 
 
-def _merged(order: ExportRequest) -> Any:
-    """The origin of a combination of two projects: content's words, style's style."""
-    from unziplora_cli.config import Words
-    from unziplora_cli.prompts import make_prompts
+def _write(request: ExportRequest, path: Path, check: bool) -> ExportedFile:
+    metadata = file_metadata(_origin(request), request.part)
+    if request.part == "merge":
+        merge = read_merge(request.project.path("merge"))
+        write_merge(path, merge.content, merge.style, metadata)
+        return ExportedFile(path, "merge", "merge", 0, len(merge.content), path.stat().st_size)
+    lora, error = _lora(request), None
+    if request.rank is not None and any(weights.rank > request.rank for weights in lora.values()):
+        lora, error = reduce_rank(lora, request.rank)
+    write_lora(path, lora, metadata, layout=request.layout, dtype=DTYPES[request.dtype])
+    checked = require_valid(check_file(path, request.project.manifest.base, lora)) if check else None
+    written = nonzero_layers(lora)
+    rank = max((weights.rank for weights in written.values()), default=0)
+    return ExportedFile(
+        path, request.part, request.layout, rank, len(written), path.stat().st_size, error, checked
+    )
 
-    content, style = (project_origin(each, with_picture=order.picture) for each in order.sources)
+
+def _lora(request: ExportRequest) -> LoRA:
+    if request.part != "combined":
+        return read_lora(request.project.path("content" if request.part == "content" else "style")).lora
+    content, style = request.sources
+    return combine(
+        read_lora(content.path("content")).lora,
+        read_lora(style.path("style")).lora,
+        read_merge(content.path("merge")).content,
+        read_merge(style.path("merge")).style,
+    )
+
+
+def _origin(request: ExportRequest) -> Origin:
+    """The origin of a file; of two combined projects, the content's words with the style's style."""
+    content, style = (project_origin(project, with_picture=request.image) for project in request.sources)
+    if content.project == style.project:
+        return content
     words = Words(content.words.subject, style.words.style, content.words.trigger)
     return replace(
         content,
-        project=order.title,
+        project=request.title,
         words=words,
         prompts=make_prompts(words),
         style_phrase=style.style_phrase,
@@ -321,25 +246,47 @@ def _merged(order: ExportRequest) -> Any:
     )
 
 
-def _changing(lora: LoRA) -> LoRA:
-    from unziplora_cli.adapters.tensors import nonzero_layers
-
-    return nonzero_layers(lora)
+# The base of a LoRA; its weights need not be on this disk
 
 
-def _problem(result: LoadResult, wanted: LoRA) -> str | None:
-    name = result.program.name
-    if result.refusal:
-        return f"{name}: {result.refusal}"
-    if result.left_out:
-        return f"{name} leaves out {len(result.left_out)} keys, as {result.left_out[0]}"
-    if result.layers != wanted.keys():
-        return f"{name} adapts {len(result.layers)} layers instead of {len(wanted)}"
-    return None
+def lookup_base(spec: str) -> BaseRecord:
+    """The record of a base, without downloading anything; raises ModelError."""
+    from unziplora_cli.sdxl.base import SDXL_ID, SDXL_REVISION, resolve_base
+
+    if spec == "sdxl":
+        return BaseRecord(spec, "hub", SDXL_ID, SDXL_REVISION, SDXL_REVISION)
+    return base_record(resolve_base(spec, offline=True)[0])
 
 
-def _projections(config: Mapping[str, Any]) -> int:
-    from unziplora_cli.method.inject import adapted_projections
+def unet_config(base: BaseRecord) -> Mapping[str, Any]:
+    """The configuration of a base's U-Net; raises ModelError when it is not on this disk."""
+    from unziplora_cli.sdxl.base import SDXL_CONFIG, SDXL_ID, component_config, resolve_base
+    from unziplora_cli.sdxl.shape import read_json
+
+    if base.id == SDXL_ID:
+        return read_json(SDXL_CONFIG / "unet/config.json")
+    spec = base.id if base.kind in ("folder", "file") else base.spec
+    return component_config(resolve_base(spec, offline=True)[0], "unet")
+
+
+def check_compatible(base: BaseRecord, loras: LoRAPair) -> None:
+    """Raise AdapterError unless the base's U-Net has every layer of the LoRAs, in the same shape."""
+    from unziplora_cli.accel.merged_unet import check_fit
     from unziplora_cli.sdxl.meta import meta_unet
 
-    return len(adapted_projections(meta_unet(config)))
+    check_fit(meta_unet(unet_config(base)), loras)
+
+
+def detect_base(loras: LoRAPair) -> BaseRecord:
+    """SDXL or the built-in base, whichever the LoRAs fit; raises AdapterError."""
+    for spec in ("sdxl", "mini"):
+        base = lookup_base(spec)
+        try:
+            check_compatible(base, loras)
+        except AdapterError:
+            continue
+        return base
+    raise AdapterError(
+        "The LoRA fits neither SDXL nor the built-in base: its layers have other sizes.",
+        Remedy("Name the base that it was trained on", settings={"base": "FOLDER"}),
+    )
