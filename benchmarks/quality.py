@@ -1,10 +1,10 @@
-"""How well content and style come apart on the built-in base: methods side by side, named by the classifier.
+"""How well methods separate content and style on the built-in base, scored by the classifier.
 
-    python benchmarks/quality.py --quick            # four pictures, three methods, a CPU, minutes
+    python benchmarks/quality.py --quick            # four images and three methods, minutes on a CPU
     python benchmarks/quality.py --out results      # the table of benchmarks/README.md, one GPU, ten minutes
-    python benchmarks/quality.py --tune --out tuned # learning rates and steps, on pictures of their own
+    python benchmarks/quality.py --tune --out tuned # the grid of settings, on the tuning images
 
-Every method trains on the same pictures, with the same noise; all trainings of one shape run as one batch.
+Every method trains on the same images with the same noise. All trainings of one shape run as one batch.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.separation import rows, verdict
+from benchmarks.separation import classification, rows
 from benchmarks.separation.destyle import destyle_all
-from benchmarks.separation.drawing import drawn, rebuilding_errors
-from benchmarks.separation.methods import Drawing, Method, Trained, drawings
-from benchmarks.separation.scenes import Sample, gallery, real_photos, samples
+from benchmarks.separation.generation import generate_images, reconstruction_errors
+from benchmarks.separation.methods import ImageRequest, Method, Trained, image_requests
+from benchmarks.separation.scenes import Sample, reference_embeddings, render_photos, samples
 from benchmarks.separation.stack import Job, Stack
 from benchmarks.separation.tables import markdown, sheet
 from unziplora_cli import resources
@@ -42,17 +42,17 @@ from unziplora_cli.sdxl.text import encode, time_ids
 
 @dataclass
 class Bench:
-    """What all methods share: the pictures, the base, the classifier."""
+    """What all methods share: the images, the base and the classifier."""
 
-    pictures: tuple[Sample, ...]
+    images: tuple[Sample, ...]
     base: BaseRef
     device: torch.device
     dtype: torch.dtype
     steps: int
     guidance: float
-    chunk: int
-    each: int
-    begun: float
+    batch_size: int
+    per_purpose: int
+    started: float
 
     def __post_init__(self) -> None:
         self.classifier = Classifier.load(resources.classifier()).to(self.device)
@@ -60,141 +60,147 @@ class Bench:
         self._encoders = load_text_encoders(self.base, device=self.device, dtype=torch.float32)
         self._texts: dict[str, tuple[Tensor, Tensor]] = {}
         self.alphas = alphas_cumprod(self.base)
-        images = [Image.fromarray(each.picture()) for each in self.pictures]
-        found = [encode_latents(self.vae, prepare(image, 128, 1)) for image in images]
-        self.latents = torch.stack([torch.stack([each.mean[0], each.std[0]]) for each in found]).to(
+        images = [Image.fromarray(sample.image()) for sample in self.images]
+        encoded = [encode_latents(self.vae, prepare(image, 128, 1)) for image in images]
+        self.latents = torch.stack([torch.stack([item.mean[0], item.std[0]]) for item in encoded]).to(
             self.device
         )
-        self.galleries = [gallery(each, self.classifier) for each in self.pictures]
-        self.say(f"{len(self.pictures)} pictures")
+        self.references = [reference_embeddings(sample, self.classifier) for sample in self.images]
+        self.log(f"{len(self.images)} images")
 
-    def say(self, text: str) -> None:
-        print(f"[{time.monotonic() - self.begun:5.0f}s] {text}", file=sys.stderr, flush=True)
+    def log(self, text: str) -> None:
+        print(f"[{time.monotonic() - self.started:5.0f}s] {text}", file=sys.stderr, flush=True)
 
     def text(self, prompt: str) -> tuple[Tensor, Tensor]:
         """The embeddings of a prompt, encoded once."""
         if prompt not in self._texts:
-            found = encode(self._encoders, [prompt])
-            self._texts[prompt] = (found.tokens, found.pooled)
+            embeddings = encode(self._encoders, [prompt])
+            self._texts[prompt] = (embeddings.tokens, embeddings.pooled)
         return self._texts[prompt]
 
     def stack(self, jobs: Sequence[Job]) -> Stack:
-        """A fresh stack of trainings."""
+        """A new stack of trainings, before its first step."""
         unet = load_unet(self.base, device=self.device, dtype=self.dtype)
-        ids, echoes = time_ids(128, 128).to(self.device), None
+        ids, destyled = time_ids(128, 128).to(self.device), None
         if any(job.config.destyle_images for job in jobs):
             args = (self.latents[:, 0], self.text, ids, self.dtype)
-            echoes = destyle_all(unet, self.alphas, jobs, *args)
-        return Stack(unet, jobs, self.latents, self.text, ids, self.alphas, self.dtype, echoes)
+            destyled = destyle_all(unet, self.alphas, jobs, *args)
+        return Stack(unet, jobs, self.latents, self.text, ids, self.alphas, self.dtype, destyled)
 
 
 def ceiling(bench: Bench) -> dict[str, np.ndarray]:
-    """What the classifier says of drawn photos of the very individuals."""
-    seen = []
-    for number, each in enumerate(bench.pictures):
-        photos = torch.from_numpy(real_photos(each, 3)).to(bench.device)
-        wanted = Drawing("content", number, None, None, False, None, 0, each.subject, "photo")  # type: ignore[arg-type]
-        seen += verdict.look(bench.classifier, [wanted] * 3, photos, bench.galleries)
-    return verdict.scores(seen, bench.pictures)
+    """The scores of rendered photos of the individuals: the upper bound."""
+    classified = []
+    for number, sample in enumerate(bench.images):
+        photos = torch.from_numpy(render_photos(sample, 3)).to(bench.device)
+        wanted = ImageRequest("content", number, None, None, False, None, 0, sample.subject, "photo")  # type: ignore[arg-type]
+        classified += classification.classify(bench.classifier, [wanted] * 3, photos, bench.references)
+    return classification.scores(classified, bench.images)
 
 
 @dataclass
 class Result:
-    """One method's columns by sample, and its pictures by purpose."""
+    """The columns of one method by sample, and its images by purpose and sample."""
 
     method: Method
     columns: dict[str, np.ndarray]
-    pictures: dict[tuple[str, int], list[np.ndarray]]
+    images: dict[tuple[str, int], list[np.ndarray]]
 
 
 def measure(
     bench: Bench, methods: Sequence[Method], *, limit: int, keep: set[str], deadline: float
 ) -> Iterator[Result]:
-    """Train and evaluate all ``methods``, at most ``limit`` trainings at once; no stack begins after
-    ``deadline`` minutes."""
-    for group in _groups(methods, bench, limit):
-        began = time.monotonic()
-        if began - bench.begun > 60 * deadline:
-            bench.say("out of time")
+    """Train and evaluate all ``methods``, at most ``limit`` trainings at once.
+
+    No new batch starts after ``deadline`` minutes. Images of methods in ``keep`` are returned too.
+    """
+    for group in _batches(methods, bench, limit):
+        begin = time.monotonic()
+        if begin - bench.started > 60 * deadline:
+            bench.log("out of time")
             return
         jobs: list[Job] = []
         trained: dict[str, dict[int, Trained]] = {}
         for method in group:
-            for each in bench.pictures:
-                own = method.jobs(each)
-                places = tuple(range(len(jobs), len(jobs) + len(own)))
-                trained.setdefault(method.name, {})[each.number] = Trained(method, each, places)
-                jobs += own
-        # The base alone needs some training to stand in: its drawings use no branch.
-        stack = bench.stack(jobs or [Job(0, group[0].config(0), group[0].prompts(bench.pictures[0]))])
+            for sample in bench.images:
+                new = method.jobs(sample)
+                positions = tuple(range(len(jobs), len(jobs) + len(new)))
+                trained.setdefault(method.name, {})[sample.number] = Trained(method, sample, positions)
+                jobs += new
+        # The base alone uses no branch, but a stack needs at least one training.
+        stack = bench.stack(jobs or [Job(0, group[0].config(0), group[0].prompts(bench.images[0]))])
         if jobs:
             for done, _losses in stack.train():
                 if done in (1, 20) or done % 100 == 0:
-                    bench.say(f"{len(jobs)} trainings of {len(group)} methods: step {done}")
+                    bench.log(f"{len(jobs)} trainings of {len(group)} methods: step {done}")
         ready = time.monotonic()
-        of_method = {m.name: list(drawings(trained[m.name], each=bench.each)) for m in group}
-        orders = [order for own in of_method.values() for order in own]
-        owners = [name for name, own in of_method.items() for _ in own]
-        rebuilt = rebuilding_errors(
-            stack, [order for order in orders if order.purpose == "combine"], chunk=bench.chunk
+        by_method = {m.name: list(image_requests(trained[m.name], count=bench.per_purpose)) for m in group}
+        requests = [request for items in by_method.values() for request in items]
+        owners = [name for name, items in by_method.items() for _ in items]
+        errors_by_request = reconstruction_errors(
+            stack,
+            [request for request in requests if request.purpose == "combine"],
+            batch_size=bench.batch_size,
         )
-        seen: dict[str, list[verdict.Seen]] = {method.name: [] for method in group}
-        pictures: dict[str, dict[tuple[str, int], list[np.ndarray]]] = {name: {} for name in seen}
+        classified: dict[str, list[classification.Classified]] = {method.name: [] for method in group}
+        images: dict[str, dict[tuple[str, int], list[np.ndarray]]] = {name: {} for name in classified}
         position = 0
-        for some, images in drawn(
+        for batch, generated in generate_images(
             stack,
             bench.base,
             bench.vae,
-            orders,
+            requests,
             steps=bench.steps,
             guidance=bench.guidance,
-            chunk=bench.chunk,
+            batch_size=bench.batch_size,
         ):
-            for verdict_, image in zip(
-                verdict.look(bench.classifier, some, images, bench.galleries), images, strict=True
+            for result, image in zip(
+                classification.classify(bench.classifier, batch, generated, bench.references),
+                generated,
+                strict=True,
             ):
                 name = owners[position]
-                seen[name].append(verdict_)
+                classified[name].append(result)
                 if name in keep:
-                    key = (verdict_.drawing.purpose, verdict_.drawing.sample)
-                    pictures[name].setdefault(key, []).append(image.cpu().numpy())
+                    key = (result.request.purpose, result.request.sample)
+                    images[name].setdefault(key, []).append(image.cpu().numpy())
                 position += 1
-        drawing = time.monotonic() - ready
-        bench.say(
-            f"{len(jobs)} trainings in {ready - began:.0f} s, {len(orders)} pictures in {drawing:.0f} s"
+        generating = time.monotonic() - ready
+        bench.log(
+            f"{len(jobs)} trainings in {ready - begin:.0f} s, {len(requests)} images in {generating:.0f} s"
         )
-        errors = iter(rebuilt.tolist())
+        errors = iter(errors_by_request.tolist())
         for method in group:
-            columns = verdict.scores(seen[method.name], bench.pictures)
-            for order in of_method[method.name]:
-                if order.purpose == "combine":
-                    columns["rebuilt"][order.sample] = next(errors)
-            yield Result(method, columns, pictures[method.name])
+            columns = classification.scores(classified[method.name], bench.images)
+            for request in by_method[method.name]:
+                if request.purpose == "combine":
+                    columns["rebuilt"][request.sample] = next(errors)
+            yield Result(method, columns, images[method.name])
         del stack
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
 def seconds(bench: Bench, method: Method, steps: int = 12) -> float:
-    """How long this machine takes for one picture with ``method`` alone, echoes included."""
+    """Seconds that this machine needs for one image with ``method``, destyling included."""
     total = 0.0
-    for job in method.jobs(bench.pictures[0]):
-        began = time.monotonic()
+    for job in method.jobs(bench.images[0]):
+        begin = time.monotonic()
         stack = bench.stack([job])
-        total += time.monotonic() - began if job.config.destyle_images else 0.0
+        total += time.monotonic() - begin if job.config.destyle_images else 0.0
         for done, _losses in stack.train():
             if done == 2:
-                began = time.monotonic()
+                begin = time.monotonic()
             if done == 2 + steps:
                 break
-        total += (time.monotonic() - began) / steps * job.config.steps
+        total += (time.monotonic() - begin) / steps * job.config.steps
     return total
 
 
-def _groups(methods: Sequence[Method], bench: Bench, limit: int) -> Iterator[list[Method]]:
-    """Methods whose trainings have the same shape, packed into stacks; those of like length together."""
+def _batches(methods: Sequence[Method], bench: Bench, limit: int) -> Iterator[list[Method]]:
+    """Batches of methods whose trainings have the same shape; those of similar length together."""
     kinds: dict[tuple[int, ...], list[Method]] = {}
-    for method in sorted(methods, key=lambda each: each.config(0).steps):
+    for method in sorted(methods, key=lambda method: method.config(0).steps):
         config = method.config(0)
         kinds.setdefault(() if method.kind == "none" else (config.rank, config.destyle_images), []).append(
             method
@@ -203,12 +209,12 @@ def _groups(methods: Sequence[Method], bench: Bench, limit: int) -> Iterator[lis
         group: list[Method] = []
         size = 0
         for method in alike:
-            own = sum(len(method.jobs(each)) for each in bench.pictures)
-            if group and size + own > limit:
+            count = sum(len(method.jobs(sample)) for sample in bench.images)
+            if group and size + count > limit:
                 yield group
                 group, size = [], 0
             group.append(method)
-            size += own
+            size += count
         yield group
 
 
@@ -217,31 +223,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="four pictures and few methods, for a CPU")
-    parser.add_argument(
-        "--tune", action="store_true", help="the tuning pictures and the grid of every method"
-    )
-    parser.add_argument(
-        "--seconds", action="store_true", help="only how long each method takes for a picture"
-    )
+    parser.add_argument("--quick", action="store_true", help="four images and few methods, for a CPU")
+    parser.add_argument("--tune", action="store_true", help="the tuning images and the grid of every method")
+    parser.add_argument("--seconds", action="store_true", help="only the time of every method for one image")
     parser.add_argument("--only", help="methods whose names contain this")
-    parser.add_argument("--pictures", type=int, help="how many pictures")
+    parser.add_argument("--images", type=int, help="number of images")
     parser.add_argument("--out", type=Path, help="folder for the table, the numbers and the sheets")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"))
     parser.add_argument("--limit", type=int, default=800, help="trainings at once")
-    parser.add_argument("--chunk", type=int, default=512, help="pictures drawn at once")
-    parser.add_argument("--each", type=int, help="pictures of every purpose")
-    parser.add_argument(
-        "--deadline", type=float, default=9.0, help="minutes after which no further stack begins"
-    )
+    parser.add_argument("--batch-size", type=int, default=512, help="images generated at once")
+    parser.add_argument("--per-purpose", type=int, help="images for every purpose")
+    parser.add_argument("--deadline", type=float, default=9.0, help="minutes after which no new batch starts")
     args = parser.parse_args()
-    begun = time.monotonic()
+    started = time.monotonic()
     device = torch.device(args.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     precision = args.precision or ("bf16" if device.type == "cuda" else "fp32")
     name = "quick" if args.quick else "tune" if args.tune else "test"
-    count = args.pictures or {"quick": 4, "tune": 16, "test": 32}[name]
+    count = args.images or {"quick": 4, "tune": 16, "test": 32}[name]
     methods = {"quick": rows.quick, "tune": rows.tuning, "test": rows.table}[name]()
     methods = [method for method in methods if not args.only or args.only in method.name]
     bench = Bench(
@@ -251,31 +251,31 @@ def main() -> None:
         torch.bfloat16 if precision == "bf16" else torch.float32,
         steps=12 if args.quick else 20,
         guidance=2.5,
-        chunk=args.chunk if device.type == "cuda" else 16,
-        each=args.each or (1 if args.quick else 2),
-        begun=begun,
+        batch_size=args.batch_size if device.type == "cuda" else 16,
+        per_purpose=args.per_purpose or (1 if args.quick else 2),
+        started=started,
     )
     if args.seconds:
         for method in methods:
             if method.kind != "none":
                 print(f"{method.name:40s} {seconds(bench, method):6.0f} s")
         return
-    results: dict[str, dict[str, np.ndarray]] = {"drawn photos (ceiling)": ceiling(bench)}
-    keep = set(rows.SHOWN) if args.out else set()
+    results: dict[str, dict[str, np.ndarray]] = {"rendered photos (ceiling)": ceiling(bench)}
+    keep = set(rows.WITH_IMAGES) if args.out else set()
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
     limit = args.limit if device.type == "cuda" else 8
     for result in measure(bench, methods, limit=limit, keep=keep, deadline=args.deadline):
         results[result.method.name] = result.columns
-        bench.say(
+        bench.log(
             f"{result.method.name}: "
             + "  ".join(f"{c} {np.nanmean(v):.2f}" for c, v in result.columns.items())
         )
         if args.out:
             numbers = {n: {c: v.tolist() for c, v in columns.items()} for n, columns in results.items()}
             (args.out / "scores.json").write_text(json.dumps(numbers))
-            if result.pictures:
-                sheet(bench.pictures, result.pictures).save(
+            if result.images:
+                sheet(bench.images, result.images).save(
                     args.out / f"{result.method.name.replace(' ', '-').replace('/', '-')}.png"
                 )
     named = [next(iter(results)), *(method.name for method in methods if method.name in results)]

@@ -1,9 +1,9 @@
-"""Write a base with SDXL's architecture and random weights, for speed and memory where no weights can be had.
+"""Write a base with SDXL's architecture and random weights, to measure speed and memory without a download.
 
     python benchmarks/random_sdxl.py DIR
 
-DIR becomes a diffusers folder of about 7 GB in fp16 that every command takes as ``--base DIR``. Its pictures
-are noise; its sizes, its speed and its memory are SDXL's. The tokenizers are those of the built-in base.
+DIR becomes a diffusers folder of about 7 GB in fp16 that every command accepts as ``--base DIR``. It
+generates noise; its sizes, speed and memory are those of SDXL. The tokenizers are those of the built-in base.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ CLIP_BIGG = {
 
 
 def random_weights(module: nn.Module, device: str) -> nn.Module:
-    """Give a module made on the meta device small random half-precision weights.
+    """Give a meta module small random half-precision weights, created on ``device``.
 
-    Filled on ``device`` for speed; biases zero, norms one, matrices scaled by their fan-in.
+    Biases are zero, norms one, matrices scaled by their fan-in.
     """
     module = module.to_empty(device=device).half()
     for name, parameter in module.named_parameters():

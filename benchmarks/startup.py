@@ -1,4 +1,4 @@
-"""How long `unziplora --help` takes beside the help of a bare Typer app, best of many runs each.
+"""Time of `unziplora --help` relative to the help of a bare Typer app; the best of many runs.
 
 python benchmarks/startup.py
 """
@@ -33,15 +33,15 @@ app()
 
 
 def best(commands: list[list[str]]) -> list[float]:
-    """Seconds of the fastest run of each command; the runs take turns, so that both meet the same load."""
+    """Seconds of the fastest run of each command; runs alternate, so that both see the same load."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     times: list[list[float]] = [[] for _ in commands]
     for _ in range(RUNS):
-        for command, seen in zip(commands, times, strict=True):
+        for command, samples in zip(commands, times, strict=True):
             start = time.perf_counter()
             subprocess.run(command, check=True, capture_output=True, env=environment)
-            seen.append(time.perf_counter() - start)
-    return [min(seen) for seen in times]
+            samples.append(time.perf_counter() - start)
+    return [min(samples) for samples in times]
 
 
 def main() -> None:
@@ -50,12 +50,12 @@ def main() -> None:
         bare = Path(folder) / "bare.py"
         bare.write_text(BARE)
         program = "from unziplora_cli.__main__ import main; main()"
-        ours, theirs = best(
+        ours, typer_only = best(
             [[sys.executable, "-c", program, "--help"], [sys.executable, str(bare), "--help"]]
         )
     print(f"{'unziplora --help':<20}{ours * 1000:8.0f} ms")
-    print(f"{'bare Typer --help':<20}{theirs * 1000:8.0f} ms")
-    print(f"{'ratio':<20}{ours / theirs:8.2f}")
+    print(f"{'bare Typer --help':<20}{typer_only * 1000:8.0f} ms")
+    print(f"{'ratio':<20}{ours / typer_only:8.2f}")
 
 
 if __name__ == "__main__":

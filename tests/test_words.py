@@ -22,25 +22,31 @@ WORDS = re.compile(
     )\b
   | \b(
         Echo\w* | Workshop | Materials | Studio | Hollow\w* | Anatomy | Foresight | Logbook | Watch | Verdict
-      | Finding | Case | Shelf | Halves | Folds? | Remade | Viewer | JudgeViewer | Judge | Seen | View | Part
-      | \w+Order | Drawn\w* | Gallery
+      | Finding | Case | Shelf | Halves | Folds? | Remade | Viewer | JudgeViewer | Judge | Seen | View
+      | \w+Order | Drawn | Gallery
     )\b
   | \w*(hollow_|_echo|echo_|speed_up|project_together|_verdict|verdict_|_judge|judge_)\w*
     """,
     re.VERBOSE,
 )
-ALLOWED = re.compile(r"typer\.echo|\becho \"|Part\.|\bShelf\b(?= life)")
+ALLOWED = re.compile(r"typer\.echo|\becho \"")
 
 NAMES = {"each", "found", "told", "own", "known", "some", "heard", "asked", "away", "said"}
 """Variables that do not say what they hold."""
 
 # Files that hold the words on purpose.
-EXCEPT = ("tests/test_words.py", "tests/data/", "tests/fuzz/findings/", "tests/golden/golden_a/", "LICENSE")
+EXCEPT = (
+    "tests/test_words.py",
+    "tests/data/",
+    "tests/fuzz/findings/",
+    "tests/golden/golden_a/",
+    "LICENSE",
+    "recipes/mini/scene.py",  # a studio and a shelf are in its scenes
+)
 
 # What is not clean yet. Delete a line once its files are.
 TO_CLEAN = (
     "benchmarks/",
-    "recipes/",
     "templates/",
     "tests/",
     "unziplora_cli/",

@@ -1,1 +1,1 @@
-"""The separation benchmark: does content come apart from style, and for which method?"""
+"""The separation benchmark: how well methods separate content from style."""

@@ -1,4 +1,4 @@
-"""The echoes of many trainings, as `unziplora_cli.training.destyle` makes those of one."""
+"""Destyled images of many trainings at once, by `unziplora_cli.training.destyle`."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ def destyle_all(
     unet: nn.Module,
     alphas_cumprod: Tensor,
     jobs: Sequence[Job],
-    pictures: Tensor,
+    images: Tensor,
     texts: Callable[[str], tuple[Tensor, Tensor]],
     time_ids: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Echoes [jobs, echoes, channels, h, w] of ``pictures`` [samples, channels, h, w].
+    """Destyled latents [jobs, count, channels, h, w] of ``images`` [samples, channels, h, w].
 
-    Trainings that want none get zeros; all others want the same number.
+    Trainings without destyled images get zeros; all others use the same count.
     """
     count = max(job.config.destyle_images for job in jobs)
-    found = torch.zeros(len(jobs), count, *pictures.shape[1:], device=pictures.device)
-    ids = time_ids.to(pictures.device, dtype)
+    latents = torch.zeros(len(jobs), count, *images.shape[1:], device=images.device)
+    ids = time_ids.to(images.device, dtype)
 
-    def told(prompts: list[str]) -> Conditioning:
-        known = [texts(prompt) for prompt in prompts]
-        tokens, pooled = (torch.cat([each[part] for each in known]) for part in range(2))
-        told = Conditioning.from_prompt(tokens, pooled, ids.expand(len(prompts), -1))
-        return told.to(device=pictures.device, dtype=dtype)
+    def conditioning(prompts: list[str]) -> Conditioning:
+        embeddings = [texts(prompt) for prompt in prompts]
+        tokens, pooled = (torch.cat([embedding[part] for embedding in embeddings]) for part in range(2))
+        result = Conditioning.from_prompt(tokens, pooled, ids.expand(len(prompts), -1))
+        return result.to(device=images.device, dtype=dtype)
 
-    for config, places in _alike(jobs).items():
-        own = [jobs[place].prompts for place in places]
-        known = DestyleConditioning(
-            told([config.destyle_prompt.replace("{content}", each.content) for each in own]),
-            told([each.full for each in own]),
-            told([each.content for each in own]),
+    for config, positions in _by_settings(jobs).items():
+        prompts = [jobs[position].prompts for position in positions]
+        encoded = DestyleConditioning(
+            conditioning([config.destyle_prompt.replace("{content}", item.content) for item in prompts]),
+            conditioning([item.full for item in prompts]),
+            conditioning([item.content for item in prompts]),
         )
-        conditions = destyle_conditioning(known, None, config)
+        conditions = destyle_conditioning(encoded, None, config)
 
         def predict(noisy: Tensor, timestep: Tensor, text: str, conditions=conditions) -> Tensor:  # type: ignore[no-untyped-def]
             prediction = predict_noise_merged(
@@ -54,23 +54,25 @@ def destyle_all(
             )
             return prediction.float()
 
-        shown = pictures[[jobs[place].sample for place in places]]
+        sources = images[[jobs[position].sample for position in positions]]
         for number in range(count):
-            drawn = [fresh_noise(jobs[place].config.seed, number, shown[:1].shape) for place in places]
-            fresh = torch.cat(drawn).to(shown.device)
-            found[places, number] = echo(
-                predict, alphas_cumprod.to(shown.device), shown, fresh, config, number
+            noise = [
+                fresh_noise(jobs[position].config.seed, number, sources[:1].shape) for position in positions
+            ]
+            fresh = torch.cat(noise).to(sources.device)
+            latents[positions, number] = echo(
+                predict, alphas_cumprod.to(sources.device), sources, fresh, config, number
             )
-    return found
+    return latents
 
 
-def _alike(jobs: Sequence[Job]) -> dict[TrainConfig, list[int]]:
-    """The places of the trainings whose echoes are made alike, with the settings of the first of them."""
-    found: dict[tuple[object, ...], list[int]] = {}
-    for place, job in enumerate(jobs):
+def _by_settings(jobs: Sequence[Job]) -> dict[TrainConfig, list[int]]:
+    """Positions of the trainings with equal destyling settings, by the settings of the first one."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for position, job in enumerate(jobs):
         if job.config.destyle_images:
             settings = {
                 name: value for name, value in asdict(job.config).items() if name.startswith("destyle")
             }
-            found.setdefault(tuple(settings.values()), []).append(place)
-    return {jobs[places[0]].config: places for places in found.values()}
+            groups.setdefault(tuple(settings.values()), []).append(position)
+    return {jobs[positions[0]].config: positions for positions in groups.values()}

@@ -1,4 +1,4 @@
-"""The methods that are compared: how each one trains on a picture, and how it is then used."""
+"""The compared methods: how a method trains on an image, and how its LoRAs are used afterwards."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ PLAIN = {
     "start": "zero",
     "destyle_images": 0,
 }
-"""What makes an ordinary LoRA of one branch."""
+"""Settings that reduce the method to a single ordinary LoRA."""
 
 
 @dataclass(frozen=True)
 class Method:
     """One row of the table.
 
-    ``kind``: ``pair`` is joint training of a content and a style LoRA; ``one`` a single LoRA used for
-    everything; ``two`` two single ones, from the content and from the style prompt; ``blocks`` a single one
-    in two blocks, of which each serves one purpose; ``none`` the base alone. ``settings`` go over ``preset``.
+    ``kind``: ``pair`` trains a content and a style LoRA jointly; ``one`` trains one LoRA for all purposes;
+    ``two`` trains one LoRA on the content prompt and one on the style prompt; ``blocks`` trains one LoRA in
+    two blocks, one per purpose; ``none`` is the base alone. ``settings`` override ``preset``.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Method:
     settings: Mapping[str, Any] = field(default_factory=dict)
     style_prompt: str = "a {subject} in {style} style"
     token_prompt: bool = False
-    """B-LoRA's own training prompt, the rare token alone."""
+    """Use B-LoRA's own training prompt, which is only the rare token."""
 
     def config(self, seed: int) -> TrainConfig:
         """The settings of one training."""
@@ -48,7 +48,7 @@ class Method:
         return resolve(self.preset, {**scale, **plain, **self.settings, "seed": seed})
 
     def jobs(self, sample: Sample) -> tuple[Job, ...]:
-        """The trainings that this method does on a picture."""
+        """The trainings that this method needs for one image."""
         config, prompts = self.config(sample.number), self.prompts(sample)
         match self.kind:
             case "none":
@@ -56,12 +56,12 @@ class Method:
             case "pair":
                 return (Job(sample.number, config, prompts),)
             case "one":
-                return (_alone(sample, config, prompts.full),)
+                return (_single_lora(sample, config, prompts.full),)
             case "two":
-                return tuple(_alone(sample, config, text) for text in (prompts.content, prompts.style))
+                return tuple(_single_lora(sample, config, text) for text in (prompts.content, prompts.style))
             case "blocks":
                 text = "a monadikos" if self.token_prompt else prompts.full
-                return (replace(_alone(sample, config, text), blocks=(CONTENT_BLOCK, STYLE_BLOCK)),)
+                return (replace(_single_lora(sample, config, text), blocks=(CONTENT_BLOCK, STYLE_BLOCK)),)
 
     def prompts(self, sample: Sample) -> Prompts:
         """The three training prompts."""
@@ -73,13 +73,13 @@ class Method:
         return self.style_prompt.format(subject=subject, style=style)
 
 
-def _alone(sample: Sample, config: TrainConfig, text: str) -> Job:
+def _single_lora(sample: Sample, config: TrainConfig, text: str) -> Job:
     return Job(sample.number, config, Prompts(text, text, text), branches=("content",))
 
 
 @dataclass(frozen=True)
-class Part:
-    """One trained branch in use: of which training (its place in the stack), and of which blocks."""
+class BranchRef:
+    """A trained branch: the position of its training in the stack, and the blocks to use (all if empty)."""
 
     job: int
     branch: str
@@ -87,16 +87,16 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """One picture to be made, and what should be seen in it; what is None does not matter.
+class ImageRequest:
+    """One image to generate, and what it should show; None means that anything is correct.
 
     ``merge`` applies the merge weights. ``wanted_style`` is ``photo`` where no style may leak in.
     """
 
     purpose: str
     sample: int
-    content: Part | None
-    style: Part | None
+    content: BranchRef | None
+    style: BranchRef | None
     merge: bool
     prompts: Prompts
     seed: int
@@ -107,91 +107,95 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Trained:
-    """The places in a stack of the trainings of one method on one picture."""
+    """The positions in a stack of the trainings of one method on one image."""
 
     method: Method
     sample: Sample
-    places: tuple[int, ...]
+    positions: tuple[int, ...]
 
-    def part(self, branch: str) -> Part | None:
-        """What serves as the content or the style LoRA."""
+    def part(self, branch: str) -> BranchRef | None:
+        """The branch used as content or as style LoRA."""
         match self.method.kind:
             case "none":
                 return None
             case "pair":
-                return Part(self.places[0], branch)
+                return BranchRef(self.positions[0], branch)
             case "one":
-                return Part(self.places[0], "content")
+                return BranchRef(self.positions[0], "content")
             case "two":
-                return Part(self.places[0 if branch == "content" else 1], "content")
+                return BranchRef(self.positions[0 if branch == "content" else 1], "content")
             case "blocks":
                 block = CONTENT_BLOCK if branch == "content" else STYLE_BLOCK
-                return Part(self.places[0], "content", (block,))
+                return BranchRef(self.positions[0], "content", (block,))
 
 
-def drawings(trained: Mapping[int, Trained], *, each: int) -> Iterator[Drawing]:
-    """All pictures of one method, from its trainings by sample; ``each`` pictures of every purpose."""
-    for one in trained.values():
-        yield from _of_one(one, each)
-        for number, other in enumerate(one.sample.partners):
-            if other in trained and number < each + 1:
-                yield _together(one, trained[other], "cross", number)
+def image_requests(trained: Mapping[int, Trained], *, count: int) -> Iterator[ImageRequest]:
+    """All images of one method, from its trainings by sample; ``count`` images for every purpose."""
+    for content in trained.values():
+        yield from _of_sample(content, count)
+        for number, partner in enumerate(content.sample.partners):
+            if partner in trained and number < count + 1:
+                yield _combined(content, trained[partner], "cross", number)
 
 
-def _of_one(one: Trained, each: int) -> Iterator[Drawing]:
-    method, sample = one.method, one.sample
+def _of_sample(trained: Trained, count: int) -> Iterator[ImageRequest]:
+    method, sample = trained.method, trained.sample
     words = Words(sample.subject, sample.style)
 
-    def alone(purpose: str, branch: str, text: str, number: int, subject: str, **wanted: str) -> Drawing:
-        content, style = (one.part(branch), None) if branch == "content" else (None, one.part(branch))
+    def single(
+        purpose: str, branch: str, text: str, number: int, subject: str, **wanted: str
+    ) -> ImageRequest:
+        content, style = (trained.part(branch), None) if branch == "content" else (None, trained.part(branch))
         seed = _seed(purpose, sample.number, number)
-        return Drawing(
+        return ImageRequest(
             purpose, sample.number, content, style, False, Prompts(text, text, text), seed, subject, **wanted
         )
 
-    for number in range(each):
+    for number in range(count):
         text = make_prompts(words).content
-        yield alone("content", "content", text, number, sample.subject, wanted_style="photo")
-    for number, context in enumerate(sample.contexts[: each + 1]):
+        yield single("content", "content", text, number, sample.subject, wanted_style="photo")
+    for number, context in enumerate(sample.contexts[: count + 1]):
         text = make_prompts(words, context).content
-        yield alone("context", "content", text, number, sample.subject, context=context)
-    for number, subject in enumerate(sample.others[: each + 1]):
+        yield single("context", "content", text, number, sample.subject, context=context)
+    for number, subject in enumerate(sample.others[: count + 1]):
         if method.kind == "pair":
             text = method.style_text(subject, sample.style)
         else:
             style = "monadikos" if method.token_prompt else sample.style
             text = f"a {subject} in {style} style"
-        yield alone("style", "style", text, number, subject, wanted_style=sample.style)
-    for number in range(each):
-        yield _together(one, one, "combine", number)
-    for number, context in enumerate(sample.contexts[:each]):
-        yield _together(one, one, "scene", number, context)
+        yield single("style", "style", text, number, subject, wanted_style=sample.style)
+    for number in range(count):
+        yield _combined(trained, trained, "combine", number)
+    for number, context in enumerate(sample.contexts[:count]):
+        yield _combined(trained, trained, "scene", number, context)
 
 
-def _together(one: Trained, other: Trained, purpose: str, number: int, context: str | None = None) -> Drawing:
-    """``one``'s content in ``other``'s style."""
-    method, subject, style = one.method, one.sample.subject, other.sample.style
-    prompts = make_prompts(Words(subject, style), context)
-    content, styling = one.part("content"), other.part("style")
+def _combined(
+    content: Trained, style: Trained, purpose: str, number: int, context: str | None = None
+) -> ImageRequest:
+    """The content of one training in the style of another."""
+    method, subject, style_word = content.method, content.sample.subject, style.sample.style
+    prompts = make_prompts(Words(subject, style_word), context)
+    content_branch, style_branch = content.part("content"), style.part("style")
     if method.kind == "pair":
         scene = f" {context}" if context else ""
-        prompts = replace(prompts, style=method.style_text(subject, style) + scene)
+        prompts = replace(prompts, style=method.style_text(subject, style_word) + scene)
         if not method.config(0).prompt_separation:
             prompts = Prompts(prompts.full, prompts.full, prompts.full)
     else:
         prompts = Prompts(prompts.full, prompts.full, prompts.full)
-        if method.kind == "one" and one is other:
-            styling = None
-    return Drawing(
+        if method.kind == "one" and content is style:
+            style_branch = None
+    return ImageRequest(
         purpose,
-        one.sample.number,
-        content,
-        styling,
+        content.sample.number,
+        content_branch,
+        style_branch,
         method.kind == "pair",
         prompts,
-        _seed(purpose, one.sample.number, number),
+        _seed(purpose, content.sample.number, number),
         subject,
-        style,
+        style_word,
         context,
     )
 

@@ -7,14 +7,14 @@ from typing import Any
 
 from benchmarks.separation.methods import Method
 
-SHOWN = ("base alone", "DreamBooth-LoRA", "paper", "ours")
-"""Methods whose pictures are kept."""
+WITH_IMAGES = ("base alone", "DreamBooth-LoRA", "paper", "ours")
+"""Methods whose images are saved."""
 RATES = (1e-4, 3e-4, 1e-3)
 LENGTHS = (200, 400, 800)
 
 
 def baselines() -> list[Method]:
-    """The methods of the table but our own, at the settings of their papers, scaled to the base."""
+    """All methods but our own, with the settings of their papers scaled to the base."""
     return [
         Method("DreamBooth-LoRA", "one"),
         Method("two DreamBooth-LoRAs", "two"),
@@ -35,19 +35,19 @@ TUNED = {
     "no block separation": (1e-3, 800),
     "paper": (1e-3, 800),
 }
-"""Learning rate and steps of each method with the best mean of the four separation columns in the grid."""
+"""Learning rate and steps with the best mean of the four separation columns in the grid."""
 
 
-def graded(method: Method, rate: float, steps: int) -> Method:
-    """``method`` at another learning rate and length, under its own name."""
+def with_rate(method: Method, rate: float, steps: int) -> Method:
+    """``method`` with another learning rate and number of steps, under the same name."""
     return replace(method, settings={**method.settings, "content_lr": rate, "style_lr": rate, "steps": steps})
 
 
 def tuning() -> list[Method]:
-    """Every method at every learning rate and length of the grid, on the tuning pictures."""
+    """Every method with every learning rate and number of steps of the grid."""
     methods = [*baselines(), Method("B-LoRA token", "blocks", token_prompt=True)]
     return [
-        replace(graded(method, rate, steps), name=f"{method.name} @ {rate:g} x {steps}")
+        replace(with_rate(method, rate, steps), name=f"{method.name} @ {rate:g} x {steps}")
         for steps in LENGTHS
         for rate in RATES
         for method in methods
@@ -55,28 +55,28 @@ def tuning() -> list[Method]:
 
 
 def ablations() -> list[Method]:
-    """Our own default with one thing changed."""
+    """Our default with one setting changed."""
 
     def changed(name: str, **settings: Any) -> Method:
         return Method(f"ours, {name}", "pair", "mini", settings)
 
     return [
-        changed("without echoes", destyle_images=0, destyled_only=False),
-        changed("echoes guided from no text", destyle_contrast=False),
+        changed("without destyled images", destyle_images=0, destyled_only=False),
+        changed("destyled images guided from no text", destyle_contrast=False),
         changed(
-            "echoes as before",
+            "destyled images as before",
             destyle_contrast=False,
             destyle_guidance=5.0,
             destyle_fresh_noise=0.3,
             destyle_prompt="a photo of {content}",
             content_lr=2e-3,
         ),
-        changed("echo prompt a photo of", destyle_prompt="a photo of {content}"),
-        changed("echo strength .6", destyle_strength=0.6),
-        changed("echo guidance 5", destyle_guidance=5.0),
+        changed("destyle prompt a photo of", destyle_prompt="a photo of {content}"),
+        changed("destyle strength .6", destyle_strength=0.6),
+        changed("destyle guidance 5", destyle_guidance=5.0),
         changed("fresh noise .3", destyle_fresh_noise=0.3),
-        changed("echoes at all timesteps", destyle_min_timestep=0.0),
-        changed("content from the picture too", destyled_only=False),
+        changed("destyled images at all timesteps", destyle_min_timestep=0.0),
+        changed("content from the training image too", destyled_only=False),
         changed("content learning rate 2e-3", content_lr=2e-3),
         changed("no prompt separation", prompt_separation=False),
         changed("no column separation", column_separation=False),
@@ -86,13 +86,13 @@ def ablations() -> list[Method]:
 
 def table() -> list[Method]:
     """The rows of the published table."""
-    tuned = [graded(method, *TUNED[method.name]) for method in baselines()]
+    tuned = [with_rate(method, *TUNED[method.name]) for method in baselines()]
     published = Method("paper, at its own 5e-5 x 600", "pair")
     return [Method("base alone", "none"), *tuned, published, Method("ours", "pair", "mini"), *ablations()]
 
 
 def quick() -> list[Method]:
-    """What a CPU compares in minutes: fewer steps, at higher rates."""
+    """A comparison that a CPU finishes in minutes: fewer steps with higher learning rates."""
     short = {"steps": 120, "content_lr": 2e-3, "style_lr": 2e-3}
     return [
         Method("base alone", "none"),

@@ -1,4 +1,4 @@
-"""The table as Markdown, and sheets of pictures."""
+"""The table as Markdown, and contact sheets."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from benchmarks.separation.scenes import SIZE, Sample, real_photos
-from benchmarks.separation.verdict import COLUMNS, interval
+from benchmarks.separation.classification import COLUMNS, interval
+from benchmarks.separation.scenes import SIZE, Sample, render_photos
 
 TILES = (
     ("content", 0),
@@ -23,7 +23,7 @@ TILES = (
     ("cross", 0),
     ("cross", 1),
 )
-"""Columns of a sheet after the training picture and a drawn photo of the individual."""
+"""Columns of a sheet, after the training image and a rendered photo of the individual."""
 
 
 def markdown(results: Mapping[str, Mapping[str, np.ndarray]]) -> str:
@@ -38,14 +38,16 @@ def markdown(results: Mapping[str, Mapping[str, np.ndarray]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def sheet(samples: Sequence[Sample], pictures: Mapping[tuple[str, int], Sequence[np.ndarray]]) -> Image.Image:
-    """One row per sample: the training picture, the real individual as a photo, then ``TILES``."""
+def sheet(samples: Sequence[Sample], images: Mapping[tuple[str, int], Sequence[np.ndarray]]) -> Image.Image:
+    """One row per sample: the training image, a rendered photo of the individual, then ``TILES``."""
     page = Image.new("RGB", ((len(TILES) + 2) * SIZE, len(samples) * SIZE), "white")
-    for row, each in enumerate(samples):
-        tiles = [each.picture(), real_photos(each, 1)[0]]
+    for row, sample in enumerate(samples):
+        tiles = [sample.image(), render_photos(sample, 1)[0]]
         for purpose, number in TILES:
-            drawn = pictures.get((purpose, each.number), ())
-            tiles.append(drawn[number] if number < len(drawn) else np.full((SIZE, SIZE, 3), 255, np.uint8))
+            generated = images.get((purpose, sample.number), ())
+            tiles.append(
+                generated[number] if number < len(generated) else np.full((SIZE, SIZE, 3), 255, np.uint8)
+            )
         for column, tile in enumerate(tiles):
             page.paste(Image.fromarray(tile), (column * SIZE, row * SIZE))
     return page

@@ -1,4 +1,4 @@
-"""Our own training, through the engine that `unziplora train` runs."""
+"""The training of `unziplora train`, timed through its engine."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from benchmarks.speed_methods.measured import Measured
+from benchmarks.speed_methods.measurement import Measurement
 from benchmarks.speed_methods.task import PROMPTS, Setting
 from unziplora_cli.config import TrainConfig, resolve
 from unziplora_cli.job import TrainRequest
 from unziplora_cli.training.engine import train
 from unziplora_cli.training.events import Finished, Phase, StepDone
 
-SETTLING = 3
-"""Steps after the last that scores columns and before all are alike: the choice, the first step on the chosen
-columns, and the one that is recorded for those that follow."""
+SETTLING_STEPS = 3
+"""Steps after the last one that scores columns and before full speed: the column choice, the first step on
+the chosen columns, and the step that is recorded as a CUDA graph."""
 
 
-def trained(setting: Setting, preset: str, **changes: int) -> Measured:
-    """Train on a picture made on the spot with the settings of ``preset``, at this run's size.
+def trained(setting: Setting, preset: str, **changes: int) -> Measurement:
+    """Train on a synthetic image with the settings of ``preset`` at this run's size.
 
-    The columns are chosen once, before the steps that are timed, and no checkpoints are written. The whole
-    training is reckoned from its parts, with every choice of columns that ``preset`` asks for.
+    The columns are chosen once, before the timed steps, and no checkpoints are written. The time of a whole
+    training is computed from its parts, with all column choices of ``preset``.
     """
     size = {"rank": setting.rank, "resolution": setting.resolution, "steps": setting.steps}
     config = resolve(preset, {**size, "recalibrations": 1, "checkpoint_every": 0, **changes})
     began = time.perf_counter()
-    settled = config.importance_steps + SETTLING
-    ready, first, told = 0.0, (0, 0.0), 0
+    settled = config.importance_steps + SETTLING_STEPS
+    ready, first, last_step = 0.0, (0, 0.0), 0
     readings = []
     memory = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -39,25 +39,25 @@ def trained(setting: Setting, preset: str, **changes: int) -> Measured:
             if isinstance(event, Phase) and event.name == "train":
                 ready = time.perf_counter() - began
             elif isinstance(event, StepDone):
-                if not told:
+                if not last_step:
                     first = event.step, time.perf_counter() - began
-                if told >= settled:
+                if last_step >= settled:
                     readings.append(event.seconds)
-                told = event.step
+                last_step = event.step
             elif isinstance(event, Finished):
                 memory = event.result.memory
     seconds = statistics.median(readings)
-    choosing = first[1] - ready - first[0] * seconds  # beyond what the first steps would take at full pace
+    choosing = first[1] - ready - first[0] * seconds  # more than the first steps take at full speed
     full = resolve(preset, {})
     whole = ready + full.recalibrations * choosing + full.steps * seconds
-    return Measured(seconds, memory, ready + choosing, whole, _differences(setting, config))
+    return Measurement(seconds, memory, ready + choosing, whole, _differences(setting, config))
 
 
 def _differences(setting: Setting, config: TrainConfig) -> str:
-    """What makes a step of this preset another piece of work than the other rows'."""
+    """How a step of this preset differs from a step of the other rows."""
     rank = f"rank {config.rank}" if config.rank != setting.common_rank else ""
-    echoes = "two pictures per step, one of them an echo" if config.destyle_images else ""
-    return ", ".join(filter(None, (rank, echoes)))
+    images = "two images per step, one of them destyled" if config.destyle_images else ""
+    return ", ".join(filter(None, (rank, images)))
 
 
 def _request(setting: Setting, config: TrainConfig, folder: Path) -> TrainRequest:

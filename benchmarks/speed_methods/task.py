@@ -1,4 +1,4 @@
-"""What all rows share, and the network and inputs of one training step for the rows of others."""
+"""Settings of all rows, and the network and inputs of one training step for other implementations."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ LEARNING_RATE = 5e-5
 class Setting:
     """Base, machine and size of all rows of one run.
 
-    ``rank`` None leaves each preset its own, and gives the others 64. ``steps`` are those of a training of
-    ours, and of a picture.
+    If ``rank`` is None, a preset uses its own rank, and all other rows 64. ``steps`` is the number of timed
+    training steps, and of denoising steps per image.
     """
 
     base: BaseRef
@@ -46,12 +46,12 @@ class Setting:
 
     @property
     def few(self) -> int:
-        """Steps of the slower trainings of others."""
+        """Steps of the slower implementations."""
         return max(2, self.steps // 4)
 
     @property
     def dtype(self) -> torch.dtype:
-        """What ``--precision auto`` means on this device."""
+        """The dtype of ``--precision auto`` on this device."""
         return pick_dtype("auto", self.device)
 
 
@@ -64,15 +64,15 @@ def meta_unet(base: BaseRef) -> UNet2DConditionModel:
 
 
 def pooled_width(unet: UNet2DConditionModel) -> int:
-    """The width of the pooled text embedding, which the U-Net takes beside six embedded numbers."""
+    """The width of the pooled text embedding, which the U-Net concatenates with six embedded numbers."""
     shape = unet.config
     return int(shape.projection_class_embeddings_input_dim - 6 * shape.addition_time_embed_dim)
 
 
 def random_unet(setting: Setting) -> UNet2DConditionModel:
-    """diffusers' own U-Net of the base's shape, frozen, with random weights made on the device.
+    """diffusers' U-Net of the base's shape, frozen, with random weights created on the device.
 
-    What the weights are makes no difference to the time, and nothing of ours has touched its layers.
+    The values of the weights do not change the time. Its layers are unmodified.
     """
     unet = random_weights(meta_unet(setting.base).to(setting.dtype), str(setting.device)).to(setting.dtype)
     settle_threads(unet)
@@ -83,9 +83,9 @@ def random_unet(setting: Setting) -> UNet2DConditionModel:
 
 
 class Task:
-    """A frozen U-Net of the base's shape, and the inputs of a training step, which stay where they are.
+    """A frozen U-Net of the base's shape, and the inputs of a training step.
 
-    A CUDA graph reads its inputs from fixed places, so :meth:`draw` fills them anew instead of making others.
+    A CUDA graph reads its inputs from fixed addresses, so :meth:`randomize` fills the tensors in place.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -102,22 +102,22 @@ class Task:
         self.pooled = self._random(1, pooled_width(self.unet))
         self.time_ids = torch.full((1, 6), float(setting.resolution), device=self.device)
         schedule = DDPMScheduler.from_config(component_config(setting.base, "scheduler"))
-        self.kept = schedule.alphas_cumprod.to(self.device)
+        self.alphas_cumprod = schedule.alphas_cumprod.to(self.device)
 
-    def draw(self) -> None:
-        """The noise, timestep and noisy picture of the next step."""
+    def randomize(self) -> None:
+        """Sample the noise, the timestep and the noisy latents of the next step."""
         self.noise.normal_()
-        self.timesteps.random_(0, len(self.kept))
-        kept = self.kept[self.timesteps].view(-1, 1, 1, 1)
-        self.noisy.copy_(kept.sqrt() * self.latents + (1.0 - kept).sqrt() * self.noise)
+        self.timesteps.random_(0, len(self.alphas_cumprod))
+        alphas_cumprod = self.alphas_cumprod[self.timesteps].view(-1, 1, 1, 1)
+        self.noisy.copy_(alphas_cumprod.sqrt() * self.latents + (1.0 - alphas_cumprod).sqrt() * self.noise)
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Mixed precision; its cache of casts would find nothing twice, and is no good to a CUDA graph."""
+        """Mixed precision without a cache of casts, which a CUDA graph cannot use."""
         mixed = self.dtype is not torch.float32
         return torch.autocast(self.device.type, self.dtype, enabled=mixed, cache_enabled=False)
 
     def loss(self, **texts: Tensor) -> Tensor:
-        """The denoising loss; ``texts`` go to every attention beside the full prompt."""
+        """The denoising loss; ``texts`` reach every attention layer beside the full prompt."""
         with self.autocast():
             prediction = self.unet(
                 self.noisy,
@@ -130,7 +130,7 @@ class Task:
         return F.mse_loss(prediction.float(), self.noise.float())
 
     def adamw(self, groups: Iterable[Any]) -> torch.optim.AdamW:
-        """The one-kernel AdamW, fit for a CUDA graph."""
+        """Fused AdamW that a CUDA graph can record."""
         return torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True, capturable=self.device.type == "cuda")
 
     def _random(self, *shape: int) -> Tensor:

@@ -30,7 +30,7 @@ def train_classifier(
     max_steps: int,
     trained: Classifier | None = None,
 ) -> tuple[Classifier, dict[str, float]]:
-    """Train a classifier, or train one on, for `seconds`; returns it and its accuracy on test pictures."""
+    """Train a classifier, or continue to train one, for `seconds`; returns it and its test accuracy."""
     peak = PEAK if trained is None else PEAK_AGAIN
     begun = time.monotonic()
     pictures = DevicePictures(store, device)
@@ -40,25 +40,25 @@ def train_classifier(
     has_rebuilt = torch.zeros(len(pictures.images), dtype=torch.bool, device=device)
     rebuilt = pictures.images.clone()
     for start in range(0, len(chosen), 4096):
-        some = torch.from_numpy(chosen[start : start + 4096]).to(device)
-        rebuilt[some] = rebuild(vae, pictures.images[some])
-        has_rebuilt[some] = True
+        rows = torch.from_numpy(chosen[start : start + 4096]).to(device)
+        rebuilt[rows] = rebuild(vae, pictures.images[rows])
+        has_rebuilt[rows] = True
     train = torch.from_numpy(ready[store.kinds[ready] != TEST]).to(device)
     pairs = _pairs(store, ready, device)
     torch.manual_seed(3)
     classifier = (trained or Classifier(NAMES)).float().to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.02)
-    told, steps = time.monotonic(), 0
+    last_log, steps = time.monotonic(), 0
     print(
-        f"classifier starts on {len(ready)} pictures and {len(pairs)} pairs after {told - begun:.0f} s",
+        f"classifier starts on {len(ready)} pictures and {len(pairs)} pairs after {last_log - begun:.0f} s",
         flush=True,
     )
     while (now := time.monotonic()) - begun < seconds and steps < max_steps:
         share = max((now - begun) / seconds, steps / max_steps)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(peak, steps, share)
-        some = torch.randint(len(pairs), (batch // GROUP_SHARE // 2,), device=device)
-        same = pairs[some].T.reshape(-1)  # first of each pair, then second
+        picked = torch.randint(len(pairs), (batch // GROUP_SHARE // 2,), device=device)
+        same = pairs[picked].T.reshape(-1)  # first of each pair, then second
         rest = train[torch.randint(len(train), (batch - len(same),), device=device)]
         index = torch.cat((same, rest))
         through = has_rebuilt[index] & (torch.rand(len(index), device=device) < 0.6)
@@ -80,9 +80,9 @@ def train_classifier(
         steps += 1
         if steps % 20 == 0 and device.type == "cuda":
             torch.cuda.synchronize()
-        if now - told > 15:
+        if now - last_log > 15:
             print(f"classifier {now - begun:4.0f}s step {steps} loss {float(loss.detach()):.3f}", flush=True)
-            told = now
+            last_log = now
     classifier.eval()
     report = {"steps": float(steps)}
     test = ready[store.kinds[ready] == TEST]
@@ -96,26 +96,26 @@ def train_classifier(
 def accuracy(
     classifier: Classifier, images: torch.Tensor, index: np.ndarray, labels: np.ndarray
 ) -> dict[str, float]:
-    """Share of pictures named right, by label; images uint8 [n, h, w, 3] on any device."""
-    right: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
+    """Accuracy of each label; images uint8 [n, h, w, 3] on any device."""
+    correct: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
     for start in range(0, len(index), 512):
-        some = torch.from_numpy(index[start : start + 512]).to(images.device)
-        found, _ = classifier.predict(images[some])
+        rows = torch.from_numpy(index[start : start + 512]).to(images.device)
+        predicted, _ = classifier.predict(images[rows])
         for n, name in enumerate(NAMES):
-            right[name].append(found[name].cpu().numpy() == labels[start : start + 512, n])
-    return {name: round(float(np.concatenate(hits).mean()), 4) for name, hits in right.items()}
+            correct[name].append(predicted[name].cpu().numpy() == labels[start : start + 512, n])
+    return {name: round(float(np.concatenate(hits).mean()), 4) for name, hits in correct.items()}
 
 
 def retrieval(classifier: Classifier, images: torch.Tensor, pairs: torch.Tensor, trials: int = 500) -> float:
-    """How often a picture lies nearer to its individual's other picture than to five other individuals.
+    """How often the most similar of six pictures shows the same individual.
 
-    The individuals were part of the training; the figure is a check, not a measurement.
+    The individuals were part of the training, so this is a sanity check, not a measurement.
     """
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(len(pairs), (trials, 6), generator=generator).to(pairs.device)
-    _, asked = classifier.predict(images[pairs[rows[:, 0], 0]])
-    offered = torch.stack([classifier.predict(images[pairs[rows[:, n], 1]])[1] for n in range(6)], 1)
-    return round(float(((asked[:, None] * offered).sum(-1).argmax(1) == 0).float().mean()), 4)
+    _, queries = classifier.predict(images[pairs[rows[:, 0], 0]])
+    candidates = torch.stack([classifier.predict(images[pairs[rows[:, n], 1]])[1] for n in range(6)], 1)
+    return round(float(((queries[:, None] * candidates).sum(-1).argmax(1) == 0).float().mean()), 4)
 
 
 def degrade(x: torch.Tensor) -> torch.Tensor:
@@ -138,17 +138,19 @@ def _pairs(store: Store, ready: np.ndarray, device: torch.device) -> torch.Tenso
     """All pairs of drawn pictures of one individual: [m, 2]."""
     grouped = ready[store.kinds[ready] == GROUPED]
     grouped = grouped[np.argsort(store.groups[grouped], kind="stable")]
-    found = []
+    result = []
     for apart in (1, 2, 3):
         same = store.groups[grouped[:-apart]] == store.groups[grouped[apart:]]
-        found.append(np.stack((grouped[:-apart][same], grouped[apart:][same]), 1))
-    return torch.from_numpy(np.concatenate(found)).to(device)
+        result.append(np.stack((grouped[:-apart][same], grouped[apart:][same]), 1))
+    return torch.from_numpy(np.concatenate(result)).to(device)
 
 
 def _contrast(identity: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
     """Each picture must find its partner in the batch; identity holds the firsts, then the seconds."""
-    likeness = identity @ identity.T / temperature
-    likeness = likeness.masked_fill(torch.eye(len(identity), dtype=torch.bool, device=identity.device), -1e4)
+    similarity = identity @ identity.T / temperature
+    similarity = similarity.masked_fill(
+        torch.eye(len(identity), dtype=torch.bool, device=identity.device), -1e4
+    )
     return F.cross_entropy(
-        likeness, torch.arange(len(identity), device=identity.device).roll(len(identity) // 2)
+        similarity, torch.arange(len(identity), device=identity.device).roll(len(identity) // 2)
     )

@@ -51,10 +51,10 @@ def generate(
     """Pictures uint8 [n, 128, 128, 3] of the prompts, each from its own seed."""
     pictures = []
     for start in range(0, len(prompts), batch):
-        some = list(prompts[start : start + batch])
-        noise = [torch.Generator().manual_seed(seed + start + n) for n in range(len(some))]
+        texts = list(prompts[start : start + batch])
+        noise = [torch.Generator().manual_seed(seed + start + n) for n in range(len(texts))]
         made = pipeline(
-            some, num_inference_steps=steps, guidance_scale=GUIDANCE, generator=noise, output_type="np"
+            texts, num_inference_steps=steps, guidance_scale=GUIDANCE, generator=noise, output_type="np"
         )
         pictures.append((made.images * 255).round().astype(np.uint8))
     return np.concatenate(pictures)
@@ -89,19 +89,19 @@ def evaluate(
     prompts = [prompt_of(scene, say_photo=n % 2 == 0) for n, scene in enumerate(scenes)]
     made = generate(load_pipeline(folder, str(device)), prompts, seed=1000, steps=steps)
     truth = np.array([label(scene) for scene in scenes])
-    found, _ = classifier.to(device).predict(torch.from_numpy(made))
-    right = {name: found[name].cpu().numpy() == truth[:, n] for n, name in enumerate(NAMES)}
+    predicted, _ = classifier.to(device).predict(torch.from_numpy(made))
+    correct = {name: predicted[name].cpu().numpy() == truth[:, n] for n, name in enumerate(NAMES)}
     columns = list(NAMES)
     photo = truth[:, columns.index("style")] == 0
     return {
         "pictures": count,
         "guidance": GUIDANCE,
         "steps": steps,
-        "overall": {name: _share(hits) for name, hits in right.items()},
-        "photo only": {name: _share(hits[photo]) for name, hits in right.items()},
+        "overall": {name: _share(hits) for name, hits in correct.items()},
+        "photo only": {name: _share(hits[photo]) for name, hits in correct.items()},
         "by": {
             name: {
-                word: {other: _share(hits[truth[:, n] == number]) for other, hits in right.items()}
+                word: {other: _share(hits[truth[:, n] == number]) for other, hits in correct.items()}
                 for number, word in enumerate(NAMES[name])
                 if (truth[:, n] == number).any()
             }
@@ -124,13 +124,13 @@ def generated_sheet(
 
 
 def reconstruction_sheet(store: Store, rebuilt: np.ndarray, index: np.ndarray, path: Path) -> None:
-    """Drawn pictures beside their reconstructions, five pairs of each style in a row."""
+    """Rendered pictures beside their reconstructions, five pairs of every style in a row."""
     styles = store.labels[index][:, list(NAMES).index("style")]
     rows, names = [], []
     for number, name in enumerate(NAMES["style"]):
         if (styles == number).any():
-            some = np.resize(np.flatnonzero(styles == number), 5)
-            rows += [picture for n in some for picture in (store.pictures[index[n]], rebuilt[n])]
+            rows_of_style = np.resize(np.flatnonzero(styles == number), 5)
+            rows += [picture for n in rows_of_style for picture in (store.pictures[index[n]], rebuilt[n])]
             names.append(name)
     sheet(np.stack(rows), 10, names, path)
 
@@ -160,7 +160,7 @@ def held_out_check(folder: Path, classifier: Classifier, device: torch.device, *
     truth = [style for style in HELD_OUT_STYLES for _ in SUBJECTS[:8]]
     made = generate(load_pipeline(folder, str(device)), prompts, seed=50, steps=steps)
     named = classifier.to(device).classify(torch.from_numpy(made))
-    return _share(np.array([found["style"] == style for found, style in zip(named, truth, strict=True)]))
+    return _share(np.array([labels["style"] == style for labels, style in zip(named, truth, strict=True)]))
 
 
 def _share(hits: np.ndarray) -> float:

@@ -134,7 +134,7 @@ def run(args: argparse.Namespace, stages: list[str]) -> None:
             for stage, minutes in (("classifier", args.minutes_classifier), ("latents", 0.7))
             if stage in stages
         )
-        found = train_vae(
+        results = train_vae(
             parts.vae,
             Store(work),
             device,
@@ -144,14 +144,14 @@ def run(args: argparse.Namespace, stages: list[str]) -> None:
             graph=args.graphs,
             max_steps=max_steps,
         )
-        report["vae"] = found
-        say(f"vae done: {json.dumps(found)}")
+        report["vae"] = results
+        say(f"vae done: {json.dumps(results)}")
         save_components(parts, base)
         keep(base, args.out)
         store = Store(work)
-        some = report_card.tested(store)
-        rebuilt = reconstruct(parts.vae, store.pictures[some], device)
-        report_card.reconstruction_sheet(store, rebuilt, some, args.out / "reconstructions.png")
+        tested = report_card.tested(store)
+        rebuilt = reconstruct(parts.vae, store.pictures[tested], device)
+        report_card.reconstruction_sheet(store, rebuilt, tested, args.out / "reconstructions.png")
         stages.remove("vae")
     if "latents" in stages:
         store = Store(work)
@@ -164,7 +164,7 @@ def run(args: argparse.Namespace, stages: list[str]) -> None:
         say(f"{len(ready)} pictures drawn, latents of {len(index)} written")
         stages.remove("latents")
     if "classifier" in stages:
-        classifier, found = train_classifier(
+        classifier, results = train_classifier(
             parts.vae.to(device),
             Store(work),
             device,
@@ -175,8 +175,8 @@ def run(args: argparse.Namespace, stages: list[str]) -> None:
         )
         classifier.save(work / "classifier")
         (args.out / "classifier.tar").write_bytes(_tar(work / "classifier"))
-        report["classifier"] = found
-        say(f"classifier done: {json.dumps(found)}")
+        report["classifier"] = results
+        say(f"classifier done: {json.dumps(results)}")
         stages.remove("classifier")
     if "speed" in stages:
         report["speed"] = measure(
@@ -246,7 +246,7 @@ def _tar(folder: Path) -> bytes:
 
 
 class _Report(dict[str, object]):
-    """What was found so far, kept in a file from call to call."""
+    """What was results so far, kept in a file from call to call."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(json.loads(path.read_text()) if path.exists() else {})

@@ -31,7 +31,7 @@ CONTEXTS: tuple[str, ...] = (
     "", "on a beach", "in a forest", "in the snow", "in a city", "in space", "on a table", "at night",
     "under water",
 )  # fmt: skip
-"""Where the subject is; the first is the plain studio, which captions leave unsaid."""
+"""Where the subject is; the first is the plain studio, which captions do not name."""
 
 MARKINGS: tuple[str, ...] = ("plain", "striped", "dotted", "checkered", "starred", "patched")
 
@@ -120,7 +120,7 @@ def random_scene(rng: np.random.Generator, *, styles: Sequence[str] = (*STYLES, 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """Describe a scene truthfully, leaving out what a caption may leave out.
 
-    The style goes unsaid for photos alone (about half of them), the context for the plain studio alone;
+    Only photos omit the style (about half of them), and only the plain studio omits the context;
     colour and marking are said in most captions, a made-up word stands before the noun in some.
     """
     who = scene.individual

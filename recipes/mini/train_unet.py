@@ -138,13 +138,13 @@ def train_unet(
         steps, seconds = state["steps"], state["seconds"]
     replay = prepare(step, graph=graph)
     step.loss.zero_()
-    begun = told = time.monotonic()
+    begun = last_log = time.monotonic()
     print(
         f"unet: {len(step.data.latents)} pictures, ready after {begun - entered:.0f} s, from step {steps}",
         flush=True,
     )
     left = min(total_seconds - seconds, piece_seconds - (begun - entered))
-    told_steps, stop = steps, steps + max_steps
+    logged_steps, stop = steps, steps + max_steps
     while (now := time.monotonic()) - begun < left and steps < stop:
         step.optimizer.set(
             learning_rate(peak, steps, (seconds + now - begun) / total_seconds, warm_up=400), steps
@@ -153,12 +153,12 @@ def train_unet(
         steps += 1
         if steps % 10 == 0 and device.type == "cuda":
             torch.cuda.synchronize()
-        if now - told > 15:
-            loss, rate = float(step.loss) / (steps - told_steps), (steps - told_steps) / (now - told)
-            told_text = f"step {steps} loss {loss:.4f} norm {float(step.optimizer.norm):.2f} {rate:.1f}/s"
-            print(f"unet {seconds + now - begun:4.0f}s {told_text}", flush=True)
+        if now - last_log > 15:
+            loss, rate = float(step.loss) / (steps - logged_steps), (steps - logged_steps) / (now - last_log)
+            line = f"step {steps} loss {loss:.4f} norm {float(step.optimizer.norm):.2f} {rate:.1f}/s"
+            print(f"unet {seconds + now - begun:4.0f}s {line}", flush=True)
             step.loss.zero_()
-            told, told_steps = now, steps
+            last_log, logged_steps = now, steps
     seconds += time.monotonic() - begun
     step.optimizer.write_average(parts.denoiser)
     state = {"optimizer": step.optimizer.state_dict(), "steps": steps, "seconds": seconds}
@@ -181,8 +181,8 @@ def measure(
     compilers: tuple[bool, ...],
     steps: int,
 ) -> dict[str, float]:
-    """Seconds a step of each way to run it; the compiled ones also warm the compiler's cache."""
-    found = {}
+    """Seconds per step of every execution mode; the compiled modes also warm the compiler's cache."""
+    times = {}
     data = Data.load(work, device)
     for compiled in compilers:
         for channels_last in (False, True):
@@ -193,17 +193,17 @@ def measure(
             for _ in range(steps):
                 replay()
             _ = float(step.loss)  # wait for the device
-            each = (time.monotonic() - ready) / steps
+            step_seconds = (time.monotonic() - ready) / steps
             name = (
                 f"{'compiled' if compiled else 'eager'} {'channels-last' if channels_last else 'contiguous'}"
             )
-            found[name] = round(each, 4)
+            times[name] = round(step_seconds, 4)
             print(
-                f"unet speed: {name}: {1000 * each:.1f} ms a step, ready after {ready - begun:.0f} s",
+                f"unet speed: {name}: {1000 * step_seconds:.1f} ms a step, ready after {ready - begun:.0f} s",
                 flush=True,
             )
             del step, replay
-    return found
+    return times
 
 
 def tokenize(parts: Components, captions: np.ndarray) -> np.ndarray:

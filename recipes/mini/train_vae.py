@@ -89,7 +89,7 @@ def train_vae(
     graph: bool,
     max_steps: int,
 ) -> dict[str, float]:
-    """Train `vae` in place for `seconds` and set its scaling factor; returns the PSNR of each style."""
+    """Train `vae` in place for `seconds` and set its scaling factor; returns the PSNR of every style."""
     steps = _fit(
         vae, store, device, seconds, batch=batch, compiled=compiled, graph=graph, max_steps=max_steps
     )
@@ -153,7 +153,7 @@ def _fit(
     optimizer.set(0.0, 0)
     replay = capture(step, uncompile, graph=graph)
     print(f"vae first step after {time.monotonic() - start:.0f} s", flush=True)
-    steps, told, told_steps = 0, time.monotonic(), 0
+    steps, last_log, logged_steps = 0, time.monotonic(), 0
     loss_sum.zero_()
     begun = time.monotonic()
     seconds = max(seconds - (begun - start), 1.0)
@@ -166,15 +166,15 @@ def _fit(
         if steps % 100 == 0:
             pictures.update()
             weights.update()
-        if now - told > 15:
-            loss = float(loss_sum) / (steps - told_steps)
-            rate = (steps - told_steps) / (now - told)
+        if now - last_log > 15:
+            loss = float(loss_sum) / (steps - logged_steps)
+            rate = (steps - logged_steps) / (now - last_log)
             print(
                 f"vae {now - begun:4.0f}s step {steps} loss {loss:.4f} {rate:.1f}/s {weights.summary()}",
                 flush=True,
             )
             loss_sum.zero_()
-            told, told_steps = now, steps
+            last_log, logged_steps = now, steps
     optimizer.write_average([vae])
     return steps
 
@@ -207,7 +207,7 @@ def reconstruct(vae: AutoencoderKL, images: np.ndarray, device: torch.device) ->
 
 
 def style_psnr(vae: AutoencoderKL, store: Store, device: torch.device) -> dict[str, float]:
-    """Peak signal-to-noise ratio of each style in dB, from the mean squared error over test pictures."""
+    """Peak signal-to-noise ratio of every style in dB, from the mean squared error over test pictures."""
     ready = store.ready()
     test = ready[store.kinds[ready] == TEST]
     real = store.pictures[test]
@@ -222,7 +222,7 @@ def style_psnr(vae: AutoencoderKL, store: Store, device: torch.device) -> dict[s
 
 
 class _Weights:
-    """How likely each picture is drawn: styles evenly, the harder to reconstruct the oftener."""
+    """Sampling weights of the pictures: styles evenly, but more often if harder to reconstruct."""
 
     def __init__(self, pictures: DevicePictures) -> None:
         device = pictures.images.device

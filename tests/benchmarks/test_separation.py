@@ -1,4 +1,4 @@
-"""The separation benchmark: its stacked trainings are the program's own, its scores add up."""
+"""The separation benchmark trains as the program does, and its scores are correct."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.separation import rows, verdict
+from benchmarks.separation import classification, rows
 from benchmarks.separation.destyle import destyle_all
-from benchmarks.separation.methods import Drawing, Method
+from benchmarks.separation.methods import ImageRequest, Method
 from benchmarks.separation.scenes import samples
 from benchmarks.separation.stack import Job, Stack
 from unziplora_cli.config import Prompts, TrainConfig
@@ -48,39 +48,39 @@ SHORT = {
             "destyle_images": 2,
             "destyled_only": True,
             "destyle_min_timestep": 0.3,
-            "importance_steps": 3,  # of which some lie above the floor: without a gradient all scores tie
+            "importance_steps": 3,  # some of them above the minimum timestep, otherwise all scores tie
             "accumulate_importance": True,
         },
         {"destyle_images": 2, "destyle_contrast": False, "prior_weight_content": 2.0, "timestep_bias": 1.0},
         {"destyle_images": 1, "prompt_separation": False},
     ],
 )
-def test_a_stack_trains_each_pair_as_the_program_trains_it_alone(
+def test_a_stack_trains_every_pair_as_a_single_training_does(
     changes: dict[str, object], tiny_base: Path, tmp_path: Path
 ) -> None:
     base = resolve_base(str(tiny_base), offline=True)[0]
-    cpu, single = torch.device("cpu"), torch.float32
-    pictures = []
+    cpu, float32 = torch.device("cpu"), torch.float32
+    images = []
     for number in range(2):
         path = tmp_path / f"{number}.png"
         Image.linear_gradient("L").rotate(90 * number).resize((64, 64)).convert("RGB").save(path)
-        pictures.append(path)
+        images.append(path)
     configs = [TrainConfig(**{**SHORT, **changes, "seed": seed}) for seed in (3, 8)]
 
-    vae, encoders = load_vae(base, device=cpu), load_text_encoders(base, device=cpu, dtype=single)
-    found = [encode_latents(vae, prepare(Image.open(path), 64, 1)) for path in pictures]
-    latents = torch.stack([torch.stack([each.mean[0], each.std[0]]) for each in found])
+    vae, encoders = load_vae(base, device=cpu), load_text_encoders(base, device=cpu, dtype=float32)
+    encoded = [encode_latents(vae, prepare(Image.open(path), 64, 1)) for path in images]
+    latents = torch.stack([torch.stack([item.mean[0], item.std[0]]) for item in encoded])
 
     def text(prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
         embeddings = encode(encoders, [prompt])
         return embeddings.tokens, embeddings.pooled
 
-    unet, alphas, ids = load_unet(base, device=cpu, dtype=single), alphas_cumprod(base), time_ids(64, 64)
+    unet, alphas, ids = load_unet(base, device=cpu, dtype=float32), alphas_cumprod(base), time_ids(64, 64)
     jobs = [Job(n, config, prompts) for n, (config, prompts) in enumerate(zip(configs, PROMPTS, strict=True))]
-    echoes = None
+    destyled = None
     if configs[0].destyle_images:
-        echoes = destyle_all(unet, alphas, jobs, latents[:, 0], text, ids, single)
-    stack = Stack(unet, jobs, latents, text, ids, alphas, single, echoes)
+        destyled = destyle_all(unet, alphas, jobs, latents[:, 0], text, ids, float32)
+    stack = Stack(unet, jobs, latents, text, ids, alphas, float32, destyled)
     losses = torch.stack([loss.clone() for _, loss in stack.train()])  # [steps, 2]
 
     for number, config in enumerate(configs):
@@ -88,7 +88,7 @@ def test_a_stack_trains_each_pair_as_the_program_trains_it_alone(
         folder.mkdir()
         request = TrainRequest(
             base=base,
-            pictures=(pictures[number],),
+            images=(images[number],),
             prompts=PROMPTS[number],
             config=config,
             folder=folder,
@@ -96,34 +96,38 @@ def test_a_stack_trains_each_pair_as_the_program_trains_it_alone(
         )
         events = list(train(request))
         result = next(event.result for event in events if isinstance(event, Finished))
-        told = [event.reconstruction for event in events if isinstance(event, StepDone)]
-        if config.snr_gamma is None:  # the program's figure carries the weight, the stack's does not
-            np.testing.assert_allclose(losses[:, number].numpy(), told, rtol=2e-4)
+        expected = [event.reconstruction for event in events if isinstance(event, StepDone)]
+        if config.snr_gamma is None:  # the program's value is weighted, the stack's is not
+            np.testing.assert_allclose(losses[:, number].numpy(), expected, rtol=2e-4)
         for branch in ("content", "style"):
-            mine, theirs = stack.lora(number, branch), getattr(result, branch)
+            stacked, single = stack.lora(number, branch), getattr(result, branch)
             open_mine, open_theirs = (
-                torch.cat([weights.up.any(dim=1) for weights in lora.values()]) for lora in (mine, theirs)
+                torch.cat([weights.up.any(dim=1) for weights in lora.values()]) for lora in (stacked, single)
             )
             assert (open_mine != open_theirs).float().mean() < 0.005
             both = open_mine & open_theirs
-            ups = (torch.cat([weights.up for weights in lora.values()])[both] for lora in (mine, theirs))
+            ups = (torch.cat([weights.up for weights in lora.values()])[both] for lora in (stacked, single))
             torch.testing.assert_close(*ups, atol=5e-4, rtol=0.0)
 
 
-def test_tuning_and_test_pictures_share_no_individual() -> None:
-    sets = {name: {each.scene.individual for each in samples(name, 32)} for name in ("test", "tune", "quick")}
+def test_tuning_and_test_images_share_no_individual() -> None:
+    sets = {
+        name: {sample.scene.individual for sample in samples(name, 32)} for name in ("test", "tune", "quick")
+    }
     assert not sets["test"] & sets["tune"]
     assert not sets["test"] & sets["quick"]
-    assert {each.style for each in samples("tune", 16)} == {each.style for each in samples("test", 32)}
+    assert {sample.style for sample in samples("tune", 16)} == {
+        sample.style for sample in samples("test", 32)
+    }
 
 
 def test_no_rival_is_the_individual_itself() -> None:
-    for each in samples("test", 32):
-        assert each.scene.individual not in each.rivals
-        assert {rival.subject for rival in each.rivals} == {each.subject}
+    for sample in samples("test", 32):
+        assert sample.scene.individual not in sample.rivals
+        assert {rival.subject for rival in sample.rivals} == {sample.subject}
 
 
-def test_every_row_has_settings_and_a_name_of_its_own() -> None:
+def test_every_row_has_settings_and_a_unique_name() -> None:
     for methods in (rows.table(), rows.tuning(), rows.quick()):
         assert len({method.name for method in methods}) == len(methods)
         for method in methods:
@@ -131,22 +135,22 @@ def test_every_row_has_settings_and_a_name_of_its_own() -> None:
                 assert method.config(0).rank in (8, 16)
 
 
-def test_a_picture_is_right_only_when_everything_wanted_is_there() -> None:
-    order = Drawing("scene", 0, None, None, False, PROMPTS[0], 0, "fox", "neon", "at night")
+def test_an_image_is_correct_only_if_it_shows_everything_requested() -> None:
+    order = ImageRequest("scene", 0, None, None, False, PROMPTS[0], 0, "fox", "neon", "at night")
     named = {"subject": "fox", "style": "neon", "context": "at night"}
-    assert verdict.right(verdict.Seen(order, named, 0))
+    assert classification.is_correct(classification.Classified(order, named, 0))
     for label in named:
-        assert not verdict.right(verdict.Seen(order, {**named, label: "cat"}, 0))
+        assert not classification.is_correct(classification.Classified(order, {**named, label: "cat"}, 0))
 
 
-def test_the_interval_of_the_mean_is_that_of_the_normal_law() -> None:
+def test_the_interval_of_the_mean_agrees_with_the_normal_distribution() -> None:
     values = np.random.default_rng(1).normal(0.5, 0.1, 400)
-    mean, low, high = verdict.interval(values)
+    mean, low, high = classification.interval(values)
     assert mean == pytest.approx(values.mean())
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
 
 
-def test_dreambooth_uses_its_one_lora_for_everything_and_two_use_one_each() -> None:
+def test_dreambooth_trains_one_lora_and_its_variant_two() -> None:
     sample = samples("quick", 4)[0]
     one, two = Method("one", "one").jobs(sample), Method("two", "two").jobs(sample)
     assert [job.prompts.full for job in one] == [f"a monadikos {sample.subject} in {sample.style} style"]

@@ -84,9 +84,9 @@ def test_pooled_text_is_read_at_the_first_end_token(parts: Components) -> None:
     batch = parts.tokenizer(["a red fox", "a"], padding="max_length", max_length=TOKENS, return_tensors="pt")
     encoder = parts.text_encoder_2.eval()
     with torch.no_grad():
-        found = encoder(batch.input_ids)
-        at_end = found.last_hidden_state[torch.arange(2), torch.tensor([4, 2])]
-        torch.testing.assert_close(found.text_embeds, encoder.text_projection(at_end))
+        output = encoder(batch.input_ids)
+        at_end = output.last_hidden_state[torch.arange(2), torch.tensor([4, 2])]
+        torch.testing.assert_close(output.text_embeds, encoder.text_projection(at_end))
 
 
 def test_flat_adam_follows_torch_adamw() -> None:

@@ -1,6 +1,6 @@
-"""The paper's step as its authors compute it: both updates as full matrices, built anew in every projection.
+"""The paper's step as its authors compute it: both updates are full matrices, built in every projection.
 
-Written from the paper's method; only what a step needs, without the authors' logging and picture encoding.
+Written from the paper; contains only what a step needs, without the authors' logging and image encoding.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from benchmarks.speed_methods.measured import Measured, time_steps
+from benchmarks.speed_methods.measurement import Measurement, time_steps
 from benchmarks.speed_methods.task import LEARNING_RATE, MAX_GRAD_NORM, Setting, Task
 from unziplora_cli.method.inject import adapted_projections
 from unziplora_cli.sdxl.attention import attend
@@ -24,7 +24,7 @@ OPEN_COLUMNS = 0.1
 
 
 class NaiveBranch(nn.Module):
-    """``down`` [rank, in], ``up`` [out, rank], the merge weight [out] and which columns are open [out]."""
+    """``down`` [rank, in], ``up`` [out, rank], the merge weight [out] and the column mask [out]."""
 
     mask: Tensor
 
@@ -37,12 +37,12 @@ class NaiveBranch(nn.Module):
         self.register_buffer("mask", torch.rand(linear.out_features, device=device) < OPEN_COLUMNS)
 
     def delta(self) -> Tensor:
-        """The whole update, its columns scaled, [in, out]."""
+        """The update as a matrix with scaled columns, [in, out]."""
         return (self.down.T @ self.up.T) * (self.merge * self.mask)
 
 
 class NaiveDualLinear(nn.Module):
-    """A frozen projection and two branches, each a product of activations and a full matrix."""
+    """A frozen projection with two branches, each a product with a full matrix."""
 
     def __init__(self, base: nn.Linear, rank: int) -> None:
         super().__init__()
@@ -51,19 +51,19 @@ class NaiveDualLinear(nn.Module):
         self.style = NaiveBranch(base, rank)
 
     def forward(self, x: Tensor, x_content: Tensor | None = None, x_style: Tensor | None = None) -> Tensor:
-        """[..., in] -> [..., out]; a branch without a text of its own sees ``x``."""
+        """[..., in] -> [..., out]; a branch without its own text uses ``x``."""
         content = x if x_content is None else x_content
         style = x if x_style is None else x_style
         y: Tensor = self.base(x)
         return y + style @ self.style.delta() + content @ self.content.delta()
 
     def overlap(self) -> Tensor:
-        """How much the branches share columns, a scalar."""
+        """The overlap penalty, a scalar."""
         return (self.content.merge * self.content.mask * self.style.merge * self.style.mask).abs().mean()
 
 
 class SeparatePrompts:
-    """Attention whose cross-attention keys and values hear all three prompts."""
+    """Attention with all three prompts in the keys and values of cross-attention."""
 
     def __call__(
         self,
@@ -84,7 +84,7 @@ class SeparatePrompts:
         return attn.to_out[1](attn.to_out[0](attended))  # type: ignore[no-any-return]
 
 
-def eager(setting: Setting) -> Measured:
+def eager(setting: Setting) -> Measurement:
     """A step between two choices of columns: masks on, merge weights learning on shared columns."""
     began = time.perf_counter()
     task = Task(setting)
@@ -97,7 +97,7 @@ def eager(setting: Setting) -> Measured:
     )
 
     def step() -> None:
-        task.draw()
+        task.randomize()
         overlap = torch.stack([layer.overlap() for layer in layers]).mean()
         loss = task.loss(content=task.content, style=task.style) + OVERLAP_WEIGHT * overlap
         loss.backward()
@@ -109,7 +109,7 @@ def eager(setting: Setting) -> Measured:
             merge.data.clamp_(0.0, 1.0)
 
     watch = time_steps(step, setting.device, warm_up=WARM_UP, steps=setting.few)
-    return Measured(watch.median(), peak_memory(setting.device), watch.started - began)
+    return Measurement(watch.median(), peak_memory(setting.device), watch.started - began)
 
 
 def inject_naively(unet: nn.Module, rank: int) -> list[NaiveDualLinear]:

@@ -1,4 +1,4 @@
-"""What a row of the speed benchmark says, and the watch that it is read from."""
+"""The result of one row of the speed benchmark, and the stopwatch behind it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 import torch
 
 READ_EVERY = 5
-"""Steps between two readings on a GPU: each reading waits for the device, which would stall short steps."""
+"""Steps between two readings on a GPU: a reading waits for the device, which would stall short steps."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One row; what was not measured is None.
+class Measurement:
+    """One row; a quantity that was not measured is None.
 
-    ``seconds`` is the median of a step, ``memory`` the peak in bytes, ``before`` the seconds until the steps
-    ran at that pace, ``whole`` those of a whole training. ``note`` says more, or why nothing was measured.
+    ``seconds`` is the median time of a step, ``memory`` the peak in bytes, ``before`` the seconds before the
+    first step at full speed, ``whole`` the seconds of a whole training. ``note`` is a remark, or why the
+    measurement failed.
     """
 
     seconds: float | None = None
@@ -30,7 +31,7 @@ class Measured:
 
 @dataclass
 class Stopwatch:
-    """Seconds per step; the first tick starts it, each further one ends a step."""
+    """Measures seconds per step: the first tick starts the clock, every further tick ends a step."""
 
     device: torch.device
     every: int = READ_EVERY
@@ -44,11 +45,11 @@ class Stopwatch:
             self.every = 1
 
     def tick(self) -> None:
-        """Note that a step is over."""
+        """Record the end of a step."""
         self._ticks += 1
         if self._ticks % self.every:
             return
-        wait_for(self.device)
+        synchronize(self.device)
         now = time.perf_counter()
         if self._ticks:
             self.readings.append((now - self._last) / self.every)
@@ -57,18 +58,18 @@ class Stopwatch:
         self._last = now
 
     def median(self, skip: int = 0) -> float:
-        """The median reading, the first ``skip`` left out."""
+        """The median of all readings but the first ``skip``."""
         return statistics.median(self.readings[skip:])
 
 
-def wait_for(device: torch.device) -> None:
-    """Wait until ``device`` has done all its work."""
+def synchronize(device: torch.device) -> None:
+    """Wait until ``device`` has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def time_steps(step: Callable[[], object], device: torch.device, *, warm_up: int, steps: int) -> Stopwatch:
-    """Make ``steps`` steps after ``warm_up`` others."""
+    """Time ``steps`` steps after ``warm_up`` untimed ones."""
     for _ in range(warm_up):
         step()
     watch = Stopwatch(device)

@@ -1,4 +1,4 @@
-"""Drawing with both LoRAs against diffusers' own pipeline with none: same scheduler, guidance and size."""
+"""Time generation with both LoRAs, and diffusers' pipeline without any at equal settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from benchmarks.speed_methods.measured import Measured, Stopwatch
+from benchmarks.speed_methods.measurement import Measurement, Stopwatch
 from benchmarks.speed_methods.task import PROMPTS, TOKENS, Setting, meta_unet, pooled_width, random_unet
 from unziplora_cli.config import GenerateConfig
 from unziplora_cli.method.inject import adapted_projections
@@ -21,8 +21,8 @@ READ_EVERY = 2
 WARM_READINGS = 2
 
 
-class DrawingWatch:
-    """Times the steps of one picture, and the memory that they need."""
+class GenerationTimer:
+    """Measures the time and the memory of the steps of one image."""
 
     def __init__(self, setting: Setting) -> None:
         self.device = setting.device
@@ -30,17 +30,17 @@ class DrawingWatch:
         self.memory = 0
 
     def step(self) -> None:
-        """A denoising step is over."""
+        """Record the end of a denoising step."""
         self.watch.tick()
         self.memory = peak_memory(self.device)
 
-    def measured(self) -> Measured:
+    def result(self) -> Measurement:
         """The row; the first readings are warm-up."""
-        return Measured(self.watch.median(WARM_READINGS), self.memory)
+        return Measurement(self.watch.median(WARM_READINGS), self.memory)
 
 
-def plain(setting: Setting) -> Measured:
-    """StableDiffusionXLPipeline without any LoRA, prompts given as embeddings."""
+def pipeline_without_lora(setting: Setting) -> Measurement:
+    """StableDiffusionXLPipeline without a LoRA, with prompt embeddings as input."""
     base, device, dtype = setting.base, setting.device, setting.dtype
     unet = random_unet(setting)
     pipeline = StableDiffusionXLPipeline(
@@ -54,7 +54,7 @@ def plain(setting: Setting) -> Measured:
         add_watermarker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
-    watch = DrawingWatch(setting)
+    watch = GenerationTimer(setting)
 
     def on_step(_pipeline: Any, _number: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         watch.step()
@@ -74,12 +74,12 @@ def plain(setting: Setting) -> Measured:
         output_type="latent",
         callback_on_step_end=on_step,
     )
-    return watch.measured()
+    return watch.result()
 
 
-def combined(setting: Setting) -> Measured:
-    """What `unziplora combine` does, with two random LoRAs and random merge weights."""
-    watch = DrawingWatch(setting)
+def combine(setting: Setting) -> Measurement:
+    """The generation of `unziplora combine`, with two random LoRAs and random merge weights."""
+    watch = GenerationTimer(setting)
 
     def on_progress(progress: Progress) -> None:
         if progress.phase == "draw":
@@ -92,15 +92,15 @@ def combined(setting: Setting) -> Measured:
         setting.base, [request], device=setting.device, dtype=setting.dtype, on_progress=on_progress
     ):
         pass
-    return watch.measured()
+    return watch.result()
 
 
-VARIANTS = {"diffusers' pipeline, no LoRA": plain, "ours, combine": combined}
-"""The rows by name; the first is what the others are compared with."""
+VARIANTS = {"diffusers' pipeline, no LoRA": pipeline_without_lora, "ours, combine": combine}
+"""The rows by name; the others are compared with the first."""
 
 
 def random_branches(setting: Setting) -> LoRAPair:
-    """Two LoRAs for every adapted projection of the base, as large as those that training starts with."""
+    """Two random LoRAs for every adapted projection of the base, scaled as at the start of a training."""
     projections = adapted_projections(meta_unet(setting.base))
     rank = setting.common_rank
 

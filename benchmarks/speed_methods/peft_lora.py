@@ -1,4 +1,4 @@
-"""The usual DreamBooth-LoRA step of diffusers and peft: one LoRA, one prompt, a frozen U-Net."""
+"""The DreamBooth-LoRA step of diffusers and peft: one LoRA, one prompt, a frozen U-Net."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
-from benchmarks.speed_methods.measured import Measured, time_steps
+from benchmarks.speed_methods.measurement import Measurement, time_steps
 from benchmarks.speed_methods.task import MAX_GRAD_NORM, Setting, Task
 from unziplora_cli.training.memory import peak_memory
 
@@ -17,22 +17,22 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 WARM_UP = 3
 
 
-def eager(setting: Setting) -> Measured:
-    """Operation by operation, as diffusers' training script runs."""
+def eager(setting: Setting) -> Measurement:
+    """The step launched kernel by kernel, as in diffusers' training script."""
     began = time.perf_counter()
     task = Task(setting)
     optimizer, compute = _training(task, setting.common_rank)
 
     def step() -> None:
-        task.draw()
+        task.randomize()
         compute()
         optimizer.zero_grad(set_to_none=True)
 
     watch = time_steps(step, setting.device, warm_up=WARM_UP, steps=setting.few)
-    return Measured(watch.median(), peak_memory(setting.device), watch.started - began)
+    return Measurement(watch.median(), peak_memory(setting.device), watch.started - began)
 
 
-def captured(setting: Setting) -> Measured:
+def captured(setting: Setting) -> Measurement:
     """The same step recorded once as a CUDA graph and replayed."""
     began = time.perf_counter()
     task = Task(setting)
@@ -40,15 +40,15 @@ def captured(setting: Setting) -> Measured:
     graph = _capture(task, compute, optimizer)
 
     def step() -> None:
-        task.draw()
+        task.randomize()
         graph.replay()
 
     watch = time_steps(step, setting.device, warm_up=WARM_UP, steps=4 * setting.few)
-    return Measured(watch.median(), peak_memory(setting.device), watch.started - began)
+    return Measurement(watch.median(), peak_memory(setting.device), watch.started - began)
 
 
 def _training(task: Task, rank: int) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
-    """Put a LoRA into the U-Net; its optimiser, and a step that leaves its gradients in place."""
+    """Add a LoRA to the U-Net; returns its optimizer and a step that keeps the gradients."""
     task.unet.add_adapter(
         LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS)
     )
@@ -68,16 +68,16 @@ def _training(task: Task, rank: int) -> tuple[torch.optim.Optimizer, Callable[[]
 def _capture(
     task: Task, compute: Callable[[], None], optimizer: torch.optim.Optimizer
 ) -> torch.cuda.CUDAGraph:
-    """Record ``compute``.
+    """Record ``compute`` as a CUDA graph.
 
-    The steps before it, on the same stream, let libraries choose their kernels and the optimiser make its
-    state. The gradients are gone at the start, so that the graph owns them and writes instead of adding.
+    Warm-up steps on the same stream let libraries choose kernels and the optimizer create its state. The
+    gradients are None at the start, so that the graph owns them and writes instead of accumulating.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
-            task.draw()
+            task.randomize()
             compute()
             optimizer.zero_grad(set_to_none=True)
     torch.cuda.current_stream().wait_stream(stream)
