@@ -51,7 +51,7 @@ def put_in_cache(id: str, revision: str, files: dict[str, bytes]) -> Path:
     return snapshot
 
 
-def test_without_fp16_the_plain_weights_are_taken_shards_and_index_too():
+def test_without_fp16_the_plain_weights_are_chosen_with_shards_and_index():
     index = "unet/diffusion_pytorch_model.safetensors.index.json"
     shards = [f"unet/diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     names = [*sdxl_files(".safetensors"), index, *shards]
@@ -59,7 +59,7 @@ def test_without_fp16_the_plain_weights_are_taken_shards_and_index_too():
     assert set(names) == set(choose_files(names))
 
 
-def test_a_vae_of_its_own_is_one_configuration_and_one_file():
+def test_a_separate_vae_is_one_configuration_and_one_weight_file():
     names = [
         "config.json",
         "diffusion_pytorch_model.safetensors",
@@ -70,13 +70,13 @@ def test_a_vae_of_its_own_is_one_configuration_and_one_file():
 
 
 @pytest.mark.parametrize("spec", ["mini", "fox", "../x/y", "a/b/c", "/etc/passwd", ""])
-def test_what_is_no_model_of_the_hub_is_refused(spec, monkeypatch):
+def test_an_invalid_hub_id_is_refused(spec, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     assert run(["models", "pull", spec]) == 4
     assert run(["models", "remove", spec, "--yes"]) == 4
 
 
-def test_models_of_other_programs_are_left_alone(capsys):
+def test_models_of_other_programs_are_ignored(capsys):
     put_in_cache(
         "owner/llm", REVISION, {"config.json": b'{"architectures": ["Llama"]}', "x.safetensors": b""}
     )
@@ -86,7 +86,7 @@ def test_models_of_other_programs_are_left_alone(capsys):
     assert "models list" in capsys.readouterr().err
 
 
-def test_an_incomplete_model_says_what_it_lacks():
+def test_an_incomplete_model_names_what_is_missing():
     files = sdxl_files()
     del files["unet/diffusion_pytorch_model.fp16.safetensors"]
     put_in_cache("owner/half", REVISION, files)
@@ -129,7 +129,7 @@ def test_list_always_shows_the_built_in_base_and_how_to_get_sdxl(capsys):
     assert "unziplora models pull sdxl" in out
 
 
-def test_a_base_pulled_in_part_says_how_to_go_on():
+def test_a_partly_downloaded_base_says_how_to_resume():
     put_in_cache(base.SDXL_ID, base.SDXL_REVISION, {"model_index.json": b"{}"})
     with pytest.raises(ModelError) as caught:
         base.resolve_base("sdxl", offline=True)
@@ -138,8 +138,8 @@ def test_a_base_pulled_in_part_says_how_to_go_on():
     assert base.resolve_base(None, offline=True)[0].spec == "mini"
 
 
-def test_a_damaged_commit_is_removed_and_the_others_stay():
-    """The hub's library knows no repository of which a file is gone."""
+def test_a_damaged_commit_is_removed_without_the_others():
+    """The library of the hub ignores models with missing files."""
     old = put_in_cache("owner/name", "b" * 40, {**sdxl_files(), "unet/config.json": b"older"})
     new = put_in_cache("owner/name", REVISION, sdxl_files())
     (old / "unet/config.json").resolve().unlink()
@@ -154,14 +154,14 @@ def test_a_damaged_commit_is_removed_and_the_others_stay():
     assert not new.parent.parent.exists()
 
 
-def test_equal_commits_of_two_models_are_told_apart():
+def test_equal_commits_of_two_models_are_distinguished():
     put_in_cache("owner/name", REVISION, sdxl_files())
     copy = put_in_cache("other/name", REVISION, sdxl_files())
     assert run(["models", "remove", "owner/name", "--yes"]) == 0
     assert copy.is_dir()
 
 
-def test_weights_in_a_folder_that_were_cut_short_are_found(tiny_base, tmp_path, capsys):
+def test_verify_finds_truncated_weights_in_a_folder(tiny_base, tmp_path, capsys):
     folder = shutil.copytree(tiny_base, tmp_path / "copy")
     assert run(["models", "verify", str(folder)]) == 0
     assert run(["models", "verify", "mini"]) == 0
@@ -171,7 +171,7 @@ def test_weights_in_a_folder_that_were_cut_short_are_found(tiny_base, tmp_path, 
     assert "vae/diffusion_pytorch_model.safetensors is damaged" in " ".join(capsys.readouterr().err.split())
 
 
-def test_blobs_that_several_models_share_are_checked_by_the_name_of_the_link():
+def test_blobs_shared_by_models_are_verified_by_the_name_of_their_link():
     """Newer libraries keep one copy of equal files of all models; a blob is then a link to it."""
     snapshot = put_in_cache("owner/name", REVISION, sdxl_files())
     weights = snapshot / "unet/diffusion_pytorch_model.fp16.safetensors"
@@ -183,7 +183,7 @@ def test_blobs_that_several_models_share_are_checked_by_the_name_of_the_link():
     assert model_cache.verify("owner/name").problems == ()
 
 
-def test_copies_without_links_are_told_to_be_unchecked(capsys):
+def test_copies_without_links_count_as_unchecked(capsys):
     snapshot = put_in_cache("owner/name", REVISION, sdxl_files())
     for file in list(snapshot.rglob("*")):
         if file.is_symlink():

@@ -1,7 +1,12 @@
-"""The Hugging Face hub: what a model consists of there, and its files, fetched into the hub's own cache.
+"""Models on the Hugging Face hub and in its local cache: lookup, query and download.
 
-Only this module and `push` use the network, and only when the user asks. The hub's library reads HF_ENDPOINT,
-HF_TOKEN, HF_HOME and HF_HUB_CACHE by itself.
+The cache is read without the library ``huggingface_hub``, whose import is slow, and without the network:
+
+    <cache>/models--owner--name/   refs/<branch>   snapshots/<commit>/<file> -> ../../blobs/<hash of the file>
+
+It also holds models of other programs, and commits of which only some files were downloaded. Only the
+query and download functions use the network. The library reads HF_ENDPOINT, HF_TOKEN,
+HF_HOME and HF_HUB_CACHE.
 """
 
 import errno
@@ -17,16 +22,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unziplora_cli import paths
-from unziplora_cli.errors import ModelError, UnziploraError
+from unziplora_cli.errors import ModelError, Remedy, UnziploraError
 from unziplora_cli.files import sha256
+
+Part = Literal["tokenizers"]
 
 _PREFIX = "models--"
 _CLASS = re.compile(r'"_class_name"\s*:\s*"(\w+)"')
 
-Part = Literal["tokenizers"]
-
-# What an SDXL-class model in diffusers' layout consists of, beside its weights; and a VAE of its own.
-_TEXTS = (
+# Files of an SDXL-class model in diffusers' layout, or of a separate VAE.
+_CONFIGS = (
     "model_index.json",
     "config.json",
     "*/config.json",
@@ -34,14 +39,17 @@ _TEXTS = (
     "scheduler/scheduler_config.json",
 )
 _TOKENIZERS = ("model_index.json", "tokenizer*/*.json", "tokenizer*/*.txt")
-_WEIGHTS = ("", "unet/", "vae/", "text_encoder/", "text_encoder_2/")
-_NAMES = ("model", "diffusion_pytorch_model")
+_WEIGHT_FOLDERS = ("", "unet/", "vae/", "text_encoder/", "text_encoder_2/")
+_WEIGHT_NAMES = ("model", "diffusion_pytorch_model")
+_WEIGHT_ENDINGS = (".fp16*.safetensors", ".safetensors", "-?????-of-?????.safetensors")
+"""The first ending that matches is taken."""
+
 _DISK_FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG")}
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The files of one commit on this disk, and the branches and tags that point to it."""
+    """The files of one commit in the cache; ``refs`` are the branches and tags that point to it."""
 
     id: str
     revision: str
@@ -55,34 +63,34 @@ class Snapshot:
 
     @property
     def is_only_revision(self) -> bool:
-        """Whether the repository holds no other commit."""
+        """Whether the cache has no other commit of the model."""
         return len(list(self.path.parent.iterdir())) == 1
 
     @property
     def class_name(self) -> str:
-        """The class that its configuration names, such as StableDiffusionXLPipeline; else empty."""
+        """The class in its configuration, such as StableDiffusionXLPipeline; empty if there is none."""
         for name in ("model_index.json", "config.json"):
             if (self.path / name).is_file():
-                found = _CLASS.search((self.path / name).read_text(encoding="utf-8", errors="replace"))
-                return found[1] if found else ""
+                match = _CLASS.search((self.path / name).read_text(encoding="utf-8", errors="replace"))
+                return match[1] if match else ""
         return ""
 
     @property
     def is_supported(self) -> bool:
-        """Whether it is a pipeline of SDXL's class or an autoencoder."""
+        """Whether it is an SDXL-class pipeline or a VAE."""
         return self.class_name.startswith(("StableDiffusionXL", "AutoencoderKL"))
 
     def files(self) -> Iterator[Path]:
-        """Its files, which usually are links to blobs; broken links, too."""
+        """Its files, which usually are links to blobs; broken links included."""
         return (path for path in sorted(self.path.rglob("*")) if path.is_symlink() or path.is_file())
 
     def bytes(self) -> int:
-        """Bytes of its files, equal ones once, and of downloads that were cut off."""
+        """Bytes of its files, counting equal ones once, and of its interrupted downloads."""
         stored = {file.resolve() for file in self.files() if file.is_file()}
         return sum(file.stat().st_size for file in stored) + self.incomplete_bytes()
 
     def incomplete_bytes(self) -> int:
-        """Bytes of downloads that were cut off and would be resumed, if it is known whose they are."""
+        """Bytes of interrupted downloads; 0 if they could belong to another commit."""
         if not self.is_only_revision:
             return 0
         return sum(file.stat().st_size for file in self.repository.glob("blobs/*.incomplete"))
@@ -94,34 +102,33 @@ class Snapshot:
         return latest.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def blob_path(file: Path) -> Path | None:
-    """What a file of a snapshot links to, at the first step: a blob may be a link. None for a copy."""
-    return Path(os.path.normpath(file.parent / file.readlink())) if file.is_symlink() else None
-
-
-def repository(id: str) -> Path:
-    """The folder of all commits of a model."""
-    return paths.hub_cache() / f"{_PREFIX}{id.replace('/', '--')}"
-
-
 def list_snapshots(id: str = "*/*") -> list[Snapshot]:
-    """All commits of a model, or of all models, by name; the one that the bare name means comes first."""
-    found = []
-    for folder in sorted(paths.hub_cache().glob(repository(id).name)):
+    """All commits of a model, or of all models, by name; the commit that the bare name means comes first."""
+    snapshots = []
+    for folder in sorted(paths.hub_cache().glob(_repository(id).name)):
         refs = _refs(folder)
         name = folder.name.removeprefix(_PREFIX).replace("--", "/", 1)
         commits = [
             Snapshot(name, path.name, path, tuple(ref for ref, commit in refs.items() if commit == path.name))
             for path in (folder / "snapshots").glob("*/")
         ]
-        found += sorted(commits, key=_newest_first)
-    return found
+        snapshots += sorted(commits, key=lambda s: ("main" not in s.refs, -s.path.stat().st_mtime))
+    return snapshots
 
 
 def find_snapshot(id: str, revision: str | None = None) -> Snapshot | None:
-    """The commit of a model that a branch, a tag or a commit names; without one main, else the newest."""
-    named = (each for each in list_snapshots(id) if revision in (None, each.revision, *each.refs))
-    return next(named, None)
+    """The cached commit for a branch, tag or commit; without a revision main, else the newest."""
+    snapshots = list_snapshots(id)
+    return next((s for s in snapshots if revision in (None, s.revision, *s.refs)), None)
+
+
+def blob_path(file: Path) -> Path | None:
+    """The blob that a file of a snapshot links to, which may be a link itself; None for a copy."""
+    return Path(os.path.normpath(file.parent / file.readlink())) if file.is_symlink() else None
+
+
+def _repository(id: str) -> Path:
+    return paths.hub_cache() / f"{_PREFIX}{id.replace('/', '--')}"
 
 
 def _refs(folder: Path) -> dict[str, str]:
@@ -132,13 +139,12 @@ def _refs(folder: Path) -> dict[str, str]:
     }
 
 
-def _newest_first(snapshot: Snapshot) -> tuple[bool, float]:
-    return "main" not in snapshot.refs, -snapshot.path.stat().st_mtime
+# Query and download
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on the hub; large ones have a `sha256`, and the hash `blob` names it in the cache."""
+    """A file on the hub; only large ones have a ``sha256``. ``blob`` is its name in the cache."""
 
     name: str
     bytes: int
@@ -148,7 +154,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Download:
-    """What `pull` would fetch: the files of one commit. `ref` is the branch or tag that was asked for."""
+    """The files to download from one commit; ``ref`` is the branch or tag that the user named."""
 
     id: str
     ref: str | None
@@ -162,145 +168,167 @@ class Download:
 
     def missing(self) -> int:
         """Bytes that are not in the cache yet."""
-        blobs = repository(self.id) / "blobs"
-        return sum(_missing(blobs, file) for file in self.files)
+        blobs, missing = _repository(self.id) / "blobs", 0
+        for file in self.files:
+            if not (file.blob and (blobs / file.blob).exists()):
+                partial = blobs / f"{file.blob}.incomplete"
+                missing += file.bytes - (partial.stat().st_size if partial.is_file() else 0)
+        return missing
 
 
 def query_model(id: str, revision: str | None, only: Part | None = None) -> Download:
-    """Ask the hub what `sdxl`, `owner/name` or `owner/name@revision` consists of; raises ModelError."""
-    commit, found = _ask(id, revision)
-    names = choose_files(found, only)
+    """Ask the hub for the files of a base or a VAE; raises ModelError."""
+    commit, siblings = _query(id, revision)
+    names = choose_files(siblings, only)
     if only is None and not any(name.endswith(".safetensors") for name in names):
         raise ModelError(
             f"{id} has no safetensors in diffusers' layout.",
-            hint="If it is a single checkpoint, download the .safetensors yourself and give --base FILE.",
+            Remedy("If it is a single checkpoint, download the .safetensors file and use that as the base."),
         )
     if not names:
-        raise ModelError(f"{id} has no {only} in diffusers' layout.", hint="unziplora models pull sdxl")
-    return Download(id, revision, commit, tuple(_remote(found[name]) for name in names))
+        raise ModelError(
+            f"{id} has no {only} in diffusers' layout.", Remedy(command="models pull", arguments=("sdxl",))
+        )
+    return Download(id, revision, commit, tuple(_remote_file(siblings[name]) for name in names))
 
 
 def query_files(id: str, names: Sequence[str]) -> Download:
-    """Ask the hub for some files of any model; raises ModelError when it lacks one."""
-    commit, found = _ask(id, None)
-    lacking = [name for name in names if name not in found]
-    if lacking:
-        raise ModelError(f"{id} has no {', '.join(lacking)} on the hub.")
-    return Download(id, None, commit, tuple(_remote(found[name]) for name in names))
+    """Ask the hub for some files of any model; raises ModelError if it lacks one."""
+    commit, siblings = _query(id, None)
+    missing = [name for name in names if name not in siblings]
+    if missing:
+        raise ModelError(f"{id} has no {', '.join(missing)} on the hub.")
+    return Download(id, None, commit, tuple(_remote_file(siblings[name]) for name in names))
 
 
 def choose_files(names: Iterable[str], only: Part | None = None) -> list[str]:
-    """The files that a base needs: of each part's weights one variant, fp16 where there is one."""
+    """The files that a base needs; of each component's weights one variant, fp16 if there is one."""
     names = sorted(names)
-    texts = _TOKENIZERS if only == "tokenizers" else (*_TEXTS, *_TOKENIZERS)
-    chosen = [name for name in names if any(_matches(name, pattern) for pattern in texts)]
-    for part in () if only else _WEIGHTS:
-        for ending in (".fp16*.safetensors", ".safetensors", "-?????-of-?????.safetensors"):
-            found = [
-                name for name in names if any(_matches(name, f"{part}{stem}{ending}") for stem in _NAMES)
-            ]
-            if found:
-                chosen += found
+    patterns = _TOKENIZERS if only == "tokenizers" else (*_CONFIGS, *_TOKENIZERS)
+    chosen = [name for name in names if any(_matches(name, pattern) for pattern in patterns)]
+    for folder in () if only else _WEIGHT_FOLDERS:
+        for ending in _WEIGHT_ENDINGS:
+            variants = [f"{folder}{stem}{ending}" for stem in _WEIGHT_NAMES]
+            weights = [name for name in names if any(_matches(name, pattern) for pattern in variants)]
+            if weights:
+                chosen += weights
                 break
     return chosen
 
 
 def free_space() -> int:
-    """Bytes that are free where the cache is."""
+    """Free bytes on the disk of the cache."""
     cache = paths.hub_cache().absolute()
-    return shutil.disk_usage(next(each for each in (cache, *cache.parents) if each.exists())).free
+    return shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free
 
 
-def download(download: Download, accept: Callable[[str, str], None] = lambda id, revision: None) -> Path:
-    """Fetch what is missing of a download into Hugging Face's cache; returns its folder. Raises ModelError.
+def download(query: Download, accept: Callable[[str, str], None] = lambda id, revision: None) -> Path:
+    """Download the missing files into the cache and return the snapshot folder; raises ModelError.
 
-    The small files come first, so that a download that is cut off is known for what it is, and ``accept`` may
-    look at them and raise. Large files are resumed where they were cut off, and compared with the hub's
-    SHA-256.
+    Small files come first, so that an interrupted download can be identified, and so that ``accept`` can
+    inspect them and raise. Large files resume where they were interrupted; their SHA-256 is verified.
     """
-    cache, missing, free = paths.hub_cache(), download.missing(), free_space()
+    cache, missing, free = paths.hub_cache(), query.missing(), free_space()
     if missing > free:
         raise ModelError(
-            f"{download.id} needs {missing / 1e9:.1f} GB more, but {cache} has {free / 1e9:.1f} GB free.",
-            hint="Make room, or point HF_HOME at another disk.",
+            f"{query.id} needs {missing / 1e9:.1f} GB more, but {cache} has {free / 1e9:.1f} GB free.",
+            Remedy("Free some space, or point HF_HOME to another disk."),
         )
-    with hub_errors(download.id):
+    with hub_errors(query.id):
         from huggingface_hub import hf_hub_download, snapshot_download
 
         folder = snapshot_download(
-            download.id,
-            revision=download.ref,
-            allow_patterns=[file.name for file in download.files if not file.sha256],
+            query.id,
+            revision=query.ref,
+            allow_patterns=[file.name for file in query.files if not file.sha256],
             cache_dir=cache,
         )
-        accept(download.id, Path(folder).name)
-        for file in (file for file in download.files if file.sha256):
-            _fetch(download, file)
-            hf_hub_download(download.id, file.name, revision=Path(folder).name, cache_dir=cache)
+        revision = Path(folder).name
+        accept(query.id, revision)
+        for file in query.files:
+            if file.sha256:
+                _download_blob(query, file)
+                hf_hub_download(query.id, file.name, revision=revision, cache_dir=cache)
     return Path(folder)
 
 
 @contextmanager
-def hub_errors(id: str, doing: str = "fetch") -> Iterator[None]:
-    """Turn each of the hub's many errors into a ModelError."""
+def hub_errors(id: str, action: str = "download") -> Iterator[None]:
+    """Turn the errors of the hub's library, of HTTP and of the disk into ModelError."""
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
+    login = Remedy("Log in", program="hf", command="auth login")
+    kept = "; files that were downloaded are kept" if action == "download" else ""
     try:
         yield
     except UnziploraError:
         raise
     except GatedRepoError as error:
         raise ModelError(
-            f"{id} asks you to accept its terms first.",
-            hint=f"Open {constants.ENDPOINT}/{id}, accept, then: hf auth login",
+            f"{id} requires that you accept its terms.",
+            Remedy(f"Accept them at {constants.ENDPOINT}/{id}"),
+            login,
         ) from error
     except RevisionNotFoundError as error:
-        raise ModelError(f"{id} has no such revision.", hint=f"See {constants.ENDPOINT}/{id}") from error
+        raise ModelError(f"{id} has no such revision.", Remedy(f"See {constants.ENDPOINT}/{id}")) from error
     except RepositoryNotFoundError as error:
         raise ModelError(
             f"There is no model {id} on the hub, or it is private.",
-            hint="For a private one: hf auth login, or set HF_TOKEN.",
+            login,
+            Remedy("Or set HF_TOKEN to a token with access to it."),
         ) from error
-    except Exception as error:  # the HTTP library beneath, and so its errors, differ between hub versions
+    except Exception as error:  # the HTTP library, and so its errors, differ between versions of the hub's
         root = _root(error)
         status = getattr(getattr(root, "response", None), "status_code", None)
         if status in (401, 403):
             raise ModelError(
-                f"The hub does not let you {doing} {id} ({status}): no token, or not the right one.",
-                hint="hf auth login, or set HF_TOKEN to a token that may.",
+                f"The hub refused to {action} {id} ({status}): no token, or one without permission.",
+                login,
+                Remedy("Or set HF_TOKEN to a token with permission."),
             ) from error
         if isinstance(root, OSError) and root.errno in _DISK_FULL:
             raise ModelError(
                 f"The disk of {paths.hub_cache()} is full ({root.strerror}).",
-                hint="Make room and run the command again: what was fetched already is kept.",
+                Remedy(f"Free some space and run the command again{kept}."),
             ) from error
         if isinstance(root, OSError) and root.filename:
             raise ModelError(
                 f"Cannot write to {paths.hub_cache()}: {root.strerror} ({root.filename}).",
-                hint="Point HF_HOME at a folder that you may write to.",
+                Remedy("Point HF_HOME to a folder that you may write to."),
             ) from error
         reason = re.sub(r"\?[^\s'\"]*", "", f"{type(root).__name__}: {root}".splitlines()[0])
         raise ModelError(
-            f"Cannot {doing} {id} ({constants.ENDPOINT}): {reason}",
-            hint="Check the connection and run the command again: what was fetched already is kept."
-            if doing == "fetch"
-            else "Check the connection and run the command again.",
+            f"Cannot {action} {id} ({constants.ENDPOINT}): {reason}",
+            Remedy(f"Check the connection and run the command again{kept}."),
         ) from error
 
 
 def _root(error: BaseException) -> BaseException:
-    """The library's own error beneath those that it was wrapped in; the HTTP library's tell less."""
+    """The first error of the chain that has a response, else its last one."""
     while error.__cause__ is not None and not hasattr(error, "response"):
         error = error.__cause__
     return error
 
 
-def _fetch(download: Download, file: RemoteFile) -> None:
-    """Fetch one large file, going on where it was cut off; the hub's library would start anew."""
+def _query(id: str, revision: str | None) -> tuple[str, dict[str, Any]]:
+    """The commit of a revision, and the hub's metadata of each of its files."""
+    with hub_errors(id):
+        from huggingface_hub import HfApi
+
+        info: Any = HfApi().model_info(id, revision=revision, files_metadata=True)
+    return info.sha, {file.rfilename: file for file in info.siblings or ()}
+
+
+def _download_blob(query: Download, file: RemoteFile) -> None:
+    """Download one large file into the blobs of its model, from where it was interrupted.
+
+    ``hf_hub_download`` of huggingface_hub 2 deletes its temporary file when it is interrupted, so the next
+    attempt starts from zero. Without ``http_get``, which is not documented, this is left to that function.
+    """
     from filelock import FileLock
 
-    folder = repository(download.id)
+    folder = _repository(query.id)
     blob = folder / "blobs" / file.blob
     lock = folder.parent / ".locks" / folder.name / f"{file.blob}.lock"  # the library's own
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -312,60 +340,49 @@ def _fetch(download: Download, file: RemoteFile) -> None:
         while True:
             before = partial.stat().st_size if partial.exists() else 0
             try:
-                _append(download, file, partial)
+                if not _append(query, file, partial):
+                    return
                 break
             except Exception:
-                if partial.stat().st_size <= before:  # nothing came any more
+                if partial.stat().st_size <= before:  # no progress since the last attempt
                     raise
         if sha256(partial) != file.sha256:
             partial.unlink()
             raise ModelError(
-                f"{file.name} of {download.id} arrived damaged: its SHA-256 is not the hub's.",
-                hint="Run the command again.",
+                f"{file.name} of {query.id} is damaged: its SHA-256 differs from the hub's.",
+                Remedy("Run the command again."),
             )
         partial.replace(blob)
 
 
-def _ask(id: str, revision: str | None) -> tuple[str, dict[str, Any]]:
-    """The commit that a revision means, and what the hub says of each of its files."""
-    with hub_errors(id):
-        from huggingface_hub import HfApi
-
-        info: Any = HfApi().model_info(id, revision=revision, files_metadata=True)
-    return info.sha, {file.rfilename: file for file in info.siblings or ()}
-
-
-def _append(download: Download, file: RemoteFile, partial: Path) -> None:
-    """Fetch what a file still lacks."""
+def _append(query: Download, file: RemoteFile, partial: Path) -> bool:
+    """Download the rest of a file; False if the library has no ``http_get``."""
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
+    try:
+        from huggingface_hub.file_download import http_get
+    except ImportError:
+        return False
     with partial.open("ab") as stream:
         if stream.tell() > file.bytes:
             stream.truncate(0)
         http_get(
-            hf_hub_url(download.id, file.name, revision=download.revision),
+            hf_hub_url(query.id, file.name, revision=query.revision),
             stream,
             resume_size=stream.tell(),
             headers=build_hf_headers(),
             expected_size=file.bytes,
             displayed_filename=file.name,
         )
+    return True
 
 
-def _remote(sibling: Any) -> RemoteFile:
-    large = sibling.lfs["sha256"] if sibling.lfs else None
-    return RemoteFile(sibling.rfilename, sibling.size or 0, large or sibling.blob_id or "", large)
-
-
-def _missing(blobs: Path, file: RemoteFile) -> int:
-    if file.blob and (blobs / file.blob).exists():
-        return 0
-    partial = blobs / f"{file.blob}.incomplete"
-    return file.bytes - (partial.stat().st_size if partial.is_file() else 0)
+def _remote_file(sibling: Any) -> RemoteFile:
+    digest = sibling.lfs["sha256"] if sibling.lfs else None
+    return RemoteFile(sibling.rfilename, sibling.size or 0, digest or sibling.blob_id or "", digest)
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Glob match in which `*` stays within one folder."""
+    """Glob match in which `*` does not match a slash."""
     return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)

@@ -1,10 +1,11 @@
-"""models list, pull, verify, remove and path: base models on this disk."""
+"""The commands models list, pull, verify, remove and path."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from unziplora_cli.cli._errors import remedy_text
 from unziplora_cli.cli._options import model_names
 from unziplora_cli.cli._output import Session, Table, format_size
 from unziplora_cli.errors import Interrupted, ModelError, Remedy
@@ -14,11 +15,10 @@ if TYPE_CHECKING:
 
 MODEL = typer.Argument(
     metavar="MODEL",
-    help="sdxl, owner/name or owner/name@revision of the hub.",
+    help="sdxl, or owner/name or owner/name@revision on the hub.",
     show_default=False,
     autocompletion=model_names,
 )
-PULL = "unziplora models pull"
 ANY_MODEL = typer.Argument(
     metavar="MODEL",
     help="mini, sdxl, owner/name, owner/name@revision or a folder.",
@@ -29,7 +29,7 @@ ANY_MODEL = typer.Argument(
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
-    group = typer.Typer(help="Base models on this disk (the cache is Hugging Face's own).")
+    group = typer.Typer(help="Base models on this disk, in Hugging Face's cache.")
     group.callback()(_name_the_command)
     group.command("list")(list_models)
     group.command("pull")(pull)
@@ -45,7 +45,7 @@ def _name_the_command(ctx: typer.Context) -> None:
 
 
 def list_models(ctx: typer.Context) -> None:
-    """List the bases that are on this disk."""
+    """List the base models on this disk."""
     from unziplora_cli import model_cache, paths
 
     session: Session = ctx.obj
@@ -60,9 +60,9 @@ def list_models(ctx: typer.Context) -> None:
         ]
         for model in models
     ]
-    notes = [f"{each.spec} is incomplete: {PULL} {each.spec}" for each in models if each.problem]
+    notes = [f"{m.spec} is incomplete: {_pull_command(m.spec)}" for m in models if m.problem]
     if not any(model.spec == "sdxl" for model in models):
-        notes.append(f"sdxl is not on this disk: {PULL} sdxl")
+        notes.append(f"sdxl is not on this disk: {_pull_command('sdxl')}")
     session.output.result(
         {"cache": str(paths.hub_cache()), "models": [_summary(model) for model in models]},
         table=Table(("model", "revision", "size", "last used", "state"), rows),
@@ -76,59 +76,64 @@ def pull(
     only: Annotated[
         Literal["tokenizers"] | None,
         typer.Option(
-            help="Fetch nothing but the tokenizers, which a single-file base needs: a few MB.",
+            help="Download only the tokenizers, a few MB, which a single-file base needs.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Download a base into Hugging Face's cache, or go on with a download that was cut off."""
+    """Download a base model into Hugging Face's cache, or resume an interrupted download."""
     session: Session = ctx.obj
     session.use_network("Pulling a model")
     from unziplora_cli import hub, model_cache, paths
 
-    download = hub.query_model(*model_cache.hub_id(model), only)
-    missing = download.missing()
-    rest = "" if missing == download.bytes else f", {format_size(missing)} of them still to come"
+    query = hub.query_model(*model_cache.hub_id(model), only)
+    missing = query.missing()
+    rest = "" if missing == query.bytes else f", {format_size(missing)} of them missing"
     session.output.message(
-        f"{download.id}: {len(download.files)} files, {format_size(download.bytes)}{rest}; "
-        f"{format_size(hub.free_space())} are free at {paths.hub_cache()}."
+        f"{query.id}: {len(query.files)} files, {format_size(query.bytes)}{rest}; "
+        f"{format_size(hub.free_space())} free at {paths.hub_cache()}."
     )
     try:
-        folder = hub.download(download, accept=model_cache.check_supported)
-    except KeyboardInterrupt as stopped:
-        raise Interrupted("Stopped; what was fetched is kept.", hint=f"Go on: {PULL} {model}") from stopped
-    pulled = model_cache.describe_snapshot(download.id, folder.name)
+        folder = hub.download(query, accept=model_cache.check_supported)
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(
+            "Stopped; what was downloaded is kept.",
+            Remedy("Resume", command="models pull", arguments=(model,)),
+        ) from interrupt
+    pulled = model_cache.describe_snapshot(query.id, folder.name)
     if pulled.problem and not only:
-        raise ModelError(pulled.problem, hint=f"See what is there: unziplora models verify {model}")
+        raise ModelError(
+            pulled.problem, Remedy("Check its files", command="models verify", arguments=(model,))
+        )
     what = f"The {only} of {model} are" if only else f"{model} is"
     session.output.result(_summary(pulled), text=f"{what} at {folder}.")
     if model == "sdxl" and not only:
-        session.output.message(f"For fp16 on SDXL, also: unziplora models pull {model_cache.VAE_FIX}")
+        session.output.message(f"To use SDXL in fp16, also run: {_pull_command(model_cache.VAE_FIX)}")
 
 
 def verify(ctx: typer.Context, model: Annotated[str, ANY_MODEL]) -> None:
-    """Check that a base is complete and that its files have the hub's hashes."""
+    """Check that a base model is complete and its files match the hashes of the hub."""
     from unziplora_cli import model_cache
 
     session: Session = ctx.obj
     session.output.message(f"Checking {model}; a large model takes a while.")
-    found = model_cache.verify(model)
-    if found.model.problem or found.problems:
-        damage = [f"{each.path} {each.reason}" for each in found.problems] or [
-            found.model.problem.rstrip(".")
-        ]
-        again = f"{PULL} {model}"
-        hint = f"unziplora models remove {model}, then: {again}" if found.problems else again
-        raise ModelError(f"{model}: {'; '.join(damage)}.", hint=hint if found.model.revision else "")
-    if found.checked:
-        how = f"{found.checked} files have the hub's hashes"
+    verified = model_cache.verify(model)
+    problems = [f"{problem.path} {problem.reason}" for problem in verified.problems]
+    if problems or verified.model.problem:
+        remedies = [Remedy("Download it again", command="models pull", arguments=(model,))]
+        if problems:
+            remedies.insert(0, Remedy("Remove it", command="models remove", arguments=(model,)))
+        reasons = "; ".join(problems or [verified.model.problem.rstrip(".")])
+        raise ModelError(f"{model}: {reasons}.", *(remedies if verified.model.revision else ()))
+    if verified.checked:
+        result = f"{verified.checked} files match the hashes of the hub"
+        if verified.unchecked:
+            result += f"; {verified.unchecked} have no hash to compare with"
     else:
-        how = "its files have no hash of the hub to compare with"
-    if found.checked and found.unchecked:
-        how += f"; {found.unchecked} have none to compare with"
+        result = "its files have no hash of the hub to compare with"
     session.output.result(
-        {**_summary(found.model), "checked": found.checked, "unchecked": found.unchecked},
-        text=f"{model} is complete: {how}.",
+        {**_summary(verified.model), "checked": verified.checked, "unchecked": verified.unchecked},
+        text=f"{model} is complete: {result}.",
     )
 
 
@@ -137,24 +142,22 @@ def remove(
     model: Annotated[str, MODEL],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete a base from Hugging Face's cache, for every program that uses it."""
+    """Delete a base model from Hugging Face's cache, for every program that uses it."""
     from unziplora_cli import model_cache
 
     session: Session = ctx.obj
     removal = model_cache.plan_removal(model_cache.find_cached(model))
-    found = removal.snapshot
-    shared = found.bytes() - removal.bytes
-    kept = f"; {format_size(shared)} stay, which other commits use" if shared > 0 else ""
-    question = (
-        f"Delete {found.id} for every program that uses it, and free {format_size(removal.bytes)}{kept}?"
-    )
+    snapshot, freed = removal.snapshot, format_size(removal.bytes)
+    shared = snapshot.bytes() - removal.bytes
+    kept = f"; {format_size(shared)} are shared with other commits and stay" if shared > 0 else ""
+    question = f"Delete {snapshot.id} for every program that uses it, and free {freed}{kept}?"
     if not yes and not session.output.confirm(question, instead=Remedy(settings={"yes": True})):
         session.output.result({"removed": None}, text="Nothing was removed.")
         return
     removal.run()
     session.output.result(
-        {"removed": found.id, "revision": found.revision, "bytes": removal.bytes},
-        text=f"Removed {found.id}; {format_size(removal.bytes)} are free again.",
+        {"removed": snapshot.id, "revision": snapshot.revision, "bytes": removal.bytes},
+        text=f"Removed {snapshot.id} and freed {freed}.",
     )
 
 
@@ -164,13 +167,13 @@ def path(
         str | None,
         typer.Argument(
             metavar="[MODEL]",
-            help="mini, sdxl, owner/name or a folder; left out: the cache of all models.",
+            help="mini, sdxl, owner/name or a folder; default: the cache of all models.",
             show_default=False,
             autocompletion=model_names,
         ),
     ] = None,
 ) -> None:
-    """Print the folder of a model, or of the whole model_cache."""
+    """Print the folder of a model, or of the whole cache."""
     from unziplora_cli import model_cache, paths
 
     session: Session = ctx.obj
@@ -180,3 +183,7 @@ def path(
 
 def _summary(model: "Model") -> dict[str, object]:
     return {**asdict(model), "path": str(model.path), "complete": not model.problem}
+
+
+def _pull_command(spec: str) -> str:
+    return remedy_text(Remedy(command="models pull", arguments=(spec,)))
