@@ -35,8 +35,14 @@ from unziplora_cli.method.lora import LoRAWeights
 from unziplora_cli.method.schedule import Action, Schedule
 from unziplora_cli.method.separation import Layers, Separation, TrainedLayers, separate, set_mode
 from unziplora_cli.sdxl.attention import join_prompts, separate_prompts
-from unziplora_cli.sdxl.sampling import concat_conditionings, sample, unconditional
-from unziplora_cli.sdxl.text import Conditioning, predict_noise
+from unziplora_cli.sdxl.sampling import sample
+from unziplora_cli.sdxl.text import (
+    Conditioning,
+    TextEmbeddings,
+    concat_conditionings,
+    predict_noise,
+    unconditional,
+)
 from unziplora_cli.training.captured_step import CapturedStep
 from unziplora_cli.training.step import Batch, TrainingStep, parameter_groups
 
@@ -499,7 +505,9 @@ def forwards(recording: Recording, table: Table, unet: UNet2DConditionModel, lay
         load_branch(layers, branch, saved[branch], merges[branch])
     check("infer_both", "imported, both branches, abs.", three, "imported_forward_abs")
 
-    negative = recording.inputs["eval_negative_prompt_embeds"], recording.inputs["eval_negative_pooled"]
+    negative = TextEmbeddings(
+        recording.inputs["eval_negative_prompt_embeds"], recording.inputs["eval_negative_pooled"]
+    )
     told = concat_conditionings(unconditional(three, negative), three)
     pair = predict_noise(unet, noisy.repeat(2, 1, 1, 1), timestep.repeat(2), told)
     if "infer_both_cfg_batch" in expected:

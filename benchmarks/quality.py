@@ -35,7 +35,7 @@ from unziplora_cli import resources
 from unziplora_cli.evaluation.classifier import Classifier
 from unziplora_cli.paths import set_openmp_wait_policy
 from unziplora_cli.sdxl.base import BaseRef, resolve_base
-from unziplora_cli.sdxl.latents import encode_latents, prepare
+from unziplora_cli.sdxl.latents import crop_image, encode_latents
 from unziplora_cli.sdxl.load import alphas_cumprod, load_text_encoders, load_unet, load_vae
 from unziplora_cli.sdxl.text import encode, time_ids
 
@@ -61,7 +61,7 @@ class Bench:
         self._texts: dict[str, tuple[Tensor, Tensor]] = {}
         self.alphas = alphas_cumprod(self.base)
         images = [Image.fromarray(sample.image()) for sample in self.images]
-        encoded = [encode_latents(self.vae, prepare(image, 128, 1)) for image in images]
+        encoded = [encode_latents(self.vae, crop_image(image, 128, 1)) for image in images]
         self.latents = torch.stack([torch.stack([item.mean[0], item.std[0]]) for item in encoded]).to(
             self.device
         )

@@ -9,6 +9,8 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from unziplora_cli.errors import Remedy
+
 PhaseName = Literal[
     "read images",
     "generate class images",
@@ -37,9 +39,10 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """One sentence that the user should read."""
+    """One sentence that the user should read, and what to do about it."""
 
     text: str
+    remedies: tuple[Remedy, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from benchmarks.separation.methods import BranchRef, ImageRequest
 from benchmarks.separation.stack import Stack, StackedBranch, StackedLinear
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.sdxl.load import load_scheduler
-from unziplora_cli.sdxl.sampling import initial_noise, sample, unconditional
+from unziplora_cli.sdxl.sampling import initial_noise, sample
+from unziplora_cli.sdxl.text import unconditional
 from unziplora_cli.training.noise import add_noise, draw
 
 TIMES = (100, 250, 400, 550, 700, 850)

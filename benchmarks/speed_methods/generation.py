@@ -10,9 +10,10 @@ from diffusers import StableDiffusionXLPipeline
 from benchmarks.speed_methods.measurement import Measurement, Stopwatch
 from benchmarks.speed_methods.task import PROMPTS, TOKENS, Setting, meta_unet, pooled_width, random_unet
 from unziplora_cli.config import GenerateConfig
+from unziplora_cli.events import Progress
 from unziplora_cli.method.inject import adapted_projections
 from unziplora_cli.method.lora import LoRA, LoRAPair, LoRAWeights
-from unziplora_cli.sdxl.generate import ImageRequest, Progress, generate
+from unziplora_cli.sdxl.generate import ImageRequest, generate
 from unziplora_cli.sdxl.load import load_scheduler, load_vae
 from unziplora_cli.training.memory import peak_memory
 
@@ -81,17 +82,12 @@ def combine(setting: Setting) -> Measurement:
     """The generation of `unziplora combine`, with two random LoRAs and random merge weights."""
     watch = GenerationTimer(setting)
 
-    def on_progress(progress: Progress) -> None:
-        if progress.phase == "draw":
-            watch.step()
-
     side = setting.resolution
     config = GenerateConfig(steps=setting.steps, guidance=GUIDANCE, width=side, height=side)
     request = ImageRequest(PROMPTS, random_branches(setting), config)
-    for _ in generate(
-        setting.base, [request], device=setting.device, dtype=setting.dtype, on_progress=on_progress
-    ):
-        pass
+    for event in generate(setting.base, [request], device=setting.device, dtype=setting.dtype):
+        if isinstance(event, Progress):
+            watch.step()
     return watch.result()
 
 

@@ -12,9 +12,8 @@ from unziplora_cli.adapters.lora_file import read_lora, write_lora
 from unziplora_cli.errors import AdapterError
 from unziplora_cli.method.inject import adapted_projections
 from unziplora_cli.method.lora import LoRAWeights
-from unziplora_cli.sdxl.base import SDXL_CONFIG
+from unziplora_cli.sdxl.base import SDXL_CONFIG, read_json
 from unziplora_cli.sdxl.meta import compare, meta_unet
-from unziplora_cli.sdxl.shape import read_json
 
 LORA = sdxl_lora()
 LAYER = "mid_block.attentions.0.transformer_blocks.3.attn1.to_out.0"

@@ -15,7 +15,7 @@ from benchmarks.separation.stack import Job, Stack
 from unziplora_cli.config import Prompts, TrainConfig
 from unziplora_cli.job import TrainRequest
 from unziplora_cli.sdxl.base import resolve_base
-from unziplora_cli.sdxl.latents import encode_latents, prepare
+from unziplora_cli.sdxl.latents import crop_image, encode_latents
 from unziplora_cli.sdxl.load import alphas_cumprod, load_text_encoders, load_unet, load_vae
 from unziplora_cli.sdxl.text import encode, time_ids
 from unziplora_cli.training.engine import train
@@ -68,7 +68,7 @@ def test_a_stack_trains_every_pair_as_a_single_training_does(
     configs = [TrainConfig(**{**SHORT, **changes, "seed": seed}) for seed in (3, 8)]
 
     vae, encoders = load_vae(base, device=cpu), load_text_encoders(base, device=cpu, dtype=float32)
-    encoded = [encode_latents(vae, prepare(Image.open(path), 64, 1)) for path in images]
+    encoded = [encode_latents(vae, crop_image(Image.open(path), 64, 1)) for path in images]
     latents = torch.stack([torch.stack([item.mean[0], item.std[0]]) for item in encoded])
 
     def text(prompt: str) -> tuple[torch.Tensor, torch.Tensor]:

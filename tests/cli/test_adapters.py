@@ -175,7 +175,7 @@ def test_exported_project_is_imported_unchanged(unziplora, exported, tiny_base, 
     assert (one.words, one.prompts, one.base.hash) == (other.words, other.prompts, other.base.hash)
     images = []
     for name in ("fox", "back"):
-        (file,) = unziplora("combine", name, *QUICK, "--json").envelope["result"]["pictures"]
+        (file,) = unziplora("combine", name, *QUICK, "--json").envelope["result"]["images"]
         images.append(Image.open(file))
     assert ImageChops.difference(*images).getbbox() is None
 
@@ -223,7 +223,7 @@ def test_imported_release_generates_the_same_image(unziplora, released, tiny_bas
     images = []
     for name in ("fox", "cat"):
         options = ("--full-prompt=a fox", "--content-prompt=a cat", "--style-prompt=a dog", *QUICK)
-        (file,) = unziplora("combine", name, *options, "--json").envelope["result"]["pictures"]
+        (file,) = unziplora("combine", name, *options, "--json").envelope["result"]["images"]
         images.append(Image.open(file))
     assert ImageChops.difference(*images).getbbox() is None
 

@@ -1,4 +1,4 @@
-"""Pictures from trained projects, as a user asks for them."""
+"""content, style, combine and cross on tiny trained projects."""
 
 import json
 import shutil
@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from unziplora_cli.config import GenerateConfig
+from unziplora_cli.events import run
 from unziplora_cli.images import read_parameters
 from unziplora_cli.projects import manifest
 from unziplora_cli.projects.store import ProjectStore
@@ -38,64 +39,67 @@ def edit(home: Path, name: str, **changes: object) -> None:
     manifest.write(project.folder, replace(project.manifest, **changes))
 
 
-def test_content_draws_the_subject_alone(two_projects, unziplora):
+def test_content_generates_the_subject_alone(two_projects, unziplora):
     completed = unziplora("content", "fox", "--prompt", "on a beach", *QUICK, "--json")
-    (path,) = map(Path, completed.envelope["result"]["pictures"])
+    (path,) = map(Path, completed.envelope["result"]["images"])
     assert path == two_projects / "projects/fox/images/content-on-a-beach-001.png"
-    told = read_parameters(path)
-    assert told["prompts"]["full"] == told["prompts"]["content"] == "a monadikos fox on a beach"
-    assert told["branches"] == {"content": 1.0}
-    assert told["adapters"] == {"content": adapters(two_projects, "fox", "fox")["content"]}
-    assert (told["steps"], told["seed"], told["width"]) == (2, 0, 64)
-    assert told["merge_weights"] is False
+    parameters = read_parameters(path)
+    assert parameters["prompts"]["full"] == parameters["prompts"]["content"] == "a monadikos fox on a beach"
+    assert parameters["branches"] == {"content": 1.0}
+    assert parameters["adapters"] == {"content": adapters(two_projects, "fox", "fox")["content"]}
+    assert (parameters["steps"], parameters["seed"], parameters["width"]) == (2, 0, 64)
+    assert parameters["merge_weights"] is False
 
 
-def test_style_draws_another_subject(two_projects, unziplora):
+def test_style_generates_another_subject(two_projects, unziplora):
     completed = unziplora("style", "fox", "--subject", "house", *QUICK)
     assert completed.code == 0
     assert "style    a house in watercolor style" in completed.err
-    told = read_parameters(Path(completed.out.strip()))
-    assert told["prompts"]["style"] == "a house in watercolor style"
-    assert told["projects"] == {"style": "fox"}
+    parameters = read_parameters(Path(completed.out.strip()))
+    assert parameters["prompts"]["style"] == "a house in watercolor style"
+    assert parameters["projects"] == {"style": "fox"}
 
 
 def test_combine_takes_content_of_one_and_style_of_the_other(two_projects, unziplora):
-    drawn = {}
+    paths = {}
     for content, style in (("fox", "rose"), ("rose", "fox"), ("fox", "fox")):
         completed = unziplora("combine", content, style, *QUICK)
         assert completed.code == 0
-        told = read_parameters(Path(completed.out.strip()))
-        assert told["projects"] == {"content": content, "style": style}
-        assert told["adapters"] == adapters(two_projects, content, style)
-        assert told["merge_weights"] is True
+        parameters = read_parameters(Path(completed.out.strip()))
+        assert parameters["projects"] == {"content": content, "style": style}
+        assert parameters["adapters"] == adapters(two_projects, content, style)
+        assert parameters["merge_weights"] is True
         words = {"fox": "watercolor", "rose": "sketch"}
-        assert told["prompts"]["full"] == f"a monadikos {content} in {words[style]} style"
-        drawn[content, style] = completed.out.strip()
-    assert Path(drawn["fox", "rose"]).parent == two_projects / "projects/fox/images"
+        assert parameters["prompts"]["full"] == f"a monadikos {content} in {words[style]} style"
+        paths[content, style] = completed.out.strip()
+    assert Path(paths["fox", "rose"]).parent == two_projects / "projects/fox/images"
     alone = unziplora("combine", "fox", *QUICK).out.strip()
-    assert same(Path(alone), Path(drawn["fox", "fox"]))
+    assert same(Path(alone), Path(paths["fox", "fox"]))
 
 
-def test_merge_weights_are_those_of_the_branches_taken(two_projects, unziplora, monkeypatch):
+def test_merge_weights_belong_to_the_selected_branches(two_projects, unziplora, monkeypatch):
     import torch
 
     from unziplora_cli.adapters.merge_weights import read_merge
     from unziplora_cli.workflows import generate
 
-    taken = []
-    generate = generate.generate_requests
-    monkeypatch.setattr(
-        generate, "generate_requests", lambda r, *rest: taken.append(r[0]) or generate(r, *rest)
-    )
+    requests = []
+    original = generate.generate_requests
+
+    def record(given, *args):
+        requests.extend(given)
+        return original(given, *args)
+
+    monkeypatch.setattr(generate, "generate_requests", record)
     unziplora("combine", "fox", "rose", *QUICK)
     store = ProjectStore(two_projects)
     fox, rose = (read_merge(store.open(name).path("merge")) for name in ("fox", "rose"))
-    branches = taken[0].branches
+    branches = requests[0].branches
     assert all(torch.equal(branches.content_merge[name], value) for name, value in fox.content.items())
     assert all(torch.equal(branches.style_merge[name], value) for name, value in rose.style.items())
 
 
-def test_a_seed_gives_the_same_picture_and_the_next_another(two_projects, unziplora):
+def test_a_seed_reproduces_its_image(two_projects, unziplora):
     first, second, third = (
         Path(unziplora("combine", "fox", *QUICK, f"--seed={seed}").out.strip()) for seed in (7, 7, 8)
     )
@@ -109,7 +113,7 @@ def test_a_seed_gives_the_same_picture_and_the_next_another(two_projects, unzipl
     assert same(Path(both[1]), third)
 
 
-def test_without_strength_the_base_alone_draws(two_projects, unziplora, tiny_base, tmp_path):
+def test_zero_strength_gives_the_image_of_the_base(two_projects, unziplora, tiny_base, tmp_path):
     text = "--full-prompt=a fox", "--content-prompt=a fox", "--style-prompt=a fox"
     off = "--content-strength=0", "--style-strength=0"
     paths = [tmp_path / f"{number}.png" for number in range(3)]
@@ -117,7 +121,7 @@ def test_without_strength_the_base_alone_draws(two_projects, unziplora, tiny_bas
     assert unziplora("combine", "fox", *text, "--content-strength=4", *QUICK, "-o", paths[1]).code == 0
     base, _ = resolve_base(str(tiny_base), offline=True)
     alone = GenerateSpec(base, GenerateConfig(steps=2), overrides={"full": "a fox"})
-    generate_images(alone, paths[2], ComputeConfig(device="cpu"))
+    run(generate_images(alone, paths[2], ComputeConfig(device="cpu")))
     assert same(paths[0], paths[2])
     assert not same(paths[1], paths[2])
 
@@ -138,42 +142,76 @@ def test_out_names_a_file_or_a_folder(two_projects, unziplora, tmp_path):
     ]
 
 
-def test_cross_draws_every_cell_and_a_sheet(two_projects, unziplora, tmp_path):
+def test_cross_generates_every_cell_and_a_sheet(two_projects, unziplora, tmp_path):
     completed = unziplora("cross", "fox", "rose", "--prompt=on a beach", *QUICK, "--out", tmp_path, "--json")
     result = completed.envelope["result"]
-    assert [Path(path).name for path in result["pictures"]] == [
+    assert [Path(path).name for path in result["images"]] == [
         "fox.png",
         "fox-x-rose.png",
         "rose-x-fox.png",
         "rose.png",
     ]
-    for path, (content, style) in zip(result["pictures"], product(("fox", "rose"), repeat=2), strict=True):
+    for path, (content, style) in zip(result["images"], product(("fox", "rose"), repeat=2), strict=True):
         assert read_parameters(Path(path))["adapters"] == adapters(two_projects, content, style)
     with Image.open(result["sheet"]) as sheet:
         assert min(sheet.size) > 2 * 64
 
 
-def test_a_cross_never_overwrites(two_projects, unziplora, tmp_path):
-    mine = tmp_path / "fox.png"
-    mine.write_bytes(b"the user's own")
-    completed = unziplora("cross", "fox", *QUICK, "--count=1", "--out", tmp_path, "--json")
-    assert Path(completed.envelope["result"]["sheet"]) == tmp_path / "cross-001/sheet.png"
-    assert mine.read_bytes() == b"the user's own"
+def test_an_existing_file_is_refused_unless_forced(two_projects, unziplora, tmp_path):
+    photo = tmp_path / "holiday.png"
+    photo.write_bytes(b"the user's own")
+    for command in ("content", "style", "combine"):
+        completed = unziplora(command, "fox", *QUICK, "--out", photo)
+        assert completed.code == 3
+        assert "already exists" in completed.message
+        assert "--force" in completed.message
+    assert photo.read_bytes() == b"the user's own"
+    assert unziplora("content", "fox", *QUICK, "--out", photo, "--force").code == 0
+    assert read_parameters(photo)["command"] == "content"
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.png"]
+
+
+def test_the_source_image_of_the_project_is_never_replaced_silently(two_projects, unziplora, home_files):
+    source = two_projects / "projects/fox/source.jpg"
+    original = source.with_suffix(".png")
+    shutil.copy(source, original)
+    before = home_files()
+    assert unziplora("content", "fox", *QUICK, "--out", original).code == 3
+    assert home_files() == before
+
+
+def test_brackets_in_a_file_name_are_not_a_pattern(two_projects, unziplora, tmp_path):
+    out = tmp_path / "fox [v1].png"
+    paths = [unziplora("content", "fox", *QUICK, "--count=2", "--out", out).out.splitlines() for _ in "ab"]
+    assert [Path(path).name for pair in paths for path in pair] == [
+        f"fox [v1]-00{number}.png" for number in range(1, 5)
+    ]
+
+
+def test_cross_refuses_existing_files_unless_forced(two_projects, unziplora, tmp_path):
+    photo = tmp_path / "fox.png"
+    photo.write_bytes(b"the user's own")
+    assert unziplora("cross", "fox", *QUICK, "--out", tmp_path).code == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["fox.png"]
+    assert photo.read_bytes() == b"the user's own"
+    completed = unziplora("cross", "fox", *QUICK, "--out", tmp_path, "--force", "--json")
+    assert Path(completed.envelope["result"]["sheet"]) == tmp_path / "sheet.png"
+    assert read_parameters(photo)["command"] == "combine"
 
 
 def test_a_cross_of_lists_has_a_row_per_content_and_a_column_per_style(two_projects, unziplora):
-    """Also with the same words in every prompt, and with several pictures per cell."""
+    """Also with the same words in every prompt, and with several images per cell."""
     edit(two_projects, "rose", words=ProjectStore(two_projects).open("fox").manifest.words)
     options = ("--content=fox", "--content=rose", "--style=rose", "--count=2")
     completed = unziplora("cross", *options, *QUICK, "--json")
     assert completed.code == 0
-    names = [Path(path).name for path in completed.envelope["result"]["pictures"]]
+    names = [Path(path).name for path in completed.envelope["result"]["images"]]
     assert names == ["fox-x-rose-1.png", "fox-x-rose-2.png", "rose-1.png", "rose-2.png"]
     folder = two_projects / "projects/fox/images/cross-001"
     assert read_parameters(folder / "rose-2.png")["adapters"] == adapters(two_projects, "rose", "rose")
 
 
-def test_a_lost_source_picture_is_told_before_anything_is_drawn(two_projects, unziplora, tmp_path):
+def test_a_missing_source_image_is_reported_before_generating(two_projects, unziplora, tmp_path):
     (two_projects / "projects/rose/source.jpg").unlink()
     completed = unziplora("cross", "fox", "rose", *QUICK, "--out", tmp_path)
     assert completed.code == 2
@@ -199,7 +237,7 @@ def test_the_same_base_in_another_place_is_the_same_base(two_projects, unziplora
     assert unziplora("combine", "fox", "rose", *QUICK).code == 0
 
 
-def test_a_base_that_changed_is_told(two_projects, unziplora):
+def test_a_changed_base_gives_a_warning(two_projects, unziplora):
     base = ProjectStore(two_projects).open("fox").manifest.base
     edit(two_projects, "fox", base=replace(base, hash="sha256:" + "0" * 64))
     completed = unziplora("content", "fox", *QUICK)
@@ -207,16 +245,16 @@ def test_a_base_that_changed_is_told(two_projects, unziplora):
     assert "has changed since fox was trained on it" in completed.message
 
 
-def test_a_long_prompt_says_what_is_cut(two_projects, unziplora):
+def test_a_long_prompt_gives_a_notice_of_what_is_ignored(two_projects, unziplora):
     text = "fox " * 28 + "cat and the dog on the beach"
     completed = unziplora("content", "fox", "--content-prompt", text, *QUICK)
     assert completed.code == 0
-    assert 'the base does not read: "' in completed.message
+    assert 'the base ignores: "' in completed.message
     assert 'the beach"' in completed.message
     assert "Note" not in unziplora("content", "fox", "--content-prompt=fox", *QUICK).err
 
 
-def test_progress_is_told_on_stderr_and_the_paths_on_stdout(two_projects, unziplora):
+def test_progress_goes_to_stderr_and_paths_to_stdout(two_projects, unziplora):
     completed = unziplora("content", "fox", *QUICK, "--count=2")
     assert "image 2 of 2, step 2/2" in completed.err
     assert all(Path(line).is_file() for line in completed.out.splitlines())
@@ -238,7 +276,7 @@ def test_damaged_weights_end_with_6(two_projects, unziplora, home_files, role, d
     assert home_files() == before
 
 
-def test_pictures_carry_what_other_programs_read(two_projects, unziplora):
+def test_images_contain_parameters_for_other_programs(two_projects, unziplora):
     path = Path(unziplora("content", "fox", *QUICK, "--negative-prompt=blurry").out.strip())
     with Image.open(path) as image:
         text, everything = image.info["parameters"], json.loads(image.info["unziplora"])

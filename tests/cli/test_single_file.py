@@ -1,4 +1,4 @@
-"""A checkpoint file as base, from training to a picture, offline."""
+"""A checkpoint file as base, from training to an image, offline."""
 
 import shutil
 from pathlib import Path
@@ -14,16 +14,14 @@ from unziplora_cli.sdxl import base as bases
 
 @pytest.fixture
 def file(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The tiny base as one file, its sizes in the place of SDXL's."""
+    """The tiny base as one file, with its configurations instead of those of SDXL."""
     only = shutil.ignore_patterns("*.safetensors", "tokenizer*")
     monkeypatch.setattr(bases, "SDXL_CONFIG", shutil.copytree(tiny_base, tmp_path / "sizes", ignore=only))
     return write_checkpoint(tiny_base, tmp_path / "photo.safetensors")
 
 
 @pytest.mark.parametrize("mark", ["", "v_pred"])
-def test_a_single_file_is_trained_on_and_drawn_with(
-    unziplora, file, photos, tiny_base, monkeypatch, tmp_path, mark
-):
+def test_a_single_file_trains_and_generates(unziplora, file, photos, tiny_base, monkeypatch, tmp_path, mark):
     if mark:
         weights = load_file(file)
         save_file(weights | {mark: weights["model.diffusion_model.out.2.bias"][:0]}, file)
@@ -38,18 +36,16 @@ def test_a_single_file_is_trained_on_and_drawn_with(
     assert unziplora("--offline", *train).code == 0
     completed = unziplora("content", "fox", "--steps=2", "--device=cpu", "--out", tmp_path / "fox.png")
     assert completed.code == 0
-    told = read_parameters(tmp_path / "fox.png")["base"]
-    assert (told["kind"], told["id"]) == ("file", str(file))
+    parameters = read_parameters(tmp_path / "fox.png")["base"]
+    assert (parameters["kind"], parameters["id"]) == ("file", str(file))
 
 
-def test_a_few_step_base_is_refused_for_training_before_anything_is_made(
-    unziplora, photos, tiny_base, tmp_path, home_files
-):
+def test_a_few_step_base_is_refused_before_training(unziplora, photos, tiny_base, tmp_path, home_files):
     turbo = shutil.copytree(tiny_base, tmp_path / "turbo")
     scheduler = turbo / "scheduler/scheduler_config.json"
     scheduler.write_text(scheduler.read_text().replace('"leading"', '"trailing"'))
     settings = [f"--{name}={value}" for name, value in {"base": turbo, **SETTINGS}.items()]
     completed = unziplora("train", photos / "fox.png", "--subject=fox", "--style=ink", *settings)
     assert completed.code == 4
-    assert "cannot be trained on" in completed.message
+    assert "cannot be trained" in completed.message
     assert home_files() == []

@@ -11,6 +11,7 @@ from unziplora_cli.config import GenerateConfig, Prompts
 from unziplora_cli.errors import AdapterError
 from unziplora_cli.evaluation import denoising
 from unziplora_cli.evaluation.denoising import denoise, relative_gap, sample_noise
+from unziplora_cli.events import run as finish
 from unziplora_cli.method.inject import extract, extract_merge, inject
 from unziplora_cli.method.lora import LoRAPair, LoRAWeights
 from unziplora_cli.sdxl.attention import separate_prompts
@@ -57,7 +58,7 @@ def test_the_base_alone_is_diffusers_own_network(base, latents):
     found = run(base, ways, latents)["base"]
     draws = sample_noise(latents, 4, 7, 1000)
     told, _ = make_conditioning(
-        base, ways["base"], encode_prompts(base, list(ways.values()), device=CPU, dtype=FP32),
+        base, ways["base"], finish(encode_prompts(base, list(ways.values()), device=CPU, dtype=FP32)),
         device=CPU, dtype=FP32,
     )  # fmt: skip
     unet = UNet2DConditionModel.from_pretrained(base.path, subfolder="unet", torch_dtype=FP32)
@@ -84,7 +85,7 @@ def test_both_branches_answer_as_in_training(base, latents, adapted, batch_size)
     request = ImageRequest(PROMPTS, branches, SETTINGS)
     found = run(base, {"full": request}, latents, batch_size=batch_size)["full"]
     draws = sample_noise(latents, 4, 7, 1000)
-    texts = encode_prompts(base, [request], device=CPU, dtype=FP32)
+    texts = finish(encode_prompts(base, [request], device=CPU, dtype=FP32))
     told, _ = make_conditioning(base, request, texts, device=CPU, dtype=FP32)
     noisy = DDPMScheduler.from_config(component_config(base, "scheduler")).add_noise(
         draws.latents, draws.noise, draws.timesteps

@@ -1,10 +1,15 @@
-"""Random LoRAs and merge weights for the tiny base, large enough to change every picture."""
+"""Random LoRAs and merge weights, large enough to change every image of the tiny base."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from unziplora_cli.method.inject import adapted_projections
 from unziplora_cli.method.lora import LoRAPair, LoRAWeights
+from unziplora_cli.sdxl.base import BaseRef
+from unziplora_cli.sdxl.generate import GeneratedImage, ImageRequest, generate
 
 
 def random_lora(network: nn.Module, seed: int, rank: int = 4) -> dict[str, LoRAWeights]:
@@ -37,3 +42,11 @@ def random_branches(network: nn.Module, *names: str) -> LoRAPair:
         content_merge=random_merge(network, 3),
         style_merge=random_merge(network, 4),
     )
+
+
+def generated(
+    base: BaseRef, requests: Sequence[ImageRequest], *, dtype: torch.dtype = torch.float32, **options: Any
+) -> list[GeneratedImage]:
+    """The images of all requests, generated on the CPU."""
+    events = generate(base, requests, device=torch.device("cpu"), dtype=dtype, **options)
+    return [event for event in events if isinstance(event, GeneratedImage)]

@@ -1,16 +1,34 @@
+"""Which base a spec means, and which bases are refused."""
+
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline
+from PIL import ImageChops
 from safetensors.torch import load_file, save_file
 
+from tests.sdxl.adapters import generated
 from tests.sdxl.cached import put_in_cache
 from unziplora_cli.cli._errors import hint
+from unziplora_cli.cli._output import notice_text
+from unziplora_cli.config import GenerateConfig, Prompts
 from unziplora_cli.errors import ModelError
 from unziplora_cli.sdxl import base as bases
-from unziplora_cli.sdxl.base import BaseNotCached, find_vae, native_resolution, part_variant, resolve_base
+from unziplora_cli.sdxl.base import (
+    BaseNotCached,
+    check_trainable,
+    component_variant,
+    find_vae,
+    native_resolution,
+    predicts_velocity,
+    resolve_base,
+)
+from unziplora_cli.sdxl.generate import ImageRequest
+from unziplora_cli.sdxl.load import alphas_cumprod, load_scheduler, load_vae
+from unziplora_cli.sdxl.sampling import initial_noise
 
 
 @pytest.fixture
@@ -26,7 +44,7 @@ def mini(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tiny_base
 
 
-def test_a_folder_is_found_and_told_apart_by_its_weights(copy: Path, tiny_base: Path) -> None:
+def test_a_folder_is_resolved_and_its_fingerprint_depends_on_the_weights(copy: Path, tiny_base: Path) -> None:
     first, notice = resolve_base(str(copy), offline=True)
     assert (first.kind, first.path, notice) == ("folder", copy.resolve(), None)
     assert first.fingerprint == resolve_base(str(tiny_base), offline=True)[0].fingerprint
@@ -38,15 +56,15 @@ def test_a_folder_is_found_and_told_apart_by_its_weights(copy: Path, tiny_base: 
 
 
 @pytest.mark.parametrize(("offline", "gpu"), [(True, True), (True, False), (False, False)])
-def test_mini_is_the_default_without_sdxl_and_says_so(mini: Path, offline: bool, gpu: bool) -> None:
+def test_mini_is_the_default_without_sdxl_and_gives_a_notice(mini: Path, offline: bool, gpu: bool) -> None:
     base, notice = resolve_base(None, offline=offline, has_gpu=gpu)
     assert (base.kind, base.path) == ("builtin", mini)
     assert notice is not None
-    assert "unziplora models pull sdxl" in notice
-    assert "\n" not in notice
+    assert "unziplora models pull sdxl" in notice_text(notice)
+    assert "\n" not in notice.text
 
 
-def test_sdxl_is_the_default_where_it_can_be_used(tiny_base: Path) -> None:
+def test_sdxl_is_the_default_if_it_can_be_used(tiny_base: Path) -> None:
     with pytest.raises(BaseNotCached) as missing:
         resolve_base(None, offline=False, has_gpu=True)
     assert hint(missing.value) == "unziplora models pull sdxl"
@@ -57,7 +75,7 @@ def test_sdxl_is_the_default_where_it_can_be_used(tiny_base: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", ["owner/name", "owner/name@main", f"owner/name@{'ab' * 20}"])
-def test_a_hub_id_is_looked_up_in_the_cache_alone(tiny_base: Path, spec: str) -> None:
+def test_a_hub_id_is_looked_up_in_the_cache_only(tiny_base: Path, spec: str) -> None:
     with pytest.raises(BaseNotCached, match=r"owner/name is not on this disk") as missing:
         resolve_base(spec, offline=False)
     assert hint(missing.value) == f"unziplora models pull {spec}"
@@ -69,10 +87,10 @@ def test_a_hub_id_is_looked_up_in_the_cache_alone(tiny_base: Path, spec: str) ->
 @pytest.mark.parametrize(
     "spec", ["nowhere", "./no/folder", "../up", "a b/c", "", "https://x.org/a.safetensors"]
 )
-def test_a_name_of_nothing_is_explained(spec: str) -> None:
+def test_an_unknown_base_is_refused(spec: str) -> None:
     with pytest.raises(ModelError, match="no such folder") as error:
         resolve_base(spec, offline=True)
-    assert "--base" in hint(error.value)
+    assert "Give mini, sdxl, owner/name" in hint(error.value)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +106,7 @@ def test_a_name_of_nothing_is_explained(spec: str) -> None:
         "scheduler",
     ],
 )
-def test_a_missing_part_is_named(copy: Path, part: str) -> None:
+def test_a_missing_component_is_named(copy: Path, part: str) -> None:
     shutil.rmtree(copy / part) if (copy / part).is_dir() else (copy / part).unlink()
     with pytest.raises(ModelError, match="lacks") as error:
         resolve_base(str(copy), offline=True)
@@ -109,7 +127,7 @@ def test_pickled_weights_are_refused(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "why"),
+    ("changes", "reason"),
     [
         ({"addition_embed_type": None}, "pooled text"),
         ({"_class_name": "FluxTransformer2DModel"}, "FluxTransformer2DModel"),
@@ -118,10 +136,10 @@ def test_pickled_weights_are_refused(copy: Path) -> None:
         ({"layers_per_block": 1}, r"up_blocks\.0\.attentions\.2"),
     ],
 )
-def test_a_network_of_another_shape_is_refused(copy: Path, changes: dict[str, object], why: str) -> None:
+def test_an_unsupported_unet_is_refused(copy: Path, changes: dict[str, object], reason: str) -> None:
     file = copy / "unet/config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-    with pytest.raises(ModelError, match=f"not of SDXL's shape: .*{why}"):
+    with pytest.raises(ModelError, match=f"not an SDXL-class model: .*{reason}"):
         resolve_base(str(copy), offline=True)
 
 
@@ -149,15 +167,15 @@ def test_a_broken_configuration_is_refused(copy: Path) -> None:
         (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], "fp16", None),
     ],
 )
-def test_weight_files_are_chosen(
+def test_the_preferred_variant_is_chosen_if_present(
     tmp_path: Path, names: list[str], preferred: str | None, chosen: str | None
 ) -> None:
     for name in names:
         (tmp_path / name).touch()
-    assert part_variant(tmp_path, preferred) == chosen
+    assert component_variant(tmp_path, preferred) == chosen
 
 
-def test_another_vae_is_found_as_folder_base_or_hub_id(tiny_base: Path) -> None:
+def test_another_vae_may_be_a_folder_a_base_or_a_hub_id(tiny_base: Path) -> None:
     assert find_vae(str(tiny_base)) == tiny_base / "vae"
     assert find_vae(str(tiny_base / "vae")) == tiny_base / "vae"
     with pytest.raises(ModelError) as error:
@@ -167,7 +185,7 @@ def test_another_vae_is_found_as_folder_base_or_hub_id(tiny_base: Path) -> None:
     assert find_vae("owner/vae") == folder
 
 
-def test_sizes_of_sdxl_itself() -> None:
+def test_resolution_and_scale_factor_of_sdxl() -> None:
     sdxl = bases.BaseRef("x.safetensors", "file", "x", Path("x.safetensors"), None, None, "")
     assert native_resolution(sdxl) == 1024
     assert bases.vae_scale_factor(sdxl) == 8
@@ -188,7 +206,7 @@ SDXL_KEYS = (
 )
 
 
-def test_a_checkpoint_file_is_recognised_by_its_parts(tmp_path: Path) -> None:
+def test_a_checkpoint_file_is_recognised_by_its_components(tmp_path: Path) -> None:
     base, _ = resolve_base(str(checkpoint(tmp_path / "x.safetensors", *SDXL_KEYS)), offline=True)
     assert base.kind == "file"
     with pytest.raises(ModelError, match="lacks the U-Net, the second text encoder"):
@@ -197,7 +215,7 @@ def test_a_checkpoint_file_is_recognised_by_its_parts(tmp_path: Path) -> None:
         resolve_base(str(checkpoint(tmp_path / "i.safetensors", *SDXL_KEYS, channels=9)), offline=True)
 
 
-def test_files_that_are_no_checkpoint_are_explained(tmp_path: Path) -> None:
+def test_files_that_are_not_checkpoints_are_refused(tmp_path: Path) -> None:
     short = tmp_path / "short.safetensors"
     short.write_bytes(checkpoint(tmp_path / "x.safetensors", *SDXL_KEYS).read_bytes()[:200])
     with pytest.raises(ModelError, match="damaged"):
@@ -209,3 +227,115 @@ def test_files_that_are_no_checkpoint_are_explained(tmp_path: Path) -> None:
     save_file({"lora_unet_mid_block.lora_down.weight": torch.zeros(1)}, lora)
     with pytest.raises(ModelError, match="is a LoRA"):
         resolve_base(str(lora), offline=True)
+
+
+# Predictions, samplers and VAEs
+
+
+def change(file: Path, **values: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "flow-matching"),
+        ({"prediction_type": "flow_prediction"}, "flow-matching"),
+        ({"_class_name": "EDMDPMSolverMultistepScheduler"}, "EDM"),
+        ({"prediction_type": "sample"}, "predicts 'sample'"),
+    ],
+)
+def test_other_noise_schedules_are_refused(copy: Path, values: dict[str, object], reason: str) -> None:
+    change(copy / "scheduler/scheduler_config.json", **values)
+    with pytest.raises(ModelError, match=f"not an SDXL-class model: .*{reason}"):
+        resolve_base(str(copy), offline=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "reason"),
+    [
+        ("scheduler/scheduler_config.json", {"timestep_spacing": "trailing"}, "SDXL-Turbo"),
+        (
+            "scheduler/scheduler_config.json",
+            {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"},
+            "SDXL-Turbo",
+        ),
+        ("scheduler/scheduler_config.json", {"_class_name": "LCMScheduler"}, "consistency model"),
+        ("unet/config.json", {"time_cond_proj_dim": 256}, "consistency model"),
+    ],
+)
+def test_few_step_models_generate_but_are_not_trained(
+    copy: Path, file: str, values: dict[str, object], reason: str
+) -> None:
+    change(copy / file, **values)
+    base, notice = resolve_base(str(copy), offline=True)
+    assert notice is not None
+    assert "--steps 4 --guidance 1" in notice_text(notice)
+    with pytest.raises(ModelError, match=reason) as error:
+        check_trainable(base)
+    assert "--base sdxl" in hint(error.value)
+
+
+def test_trailing_timesteps_are_kept_for_generation(copy: Path) -> None:
+    """Four trailing steps begin at the very end of the noise schedule."""
+    change(copy / "scheduler/scheduler_config.json", timestep_spacing="trailing")
+    base, _ = resolve_base(str(copy), offline=True)
+    for name in (None, "euler", "ddim", "dpm++"):
+        scheduler = load_scheduler(base, name)
+        scheduler.set_timesteps(4)
+        assert scheduler.timesteps.tolist() == [999, 749, 499, 249], name
+
+
+def test_a_few_step_name_gives_only_a_notice(copy: Path) -> None:
+    base, notice = resolve_base(str(copy.rename(copy.parent / "dreamXL_v2TurboDPM")), offline=True)
+    assert notice is not None
+    assert "Turbo" in notice.text
+    check_trainable(base)
+
+
+def test_a_velocity_prediction_model_is_recognised(copy: Path, tiny_base: Path) -> None:
+    plain, _ = resolve_base(str(tiny_base), offline=True)
+    change(
+        copy / "scheduler/scheduler_config.json",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    )
+    base, notice = resolve_base(str(copy), offline=True)
+    assert notice is None
+    check_trainable(base)
+    assert (predicts_velocity(plain), predicts_velocity(base)) == (False, True)
+    assert load_scheduler(base).config.prediction_type == "v_prediction"
+    assert alphas_cumprod(base)[-1] == 0
+    assert alphas_cumprod(plain)[-1] > 0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"prediction_type": "v_prediction"},
+        {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+        {"timestep_spacing": "trailing"},
+    ],
+)
+def test_images_equal_those_of_the_diffusers_pipeline(copy: Path, values: dict[str, object]) -> None:
+    change(copy / "scheduler/scheduler_config.json", **values)
+    base, _ = resolve_base(str(copy), offline=True)
+    config = GenerateConfig(steps=4, guidance=5.0)
+    request = ImageRequest(Prompts("a fox", "a fox", "a fox"), config=config)
+    ours = generated(base, [request])[0].image
+
+    pipeline = StableDiffusionXLPipeline.from_pretrained(copy, local_files_only=True).to(torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    noise, _ = initial_noise([0], 4, 8, 8)
+    theirs = pipeline("a fox", latents=noise, num_inference_steps=4, guidance_scale=5.0).images[0]
+    assert max(high for _, high in ImageChops.difference(ours, theirs).getextrema()) <= 1
+
+
+def test_a_vae_with_other_channels_is_refused(copy: Path, tiny_base: Path) -> None:
+    change(copy / "vae/config.json", latent_channels=16)
+    with pytest.raises(ModelError, match="16 latent channels"):
+        resolve_base(str(copy), offline=True)
+    base, _ = resolve_base(str(tiny_base), offline=True)
+    with pytest.raises(ModelError, match="16 latent channels"):
+        load_vae(base, device="cpu", vae=str(find_vae(str(copy))))

@@ -7,11 +7,11 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from tests.sdxl.adapters import random_branches
+from tests.sdxl.adapters import generated, random_branches
 from unziplora_cli.adapters.lora_file import LayoutName, combine, write_lora
 from unziplora_cli.config import GenerateConfig, Prompts
 from unziplora_cli.sdxl.base import BaseRef
-from unziplora_cli.sdxl.generate import ImageRequest, generate
+from unziplora_cli.sdxl.generate import ImageRequest
 from unziplora_cli.sdxl.sampling import initial_noise
 
 STEPS = 3
@@ -32,7 +32,7 @@ def difference(
     write_lora(folder / "lora.safetensors", lora, layout=layout, dtype=torch.float32)
     config = GenerateConfig(steps=STEPS, guidance=5.0, width=64, height=48, negative_prompt=negative)
     request = ImageRequest(prompts, both, config)
-    ours = next(generate(base, [request], device=CPU, dtype=torch.float32)).image
+    ours = generated(base, [request])[0].image
     pipeline.load_lora_weights(folder, weight_name="lora.safetensors")
     theirs = pipeline(
         prompts.full,

@@ -9,28 +9,29 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 
-from tests.sdxl.adapters import random_branches, random_lora
+from tests.sdxl.adapters import generated, random_branches, random_lora
 from unziplora_cli.accel.cuda_graph import GraphedUNet
 from unziplora_cli.accel.merged_unet import fuse, restore
 from unziplora_cli.adapters.lora_file import write_lora
 from unziplora_cli.config import GenerateConfig, Prompts
 from unziplora_cli.errors import AdapterError
+from unziplora_cli.events import Phase, Progress, run
 from unziplora_cli.method.inject import eject, inject, load_branch
 from unziplora_cli.method.lora import LoRAPair
 from unziplora_cli.method.separation import set_mode
 from unziplora_cli.sdxl.attention import join_prompts, separate_prompts
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.sdxl.generate import (
+    GeneratedImage,
     ImageRequest,
-    Progress,
     denoise,
     encode_prompts,
     generate,
     make_conditioning,
 )
 from unziplora_cli.sdxl.load import load_scheduler, load_unet
-from unziplora_cli.sdxl.sampling import concat_conditionings, initial_noise, sample
-from unziplora_cli.sdxl.text import Conditioning, TextEncoders, encode, predict_noise
+from unziplora_cli.sdxl.sampling import initial_noise, sample
+from unziplora_cli.sdxl.text import Conditioning, TextEncoders, concat_conditionings, encode, predict_noise
 
 CPU = torch.device("cpu")
 PROMPTS = Prompts("a monadikos fox in sketch style", "a monadikos fox", "a fox in sketch style")
@@ -49,12 +50,10 @@ def unet(base: BaseRef) -> UNet2DConditionModel:
 
 def drawn(base: BaseRef, unet: UNet2DConditionModel, request: ImageRequest) -> Tensor:
     """The latents that the product draws."""
-    texts = encode_prompts(base, [request], device=CPU, dtype=torch.float32)
+    texts = run(encode_prompts(base, [request], device=CPU, dtype=torch.float32))
     originals = fuse(unet, request.weighted)
-    told, empty = make_conditioning(base, request, texts, device=CPU, dtype=torch.float32)
-    latents = denoise(
-        base, GraphedUNet(unet), request, list(request.seeds), told, empty, lambda step, steps: None
-    )
+    conditioning = make_conditioning(base, request, texts, device=CPU, dtype=torch.float32)
+    *_, latents = denoise(base, GraphedUNet(unet), request, list(request.seeds), *conditioning)
     restore(unet, originals)
     return latents
 
@@ -193,17 +192,16 @@ def test_texts_are_projected_once_per_picture_not_once_per_step(
         if name.endswith(("attn2.to_k", "attn2.to_v")):
             hooks.append(module.register_forward_hook(lambda *_, name=name: calls.append(name)))
     request = ImageRequest(PROMPTS, random_branches(unet, "content", "style"), settings())
-    texts = encode_prompts(base, [request], device=CPU, dtype=torch.float32)
-    told, empty = make_conditioning(base, request, texts, device=CPU, dtype=torch.float32)
-    denoise(base, GraphedUNet(unet), request, [0], told, empty, lambda step, steps: None)
+    texts = run(encode_prompts(base, [request], device=CPU, dtype=torch.float32))
+    conditioning = make_conditioning(base, request, texts, device=CPU, dtype=torch.float32)
+    list(denoise(base, GraphedUNet(unet), request, [0], *conditioning))
     for hook in hooks:
         hook.remove()
     assert len(calls) == len(set(calls)) == 34
 
 
-def images(base: BaseRef, requests: list[ImageRequest], **how: object) -> list[Image.Image]:
-    pictures = generate(base, requests, device=CPU, dtype=torch.float32, **how)  # type: ignore[arg-type]
-    return [picture.image for picture in pictures]
+def images(base: BaseRef, requests: list[ImageRequest], **options: object) -> list[Image.Image]:
+    return [result.image for result in generated(base, requests, **options)]
 
 
 def test_many_requests_share_one_loading_and_do_not_disturb_each_other(
@@ -241,8 +239,7 @@ def test_a_batch_draws_what_single_pictures_would(base: BaseRef, unet: UNet2DCon
 
 def test_half_precision_draws_the_same_picture(base: BaseRef, unet: UNet2DConditionModel) -> None:
     requests = [ImageRequest(PROMPTS, random_branches(unet, "content", "style"), settings(count=2))]
-    pictures = generate(base, requests, device=CPU, dtype=torch.bfloat16)
-    half = [np.asarray(picture.image, dtype=float) for picture in pictures]
+    half = [np.asarray(image, dtype=float) for image in images(base, requests, dtype=torch.bfloat16)]
     full = [np.asarray(image, dtype=float) for image in images(base, requests)]
     apart = np.abs(full[0] - full[1]).mean()
     for one, other in zip(half, full, strict=True):
@@ -255,31 +252,36 @@ def test_a_single_seed_draws_the_same_picture_inside_any_count(base: BaseRef) ->
     assert four[2].tobytes() == third[0].tobytes()
 
 
-def test_progress_counts_steps_and_pictures(base: BaseRef) -> None:
-    seen: list[Progress] = []
-    pictures = generate(
-        base,
-        [ImageRequest(PROMPTS, config=settings(count=2))],
-        device=CPU,
-        dtype=torch.float32,
-        on_progress=seen.append,
-    )
-    assert [picture.seed for picture in pictures] == [0, 1]
-    steps = [(p.picture, p.step, p.steps) for p in seen if p.phase == "draw"]
-    assert steps == [(picture, step, STEPS) for picture in (0, 1) for step in (1, 2, 3)]
-    assert seen[0].phase == "load"
-    assert {p.pictures for p in seen} == {2}
+def test_progress_counts_steps_and_images(base: BaseRef) -> None:
+    request = ImageRequest(PROMPTS, config=settings(count=2))
+    first, *events = generate(base, [request], device=CPU, dtype=torch.float32)
+    assert first == Phase("load base")
+    images = [event for event in events if isinstance(event, GeneratedImage)]
+    assert [image.seed for image in images] == [0, 1]
+    assert [event for event in events if event not in images] == [
+        Progress("generate", done, 2, step, STEPS) for done in (0, 1) for step in (1, 2, 3)
+    ]
 
 
 def test_parameters_say_how_to_draw_the_picture_again(base: BaseRef) -> None:
     request = ImageRequest(
         PROMPTS, config=settings(seed=3, negative_prompt="sketch"), notes={"command": "content"}
     )
-    told = next(generate(base, [request], device=CPU, dtype=torch.float32)).parameters
-    assert told["prompts"] == {"full": PROMPTS.full, "content": PROMPTS.full, "style": PROMPTS.full}
-    assert (told["seed"], told["steps"], told["width"], told["height"]) == (3, STEPS, 64, 48)
-    assert (told["negative_prompt"], told["scheduler"], told["command"]) == ("sketch", "euler", "content")
-    assert told["base"]["fingerprint"] == base.fingerprint
+    (result,) = generated(base, [request])
+    parameters = result.parameters
+    assert parameters["prompts"] == {"full": PROMPTS.full, "content": PROMPTS.full, "style": PROMPTS.full}
+    assert (parameters["seed"], parameters["steps"], parameters["width"], parameters["height"]) == (
+        3,
+        STEPS,
+        64,
+        48,
+    )
+    assert (parameters["negative_prompt"], parameters["scheduler"], parameters["command"]) == (
+        "sketch",
+        "euler",
+        "content",
+    )
+    assert parameters["base"]["fingerprint"] == base.fingerprint
 
 
 def wider(lora: dict) -> dict:
@@ -296,8 +298,6 @@ def test_a_lora_of_another_base_is_refused(
     base: BaseRef, unet: UNet2DConditionModel, spoil: Callable[[dict], dict]
 ) -> None:
     lora = spoil(random_lora(unet, 1))
-    pictures = generate(
-        base, [ImageRequest(PROMPTS, LoRAPair(style=lora), settings())], device=CPU, dtype=torch.float32
-    )
+    request = ImageRequest(PROMPTS, LoRAPair(style=lora), settings())
     with pytest.raises(AdapterError, match="style LoRA"):
-        next(pictures)
+        generated(base, [request])

@@ -19,7 +19,7 @@ def same_weights(ours: torch.nn.Module, theirs: torch.nn.Module) -> bool:
     return state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in state)
 
 
-def test_every_part_holds_the_bases_weights_and_is_frozen(
+def test_every_component_has_the_weights_of_the_base_and_is_frozen(
     base: BaseRef, pipeline: StableDiffusionXLPipeline, capfd: pytest.CaptureFixture[str]
 ) -> None:
     capfd.readouterr()
@@ -47,10 +47,10 @@ def test_variant_files_are_loaded(base: BaseRef, tiny_base: Path, tmp_path: Path
     assert load_text_encoders(variant, device="cpu", dtype=torch.bfloat16).models[1].dtype == torch.bfloat16
 
 
-def test_a_single_checkpoint_file_holds_the_same_weights(
+def test_a_single_checkpoint_file_gives_the_same_weights(
     base: BaseRef, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tiny base in the original layout, its sizes in the place of SDXL's."""
+    """The tiny base in the original layout, its sizes instead of those of SDXL."""
     sizes = shutil.copytree(tiny_base, tmp_path / "sizes", ignore=shutil.ignore_patterns("*.safetensors"))
     monkeypatch.setattr(bases, "SDXL_CONFIG", sizes)
     put_in_cache(tiny_base, bases.SDXL_ID, bases.SDXL_REVISION)
@@ -67,7 +67,7 @@ def test_a_single_checkpoint_file_holds_the_same_weights(
     assert type(load_scheduler(file)).__name__ == "EulerDiscreteScheduler"
 
 
-def test_shipped_sizes_are_sdxls() -> None:
+def test_shipped_configurations_are_those_of_sdxl() -> None:
     """SDXL has 2.57 billion parameters in the U-Net, 84 million in the VAE, 123 and 695 million for text."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -85,7 +85,7 @@ def test_shipped_sizes_are_sdxls() -> None:
     bases.check_unet(folder, bases.read_json(folder / "unet/config.json"))
 
 
-def test_another_vae_takes_the_place_of_the_bases_own(base: BaseRef, tiny_base: Path, tmp_path: Path) -> None:
+def test_another_vae_replaces_the_own_one_of_the_base(base: BaseRef, tiny_base: Path, tmp_path: Path) -> None:
     other = shutil.copytree(tiny_base / "vae", tmp_path / "vae")
     config = other / "config.json"
     config.write_text(config.read_text().replace("0.13025", "0.5"))
@@ -93,7 +93,7 @@ def test_another_vae_takes_the_place_of_the_bases_own(base: BaseRef, tiny_base: 
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder_2"])
-def test_damaged_weights_end_in_one_message(tiny_base: Path, tmp_path: Path, part: str) -> None:
+def test_damaged_weights_give_a_one_line_error(tiny_base: Path, tmp_path: Path, part: str) -> None:
     folder = shutil.copytree(tiny_base, tmp_path / "damaged")
     weights = next((folder / part).glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -106,7 +106,7 @@ def test_damaged_weights_end_in_one_message(tiny_base: Path, tmp_path: Path, par
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "text_encoder_2"])
-def test_weights_that_are_not_there_are_not_made_up(tiny_base: Path, tmp_path: Path, part: str) -> None:
+def test_missing_weights_are_never_random(tiny_base: Path, tmp_path: Path, part: str) -> None:
     folder = shutil.copytree(tiny_base, tmp_path / "lacking")
     file = next((folder / part).glob("*.safetensors"))
     weights = load_file(file)
@@ -160,7 +160,7 @@ def test_the_noise_schedule_is_sdxls(base: BaseRef) -> None:
         ("dpm++", "DPMSolverMultistepScheduler"),
     ],
 )
-def test_every_sampler_keeps_the_bases_schedule_and_clips_nothing(
+def test_every_sampler_keeps_the_schedule_of_the_base_and_never_clips(
     base: BaseRef, name: str | None, kind: str
 ) -> None:
     scheduler = load_scheduler(base, name)

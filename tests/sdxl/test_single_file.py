@@ -40,7 +40,7 @@ def checkpoint(path: Path, *marks: str, **metadata: str) -> Path:
         ((), {"modelspec.predict_key": "v"}, True, False),
     ],
 )
-def test_marks_say_what_a_file_predicts(
+def test_marks_determine_the_prediction_type(
     tmp_path: Path, marks: tuple[str, ...], metadata: dict[str, str], velocity: bool, pure: bool
 ) -> None:
     base, _ = resolve_base(str(checkpoint(tmp_path / "x.safetensors", *marks, **metadata)), offline=True)
@@ -49,42 +49,42 @@ def test_marks_say_what_a_file_predicts(
     assert (alphas_cumprod(base)[-1] == 0) == pure
 
 
-def words(base: Path) -> int:
+def vocabulary(base: Path) -> int:
     return len(json.loads((base / "tokenizer/vocab.json").read_text()))
 
 
 def test_tokenizers_come_from_any_cached_sdxl(tiny_base: Path) -> None:
     with pytest.raises(ModelError, match="tokenizers") as error:
-        find_tokenizers(FILE, words(tiny_base))
+        find_tokenizers(FILE, vocabulary(tiny_base))
     assert hint(error.value).startswith("unziplora models pull sdxl --only tokenizers")
     only = shutil.ignore_patterns("unet", "vae", "text_encoder*", "scheduler")
     tokenizers = shutil.copytree(tiny_base, tiny_base.parent / "tokenizers alone", ignore=only)
     folder = put_in_cache(tokenizers, SDXL_ID, "ef" * 20)
     shutil.rmtree(tokenizers)
-    assert find_tokenizers(FILE, words(tiny_base)) == folder
+    assert find_tokenizers(FILE, vocabulary(tiny_base)) == folder
 
 
-def test_tokenizers_come_from_a_folder_that_is_given(
+def test_tokenizers_come_from_the_folder_in_the_environment(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_in_cache(tiny_base, SDXL_ID, "ef" * 20)
     monkeypatch.setenv("UNZIPLORA_TOKENIZERS", str(tiny_base))
-    assert find_tokenizers(FILE, words(tiny_base)) == tiny_base
+    assert find_tokenizers(FILE, vocabulary(tiny_base)) == tiny_base
     monkeypatch.setenv("UNZIPLORA_TOKENIZERS", str(tmp_path))
     with pytest.raises(ModelError, match="UNZIPLORA_TOKENIZERS"):
-        find_tokenizers(FILE, words(tiny_base))
+        find_tokenizers(FILE, vocabulary(tiny_base))
 
 
 @pytest.mark.parametrize(
     "missing", ["tokenizer_2/vocab.json", "tokenizer/merges.txt", "tokenizer/tokenizer_config.json"]
 )
-def test_tokenizers_that_are_not_whole_or_not_clips_are_not_taken(
+def test_incomplete_or_other_tokenizers_are_ignored(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     folder = shutil.copytree(tiny_base, tmp_path / "copy")
     monkeypatch.setenv("UNZIPLORA_TOKENIZERS", str(folder))
-    with pytest.raises(ModelError, match="no tokenizers of 49408 words"):
+    with pytest.raises(ModelError, match="no tokenizers of 49408 tokens"):
         find_tokenizers(FILE, 49408)
     (folder / missing).unlink()
     with pytest.raises(ModelError):
-        find_tokenizers(FILE, words(tiny_base))
+        find_tokenizers(FILE, vocabulary(tiny_base))

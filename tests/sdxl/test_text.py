@@ -1,41 +1,45 @@
+"""Text embeddings against those of diffusers' pipeline."""
+
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
 from tests.tiny_base import TOKENS
-from unziplora_cli.sdxl.text import TextEncoders, encode, encode_unconditional, truncated
+from unziplora_cli.sdxl.text import TextEncoders, encode, encode_unconditional, truncation_note
 
 TEXTS = ["a monadikos fox in watercolor style", "a cat, on the beach", "", "z" * 100]
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_embeddings_are_those_of_diffusers_own_pipeline(
+def test_embeddings_equal_those_of_the_diffusers_pipeline(
     encoders: TextEncoders, pipeline: StableDiffusionXLPipeline, text: str
 ) -> None:
     tokens, _, pooled, _ = pipeline.encode_prompt(text, do_classifier_free_guidance=False)
-    ours = encode(encoders, [text])
-    assert torch.equal(ours.tokens, tokens)
-    assert torch.equal(ours.pooled, pooled)
+    embeddings = encode(encoders, [text])
+    assert torch.equal(embeddings.tokens, tokens)
+    assert torch.equal(embeddings.pooled, pooled)
 
 
-def test_several_prompts_at_once_keep_their_order(encoders: TextEncoders) -> None:
-    together = encode(encoders, TEXTS)
-    for i, text in enumerate(TEXTS):
-        torch.testing.assert_close(together[i].tokens, encode(encoders, [text]).tokens)
-        torch.testing.assert_close(together[i].pooled, encode(encoders, [text]).pooled)
+@pytest.mark.parametrize("order", [TEXTS, TEXTS[::-1], TEXTS[:1] * 5 + TEXTS])
+def test_an_embedding_does_not_depend_on_the_other_texts(encoders: TextEncoders, order: list[str]) -> None:
+    together = encode(encoders, order)
+    for i, text in enumerate(order):
+        assert torch.equal(together[i].tokens, encode(encoders, [text]).tokens)
+        assert torch.equal(together[i].pooled, encode(encoders, [text]).pooled)
 
 
-def test_what_does_not_fit_is_named(encoders: TextEncoders) -> None:
+def test_the_ignored_end_of_a_long_prompt_is_quoted(encoders: TextEncoders) -> None:
     fitting = " ".join(["fox"] * (TOKENS - 2))
-    assert truncated(encoders, fitting) == ""
-    assert truncated(encoders, fitting + " in the sketch style") == "in the sketch style"
+    assert truncation_note(encoders, fitting) == ""
+    note = truncation_note(encoders, fitting + " in the sketch style")
+    assert note.endswith('the base ignores: "in the sketch style"')
     assert torch.equal(
         encode(encoders, [fitting]).tokens, encode(encoders, [fitting + " in the sketch style"]).tokens
     )
 
 
-def test_no_text_is_zeros_only_where_the_base_was_trained_so(encoders: TextEncoders) -> None:
+def test_no_text_is_encoded_only_if_the_base_was_trained_so(encoders: TextEncoders) -> None:
     assert encode_unconditional(encoders) is None
-    empty = encode_unconditional(TextEncoders(encoders.tokenizers, encoders.models, zeros_for_empty=False))
-    assert empty is not None
-    assert torch.equal(empty.tokens, encode(encoders, [""]).tokens)
+    no_text = encode_unconditional(TextEncoders(encoders.tokenizers, encoders.models, zeros_for_empty=False))
+    assert no_text is not None
+    assert torch.equal(no_text.tokens, encode(encoders, [""]).tokens)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from unziplora_cli.sdxl.base import resolve_base
-from unziplora_cli.sdxl.latents import LatentDistribution, crop_boxes, crop_note, encode_latents, prepare
+from unziplora_cli.sdxl.latents import LatentDistribution, crop_boxes, crop_image, crop_note, encode_latents
 from unziplora_cli.sdxl.load import load_vae
 
 
@@ -20,7 +20,7 @@ def test_crops_are_spread_from_end_to_end() -> None:
 
 def test_a_crop_equals_scaling_the_whole_picture_first() -> None:
     image = Image.effect_noise((256, 128), 90).convert("RGB")
-    pixels = prepare(image, 64, 3)
+    pixels = crop_image(image, 64, 3)
     whole = np.asarray(image.resize((128, 64), Image.Resampling.BILINEAR), dtype=np.float32) / 127.5 - 1
     for crop, left in zip(pixels, (0, 32, 64), strict=True):
         assert np.abs(crop.permute(1, 2, 0).numpy() - whole[:, left : left + 64]).max() <= 1 / 127.5 + 1e-6
@@ -28,7 +28,7 @@ def test_a_crop_equals_scaling_the_whole_picture_first() -> None:
 
 def test_pixels_span_minus_one_to_one() -> None:
     image = Image.new("RGB", (64, 64), (0, 255, 0))
-    pixels = prepare(image, 32, 1)
+    pixels = crop_image(image, 32, 1)
     assert pixels.shape == (1, 3, 32, 32)
     assert pixels[0, :, 0, 0].tolist() == [-1.0, 1.0, -1.0]
 

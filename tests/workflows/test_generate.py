@@ -1,24 +1,22 @@
-"""What is decided about pictures before they are drawn."""
+"""Prompts, names and files of generated images, without a network."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from unziplora_cli.cli._errors import hint
-from unziplora_cli.config import GenerateConfig, Words
+from unziplora_cli.config import ComputeConfig, GenerateConfig, Words
 from unziplora_cli.errors import ProjectError, UsageError
+from unziplora_cli.events import run
 from unziplora_cli.projects.manifest import BaseRecord
 from unziplora_cli.projects.store import Project
-from unziplora_cli.workflows.generate import (
-    CrossSpec,
-    GenerateSpec,
-    check_writable,
-    free_folder,
-    is_image_file,
-    shared_base,
-)
+from unziplora_cli.sdxl.generate import GeneratedImage
+from unziplora_cli.workflows import generate
+from unziplora_cli.workflows.generate import CrossSpec, GenerateSpec, is_image_file, shared_base
 
 MINI = BaseRecord("mini", "builtin", "mini", None, "sha256:" + "0" * 64)
 
@@ -33,21 +31,21 @@ def rose(make_project: Callable[..., Project]) -> Project:
     return make_project("rose", words=Words("rose", "pop art"), base=MINI)
 
 
-def order(**parts: object) -> GenerateSpec:
+def spec(**parts: object) -> GenerateSpec:
     return GenerateSpec(None, GenerateConfig(), **parts)
 
 
 def test_prompts_take_content_words_from_one_and_style_words_from_the_other(fox, rose):
-    prompts = order(content=fox, style=rose, prompt="on a beach").prompts
+    prompts = spec(content=fox, style=rose, prompt="on a beach").prompts
     assert prompts.full == "a zwx fox in pop art style on a beach"
     assert prompts.content == "a zwx fox on a beach"
     assert prompts.style == "a fox in pop art style on a beach"
 
 
 def test_another_subject_replaces_the_noun_and_an_empty_one_is_refused(fox):
-    assert order(style=fox, subject="house").prompts.style == "a house in watercolor style"
+    assert spec(style=fox, subject="house").prompts.style == "a house in watercolor style"
     with pytest.raises(UsageError, match="subject is empty"):
-        _ = order(style=fox, subject="").prompts
+        _ = spec(style=fox, subject="").prompts
 
 
 @pytest.mark.parametrize(
@@ -60,7 +58,7 @@ def test_another_subject_replaces_the_noun_and_an_empty_one_is_refused(fox):
     ],
 )
 def test_the_kind_follows_from_the_branches(fox, roles, kind, title):
-    made = order(**dict.fromkeys(roles, fox))
+    made = spec(**dict.fromkeys(roles, fox))
     assert (made.kind, made.title) == (kind, title)
 
 
@@ -74,7 +72,7 @@ def on(project: Project, **changes: object) -> Project:
     return replace(project, manifest=manifest)
 
 
-def test_a_base_is_known_by_its_hash(fox, rose):
+def test_bases_are_compared_by_their_hash(fox, rose):
     assert shared_base([fox, rose]) == "mini"
     assert shared_base([fox, on(rose, id="/elsewhere", kind="folder")]) == "mini"
     with pytest.raises(ProjectError, match="another version of mini"):
@@ -83,7 +81,7 @@ def test_a_base_is_known_by_its_hash(fox, rose):
         shared_base([fox, on(rose, id="big", hash=None)])
 
 
-def test_a_folder_is_found_again_from_any_folder(fox):
+def test_a_base_folder_is_valid_in_any_working_folder(fox):
     assert shared_base([on(fox, kind="folder", spec="./base", id="/models/base")]) == "/models/base"
     assert shared_base([on(fox, kind="hub", spec="sdxl", id="stabilityai/sdxl")]) == "sdxl"
 
@@ -95,22 +93,53 @@ def test_only_png_names_mean_a_file(tmp_path, name, file):
     assert is_image_file(tmp_path / name) is False
 
 
-def test_other_picture_formats_are_refused():
+def test_other_image_formats_are_refused():
     with pytest.raises(UsageError) as caught:
         is_image_file(Path("a/b.webp"))
     assert "--out a/b.png" in hint(caught.value).replace("\\", "/")
 
 
-def test_a_place_below_a_file_is_no_place(tmp_path):
-    check_writable(tmp_path)
-    check_writable(tmp_path / "not/yet/there")
-    (tmp_path / "file").touch()
-    for folder in (tmp_path / "file", tmp_path / "file/below"):
-        with pytest.raises(ProjectError, match="is not a folder"):
-            check_writable(folder)
+@pytest.fixture
+def instant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests yield one image per seed at once, which holds the seed in its colour."""
+
+    def generate_requests(requests, base, compute):
+        for request in requests:
+            for seed in request.seeds:
+                yield GeneratedImage(Image.new("RGB", (8, 8), (seed, 0, 0)), request, seed, {"seed": seed})
+
+    monkeypatch.setattr(generate, "generate_requests", generate_requests)
 
 
-def test_new_folders_get_the_next_free_number(tmp_path):
-    (tmp_path / "cross-001").mkdir()
-    (tmp_path / "cross-002").touch()
-    assert free_folder(tmp_path, "cross") == tmp_path / "cross-003"
+def base_only(seed: int, count: int = 1) -> GenerateSpec:
+    return GenerateSpec(None, GenerateConfig(seed=seed, count=count), overrides={"full": "a fox"})
+
+
+def colour(path: Path) -> int:
+    with Image.open(path) as image:
+        return image.getpixel((0, 0))[0]
+
+
+def test_concurrent_runs_never_share_a_name(instant, tmp_path):
+    def generate_five(first: int) -> tuple[Path, ...]:
+        return run(generate.generate_images(base_only(first, 5), tmp_path, ComputeConfig())).images
+
+    with ThreadPoolExecutor(8) as pool:
+        batches = list(pool.map(generate_five, range(0, 40, 5)))
+    paths = [path for batch in batches for path in batch]
+    assert len(set(paths)) == 40
+    assert [colour(path) for path in paths] == list(range(40))
+
+
+def test_an_image_keeps_another_name_if_its_own_was_taken_meanwhile(instant, tmp_path, monkeypatch):
+    original = generate.generate_requests
+
+    def interrupted(*args):
+        (tmp_path / "a.png").write_bytes(b"of another process")
+        yield from original(*args)
+
+    monkeypatch.setattr(generate, "generate_requests", interrupted)
+    result = run(generate.generate_images(base_only(7), tmp_path / "a.png", ComputeConfig()))
+    assert result.images == (tmp_path / "a-001.png",)
+    assert (tmp_path / "a.png").read_bytes() == b"of another process"
+    assert colour(tmp_path / "a-001.png") == 7

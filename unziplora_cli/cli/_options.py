@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from unziplora_cli import paths
-from unziplora_cli.cli._output import Session
+from unziplora_cli.cli._output import Session, notice_text
 from unziplora_cli.config import describe_range, plain_type
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def find_base(session: Session, spec: str | None) -> "BaseRef":
 
     base, notice = resolve_base(spec, offline=session.offline)
     if notice:
-        session.output.message(notice)
+        session.output.message(notice_text(notice))
     return base
 
 

@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from unziplora_cli import paths
+from unziplora_cli.cli._errors import remedy_text
 from unziplora_cli.errors import ModelError, Remedy, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as ProgressBar
 
+    from unziplora_cli.events import Notice
     from unziplora_cli.projects.store import ProjectStore
-    from unziplora_cli.sdxl.generate import Progress
     from unziplora_cli.training.events import Event
 
 ENVELOPE_SCHEMA = 1
@@ -214,6 +215,11 @@ def printable(text: str) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", without_tokens(text))
 
 
+def notice_text(notice: "Notice") -> str:
+    """A notice and its remedies as text."""
+    return " ".join([notice.text, *(remedy_text(remedy) for remedy in notice.remedies)])
+
+
 class ProgressDisplay:
     """Renders events: a progress bar on a terminal, otherwise one line every `LOG_INTERVAL` seconds."""
 
@@ -286,8 +292,8 @@ class ProgressDisplay:
             case common.Phase(name, detail) if name != "finish":
                 self.task_name = ""
                 self.message(f"{self.title}: {name}{f' ({detail})' if detail else ''}")
-            case common.Notice(text):
-                self.message(f"Note: {text}")
+            case common.Notice():
+                self.message(f"Note: {notice_text(event)}")
             case common.Progress(name, done, total, step, steps):
                 detail = f"step {step}/{steps}" if steps else ""
                 line = f"{self.title}: {name} {min(done + 1, total)}/{total} {detail}".rstrip()
@@ -307,16 +313,3 @@ class ProgressDisplay:
                 self.message(f"{self.title}: validation images after step {step}: {files[-1].name}")
             case training.Saved(step, folder):
                 self.message(f"{self.title}: saved after step {step}: {folder.name}")
-
-    def progress(self, progress: "Progress") -> None:
-        """Render how many images are generated."""
-        if progress.phase == "load":
-            self.message(f"{self.title}: loading the base")
-            return
-        if progress.phase == "note":
-            self.message(f"Note: {progress.note}")
-        if progress.phase == "draw":
-            done = progress.picture + progress.step / progress.steps
-            detail = f"step {progress.step}/{progress.steps}"
-            line = f"{self.title}: image {progress.picture + 1} of {progress.pictures}, {detail}"
-            self.update("generating", done, progress.pictures, detail, line)

@@ -1,21 +1,23 @@
-"""content, style, combine and cross: from projects to pictures."""
+"""The commands content, style, combine and cross: from projects to images."""
 
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unziplora_cli.cli._options import config_options, preset_for, project_base, project_names
-from unziplora_cli.cli._output import Session
-from unziplora_cli.cli.projects import NAME as PROJECT
+from unziplora_cli.cli._options import PROJECT, config_options, preset_for, project_base, project_names
+from unziplora_cli.cli._output import ProgressDisplay, Session
 from unziplora_cli.config import ComputeConfig, GenerateConfig, check_settings, resolve_generate
-from unziplora_cli.errors import UsageError
+from unziplora_cli.errors import Remedy, UsageError
 
 if TYPE_CHECKING:
+    from unziplora_cli.events import Event
     from unziplora_cli.projects.store import Project
+    from unziplora_cli.sdxl.base import BaseRef
     from unziplora_cli.workflows.generate import GenerateResult
 
-PANEL = "Pictures"
+PANEL = "Images"
 
 PROMPT = typer.Option(
     "--prompt",
@@ -26,22 +28,21 @@ PROMPT = typer.Option(
 OUT = typer.Option(
     "--out",
     "-o",
-    help="Folder, or for one picture a .png file; left out: the project's images.",
+    help="Folder, or a .png file name; default: the project's images.",
     show_default=False,
 )
-MERGE = typer.Option(
-    "--merge/--no-merge", help="Apply the learned merge weights, or add both LoRAs as they are."
-)
-FULL = typer.Option(help="The whole full prompt.", show_default=False)
-CONTENT = typer.Option(help="The whole content prompt.", show_default=False)
-STYLE = typer.Option(help="The whole style prompt.", show_default=False)
+FORCE = typer.Option("--force", help="Replace existing files.")
+MERGE = typer.Option("--merge/--no-merge", help="Apply the learned merge weights, or add both LoRAs as is.")
+FULL = typer.Option(help="The complete full prompt.", show_default=False)
+CONTENT = typer.Option(help="The complete content prompt.", show_default=False)
+STYLE = typer.Option(help="The complete style prompt.", show_default=False)
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
     for name, command in (("content", content), ("style", style), ("combine", combine), ("cross", cross)):
-        with_computing = config_options(ComputeConfig, into="computing")(command)
-        app.command(name, rich_help_panel=PANEL)(config_options(GenerateConfig)(with_computing))
+        with_compute = config_options(ComputeConfig, into="computing")(command)
+        app.command(name, rich_help_panel=PANEL)(config_options(GenerateConfig)(with_compute))
 
 
 def content(
@@ -50,20 +51,15 @@ def content(
     prompt: Annotated[str | None, PROMPT] = None,
     content_prompt: Annotated[str | None, CONTENT] = None,
     out: Annotated[Path | None, OUT] = None,
+    force: Annotated[bool, FORCE] = False,
     computing: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
 ) -> None:
-    """Draw the project's subject elsewhere, without its style: the content LoRA alone."""
+    """Generate the project's subject without its style: the content LoRA alone."""
     session: Session = ctx.obj
-    found = session.store().open(project)
-    _draw(
-        session,
-        [found],
-        {"content": found, "prompt": prompt, "overrides": {"content": content_prompt}},
-        out=out,
-        studio=ComputeConfig(**(computing or {})),
-        settings=settings or {},
-    )
+    opened = session.store().open(project)
+    parts = {"content": opened, "prompt": prompt, "overrides": {"content": content_prompt}}
+    _generate(session, [opened], parts, computing, settings, out, force)
 
 
 def style(
@@ -71,25 +67,21 @@ def style(
     project: Annotated[str, PROJECT],
     subject: Annotated[
         str | None,
-        typer.Option(help="Another subject to draw in this style; left out: the project's own noun."),
+        typer.Option(help="Another subject for this style; default: the project's own subject."),
     ] = None,
     prompt: Annotated[str | None, PROMPT] = None,
     style_prompt: Annotated[str | None, STYLE] = None,
     out: Annotated[Path | None, OUT] = None,
+    force: Annotated[bool, FORCE] = False,
     computing: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
 ) -> None:
-    """Draw something else in the project's style: the style LoRA alone."""
+    """Generate something else in the project's style: the style LoRA alone."""
     session: Session = ctx.obj
-    found = session.store().open(project)
-    _draw(
-        session,
-        [found],
-        {"style": found, "prompt": prompt, "overrides": {"style": style_prompt}, "subject": subject},
-        out=out,
-        studio=ComputeConfig(**(computing or {})),
-        settings=settings or {},
-    )
+    opened = session.store().open(project)
+    overrides = {"style": style_prompt}
+    parts = {"style": opened, "prompt": prompt, "overrides": overrides, "subject": subject}
+    _generate(session, [opened], parts, computing, settings, out, force)
 
 
 def combine(
@@ -98,7 +90,7 @@ def combine(
         str,
         typer.Argument(
             metavar="CONTENT",
-            help="Project whose content is drawn.",
+            help="Project to take the content from.",
             show_default=False,
             autocompletion=project_names,
         ),
@@ -107,7 +99,7 @@ def combine(
         str | None,
         typer.Argument(
             metavar="[STYLE]",
-            help="Project whose style is used; left out: the same.",
+            help="Project to take the style from; default: the same.",
             show_default=False,
             autocompletion=project_names,
         ),
@@ -118,23 +110,18 @@ def combine(
     style_prompt: Annotated[str | None, STYLE] = None,
     merge: Annotated[bool, MERGE] = True,
     out: Annotated[Path | None, OUT] = None,
+    force: Annotated[bool, FORCE] = False,
     computing: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
 ) -> None:
-    """Draw the content of one project in the style of another, or of the same one."""
+    """Generate the content of one project in the style of another, or of the same one."""
     session: Session = ctx.obj
     store = session.store()
     first = store.open(content_project)
     second = store.open(style_project) if style_project is not None else first
     overrides = {"full": full_prompt, "content": content_prompt, "style": style_prompt}
-    _draw(
-        session,
-        [first, second],
-        {"content": first, "style": second, "prompt": prompt, "overrides": overrides, "merge": merge},
-        out=out,
-        studio=ComputeConfig(**(computing or {})),
-        settings=settings or {},
-    )
+    parts = {"content": first, "style": second, "prompt": prompt, "overrides": overrides, "merge": merge}
+    _generate(session, [first, second], parts, computing, settings, out, force)
 
 
 def cross(
@@ -143,7 +130,7 @@ def cross(
         list[str] | None,
         typer.Argument(
             metavar="PROJECT...",
-            help="Projects; every content meets every style.",
+            help="Projects; every content is combined with every style.",
             show_default=False,
             autocompletion=project_names,
         ),
@@ -152,92 +139,89 @@ def cross(
         list[str] | None,
         typer.Option(
             metavar="PROJECT",
-            help="A project for its content alone; may be repeated.",
+            help="A project for its content only; repeatable.",
             autocompletion=project_names,
         ),
     ] = None,
     style: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PROJECT",
-            help="A project for its style alone; may be repeated.",
-            autocompletion=project_names,
+            metavar="PROJECT", help="A project for its style only; repeatable.", autocompletion=project_names
         ),
     ] = None,
     prompt: Annotated[str | None, PROMPT] = None,
     merge: Annotated[bool, MERGE] = True,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder; left out: a new one in the first project's images."),
+        typer.Option("--out", "-o", help="Folder; default: a new one in the first project's images."),
     ] = None,
+    force: Annotated[bool, FORCE] = False,
     computing: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
 ) -> None:
-    """Draw every content in every style, as files and as one labelled sheet."""
-    from unziplora_cli.cli._output import ProgressDisplay
-    from unziplora_cli.workflows import generate
-
+    """Generate every content in every style, as files and as one labelled contact sheet."""
     session: Session = ctx.obj
     store = session.store()
     contents = [store.open(name) for name in dict.fromkeys([*(projects or []), *(content or [])])]
     styles = [store.open(name) for name in dict.fromkeys([*(projects or []), *(style or [])])]
     if not contents or not styles:
         raise UsageError(
-            "There is nothing to cross: a content and a style are needed.",
-            hint="Name projects: unziplora cross fox rose   (unziplora list shows them)",
+            "cross needs at least one content and one style.",
+            Remedy("Name projects", command="cross", arguments=("fox", "rose")),
+            Remedy("List all projects", command="list"),
         )
-    studio = ComputeConfig(**(computing or {}))
-    check_settings(GenerateConfig, settings or {})
-    found = project_base(session, studio.base, [*contents, *styles])
-    order = generate.CrossSpec(
-        base=found,
-        config=resolve_generate(preset_for(found), settings or {}),
-        contents=tuple(contents),
-        styles=tuple(styles),
-        prompt=prompt,
-        merge=merge,
-    )
-    with ProgressDisplay(session.output, "cross") as display:
-        made = generate.generate_cross(
-            order,
-            out or generate.free_folder(contents[0].images, "cross"),
-            studio,
-            display.progress,
-        )
-    _report(session, made)
-
-
-def _draw(
-    session: Session,
-    projects: "list[Project]",
-    parts: dict[str, Any],
-    *,
-    out: Path | None,
-    studio: ComputeConfig,
-    settings: dict[str, Any],
-) -> None:
-    from unziplora_cli.cli._output import ProgressDisplay
+    compute, base, config = _resolve(session, [*contents, *styles], computing, settings)
     from unziplora_cli.workflows import generate
 
-    check_settings(GenerateConfig, settings)
-    found = project_base(session, studio.base, projects)
-    order = generate.GenerateSpec(found, resolve_generate(preset_for(found), settings), **parts)
-    prompts = order.prompts
-    for label in ("full", "content", "style") if order.kind == "combine" else (order.kind,):
+    spec = generate.CrossSpec(base, config, tuple(contents), tuple(styles), prompt, merge)
+    _run(session, "cross", generate.generate_cross(spec, out, compute, force=force))
+
+
+def _generate(
+    session: Session,
+    projects: "Sequence[Project]",
+    parts: dict[str, Any],
+    computing: dict[str, Any] | None,
+    settings: dict[str, Any] | None,
+    out: Path | None,
+    force: bool,
+) -> None:
+    compute, base, config = _resolve(session, projects, computing, settings)
+    from unziplora_cli.workflows import generate
+
+    spec = generate.GenerateSpec(base, config, **parts)
+    prompts = spec.prompts
+    for label in ("full", "content", "style") if spec.kind == "combine" else (spec.kind,):
         session.output.message(f"{label:8} {getattr(prompts, label)}")
-    with ProgressDisplay(session.output, order.kind) as display:
-        made = generate.generate_images(order, out or projects[0].images, studio, display.progress)
-    _report(session, made)
+    _run(session, spec.kind, generate.generate_images(spec, out or projects[0].images, compute, force=force))
 
 
-def _report(session: Session, made: "GenerateResult") -> None:
+def _resolve(
+    session: Session,
+    projects: "Sequence[Project]",
+    computing: dict[str, Any] | None,
+    settings: dict[str, Any] | None,
+) -> "tuple[ComputeConfig, BaseRef, GenerateConfig]":
+    """The compute settings, the base model, and the generation settings for that base."""
+    compute, settings = ComputeConfig(**(computing or {})), settings or {}
+    check_settings(GenerateConfig, settings)
+    base = project_base(session, compute.base, projects)
+    return compute, base, resolve_generate(preset_for(base), settings)
+
+
+def _run(session: Session, title: str, operation: "Generator[Event, None, GenerateResult]") -> None:
+    from unziplora_cli.events import run
+
+    with ProgressDisplay(session.output, title) as display:
+        result = run(operation, display.event)
     data = {
-        "pictures": [str(path) for path in made.pictures],
+        "images": [str(path) for path in result.images],
         "prompts": {
-            "full": made.prompts.full,
-            "content": made.prompts.content,
-            "style": made.prompts.style,
+            "full": result.prompts.full,
+            "content": result.prompts.content,
+            "style": result.prompts.style,
         },
-        "sheet": str(made.sheet) if made.sheet else None,
+        "sheet": str(result.sheet) if result.sheet else None,
     }
-    session.output.result(data, text="\n".join(str(path) for path in (*made.pictures, made.sheet) if path))
+    paths = (*result.images, result.sheet) if result.sheet else result.images
+    session.output.result(data, text="\n".join(str(path) for path in paths))

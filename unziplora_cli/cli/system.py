@@ -86,7 +86,7 @@ def demo(
     session: Session = ctx.obj
     finished: Demonstrated | None = None
     with ProgressDisplay(session.output, "demo") as display:
-        for event in run(session.store(), out, device=device, on_progress=display.progress):
+        for event in run(session.store(), out, device=device):
             if isinstance(event, Demonstrated):
                 finished = event
             elif isinstance(event, TrainedProject):

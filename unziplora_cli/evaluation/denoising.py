@@ -16,6 +16,7 @@ from torch import Tensor
 from unziplora_cli.accel.cuda_graph import GraphedUNet
 from unziplora_cli.accel.device import memory_guard, settle_threads
 from unziplora_cli.accel.merged_unet import cache_text, check_fit, fuse, restore
+from unziplora_cli.events import run
 from unziplora_cli.method.lora import LoRAPair
 from unziplora_cli.sdxl.base import BaseRef, component_config, predicts_velocity
 from unziplora_cli.sdxl.generate import ImageRequest, encode_prompts, make_conditioning
@@ -94,7 +95,7 @@ def denoise(
     noising = DDPMScheduler.from_config(schedule)
     found = {}
     with memory_guard(_ADVICE):
-        texts = encode_prompts(base, tuple(ways.values()), device=device, dtype=dtype)
+        texts = run(encode_prompts(base, tuple(ways.values()), device=device, dtype=dtype))
         unet = load_unet(base, device=device, dtype=dtype)
         settle_threads(unet)
         predict = GraphedUNet(unet)

@@ -1,7 +1,7 @@
-"""A U-Net of the right shape that weighs nothing, and what diffusers makes of a LoRA file on it.
+"""A U-Net without weights, to load LoRA files with diffusers and peft and check the result.
 
-Loading a LoRA asks for the names and shapes of a network, never for its numbers; so the very code that users
-run can be tried without the base's 5 GB.
+Loading a LoRA needs the names and shapes of a network but not its weights, so the code of diffusers that
+users run can be tested without the 5 GB of the base.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from diffusers import UNet2DConditionModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from unziplora_cli.errors import AdapterError
+from unziplora_cli.errors import AdapterError, Remedy
 from unziplora_cli.method.inject import adapted_projections
 from unziplora_cli.method.lora import LoRA, LoRAWeights
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The updates that diffusers applies, against those that are wanted, projection by projection.
+    """The updates that diffusers applies, compared with the expected ones.
 
-    ``error`` is the largest relative error (Frobenius norm) and ``layer`` where it is; ``missing`` are layers
-    that should change and do not, ``extra`` modules that change and should not.
+    ``error`` is the largest relative error (Frobenius norm), at ``layer``; ``missing`` are layers that should
+    change but do not, ``extra`` modules that change but should not.
     """
 
     projections: int
@@ -42,7 +42,7 @@ class Comparison:
 
 
 def meta_unet(config: Mapping[str, Any]) -> UNet2DConditionModel:
-    """A U-Net of this configuration whose every weight is one zero, seen as a matrix."""
+    """A U-Net of this configuration in which every parameter is a zero expanded to its shape."""
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(dict(config))
     zero = torch.zeros(())
@@ -53,10 +53,10 @@ def meta_unet(config: Mapping[str, Any]) -> UNet2DConditionModel:
 
 
 @torch.no_grad()
-def compare(path: Path, config: Mapping[str, Any], wanted: LoRA) -> Comparison:
+def compare(path: Path, config: Mapping[str, Any], expected: LoRA) -> Comparison:
     """Load a file into a diffusers pipeline with peft and compare the update of every projection.
 
-    Raises AdapterError when diffusers refuses the file.
+    Raises AdapterError if diffusers refuses the file.
     """
     unet = meta_unet(config)
     projections = adapted_projections(unet)
@@ -64,21 +64,22 @@ def compare(path: Path, config: Mapping[str, Any], wanted: LoRA) -> Comparison:
     applied = {name: module for name, module in unet.named_modules() if isinstance(module, LoraLayer)}
     missing, worst = [], (0.0, "")
     for layer in projections:
-        weights, module = wanted.get(layer), applied.pop(layer, None)
+        weights, module = expected.get(layer), applied.pop(layer, None)
         if module is not None and weights is not None:
-            worst = max(worst, (_error(module.get_delta_weight(module.active_adapters[0]), weights), layer))
+            update = module.get_delta_weight(module.active_adapters[0])
+            worst = max(worst, (_relative_error(update, weights), layer))
         elif weights is not None:
             missing.append(layer)
         elif module is not None:
             applied[layer] = module
-    adapted = len(projections.keys() & wanted.keys()) - len(missing)
+    adapted = len(projections.keys() & expected.keys()) - len(missing)
     return Comparison(len(projections), adapted, *worst, tuple(missing), tuple(applied))
 
 
 def _load(path: Path, unet: UNet2DConditionModel) -> None:
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity(logging.CRITICAL)
-    from diffusers import StableDiffusionXLPipeline  # now, for its import talks
+    from diffusers import StableDiffusionXLPipeline  # its import prints messages
 
     pipeline = StableDiffusionXLPipeline(
         vae=None,
@@ -91,23 +92,23 @@ def _load(path: Path, unet: UNet2DConditionModel) -> None:
         add_watermarker=False,
     )
     try:
-        with warnings.catch_warnings(action="ignore"):  # what they warn of, the comparison finds
+        with warnings.catch_warnings(action="ignore"):  # the comparison finds what they warn about
             pipeline.load_lora_weights(
                 path.absolute().parent,
                 weight_name=path.name,
                 use_safetensors=True,
                 local_files_only=True,
             )
-    except Exception as error:  # whatever a library of many formats may raise
+    except Exception as error:  # the error types depend on the format
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise AdapterError(
             f"diffusers {diffusers.__version__} refuses {path.name}: {reason}",
-            hint="Write it again in a format that every program takes: --to kohya",
+            Remedy("Convert it to a format that every program reads", settings={"to": "kohya"}),
         ) from error
 
 
-def _error(applied: Tensor, wanted: LoRAWeights) -> float:
-    whole = applied.float()  # [out, in]
-    difference = torch.addmm(whole, wanted.up, wanted.down, alpha=-1)
-    norm = float(whole.norm())
+def _relative_error(applied: Tensor, expected: LoRAWeights) -> float:
+    update = applied.float()  # [out, in]
+    difference = torch.addmm(update, expected.up, expected.down, alpha=-1)
+    norm = float(update.norm())
     return float(difference.norm()) / norm if norm else float("inf")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from unziplora_cli.sdxl.text import Conditioning
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(noisy [batch, channels, height, width], timestep) -> noise of that shape."""
@@ -26,6 +24,35 @@ def initial_noise(
 
 
 @torch.no_grad()
+def sample_steps(
+    denoiser: Denoiser,
+    scheduler: Any,
+    latents: Tensor,
+    *,
+    steps: int,
+    guidance: float,
+    generators: list[torch.Generator] | None = None,
+) -> Iterator[Tensor]:
+    """Denoise unit-variance ``latents`` [n, channels, height, width]; yields the latents after each step.
+
+    With ``guidance`` w above 1 the denoiser gets a batch of 2n, the unconditional half first, and the noise
+    is uncond + w (cond - uncond) (Ho and Salimans, arXiv 2207.12598); otherwise a batch of n. ``generators``
+    are for schedulers that add noise.
+    """
+    scheduler.set_timesteps(steps, device=latents.device)
+    extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    latents = latents * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        guided = guidance > 1.0
+        noisy = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
+        noise = denoiser(noisy, timestep)
+        if guided:
+            uncond, cond = noise.chunk(2)
+            noise = uncond + guidance * (cond - uncond)
+        latents = scheduler.step(noise, timestep, latents, **extra, return_dict=False)[0]
+        yield latents
+
+
 def sample(
     denoiser: Denoiser,
     scheduler: Any,
@@ -34,48 +61,10 @@ def sample(
     steps: int,
     guidance: float,
     generators: list[torch.Generator] | None = None,
-    on_step: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Turn unit-variance ``latents`` [n, channels, height, width] into a picture's latents of that shape.
-
-    With ``guidance`` above 1 the denoiser is asked for 2n pictures at once, the n unconditional ones first,
-    and their difference is stretched by ``guidance``; otherwise it is asked for n. ``generators`` feed
-    schedulers that add noise of their own.
-    """
-    scheduler.set_timesteps(steps, device=latents.device)
-    extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    latents = latents * scheduler.init_noise_sigma
-    for number, timestep in enumerate(scheduler.timesteps):
-        guided = guidance > 1.0
-        noisy = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
-        noise = denoiser(noisy, timestep)
-        if guided:
-            unconditional, conditional = noise.chunk(2)
-            noise = unconditional + guidance * (conditional - unconditional)
-        latents = scheduler.step(noise, timestep, latents, **extra, return_dict=False)[0]
-        if on_step is not None:
-            on_step(number)
-    return latents
-
-
-def unconditional(conditioning: Conditioning, negative: tuple[Tensor, Tensor] | None = None) -> Conditioning:
-    """What guidance moves away from: zeros for every text, or a negative prompt's for the base alone.
-
-    ``negative`` is (tokens [1, tokens, width], pooled [1, width]); the branches never see it (paper's
-    release).
-    """
-    tokens, pooled = negative or (torch.zeros_like(conditioning.full), torch.zeros_like(conditioning.pooled))
-    return Conditioning(
-        full=tokens.expand_as(conditioning.full),
-        content=torch.zeros_like(conditioning.content),
-        style=torch.zeros_like(conditioning.style),
-        pooled=pooled.expand_as(conditioning.pooled),
-        time_ids=conditioning.time_ids,
+    """The latents after the last of :func:`sample_steps`."""
+    all_steps = sample_steps(
+        denoiser, scheduler, latents, steps=steps, guidance=guidance, generators=generators
     )
-
-
-def concat_conditionings(first: Conditioning, second: Conditioning) -> Conditioning:
-    """The two conditionings one after the other along the batch."""
-    return Conditioning(
-        **{f.name: torch.cat([getattr(first, f.name), getattr(second, f.name)]) for f in fields(Conditioning)}
-    )
+    (last,) = deque(all_steps, maxlen=1)
+    return last

@@ -1,4 +1,4 @@
-"""Prompts to embeddings, as SDXL reads them."""
+"""Text encoding, the conditioning of SDXL's U-Net, and the call that predicts the noise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unziplora_cli.sdxl.attention import branch_texts
 class TextEncoders:
     """SDXL's two tokenizers and two CLIP text encoders.
 
-    ``zeros_for_empty``: the base was trained with zeros, not an encoded empty prompt, as "no text".
+    ``zeros_for_empty``: the base was trained with zeros, instead of an encoded empty prompt, for "no text".
     """
 
     tokenizers: tuple[Any, Any]
@@ -32,7 +32,7 @@ class TextEmbeddings:
     pooled: Tensor
 
     def __getitem__(self, i: int) -> TextEmbeddings:
-        """The embeddings of prompt ``i``, still with a batch of 1."""
+        """The embeddings of prompt ``i``, with a batch of 1."""
         return TextEmbeddings(self.tokens[i : i + 1], self.pooled[i : i + 1])
 
     def to(self, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> TextEmbeddings:
@@ -74,36 +74,33 @@ def _encode_one(encoders: TextEncoders, text: str) -> TextEmbeddings:
 
 
 def encode_unconditional(encoders: TextEncoders) -> TextEmbeddings | None:
-    """What guidance moves away from when there is no negative prompt; None stands for zeros."""
+    """The embeddings of "no text", for guidance without a negative prompt; None stands for zeros."""
     return None if encoders.zeros_for_empty else encode(encoders, [""])
 
 
-def truncated(encoders: TextEncoders, text: str) -> str:
-    """The end of ``text`` that the encoders will not see; empty when it fits."""
-    tokenizer = encoders.tokenizers[0]
-    ids = tokenizer(text, truncation=False, verbose=False).input_ids
-    cut = ids[tokenizer.model_max_length - 1 : -1]
-    return str(tokenizer.decode(cut)).strip() if len(ids) > tokenizer.model_max_length else ""
-
-
 def truncation_note(encoders: TextEncoders, text: str) -> str:
-    """One sentence on what of ``text`` the encoders will not see; empty when it fits."""
-    end, limit = truncated(encoders, text), encoders.tokenizers[0].model_max_length
-    if not end:
+    """One sentence that quotes the end of ``text`` that the encoders ignore; empty if it fits."""
+    tokenizer = encoders.tokenizers[0]
+    limit = tokenizer.model_max_length
+    ids = tokenizer(text, truncation=False, verbose=False).input_ids
+    if len(ids) <= limit:
         return ""
-    return f'The prompt "{text[:40]}…" is longer than {limit} tokens; the base does not read: "{end}"'
+    ignored = tokenizer.decode(ids[limit - 1 : -1]).strip()
+    return f'The prompt "{text[:40]}…" is longer than {limit} tokens; the base ignores: "{ignored}"'
 
 
-# What the U-Net is told beside the noisy picture, and the one call that asks it for the noise.
+def time_ids(height: int, width: int) -> Tensor:
+    """SDXL's size conditioning for an image that is not cropped, [1, 6]."""
+    return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """Three texts and the numbers that SDXL takes with them.
+    """The three prompts and the size conditioning of the U-Net.
 
     ``full``, ``content``, ``style`` are token embeddings [batch, tokens, text width]; ``pooled`` [batch,
-    pooled width] is the full prompt's alone; ``time_ids`` [batch, 6] is (height, width, top, left, height,
-    width). A batch of 1 is stretched to the batch of the picture.
+    pooled width] is that of the full prompt; ``time_ids`` [batch, 6] is (height, width, top, left, height,
+    width). A batch of 1 is expanded to the batch of the images.
     """
 
     full: Tensor
@@ -114,7 +111,7 @@ class Conditioning:
 
     @classmethod
     def from_prompt(cls, tokens: Tensor, pooled: Tensor, time_ids: Tensor) -> Conditioning:
-        """The same text for the base and both branches."""
+        """The same prompt for the base and both branches."""
         return cls(full=tokens, content=tokens, style=tokens, pooled=pooled, time_ids=time_ids)
 
     def to(self, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Conditioning:
@@ -124,7 +121,7 @@ class Conditioning:
         )
 
     def expand(self, batch: int) -> Conditioning:
-        """All five tensors repeated to ``batch`` pictures."""
+        """All five tensors repeated to ``batch`` images."""
         if self.full.shape[0] == batch:
             return self
         return Conditioning(
@@ -132,41 +129,56 @@ class Conditioning:
         )
 
 
-def time_ids(height: int, width: int) -> Tensor:
-    """What SDXL is told about the size of an uncropped picture, [1, 6]."""
-    return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
+def unconditional(cond: Conditioning, negative: TextEmbeddings | None = None) -> Conditioning:
+    """The unconditional counterpart of ``cond``: zeros, or ``negative`` [1, ...] for the base's prompt.
+
+    The branches never get the negative prompt, as in the paper's release.
+    """
+    tokens = torch.zeros_like(cond.full) if negative is None else negative.tokens
+    pooled = torch.zeros_like(cond.pooled) if negative is None else negative.pooled
+    return Conditioning(
+        full=tokens.expand_as(cond.full),
+        content=torch.zeros_like(cond.content),
+        style=torch.zeros_like(cond.style),
+        pooled=pooled.expand_as(cond.pooled),
+        time_ids=cond.time_ids,
+    )
+
+
+def concat_conditionings(first: Conditioning, second: Conditioning) -> Conditioning:
+    """Both conditionings along the batch, for one call with classifier-free guidance."""
+    return Conditioning(
+        **{f.name: torch.cat([getattr(first, f.name), getattr(second, f.name)]) for f in fields(Conditioning)}
+    )
 
 
 def predict_noise(unet: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
     """The U-Net's estimate of the noise in ``noisy`` [batch, channels, height, width] at ``timesteps``
     [batch].
 
-    The U-Net's attention must have been separated by
-    :func:`~unziplora_cli.sdxl.attention.separate_prompts`.
+    The U-Net's attention must be prepared by :func:`~unziplora_cli.sdxl.attention.separate_prompts`.
     """
-    told = conditioning.expand(noisy.shape[0])
+    cond = conditioning.expand(noisy.shape[0])
+    return _predict(
+        unet, noisy, timesteps, cond, cross_attention_kwargs=branch_texts(cond.content, cond.style)
+    )
+
+
+def predict_noise_merged(unet: nn.Module, noisy: Tensor, timesteps: Tensor, cond: Conditioning) -> Tensor:
+    """The noise estimate of a U-Net whose branches, if any, are fused into its weights and cached texts.
+
+    ``cond`` has the batch of ``noisy``; ``timesteps`` is a scalar or [batch].
+    """
+    return _predict(unet, noisy, timesteps, cond)
+
+
+def _predict(unet: nn.Module, noisy: Tensor, timesteps: Tensor, cond: Conditioning, **kwargs: Any) -> Tensor:
     prediction: Tensor = unet(
         noisy,
         timesteps,
-        encoder_hidden_states=told.full,
-        added_cond_kwargs={"text_embeds": told.pooled, "time_ids": told.time_ids},
-        cross_attention_kwargs=branch_texts(told.content, told.style),
+        encoder_hidden_states=cond.full,
+        added_cond_kwargs={"text_embeds": cond.pooled, "time_ids": cond.time_ids},
         return_dict=False,
-    )[0]
-    return prediction
-
-
-def predict_noise_merged(unet: nn.Module, noisy: Tensor, timesteps: Tensor, told: Conditioning) -> Tensor:
-    """What an ordinary U-Net makes of ``noisy`` [batch, channels, height, width] under the full prompt alone.
-
-    Its branches, if any, are folded into its weights and its cached texts. ``told`` has the same batch;
-    ``timesteps`` is a scalar or [batch].
-    """
-    prediction: Tensor = unet(
-        noisy,
-        timesteps,
-        encoder_hidden_states=told.full,
-        added_cond_kwargs={"text_embeds": told.pooled, "time_ids": told.time_ids},
-        return_dict=False,
+        **kwargs,
     )[0]
     return prediction

@@ -25,11 +25,16 @@ from unziplora_cli.job import TrainRequest
 from unziplora_cli.method.layer import BRANCHES, Mode
 from unziplora_cli.method.separation import Layers, set_mode
 from unziplora_cli.sdxl.base import vae_scale_factor
-from unziplora_cli.sdxl.generate import load_vae_decoder
 from unziplora_cli.sdxl.latents import decode_latents
-from unziplora_cli.sdxl.load import load_scheduler
-from unziplora_cli.sdxl.sampling import concat_conditionings, initial_noise, sample, unconditional
-from unziplora_cli.sdxl.text import Conditioning, TextEmbeddings, predict_noise
+from unziplora_cli.sdxl.load import load_scheduler, load_vae_decoder
+from unziplora_cli.sdxl.sampling import initial_noise, sample
+from unziplora_cli.sdxl.text import (
+    Conditioning,
+    TextEmbeddings,
+    concat_conditionings,
+    predict_noise,
+    unconditional,
+)
 from unziplora_cli.training.events import StepDone
 from unziplora_cli.training.inputs import TrainingInputs
 from unziplora_cli.training.optimizer import require_package
@@ -327,5 +332,5 @@ def _away(empty: TextEmbeddings | None, told: Conditioning, name: str) -> Condit
         return unconditional(told)
     empty = empty.to(device=told.full.device, dtype=told.full.dtype)
     if name == "full":
-        return unconditional(told, (empty.tokens, empty.pooled))
+        return unconditional(told, empty)
     return Conditioning.from_prompt(empty.tokens, empty.pooled, told.time_ids)

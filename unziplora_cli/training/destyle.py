@@ -27,8 +27,7 @@ from unziplora_cli.config import TrainConfig
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.sdxl.latents import LatentDistribution
 from unziplora_cli.sdxl.load import alphas_cumprod
-from unziplora_cli.sdxl.sampling import unconditional
-from unziplora_cli.sdxl.text import Conditioning
+from unziplora_cli.sdxl.text import Conditioning, unconditional
 from unziplora_cli.training.inputs import DestyleConditioning, Prior, TrainingInputs
 from unziplora_cli.training.noise import ECHO, derive_seed, noise_of
 
@@ -55,7 +54,7 @@ def add_destyled_images(
     if inputs.echo is None:
         return inputs
     empty = inputs.empty
-    texts = destyle_conditioning(inputs.echo, None if empty is None else (empty.tokens, empty.pooled), config)
+    texts = destyle_conditioning(inputs.echo, empty, config)
     texts = {name: told.to(device=device, dtype=unet.dtype) for name, told in texts.items()}
     alphas = alphas_cumprod(base)
     replayed = GraphedUNet(unet, records=config.capture)

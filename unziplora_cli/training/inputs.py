@@ -18,8 +18,8 @@ from unziplora_cli.images import load_image
 from unziplora_cli.job import TrainRequest
 from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.sdxl.base import BaseRef, predicts_velocity
-from unziplora_cli.sdxl.generate import ImageRequest, generate
-from unziplora_cli.sdxl.latents import LatentDistribution, crop_note, encode_latents, prepare
+from unziplora_cli.sdxl.generate import GeneratedImage, ImageRequest, generate
+from unziplora_cli.sdxl.latents import LatentDistribution, crop_image, crop_note, encode_latents
 from unziplora_cli.sdxl.load import load_text_encoders, load_unet, load_vae
 from unziplora_cli.sdxl.text import (
     Conditioning,
@@ -162,7 +162,7 @@ def _read(request: TrainRequest) -> tuple[list[Tensor], list[Notice]]:
         picture = load_image(path)
         note = crop_note(picture.image.size, config.resolution, crops)
         notes += map(Notice, (*picture.notes, *((f"{path.name}: {note}",) if note else ())))
-        pixels.append(prepare(picture.image, config.resolution, crops))
+        pixels.append(crop_image(picture.image, config.resolution, crops))
     return pixels, notes
 
 
@@ -193,7 +193,7 @@ def _encode_texts(
 
 def _class_pixels(config: TrainConfig, branch: str) -> list[Tensor]:
     return [
-        prepare(load_image(path).image, config.resolution, 1) for path in class_image_files(config, branch)
+        crop_image(load_image(path).image, config.resolution, 1) for path in class_image_files(config, branch)
     ]
 
 
@@ -322,7 +322,8 @@ def generate_missing_class_images(
             folders += [Path(getattr(config, f"prior_{branch}")).expanduser()] * missing
     if not requests:
         return
-    pictures = generate(base, requests, device=device, dtype=dtype, vae=vae)
+    events = generate(base, requests, device=device, dtype=dtype, vae=vae)
+    pictures = (event for event in events if isinstance(event, GeneratedImage))
     for number, (folder, picture) in enumerate(zip(folders, pictures, strict=True), start=1):
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from unziplora_cli import resources
 from unziplora_cli.config import GenerateConfig, Words, resolve, resolve_generate
 from unziplora_cli.errors import ProjectError, UsageError
+from unziplora_cli.files import check_writable
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.prompts import make_prompts
 from unziplora_cli.workflows.generate import (
     AdapterCache,
     ComputeConfig,
     GenerateSpec,
-    check_writable,
     generate_requests,
     source_image,
 )
@@ -25,7 +25,6 @@ from unziplora_cli.workflows.train import TrainedProject, TrainOrder, train
 
 if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
-    from unziplora_cli.sdxl.generate import Progress
     from unziplora_cli.training.events import Event
 
 PRESET = "mini"
@@ -61,7 +60,6 @@ def demo(
     out: Path,
     *,
     device: str = "auto",
-    on_progress: Callable[[Progress], None] | None = None,
 ) -> Iterator[Event | TrainedProject | Demonstrated]:
     """Train on two shipped pictures, then draw what the base knew and what each LoRA learned onto one sheet.
 
@@ -80,7 +78,7 @@ def demo(
                 projects.append(event.project)
             yield event
     rows = _rows(projects[0], projects[1], base, resolve_generate(PRESET, {}))
-    sheet, count = _draw(rows, projects, base, device, on_progress)
+    sheet, count = yield from _generate_sheet(rows, projects, base, device)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(out)
@@ -168,20 +166,26 @@ def _rows(first: Project, second: Project, base: BaseRef, config: GenerateConfig
     )
 
 
-def _draw(
+def _generate_sheet(
     rows: tuple[_Row, ...],
     projects: list[Project],
     base: BaseRef,
     device: str,
-    on_progress: Callable[[Progress], None] | None,
-) -> tuple[Any, int]:
+) -> Generator[Event, None, tuple[Any, int]]:
     from unziplora_cli.report.contact_sheet import Cell, Heading, contact_sheet
+    from unziplora_cli.sdxl.generate import GeneratedImage
 
     shelf = AdapterCache()
     orders = [order for row in rows for _, order in row.cells]
     requests = [shelf.request(order) for order in orders]
-    drawn = iter(generate_requests(requests, base, ComputeConfig(device=device), on_progress))
-    cells = [[Cell(next(drawn).image, caption) for caption, _ in row.cells] for row in rows]
+    images = []
+    for event in generate_requests(requests, base, ComputeConfig(device=device)):
+        if isinstance(event, GeneratedImage):
+            images.append(event.image)
+        else:
+            yield event
+    remaining = iter(images)
+    cells = [[Cell(next(remaining), caption) for caption, _ in row.cells] for row in rows]
     cells[0].insert(0, Cell(source_image(projects[0]), "the one picture it learns from"))
     cells[-1].insert(0, Cell(source_image(projects[1]), "the second picture"))
     sheet = contact_sheet(

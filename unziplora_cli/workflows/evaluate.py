@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from unziplora_cli import files, resources
 from unziplora_cli.config import SEED_MAX, Checked, ComputeConfig, GenerateConfig, Prompts, option
 from unziplora_cli.errors import AdapterError, ProjectError
+from unziplora_cli.events import Event, Progress
 from unziplora_cli.projects import manifest
 from unziplora_cli.projects.manifest import BlockColumns, Evaluation, Manifest, ScoreRecord
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.projects.verify import inside
-from unziplora_cli.workflows.generate import AdapterCache, GenerateSpec, OnProgress, generate_requests
+from unziplora_cli.workflows.generate import AdapterCache, GenerateSpec, generate_requests
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from unziplora_cli.evaluation.denoising import DenoisingResult
     from unziplora_cli.method.lora import LoRAPair
     from unziplora_cli.sdxl.base import BaseRef
-    from unziplora_cli.sdxl.generate import Progress
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def look(
     project: Project,
     learned: LoRAPair,
     training: Sequence[Image.Image],
-    on_progress: OnProgress,
+    on_event: Callable[[Event], None],
 ) -> ImageEvaluation:
     """Draw for every purpose, with the branches and with the base alone, and name what is to be seen.
 
@@ -67,7 +67,7 @@ def look(
         words, (scorer.subject, words.subject.lower()), config.count, config.seed
     )
     texts = [shot.text for shot in prompts_to_score]
-    ours, theirs = _draw(order, learned, prompts_to_score, on_progress)
+    ours, theirs = _draw(order, learned, prompts_to_score, on_event)
     image_scores, base_scores = scorer.look(ours, texts), scorer.look(theirs, texts)
     return ImageEvaluation(
         scores=score_records(prompts_to_score, image_scores, base_scores, scorer),
@@ -103,11 +103,18 @@ def _draw(
     order: EvaluationRequest,
     learned: LoRAPair,
     prompts_to_score: Sequence[EvaluationPrompt],
-    on_progress: OnProgress,
+    on_event: Callable[[Event], None],
 ) -> tuple[list[Image.Image], list[Image.Image]]:
     """Every shot drawn with its branches, and drawn by the base alone from the same words and noise."""
+    from unziplora_cli.sdxl.generate import GeneratedImage
+
     requests = [*_requests(order, prompts_to_score, None), *_requests(order, prompts_to_score, learned)]
-    drawn = [picture.image for picture in generate_requests(requests, order.base, order.studio, on_progress)]
+    drawn = []
+    for event in generate_requests(requests, order.base, order.studio):
+        if isinstance(event, GeneratedImage):
+            drawn.append(event.image)
+        else:
+            on_event(event)
     return drawn[len(prompts_to_score) :], drawn[: len(prompts_to_score)]
 
 
@@ -249,7 +256,7 @@ def evaluate(
         training = _training_pictures(project)
         measured = denoising_scores(_denoise(order, project, learned, training, on_progress))
         _check_finite(measured, project)
-        seen = look(order, project, learned, training, _on_progress(on_progress))
+        seen = look(order, project, learned, training, _on_event(on_progress))
         layers = read_columns(learned.content, learned.style, learned.content_merge, learned.style_merge)
         scores = (*seen.scores, *measured, *weight_scores(layers))
         verdict, advice = diagnose(scores, recipe.training, recipe.words, project.name)
@@ -291,16 +298,12 @@ def _training_notes(recipe: Manifest) -> Iterator[str]:
         )
 
 
-def _on_progress(on_progress: OnEvaluationProgress) -> OnProgress:
+def _on_event(on_progress: OnEvaluationProgress) -> Callable[[Event], None]:
     """Tells how far drawing is."""
 
-    def tell(progress: Progress) -> None:
-        if progress.phase == "draw":
-            on_progress(
-                EvaluationProgress(
-                    "drawing", progress.picture + progress.step / progress.steps, progress.pictures
-                )
-            )
+    def tell(event: Event) -> None:
+        if isinstance(event, Progress) and event.steps:
+            on_progress(EvaluationProgress("drawing", event.done + event.step / event.steps, event.total))
 
     return tell
 
@@ -333,7 +336,7 @@ def _denoise(
     from unziplora_cli.method.lora import LoRAPair
     from unziplora_cli.sdxl.base import native_resolution
     from unziplora_cli.sdxl.generate import ImageRequest
-    from unziplora_cli.sdxl.latents import encode_latents, prepare
+    from unziplora_cli.sdxl.latents import crop_image, encode_latents
     from unziplora_cli.sdxl.load import load_vae
 
     side = int(project.manifest.training.get("resolution") or native_resolution(order.base))
@@ -341,7 +344,7 @@ def _denoise(
     on_progress(EvaluationProgress("encoding", 0, 1))
     with memory_guard("Use another device (--device)."):
         vae = load_vae(order.base, device=device, vae=order.studio.vae)
-        latents = torch.cat([encode_latents(vae, prepare(each, side, 1)).mean for each in training])
+        latents = torch.cat([encode_latents(vae, crop_image(each, side, 1)).mean for each in training])
         del vae
         empty_cache(device)
     settings = GenerateConfig(width=side, height=side)
