@@ -12,7 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from unziplora_cli.adapters.lora_file import combine, read_lora
 from unziplora_cli.adapters.merge_weights import read_merge
+from unziplora_cli.errors import ProjectError
 from unziplora_cli.projects import manifest
+from unziplora_cli.projects.store import ProjectStore
+from unziplora_cli.workflows import export_lora
 
 QUICK = ("--steps=2", "--device=cpu")
 WORDS = ("--subject=fox", "--style=ink")
@@ -131,6 +134,17 @@ def test_refused_export_writes_nothing(assert_fails, exported, tmp_path, code, o
     places = {"taken": str(exported), "file": str(tmp_path / "mine.txt")}
     assert says in assert_fails(code, "export", *(option.format(**places) for option in options))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_file_that_appears_during_an_export_is_not_replaced(two_projects, tmp_path):
+    project = ProjectStore(two_projects).open("fox")
+    planned = export_lora.plan_export(project, export_lora.PARTS, tmp_path, force=False)
+    mine = tmp_path / "fox-style.safetensors"
+    mine.write_bytes(b"mine")
+    with pytest.raises(ProjectError, match="already exists"):
+        export_lora.export_files(planned)
+    assert list(tmp_path.iterdir()) == [mine]
+    assert mine.read_bytes() == b"mine"
 
 
 def test_projects_of_different_bases_are_not_combined(assert_fails, two_projects, tmp_path):

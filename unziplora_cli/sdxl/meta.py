@@ -16,7 +16,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
