@@ -88,7 +88,7 @@ def test_a_stack_trains_every_pair_as_a_single_training_does(
         folder.mkdir()
         request = TrainRequest(
             base=base,
-            images=(images[number],),
+            pictures=(images[number],),
             prompts=PROMPTS[number],
             config=config,
             folder=folder,
