@@ -1,3 +1,3 @@
-"""Take one picture apart into a content LoRA and a style LoRA, and put them together again."""
+"""Split one image into a content LoRA and a style LoRA, and recombine them."""
 
 __version__ = "0.1.0.dev0"

@@ -1,6 +1,6 @@
-"""What ships with the package: templates, the built-in base and its sample pictures.
+"""Files that ship with the package: templates, the built-in base model and its sample images.
 
-An installed wheel carries the templates inside the package; in a checkout they lie beside it.
+In a wheel the templates are inside the package; in a checkout they are beside it.
 """
 
 import tomllib
@@ -17,12 +17,12 @@ def templates_dir() -> Path:
 
 
 def template(name: str) -> Path:
-    """The path of one template, by its name below the templates folder: `presets/paper.toml`."""
+    """The path of a template, such as `presets/paper.toml`."""
     return templates_dir() / name
 
 
 def constraints(name: str) -> Path:
-    """A list of library versions: `lowest.txt` or `tested.txt`."""
+    """The path of a list of library versions: `lowest.txt` or `tested.txt`."""
     installed = _PACKAGE / "constraints"
     return (installed if installed.is_dir() else _PACKAGE.parent / "constraints") / name
 
@@ -38,7 +38,7 @@ def mini_base() -> Path:
 
 
 def classifier() -> Path:
-    """The folder of the network that names what a picture of the built-in base shows."""
+    """The folder of the classifier that labels images of the built-in base."""
     return _PACKAGE / "mini" / "classifier"
 
 
@@ -52,7 +52,7 @@ class Sample:
 
 
 def samples() -> dict[str, Sample]:
-    """The shipped sample pictures by name."""
+    """The shipped sample images by name."""
     folder = _PACKAGE / "mini" / "samples"
     words = tomllib.loads((folder / "samples.toml").read_text(encoding="utf-8"))
     return {name: Sample(folder / f"{name}.png", **entry) for name, entry in words.items()}

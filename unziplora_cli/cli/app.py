@@ -13,18 +13,19 @@ from typer.core import TyperGroup
 from unziplora_cli import __version__
 from unziplora_cli.cli import adapters, evaluate, generate, models, projects, publish, system, train
 from unziplora_cli.cli._output import Session
+from unziplora_cli.paths import hub_is_offline
 
 
 class RootGroup(TyperGroup):
-    """The top of the command tree; each command below it has Typer's own help."""
+    """The root command with plain help; every subcommand has Typer's own help."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the help with Typer's plain formatter."""
+        """Format without Rich, which takes long to import."""
         self.rich_markup_mode = None
         super().format_help(ctx, formatter)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """List the commands under the heading of their help panel."""
+        """List the commands under the titles of their help panels."""
         panels: dict[str, list[tuple[str, str]]] = {}
         for name in self.list_commands(ctx):
             command = self.get_command(ctx, name)
@@ -42,7 +43,7 @@ class RootGroup(TyperGroup):
 app = typer.Typer(
     name="unziplora",
     cls=RootGroup,
-    help="Take one picture apart into a content LoRA and a style LoRA, and put them together again.",
+    help="Split one image into a content LoRA and a style LoRA, and recombine them.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
@@ -79,11 +80,13 @@ def _global_options(
     ctx: typer.Context,
     home: Annotated[
         Path | None,
-        typer.Option(help="Folder of all projects; else $UNZIPLORA_HOME, else your data folder."),
+        typer.Option(help="Folder of all projects (default: $UNZIPLORA_HOME, or your data folder)."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON envelope instead of text.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks and more detail.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no messages.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print tracebacks and more detail.")
+    ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
     version: Annotated[
         bool,
@@ -92,12 +95,12 @@ def _global_options(
 ) -> None:
     session = ctx.obj = ctx.obj or Session()
     session.home = home
-    session.offline = offline or os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
+    session.offline = offline or hub_is_offline()
     session.output.json = json
     other_process = int(os.environ.get("RANK", "0")) > 0  # of one training over several
     session.output.quiet = quiet or json or other_process
     session.output.verbose = verbose
     session.output.command = ctx.invoked_subcommand or ""
-    # Nothing asks the hub for anything unless the user said so.
+    # Only commands that call Session.use_network reach the hub.
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
