@@ -1,4 +1,4 @@
-"""Every test has its own home and model cache, and no network."""
+"""Fixtures of all tests: an isolated home and model cache, and no network."""
 
 import os
 import signal
@@ -20,12 +20,12 @@ from unziplora_cli.projects.manifest import Artifact, BaseRecord, Manifest, Sour
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.prompts import make_prompts
 
-# Libraries read these once, when they are imported.
+# Libraries read these when they are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# A shell lets what it runs in the background ignore Ctrl-C, which some tests press.
+# Shells start background jobs with SIGINT ignored; some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("busy machine", deadline=None)
@@ -34,7 +34,7 @@ settings.load_profile("busy machine")
 
 @pytest.fixture(autouse=True)
 def isolated_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty home that is gone after the test; returned for tests that look into it."""
+    """An empty home folder, and an empty model cache beside it."""
     root = tmp_path_factory.mktemp("machine")
     home = root / "home"
     models = root / "huggingface"
@@ -54,7 +54,7 @@ def isolated_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 
 @pytest.fixture(autouse=True)
 def no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refuse every connection that a test without the marker `network` tries to make to another machine."""
+    """Fail on connections to other machines, unless the test has the marker `network`."""
     if "network" in request.keywords:
         return
     connect = socket.socket.connect
@@ -70,7 +70,7 @@ def no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def make_project(isolated_home: Path, sample_manifest: Callable[[Path], Manifest]) -> Callable[..., Project]:
-    """Makes a small finished project in the test's home, with files that match its manifest."""
+    """Creates a small complete project in the test's home, with files that match its manifest."""
 
     def make(name: str = "fox", **changes: object) -> Project:
         store = ProjectStore(isolated_home)
@@ -85,7 +85,7 @@ def make_project(isolated_home: Path, sample_manifest: Callable[[Path], Manifest
 
 @pytest.fixture(scope="session")
 def sample_manifest() -> Callable[[Path], Manifest]:
-    """Makes a manifest of the four files that a project folder holds."""
+    """Creates the manifest of a project folder with four files."""
     return _sample_manifest
 
 

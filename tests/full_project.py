@@ -1,4 +1,4 @@
-"""A small project with everything in it that a report shows, and words that attack it."""
+"""A small project with everything that a report shows, and words that try to inject markup."""
 
 import os
 from dataclasses import replace
@@ -32,7 +32,7 @@ SECRET = "a secret in the metadata"
 ORANGE, BLUE, GREEN = (230, 120, 20), (20, 90, 200), (30, 160, 60)
 
 OPEN = {
-    # Of 8 output columns: those of content, and those of style.
+    # The open columns of content and of style, of 8 output columns.
     "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q": ((0, 1, 2), (2, 3)),
     "down_blocks.1.attentions.0.transformer_blocks.10.attn1.to_q": ((0,), ()),
     "down_blocks.1.attentions.0.transformer_blocks.2.attn1.to_q": ((), (7,)),
@@ -43,15 +43,15 @@ MERGE = {"content": 0.25, "style": 0.75}
 
 
 def fill(project: Project) -> Project:
-    """Give a project of the tests real files: weights, history, pictures, scores and hostile words."""
+    """Add real files to a project: weights, history, images, scores and hostile words."""
     folder = project.folder
     Image.new("RGB", (96, 80), ORANGE).save(folder / "source.png")
     _write_weights(folder)
     callbacks.append_history(folder / "history.csv", (_row(step) for step in range(1, 41)))
-    _draw(folder)
+    _write_images(folder)
     record = project.manifest
     artifacts = [
-        *(_measured(folder, each) for each in record.artifacts),
+        *(_measured(folder, artifact) for artifact in record.artifacts),
         _measured(folder, Artifact("history", "history.csv", "0" * 64, 0, "csv")),
     ]
     return rewrite(
@@ -74,7 +74,7 @@ def fill(project: Project) -> Project:
 
 
 def rewrite(project: Project, **changes: object) -> Project:
-    """The project with another manifest."""
+    """Write a changed manifest; returns the project with it."""
     new: Manifest = replace(project.manifest, **changes)
     manifest.write(project.folder, new)
     return replace(project, manifest=new)
@@ -97,7 +97,7 @@ def _row(step: int) -> callbacks.HistoryRow:
     return callbacks.HistoryRow(step, 1 / step, 1 / step, overlap, 0.1, 1 - step / 80, 1 - step / 60, 0.1)
 
 
-def _draw(folder: Path) -> None:
+def _write_images(folder: Path) -> None:
     images, crossed = folder / "images", folder / "images" / "cross-001"
     crossed.mkdir(parents=True)
     prompts = {"full": PROMPTS.full, "content": PROMPTS.content, "style": PROMPTS.style}

@@ -1,4 +1,4 @@
-"""Imports point one way: a module imports from layers below its own, never from beside or above."""
+"""Imports point down: a module imports only from layers below its own."""
 
 import ast
 from collections.abc import Iterator
@@ -25,12 +25,12 @@ LAYERS = (
     ("cli",),
     ("__main__",),
 )
-TO_MEND = {("accel", "sdxl"), ("method", "accel")}
+TO_CLEAN = {("accel", "sdxl"), ("method", "accel")}
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 
 def imports(file: Path) -> Iterator[str]:
-    """The parts of the package that a module imports, inside functions too."""
+    """The parts of the package that a module imports, including imports inside functions."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -49,14 +49,14 @@ def test_every_part_has_a_layer():
     assert parts - {"__init__"} <= set(LEVEL)
 
 
-def test_no_import_runs_back():
+def test_imports_point_down():
     wrong = []
     for file in PACKAGE.rglob("*.py"):
         part = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
         if part == "__init__":
             continue
         for other in set(imports(file)) - {part, "__version__"}:
-            if LEVEL[other] >= LEVEL[part] and (part, other) not in TO_MEND:
+            if LEVEL[other] >= LEVEL[part] and (part, other) not in TO_CLEAN:
                 wrong.append(f"{file.relative_to(PACKAGE)} imports {other}")
     assert wrong == []
 

@@ -3,7 +3,7 @@ from pathlib import Path
 from unziplora_cli import paths
 
 
-def test_the_option_wins_over_the_variable_and_the_variable_over_the_platform(monkeypatch, tmp_path):
+def test_the_option_precedes_the_variable_and_the_variable_the_default(monkeypatch, tmp_path):
     monkeypatch.setenv("UNZIPLORA_HOME", str(tmp_path / "variable"))
     assert paths.home(tmp_path / "option") == tmp_path / "option"
     assert paths.home() == tmp_path / "variable"
@@ -11,14 +11,14 @@ def test_the_option_wins_over_the_variable_and_the_variable_over_the_platform(mo
     assert paths.home().name == "unziplora"
 
 
-def test_a_home_is_absolute_and_knows_the_tilde(monkeypatch, tmp_path):
+def test_a_home_is_absolute_and_expands_the_tilde(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert paths.home(Path("~/x")) == tmp_path / "x"
     assert paths.home(Path("y")) == tmp_path / "y"
 
 
-def test_the_hub_cache_is_where_the_hub_library_has_it(monkeypatch):
+def test_the_hub_cache_is_that_of_huggingface_hub(monkeypatch):
     import subprocess
     import sys
 
@@ -28,5 +28,5 @@ def test_the_hub_cache_is_where_the_hub_library_has_it(monkeypatch):
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        theirs = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-        assert str(paths.hub_cache()) == theirs.stdout.strip()
+        expected = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert str(paths.hub_cache()) == expected.stdout.strip()

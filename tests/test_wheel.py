@@ -1,4 +1,4 @@
-"""What a person gets who installs the wheel instead of working in the checkout."""
+"""The installed wheel contains everything that the program needs."""
 
 import subprocess
 import sys
@@ -40,7 +40,7 @@ def site(wheel, tmp_path_factory) -> Path:
 
 
 def run(site: Path, program: str) -> str:
-    """Run a program in an empty folder with the installed package before everything else."""
+    """Run a program in an empty folder, with the installed package first on the path."""
     program = f"import sys; sys.path.insert(0, {str(site)!r})\n{program}"
     result = subprocess.run([sys.executable, "-c", program], cwd=site.parent, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -91,7 +91,7 @@ def test_the_installed_program_starts(site):
     assert '"ok": true' in run(site, program)
 
 
-def test_the_wheel_carries_every_data_file_and_nothing_beside_the_package(wheel):
+def test_the_wheel_contains_every_data_file_and_nothing_beside_the_package(wheel):
     names = {Path(name) for name in zipfile.ZipFile(wheel).namelist()}
     assert {name.parts[0].split("-")[0] for name in names} == {"unziplora", "unziplora_cli"}
     data = [

@@ -1,4 +1,4 @@
-"""A random base of SDXL's exact classes and block names, small enough for every test: 64 px, under 2 MB."""
+"""A random base with SDXL's classes and block names, small enough for every test: 64 px, under 2 MB."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ _WIDTHS = (8, 16)
 
 
 def write_tokenizer(folder: Path) -> int:
-    """Write a byte-level BPE that keeps WORDS whole and spells all else; returns its vocabulary size."""
+    """Write a byte-level BPE with one token per word of WORDS and per other letter; returns its size."""
     letters = [chr(i) for i in range(33, 127)]
     merges = []
     for word in WORDS:
@@ -137,5 +137,5 @@ def make_tiny_base(folder: Path, seed: int = 0) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the tiny base, made once; treat it as read-only."""
+    """The folder of the tiny base; read-only."""
     return make_tiny_base(tmp_path_factory.mktemp("tiny") / "base")

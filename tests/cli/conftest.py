@@ -1,4 +1,4 @@
-"""Running a command line in this process, as the console script does."""
+"""Fixtures that run command lines in this process, as the console script does."""
 
 import contextlib
 import io
@@ -18,7 +18,7 @@ from unziplora_cli.__main__ import run
 
 @dataclass(frozen=True)
 class Completed:
-    """How a command completed."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -26,14 +26,14 @@ class Completed:
 
     @property
     def envelope(self) -> dict[str, Any]:
-        """What --json printed; fails when stdout carries anything else, or what the schema does not allow."""
+        """The JSON envelope; fails if stdout holds anything else or the schema does not allow it."""
         envelope: dict[str, Any] = json.loads(self.out)
         envelopes.check(envelope)
         return envelope
 
     @property
     def message(self) -> str:
-        """stderr without the line breaks that fit it to the terminal."""
+        """stderr without the line breaks of the terminal width."""
         return " ".join(self.err.split())
 
 
@@ -43,7 +43,7 @@ def unziplora(capsys: pytest.CaptureFixture[str]) -> Callable[..., Completed]:
 
     def invoke(*arguments: object) -> Completed:
         capsys.readouterr()
-        code = run([str(each) for each in arguments])
+        code = run([str(argument) for argument in arguments])
         return Completed(code, *capsys.readouterr())
 
     return invoke
@@ -51,7 +51,7 @@ def unziplora(capsys: pytest.CaptureFixture[str]) -> Callable[..., Completed]:
 
 SETTINGS = {
     "preset": "mini",
-    "destyle-images": 0,  # drawing them would take longer than the training
+    "destyle-images": 0,  # generating them would take longer than the training
     "resolution": 64,
     "rank": 4,
     "steps": 6,
@@ -69,7 +69,7 @@ def settings(tiny_base: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two pictures, fox.png and rose.jpg."""
+    """A folder with two images, fox.png and rose.jpg."""
     folder = tmp_path_factory.mktemp("photos")
     image = Image.linear_gradient("L").resize((96, 80)).convert("RGB")
     image.save(folder / "fox.png")
@@ -79,7 +79,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class TrainedHome:
-    """A home with two finished projects, and what the command that trained them message."""
+    """A home with two complete projects, and the result of the command that trained them."""
 
     home: Path
     completed: Completed
@@ -87,39 +87,39 @@ class TrainedHome:
 
 @pytest.fixture(scope="session")
 def trained_home(photos: Path, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> TrainedHome:
-    """The projects fox (watercolor) and rose (sketch), made by one command; treat as read-only."""
+    """The projects fox (watercolor) and rose (sketch), trained by one command; read-only."""
     home = tmp_path_factory.mktemp("trained_home")
     words = ["--subject=fox", "--subject=rose", "--style=watercolor", "--style=sketch"]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        pictures = [str(photos / "fox.png"), str(photos / "rose.jpg")]
-        code = run(["train", *pictures, *words, *settings, f"--home={home}", "--json"])
+        files = [str(photos / "fox.png"), str(photos / "rose.jpg")]
+        code = run(["train", *files, *words, *settings, f"--home={home}", "--json"])
     return TrainedHome(home, Completed(code, out.getvalue(), err.getvalue()))
 
 
 @pytest.fixture
 def two_projects(trained_home: TrainedHome, isolated_home: Path) -> Path:
-    """The test's home, with the projects fox and rose in it."""
+    """The test's home, with copies of the projects fox and rose."""
     shutil.copytree(trained_home.home, isolated_home)
     return isolated_home
 
 
 @pytest.fixture
 def home_files(isolated_home: Path) -> Callable[[], list[str]]:
-    """Tells which files the test's home holds, beside locks."""
+    """Lists the files in the test's home, without locks."""
 
-    def look() -> list[str]:
+    def list_files() -> list[str]:
         files = (
             path.relative_to(isolated_home) for path in isolated_home.rglob("*") if isolated_home.is_dir()
         )
         return sorted(str(path) for path in files if path.parts[0] != "locks" and path != Path("projects"))
 
-    return look
+    return list_files
 
 
 @pytest.fixture
 def assert_fails(unziplora, home_files) -> Callable[..., str]:
-    """Runs a command that must fail with ``code`` and leave the home as it was; returns what it message."""
+    """Runs a command that must exit with `code` and not change the home; returns its message."""
 
     def check(code: int, *arguments: object) -> str:
         before = home_files()

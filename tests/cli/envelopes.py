@@ -1,4 +1,4 @@
-"""The envelopes of --json, against the schema that ships."""
+"""Validate the envelopes of --json with the shipped schema."""
 
 import json
 from functools import cache
@@ -11,14 +11,14 @@ from unziplora_cli.resources import template
 
 @cache
 def schema() -> dict[str, Any]:
-    """The shipped schema; its $defs hold the shape of each command's result, by the command's name."""
+    """The shipped schema; its $defs hold the schema of every command's result, by command name."""
     loaded: dict[str, Any] = json.loads(template("envelope.schema.json").read_text(encoding="utf-8"))
     Draft202012Validator.check_schema(loaded)
     return loaded
 
 
 def check(envelope: dict[str, Any]) -> None:
-    """Raise unless the envelope and the result in it are as the schema says."""
+    """Raise ValidationError unless the envelope and its result follow the schema."""
     whole = schema()
     Draft202012Validator(whole).validate(envelope)
     shape = whole["$defs"].get(envelope["command"])

@@ -14,13 +14,13 @@ def every_command() -> list[list[str]]:
     commands = [[]]
     for group, prefix in (
         (app.app, []),
-        *((each.typer_instance, [each.name]) for each in app.app.registered_groups),
+        *((entry.typer_instance, [entry.name]) for entry in app.app.registered_groups),
     ):
-        commands += [[*prefix, each.name] for each in group.registered_commands]
-    return commands + [[each.name] for each in app.app.registered_groups]
+        commands += [[*prefix, command.name] for command in group.registered_commands]
+    return commands + [[group.name] for group in app.app.registered_groups]
 
 
-def test_no_help_imports_anything_heavy():
+def test_help_imports_no_heavy_library():
     program = (
         "import contextlib, io, sys\n"
         "from unziplora_cli.__main__ import run\n"
@@ -60,7 +60,7 @@ def test_no_arguments_show_the_help(unziplora):
         ("show ../fox", "cannot be the name of a project"),
     ],
 )
-def test_a_wrong_command_line_ends_with_2_and_one_message(unziplora, line, says):
+def test_a_usage_error_exits_with_2_and_one_message(unziplora, line, says):
     completed = unziplora(*line.split())
     assert (completed.code, completed.out) == (2, "")
     assert says in completed.message
@@ -76,9 +76,11 @@ def test_with_json_a_failure_is_one_envelope(unziplora, line):
     assert completed.err == ""
 
 
-def test_global_options_may_stand_behind_the_command(unziplora, tmp_path, make_project):
+def test_global_options_may_follow_the_command(unziplora, tmp_path, make_project):
     make_project("fox")
-    assert [each["name"] for each in unziplora("list", "--json").envelope["result"]["projects"]] == ["fox"]
+    assert [project["name"] for project in unziplora("list", "--json").envelope["result"]["projects"]] == [
+        "fox"
+    ]
     for line in (["list", "--json", "--home", tmp_path], [f"--home={tmp_path}", "list", "--json"]):
         assert unziplora(*line).envelope["result"]["projects"] == []
 
@@ -97,7 +99,7 @@ def test_global_options_may_stand_behind_the_command(unziplora, tmp_path, make_p
         (ZeroDivisionError("by zero"), 1, "ZeroDivisionError: by zero -> This is a bug"),
     ],
 )
-def test_every_failure_has_its_code_and_shows_no_traceback(unziplora, monkeypatch, error, code, says):
+def test_every_failure_has_an_exit_code_and_no_traceback(unziplora, monkeypatch, error, code, says):
     def fail(session):
         raise error
 
@@ -108,7 +110,7 @@ def test_every_failure_has_its_code_and_shows_no_traceback(unziplora, monkeypatc
     assert "Traceback" not in completed.err
 
 
-def test_out_of_memory_on_a_device_is_told_apart(unziplora, monkeypatch):
+def test_out_of_memory_on_a_device_exits_with_5(unziplora, monkeypatch):
     import torch
 
     def fail(session):
@@ -124,7 +126,7 @@ def test_verbose_shows_the_traceback(unziplora):
     assert completed.code == 3
 
 
-def test_the_hub_is_off_limits_unless_pulling(unziplora, monkeypatch):
+def test_the_hub_stays_offline_unless_pulling(unziplora, monkeypatch):
     import os
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
@@ -132,7 +134,7 @@ def test_the_hub_is_off_limits_unless_pulling(unziplora, monkeypatch):
     assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
-def test_no_color_is_honoured(unziplora, monkeypatch):
+def test_no_color_is_respected(unziplora, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\x1b[" in unziplora("show", "nobody").err

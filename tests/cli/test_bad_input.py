@@ -1,4 +1,4 @@
-"""Whatever is wrong with what a user gives: one clear message, the right exit code, nothing left behind."""
+"""Every invalid input gives one clear message and the correct exit code, and leaves no files."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ QUICK = ("--steps=2", "--device=cpu")
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds one byte of it."""
+    """A PNG that declares a size and holds one byte of data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -34,11 +34,11 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
-def bad_pictures(folder: Path) -> dict[str, Path]:
-    """One file of each kind that is no usable picture."""
+def bad_images(folder: Path) -> dict[str, Path]:
+    """One file of every kind that is not a usable image."""
     paths = {name: folder / f"{name}.png" for name in ("missing", "text", "empty", "cut", "dot", "bomb")}
     paths["folder"] = folder
-    paths["text"].write_text("I am not a picture")
+    paths["text"].write_text("I am not an image")
     paths["empty"].write_bytes(b"")
     Image.effect_noise((200, 200), 90).save(paths["cut"])
     paths["cut"].write_bytes(paths["cut"].read_bytes()[:4000])
@@ -48,7 +48,7 @@ def bad_pictures(folder: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"),
+    ("kind", "text"),
     [
         ("missing", "There is no file"),
         ("folder", "is a folder, not a picture"),
@@ -59,19 +59,19 @@ def bad_pictures(folder: Path) -> dict[str, Path]:
         ("bomb", "is far too large"),
     ],
 )
-def test_a_bad_picture_is_refused_before_any_training(
-    assert_fails, tmp_path, photos, settings, monkeypatch, kind, says
+def test_a_bad_image_is_rejected_before_any_training(
+    assert_fails, tmp_path, photos, settings, monkeypatch, kind, text
 ):
-    """Also when a good one comes first: that one is not trained."""
+    """A valid image before the invalid one is not trained either."""
     from unziplora_cli.cli import train
 
-    monkeypatch.setattr(train, "find_base", lambda *_: pytest.fail("the base was looked for"))
-    message = assert_fails(2, "train", photos / "fox.png", bad_pictures(tmp_path)[kind], *WORDS, *settings)
-    assert says in message
+    monkeypatch.setattr(train, "find_base", lambda *_: pytest.fail("the base was resolved"))
+    message = assert_fails(2, "train", photos / "fox.png", bad_images(tmp_path)[kind], *WORDS, *settings)
+    assert text in message
     assert "->" in message
 
 
-def test_a_20000_px_wide_picture_is_trained_on_with_a_note(unziplora, tmp_path, settings):
+def test_a_20000_px_wide_image_trains_with_a_note(unziplora, tmp_path, settings):
     path = tmp_path / "wide.png"
     Image.linear_gradient("L").resize((20_000, 80)).save(path)
     completed = unziplora("train", path, *WORDS, *settings)
@@ -79,9 +79,7 @@ def test_a_20000_px_wide_picture_is_trained_on_with_a_note(unziplora, tmp_path, 
     assert "20000 x 80 px: only" in completed.message
 
 
-def test_the_first_frame_of_an_animation_is_used_and_that_is_said(
-    unziplora, tmp_path, settings, isolated_home
-):
+def test_the_first_frame_of_an_animation_is_used_with_a_note(unziplora, tmp_path, settings, isolated_home):
     path = tmp_path / "dance.gif"
     frames = [Image.new("RGB", (80, 80), color) for color in ("red", "green", "blue")]
     frames[0].save(path, save_all=True, append_images=frames[1:])
@@ -91,7 +89,7 @@ def test_the_first_frame_of_an_animation_is_used_and_that_is_said(
     assert (isolated_home / "projects/dance/source.gif").read_bytes() == path.read_bytes()
 
 
-def test_a_long_prompt_is_cut_and_that_is_said(unziplora, photos, settings):
+def test_a_long_prompt_is_truncated_with_a_note(unziplora, photos, settings):
     subject = "fox " * 28 + "on the beach"
     completed = unziplora("train", photos / "fox.png", f"--subject={subject}", "--style=sketch", *settings)
     assert completed.code == 0
@@ -100,7 +98,7 @@ def test_a_long_prompt_is_cut_and_that_is_said(unziplora, photos, settings):
 
 
 @pytest.mark.parametrize(
-    ("code", "options", "says"),
+    ("code", "options", "text"),
     [
         (2, ["--subject= "], "The subject is empty"),
         (2, ["--trigger="], "The trigger is empty"),
@@ -129,10 +127,10 @@ def test_a_long_prompt_is_cut_and_that_is_said(unziplora, photos, settings):
         (4, ["--vae=owner/vae"], "unziplora models pull owner/vae"),
     ],
 )
-def test_a_bad_option_of_train(assert_fails, photos, settings, code, options, says):
+def test_a_bad_option_of_train(assert_fails, photos, settings, code, options, text):
     names = {option.split("=")[0] for option in options}
-    kept = [each for each in (*WORDS, *settings) if each.split("=")[0] not in names]
-    assert says in assert_fails(code, "train", photos / "fox.png", *kept, *options)
+    kept = [option for option in (*WORDS, *settings) if option.split("=")[0] not in names]
+    assert text in assert_fails(code, "train", photos / "fox.png", *kept, *options)
 
 
 def test_a_preset_file_with_an_unknown_key_names_the_nearest(assert_fails, photos, tmp_path):
@@ -143,14 +141,14 @@ def test_a_preset_file_with_an_unknown_key_names_the_nearest(assert_fails, photo
     assert "Did you mean 'rank'?" in message
 
 
-def test_missing_words_without_a_terminal_name_the_flags(assert_fails, photos, settings):
+def test_missing_words_without_a_terminal_name_the_options(assert_fails, photos, settings):
     assert "--subject fox" in assert_fails(2, "train", photos / "fox.png", *settings)
     assert "--style watercolor" in assert_fails(2, "train", photos / "fox.png", "--subject=fox", *settings)
     twice = ("--subject=a", "--subject=b", "--style=c")
     assert "2 times for 1 picture" in assert_fails(2, "train", photos / "fox.png", *twice, *settings)
 
 
-def test_two_pictures_of_one_name_are_told_apart_first(assert_fails, photos, tmp_path, settings):
+def test_two_images_with_one_project_name_are_rejected(assert_fails, photos, tmp_path, settings):
     other = shutil.copy(photos / "rose.jpg", tmp_path / "fox.jpg")
     message = assert_fails(2, "train", photos / "fox.png", other, *WORDS, *settings)
     assert "would both become the project 'fox'" in message
@@ -159,7 +157,7 @@ def test_two_pictures_of_one_name_are_told_apart_first(assert_fails, photos, tmp
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder_2", "tokenizer", "scheduler", "unet/config.json"])
-def test_a_base_that_lacks_a_part(assert_fails, photos, tiny_base, settings, tmp_path, part):
+def test_a_base_with_a_missing_component(assert_fails, photos, tiny_base, settings, tmp_path, part):
     base = shutil.copytree(tiny_base, tmp_path / "base")
     shutil.rmtree(base / part) if (base / part).is_dir() else (base / part).unlink()
     message = assert_fails(4, "train", photos / "fox.png", *WORDS, *settings, f"--base={base}")
@@ -167,7 +165,7 @@ def test_a_base_that_lacks_a_part(assert_fails, photos, tiny_base, settings, tmp
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "text"),
     [
         ({"addition_embed_type": None}, "no pooled text"),
         ({"in_channels": 9}, "inpainting"),
@@ -175,13 +173,13 @@ def test_a_base_that_lacks_a_part(assert_fails, photos, tiny_base, settings, tmp
         ({"up_block_types": ["UpBlock2D"] * 3}, "has no attention at"),
     ],
 )
-def test_a_base_that_is_not_of_sdxls_shape(assert_fails, photos, tiny_base, settings, tmp_path, change, says):
+def test_a_base_with_another_architecture(assert_fails, photos, tiny_base, settings, tmp_path, change, text):
     base = shutil.copytree(tiny_base, tmp_path / "base")
     path = base / "unet/config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     message = assert_fails(4, "train", photos / "fox.png", *WORDS, *settings, f"--base={base}")
     assert "is not of SDXL's shape" in message
-    assert says in message
+    assert text in message
 
 
 def test_a_base_with_broken_weights(assert_fails, photos, tiny_base, settings, tmp_path):
@@ -200,7 +198,7 @@ def test_a_home_that_is_a_file(assert_fails, photos, settings, tmp_path):
     assert home.read_text() == "mine"
 
 
-def test_a_home_that_must_not_be_written_to(assert_fails, photos, settings, monkeypatch):
+def test_a_read_only_home(assert_fails, photos, settings, monkeypatch):
     mkdir = Path.mkdir
 
     def read_only(self: Path, *args: object, **named: object) -> None:
@@ -226,9 +224,7 @@ def full_disk(*args: object, **named: object) -> None:
         "unziplora_cli.projects.manifest.files.write_bytes",
     ],
 )
-def test_a_disk_that_fills_up_while_training(
-    assert_fails, photos, settings, two_projects, monkeypatch, target
-):
+def test_a_full_disk_while_training(assert_fails, photos, settings, two_projects, monkeypatch, target):
     monkeypatch.setattr(target, full_disk)
     message = assert_fails(3, "train", photos / "fox.png", *WORDS, *settings, "--force")
     assert "No space left on device" in message
@@ -236,7 +232,7 @@ def test_a_disk_that_fills_up_while_training(
     assert ProjectStore(two_projects).verify("fox").problems == ()
 
 
-def test_a_disk_that_fills_up_while_drawing(assert_fails, two_projects, monkeypatch):
+def test_a_full_disk_while_generating(assert_fails, two_projects, monkeypatch):
     monkeypatch.setenv("UNZIPLORA_HOME", str(two_projects))
     monkeypatch.setattr(Image.Image, "save", full_disk)
     message = assert_fails(3, "content", "fox", *QUICK, "--out", two_projects / "projects/fox")
@@ -245,7 +241,7 @@ def test_a_disk_that_fills_up_while_drawing(assert_fails, two_projects, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("code", "line", "says"),
+    ("code", "line", "text"),
     [
         (3, ["content", "fx"], "There is no project 'fx'. Did you mean fox?"),
         (3, ["combine", "fox", "nobody"], "There is no project 'nobody'"),
@@ -268,17 +264,17 @@ def test_a_disk_that_fills_up_while_drawing(assert_fails, two_projects, monkeypa
         (4, ["content", "fox", "--base=no-such-folder"], "There is no base 'no-such-folder'"),
     ],
 )
-def test_a_bad_command_to_draw(assert_fails, two_projects, code, line, says):
-    assert says in assert_fails(code, *line)
+def test_a_bad_option_of_a_generation_command(assert_fails, two_projects, code, line, text):
+    assert text in assert_fails(code, *line)
 
 
 @pytest.mark.parametrize("command", ["content", "cross"])
-def test_a_place_that_cannot_be_written_is_told_before_drawing(
+def test_an_unwritable_output_is_rejected_before_generating(
     assert_fails, two_projects, tmp_path, monkeypatch, command
 ):
     from unziplora_cli.workflows import generate
 
-    monkeypatch.setattr(generate, "pictures", lambda *_: pytest.fail("it was drawn"))
+    monkeypatch.setattr(generate, "pictures", lambda *_: pytest.fail("an image was generated"))
     (tmp_path / "file").write_text("mine")
     message = assert_fails(3, command, "fox", *QUICK, "--out", tmp_path / "file/below")
     assert "file is not a folder" in message
@@ -287,8 +283,8 @@ def test_a_place_that_cannot_be_written_is_told_before_drawing(
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_everything_cheap_is_checked_before_torch_is_imported(photos, two_projects, tmp_path):
-    bad = bad_pictures(tmp_path)
+def test_cheap_checks_run_before_torch_is_imported(photos, two_projects, tmp_path):
+    bad = bad_images(tmp_path)
     fox = str(photos / "fox.png")
     train = ["train", fox, *WORDS]
     lines = [

@@ -1,4 +1,4 @@
-"""What the shell offers, asked through the variables by which a shell asks."""
+"""Shell completion, called through the environment variables that a shell sets."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ HEAVY = ("torch", "diffusers", "transformers", "numpy", "PIL", "huggingface_hub"
 
 
 def commands(node: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every command of the program, with the words that name it."""
+    """Every command of the program, with its path of words."""
     below = getattr(node, "commands", None)
     if below is None:
         yield path, node
@@ -26,13 +26,13 @@ def commands(node: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
         yield from commands(command, *path, name)
 
 
-def places() -> Iterator[Any]:
-    """Every place of every command where a project is to be named, as the words before it."""
+def project_positions() -> Iterator[Any]:
+    """The words before every argument or option that names a project."""
     for path, command in commands(typer.main.get_command(app.app)):
         before: list[str] = []
         for parameter in command.params:
             takes_a_project = "PROJECT" in (parameter.metavar or "") or "project" in parameter.name
-            takes_a_project &= parameter.opts != ["--resume"]  # an unfinished one
+            takes_a_project &= parameter.opts != ["--resume"]  # completes unfinished trainings
             if parameter.param_type_name == "option":
                 if takes_a_project:
                     yield pytest.param([*path, parameter.opts[0]], id=" ".join([*path, parameter.opts[0]]))
@@ -43,8 +43,10 @@ def places() -> Iterator[Any]:
 
 
 @pytest.fixture
-def offered(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """What is offered for the last word of a line."""
+def complete_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., list[str]]:
+    """Completes the last word of a command line."""
 
     def complete(*words: str) -> list[str]:
         monkeypatch.setenv("_UNZIPLORA_COMPLETE", "complete_bash")
@@ -57,48 +59,48 @@ def offered(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     return complete
 
 
-@pytest.mark.parametrize("before", list(places()))
-def test_every_place_of_a_project_offers_the_projects(before, offered, make_project):
+@pytest.mark.parametrize("before", list(project_positions()))
+def test_every_project_argument_completes_projects(before, complete_line, make_project):
     for name in ("fox", "forest", "rose"):
         make_project(name)
-    assert offered(*before, "fo") == ["forest", "fox"]
-    assert offered(*before, "") == ["forest", "fox", "rose"]
-    assert offered(*before, "x") == []
+    assert complete_line(*before, "fo") == ["forest", "fox"]
+    assert complete_line(*before, "") == ["forest", "fox", "rose"]
+    assert complete_line(*before, "x") == []
 
 
-def test_unfinished_and_hidden_folders_are_not_offered(offered, make_project):
+def test_unfinished_and_hidden_folders_are_not_completed(complete_line, make_project):
     folder = make_project("fox").folder
     (folder.parent / ".fox.0a1b2c3d.partial").mkdir()
     (folder.parent / "notes.txt").touch()
-    assert offered("show", "") == ["fox"]
+    assert complete_line("show", "") == ["fox"]
 
 
-def test_what_can_be_resumed_is_offered(offered, make_project):
+def test_resume_completes_unfinished_trainings(complete_line, make_project):
     folder = make_project("fox").folder
     (folder.parent / ".rose.unfinished").mkdir()
-    assert offered("train", "--resume", "") == ["rose"]
+    assert complete_line("train", "--resume", "") == ["rose"]
 
 
-def test_the_home_of_the_line_counts(offered, tmp_path, make_project):
+def test_the_home_option_of_the_line_is_used(complete_line, tmp_path, make_project):
     make_project("fox")
     (tmp_path / "projects" / "rose").mkdir(parents=True)
-    assert offered("--home", str(tmp_path), "show", "") == ["rose"]
-    assert offered("--home", str(tmp_path / "nowhere"), "show", "") == []
+    assert complete_line("--home", str(tmp_path), "show", "") == ["rose"]
+    assert complete_line("--home", str(tmp_path / "nowhere"), "show", "") == []
 
 
-def test_models_are_offered(offered, tiny_base):
+def test_models_are_completed(complete_line, tiny_base):
     put_in_cache(tiny_base, "owner/name", "ab" * 20)
     (put_in_cache(tiny_base, "owner/llm", "cd" * 20) / "model_index.json").unlink()
-    assert offered("models", "remove", "") == ["mini", "sdxl", "owner/name"]
-    assert offered("train", "fox.png", "--base", "ow") == ["owner/name"]
-    assert offered("content", "fox", "--base", "m") == ["mini"]
+    assert complete_line("models", "remove", "") == ["mini", "sdxl", "owner/name"]
+    assert complete_line("train", "fox.png", "--base", "ow") == ["owner/name"]
+    assert complete_line("content", "fox", "--base", "m") == ["mini"]
 
 
-def test_choices_are_offered(offered):
-    assert offered("content", "fox", "--scheduler", "d") == ["ddim", "ddpm", "dpm++"]
+def test_choices_are_completed(complete_line):
+    assert complete_line("content", "fox", "--scheduler", "d") == ["ddim", "ddpm", "dpm++"]
 
 
-def test_completing_imports_nothing_heavy(make_project):
+def test_completion_imports_no_heavy_library(make_project):
     make_project("fox")
     program = (
         "import sys\n"

@@ -1,4 +1,4 @@
-"""--json of every command, against the schema that ships: a success and a failure of each."""
+"""--json of every command follows the shipped schema, on success and on failure."""
 
 import json
 from collections.abc import Callable
@@ -20,8 +20,8 @@ from unziplora_cli.workflows import demo, doctor
 PROGRAM = {" ".join(path): node for path, node in commands(typer.main.get_command(app.app))}
 QUICK = "--steps=1 --device=cpu"
 
-# One line per command that ends well with two trained projects, fox and rose, and a hub that has owner/name.
-# {base} is the base that they were trained on, {out} an empty folder, {fox} and {rose} the projects' folders.
+# A command line per command, which succeeds with two projects, fox and rose, and a hub that has owner/name.
+# {base} is their base, {out} an empty folder, {fox} and {rose} the folders of the projects.
 EXAMPLES = {
     "train": "train {photos}/fox.png --name=cat --subject=cat --style=ink {settings}",
     "content": f"content fox {QUICK}",
@@ -60,7 +60,7 @@ def fill(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[str], list[str]]:
-    """Makes the words of a line; what it needs is there."""
+    """Fills in the paths of a command line and prepares what it needs."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub.repositories["owner/name"] = Repository(sdxl_files())
     places = {
@@ -73,24 +73,24 @@ def fill(
     return lambda line: line.format(**places).split()
 
 
-def test_every_command_has_an_example_and_a_shape() -> None:
+def test_every_command_has_an_example_and_a_schema() -> None:
     """A new command needs a line here and an entry in the $defs of the schema, by its name."""
     assert EXAMPLES.keys() == PROGRAM.keys()
     assert PROGRAM.keys() <= schema()["$defs"].keys()
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_every_command_ends_in_an_envelope_of_its_shape(
+def test_every_successful_command_prints_an_envelope(
     name: str,
     fill: Callable[[str], list[str]],
     unziplora: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if name == "demo":  # its trainings take long, and are tested elsewhere
+    if name == "demo":  # its trainings take long and are tested elsewhere
         monkeypatch.setattr(
             demo, "demo", lambda *_, **__: iter([demo.Demonstrated(Path("x.png"), ("a", "b"), 4, 1.0)])
         )
-    if name == "doctor":  # the machine is looked at elsewhere
+    if name == "doctor":  # tested elsewhere
         monkeypatch.setattr(doctor, "collect_environment", lambda *_, **__: SOUND)
     if name == "models remove":
         unziplora("models", "pull", "owner/name")
@@ -103,7 +103,7 @@ def test_every_command_ends_in_an_envelope_of_its_shape(
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_every_command_that_fails_ends_in_an_envelope(name: str, unziplora: Callable[..., Any]) -> None:
+def test_every_failing_command_prints_an_envelope(name: str, unziplora: Callable[..., Any]) -> None:
     completed = unziplora(*name.split(), "--no-such-option", "--json")
     envelope = completed.envelope
     assert (completed.code, envelope["ok"], envelope["error"]["exit_code"]) == (2, False, 2)
@@ -112,7 +112,7 @@ def test_every_command_that_fails_ends_in_an_envelope(name: str, unziplora: Call
 
 
 def test_warnings_are_part_of_the_envelope(unziplora, two_projects, tiny_base, tmp_path):
-    """The base of the project was changed since."""
+    """The base of the project has changed since the training."""
     changed = two_projects / "projects/fox/manifest.json"
     text = changed.read_text()
     fingerprint = text.split('"hash": "')[1].split('"')[0]
@@ -123,7 +123,7 @@ def test_warnings_are_part_of_the_envelope(unziplora, two_projects, tiny_base, t
     assert completed.err == ""
 
 
-def test_numbers_that_are_none_are_null(capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_that_are_not_finite_are_null(capsys: pytest.CaptureFixture[str]) -> None:
     output = Output()
     output.json = True
     output.result({"loss": float("nan"), "rates": [float("inf"), 1.0], "path": Path("x")})

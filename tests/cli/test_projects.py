@@ -9,7 +9,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_an_empty_home_tells_how_to_start(unziplora):
+def test_an_empty_home_shows_how_to_start(unziplora):
     completed = unziplora("list")
     assert completed.code == 0
     assert "unziplora train" in completed.out
@@ -32,7 +32,7 @@ def test_list_names_damaged_projects(unziplora, make_project):
     assert unziplora("list", "--json").envelope["result"]["damaged"][0]["name"] == "fox"
 
 
-def test_show_gives_the_whole_manifest_as_json(unziplora, make_project):
+def test_show_prints_the_whole_manifest_as_json(unziplora, make_project):
     project = make_project("fox")
     assert unziplora("show", "fox", "--json").envelope["result"]["manifest"] == json.loads(
         (project.folder / "manifest.json").read_text()
@@ -53,7 +53,7 @@ def test_words_of_the_user_are_not_markup(unziplora, make_project):
     assert "[red]fox[/nope]" in unziplora("list").out
 
 
-def test_verify_ends_with_3_and_names_the_file(unziplora, make_project):
+def test_verify_exits_with_3_and_names_the_file(unziplora, make_project):
     project = make_project("fox")
     assert unziplora("verify", "fox").code == 0
     project.path("style").unlink()
@@ -71,7 +71,7 @@ def test_rename(unziplora, make_project):
 
 
 @pytest.mark.parametrize("line", ["show foxx", "verify foxx", "rename foxx x", "remove foxx --yes"])
-def test_an_unknown_project_ends_with_3_and_its_neighbour(unziplora, make_project, line):
+def test_an_unknown_project_exits_with_3_and_suggests_a_name(unziplora, make_project, line):
     make_project("fox")
     completed = unziplora(*line.split())
     assert completed.code == 3
@@ -79,7 +79,7 @@ def test_an_unknown_project_ends_with_3_and_its_neighbour(unziplora, make_projec
     assert "unziplora list" in completed.message
 
 
-def test_remove_needs_a_yes(unziplora, make_project, monkeypatch):
+def test_remove_asks_for_confirmation(unziplora, make_project, monkeypatch):
     project = make_project("fox")
     completed = unziplora("remove", "fox")  # no terminal here
     assert completed.code == 2

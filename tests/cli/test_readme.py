@@ -1,4 +1,4 @@
-"""What the README shows, run as it stands there."""
+"""The README's code runs, and its commands exist."""
 
 import re
 from pathlib import Path
@@ -15,16 +15,16 @@ from unziplora_cli.cli import app
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")  # of every second adapter
-def test_the_python_lines_add_both_loras_to_a_plain_pipeline(
+@pytest.mark.filterwarnings("ignore:Already fused a `peft_config`:UserWarning")  # of every second adapter
+def test_the_python_code_adds_both_loras_to_a_diffusers_pipeline(
     two_projects: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it stands, but for the base and the device: the projects were trained on the tiny base."""
+    """Unchanged except for the base and the device: the projects were trained on the tiny base."""
     load = StableDiffusionXLPipeline.from_pretrained
-    asked: list[str] = []
+    loaded: list[str] = []
 
     def from_tiny(cls: type, base: str, **_: Any) -> StableDiffusionXLPipeline:
-        asked.append(base)
+        loaded.append(base)
         pipe = load(tiny_base, local_files_only=True).to(torch.float32)
         pipe.set_progress_bar_config(disable=True)
         return pipe
@@ -33,12 +33,12 @@ def test_the_python_lines_add_both_loras_to_a_plain_pipeline(
     monkeypatch.setattr(StableDiffusionXLPipeline, "to", to_cpu(StableDiffusionXLPipeline.to))
     monkeypatch.chdir(two_projects / "projects")
     (lines,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    lived: dict[str, Any] = {}
-    exec(compile(lines, "README.md", "exec"), lived)
+    variables: dict[str, Any] = {}
+    exec(compile(lines, "README.md", "exec"), variables)
 
-    assert asked == ["stabilityai/stable-diffusion-xl-base-1.0"]
-    assert lived["image"].size == (64, 64)
-    pipe = lived["pipe"]
+    assert loaded == ["stabilityai/stable-diffusion-xl-base-1.0"]
+    assert variables["image"].size == (64, 64)
+    pipe = variables["pipe"]
     assert pipe.get_active_adapters() == ["content", "style"]
     plain = from_tiny(StableDiffusionXLPipeline, "").unet.state_dict()
     expected = dict(plain)
@@ -49,16 +49,16 @@ def test_the_python_lines_add_both_loras_to_a_plain_pipeline(
             expected[key] = expected[key] + weights.up.float() @ weights.down.float()
     pipe.fuse_lora()
     pipe.unload_lora_weights()
-    found = pipe.unet.state_dict()
+    fused = pipe.unet.state_dict()
     changed = [key for key in plain if not torch.equal(expected[key], plain[key])]
     assert len(changed) > 10
-    assert found.keys() == expected.keys()
+    assert fused.keys() == expected.keys()
     for key, tensor in expected.items():
-        torch.testing.assert_close(found[key], tensor, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(fused[key], tensor, rtol=1e-4, atol=1e-5)
 
 
 def to_cpu(move: Any) -> Any:
-    """Stays where it is when it is sent to a GPU."""
+    """`move`, except that a pipeline stays on the CPU when it is sent to a GPU."""
     return lambda pipe, *where: pipe if where == ("cuda",) else move(pipe, *where)
 
 

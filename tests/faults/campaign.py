@@ -1,10 +1,10 @@
-"""What happens to projects when things go wrong: tries faults at random moments, and prints a table.
+"""Inject faults at random moments and report whether projects survive, as a table.
 
-    python -m tests.faults.campaign                 # 50 kills and some of every other fault
+    python -m tests.faults.campaign                 # 50 kills, and 6 trials of every other fault
     python -m tests.faults.campaign --kills 6 --others 1 --seed 3
 
-A trial survives when no project is damaged, no file is lost, the command that a person would type next ends
-with the very bytes of an undisturbed training, and nothing of the fault is left on the disk.
+A trial survives if no project is damaged, no file is lost, the next command of a user produces the same bytes
+as an undisturbed training, and no temporary file remains.
 """
 
 import argparse
@@ -31,37 +31,37 @@ class Score:
 
 
 def main() -> int:
-    """Run the campaign that the command line asks for; 1 when anything was lost."""
+    """Run the campaign; returns 1 if anything was lost."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.campaign")
     parser.add_argument("--kills", type=int, default=50, help="moments at which a process is killed")
     parser.add_argument("--others", type=int, default=6, help="trials of every other fault")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="faults whose name has this in it")
-    given = parser.parse_args()
+    parser.add_argument("--only", default="", help="only faults whose names contain this")
+    options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
     from tests.faults.lab import Lab
     from tests.faults.trials import KILLS, OTHERS, Skip
 
-    chance = random.Random(given.seed)
+    rng = random.Random(options.seed)
     scores: dict[str, Score] = {}
     with tempfile.TemporaryDirectory(prefix="faults-") as root:
         lab = Lab(Path(root))
         share = sum(weight for weight, _ in KILLS.values())
-        plan: list[tuple[str, Callable[..., None], int]] = [
-            (name, trial, max(1, round(given.kills * weight / share)))
+        trials: list[tuple[str, Callable[..., None], int]] = [
+            (name, trial, max(1, round(options.kills * weight / share)))
             for name, (weight, trial) in KILLS.items()
         ]
-        plan += [(name, trial, given.others) for name, trial in OTHERS.items()]
-        for name, trial, count in plan:
-            if given.only not in name:
+        trials += [(name, trial, options.others) for name, trial in OTHERS.items()]
+        for name, trial, count in trials:
+            if options.only not in name:
                 continue
             score = scores.setdefault(name, Score())
-            began = time.monotonic()
+            started = time.monotonic()
             for number in range(count):
                 folder = Path(root) / f"trial-{len(scores)}-{number}"
                 try:
-                    trial(lab, folder, random.Random(chance.random()))
+                    trial(lab, folder, random.Random(rng.random()))
                     score.tried += 1
                 except Skip as reason:
                     score.skipped = str(reason)
@@ -70,14 +70,14 @@ def main() -> int:
                     score.tried += 1
                     score.lost.append(traceback.format_exc())
                 shutil.rmtree(folder, ignore_errors=True)
-            score.seconds = time.monotonic() - began
+            score.seconds = time.monotonic() - started
             print(f"{name}: {score.tried} tried, {len(score.lost)} lost", file=sys.stderr, flush=True)
     report(scores)
     return 1 if any(score.lost for score in scores.values()) else 0
 
 
 def report(scores: dict[str, Score]) -> None:
-    """Print the table, and how every loss came about."""
+    """Print the table, and the traceback of every loss."""
     width = max(map(len, scores))
     print(f"{'fault':{width}}  tried  survived  lost  seconds")
     for name, score in scores.items():

@@ -1,7 +1,7 @@
-"""Commands in forked processes that meet a fault at a chosen moment, and a look at what they leave.
+"""Run commands in forked processes with a fault at a chosen moment, and check the files that remain.
 
-A moment is an event of Python's audit hook that touches the folder of the trial: a file opened, renamed or
-removed, a folder made. The parent has imported everything already, so that a trial costs little more than its
+A moment is an audit event of Python in the folder of the trial: a file is opened, renamed or removed, or a
+folder is created. The parent imports everything before it forks, so that a trial takes little longer than its
 training steps.
 """
 
@@ -26,29 +26,29 @@ Arm = Callable[["Moments"], None]
 
 @dataclass(frozen=True)
 class Completed:
-    """How a command completed: its exit code, or minus the signal, and all that it message."""
+    """The exit code of a command, or minus its signal, and its output."""
 
     code: int
     message: str
 
     def orderly(self) -> None:
-        """Fail when it completed with anything but a message for people."""
+        """Fail if the output holds a traceback or reports a bug."""
         assert "Traceback" not in self.message, self.message
         assert "This is a bug" not in self.message, self.message
 
 
 @dataclass
 class Moments:
-    """The events below a folder in this process, and what is to happen at one of them."""
+    """The audit events in a folder of this process, and an action at one of them."""
 
     folder: Path
-    seen: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
     at: int = -1
     act: Callable[[], object] = lambda: None
     end: Callable[[], object] = lambda: None
 
     def watch(self) -> None:
-        """Begin; it lasts until the process ends."""
+        """Install the audit hook, which lasts until the process ends."""
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, args: tuple[object, ...]) -> None:
@@ -57,13 +57,13 @@ class Moments:
         path = args[1] if event == "os.rename" else args[0]
         if not isinstance(path, str | os.PathLike) or not str(path).startswith(str(self.folder)):
             return
-        self.seen.append(f"{event} {path}")
-        if len(self.seen) - 1 == self.at:
+        self.events.append(f"{event} {path}")
+        if len(self.events) - 1 == self.at:
             self.act()
 
 
 class Lab:
-    """A tiny base, a picture, and what an undisturbed training on them leaves."""
+    """A tiny base, an image, and the files of an undisturbed training on them."""
 
     def __init__(self, root: Path) -> None:
         from PIL import Image
@@ -72,8 +72,8 @@ class Lab:
 
         self.root = root
         self.base = make_tiny_base(root / "base")
-        self.picture = root / "fox.png"
-        Image.linear_gradient("L").resize((96, 80)).convert("RGB").save(self.picture)
+        self.image = root / "fox.png"
+        Image.linear_gradient("L").resize((96, 80)).convert("RGB").save(self.image)
         preset = root / "preset.toml"
         preset.write_text('[train]\nimportance_score = "magnitude"\nstrict_top = false\n')
         self.options = (
@@ -88,23 +88,23 @@ class Lab:
         self.moments = self.record(self.done, *self.train())
         self.reference = self.weights(self.done)
         self.files = self.listing(self.done)
-        self.stopped = self.trial("stopped")
+        self.interrupted = self.trial("interrupted")
         ctrl_c = signal_at(self.after_first_checkpoint(), signal.SIGINT)
-        completed = self.run(self.stopped, *self.train(), arm=ctrl_c)
+        completed = self.run(self.interrupted, *self.train(), arm=ctrl_c)
         assert completed.code == 130, completed
-        self.cut = self.trial("cut")
-        self.run(self.cut, *self.train(), arm=kill_at(self.after_first_checkpoint()))
+        self.killed = self.trial("killed")
+        self.run(self.killed, *self.train(), arm=kill_at(self.after_first_checkpoint()))
 
     def after_first_checkpoint(self) -> int:
-        """The moment at which the first checkpoint is whole."""
-        return max(i for i, each in enumerate(self.moments) if "step-000002.sha256" in each) + 2
+        """The moment at which the first checkpoint is complete."""
+        return max(i for i, event in enumerate(self.moments) if "step-000002.sha256" in event) + 2
 
     def train(self, *more: str) -> tuple[str, ...]:
-        """The command that trains the project fox."""
-        return (TRAIN[0], str(self.picture), *TRAIN[1:], *self.options, *more)
+        """The command line that trains the project fox."""
+        return (TRAIN[0], str(self.image), *TRAIN[1:], *self.options, *more)
 
     def trial(self, name: str, like: Path | None = None) -> Path:
-        """A new folder for one trial, with the home of another in it."""
+        """A new folder for a trial, empty or a copy of another one."""
         folder = self.root / name
         if like is not None:
             shutil.copytree(like, folder)
@@ -113,7 +113,7 @@ class Lab:
         return folder
 
     def command(self, trial: Path, *arguments: str) -> Callable[[], int]:
-        """A command line in this process."""
+        """A function that runs a command line in this process."""
         from unziplora_cli.__main__ import run
         from unziplora_cli.projects import manifest
 
@@ -122,22 +122,22 @@ class Lab:
         return lambda: run(arguments)
 
     def record(self, trial: Path, *arguments: str) -> list[str]:
-        """The moments of a command that nothing disturbs."""
+        """The moments of an undisturbed command."""
         notes = self.root / "moments"
 
         def arm(moments: Moments) -> None:
-            moments.end = lambda: notes.write_text("\n".join(moments.seen))
+            moments.end = lambda: notes.write_text("\n".join(moments.events))
 
         completed = self.run(trial, *arguments, arm=arm)
         assert completed.code == 0, completed.message
         return notes.read_text().splitlines()
 
     def run(self, trial: Path, *arguments: str, arm: Arm | None = None, kill_after: float = 0.0) -> Completed:
-        """A command line in a process of its own; it is killed after so many seconds, if any."""
+        """Run a command line in a new process; kill it after `kill_after` seconds unless that is 0."""
         return self.wait(*self.start(trial, *arguments, arm=arm), kill_after=kill_after)
 
     def start(self, trial: Path, *arguments: str, arm: Arm | None = None) -> tuple[int, int]:
-        """Fork a process that runs a command line; returns its id and where it talks."""
+        """Fork a process that runs a command line; returns its id and the pipe of its output."""
         ours, theirs = os.pipe()
         pid = os.fork()
         if pid:
@@ -148,7 +148,7 @@ class Lab:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(theirs, 1)
             os.dup2(theirs, 2)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a background job ignores some
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # background jobs ignore some
                 signal.signal(
                     number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
                 )
@@ -165,21 +165,21 @@ class Lab:
         finally:
             os._exit(code)
 
-    def wait(self, pid: int, talk: int, *, kill_after: float = 0.0) -> Completed:
-        """Read what a process says until it ends."""
+    def wait(self, pid: int, pipe: int, *, kill_after: float = 0.0) -> Completed:
+        """Read the output of a process until it ends."""
         if kill_after:
             handle = os.pidfd_open(pid)
             if not select.select([handle], [], [], kill_after)[0]:
                 os.kill(pid, signal.SIGKILL)
             os.close(handle)
-        with os.fdopen(talk, encoding="utf-8", errors="replace") as file:
+        with os.fdopen(pipe, encoding="utf-8", errors="replace") as file:
             message = file.read()
         _, status = os.waitpid(pid, 0)
         code = os.waitstatus_to_exitcode(status)
         return Completed(code, message)
 
     def weights(self, trial: Path, name: str = "fox") -> dict[str, str]:
-        """The hashes of a project's weights, which have to load."""
+        """The hashes of a project's weights; fails if they do not load."""
         from unziplora_cli import files
         from unziplora_cli.adapters.lora_file import read_lora
         from unziplora_cli.adapters.merge_weights import read_merge
@@ -192,12 +192,12 @@ class Lab:
         return {role: files.sha256(project.path(role)) for role in ("content", "style", "merge")}
 
     def listing(self, trial: Path) -> list[str]:
-        """Every file of a trial but the locks, which stay."""
+        """Every file of a trial except locks, which remain."""
         files = [path for path in trial.rglob("*") if not path.is_dir() and path.suffix != ".lock"]
         return sorted(str(path.relative_to(trial)) for path in files)
 
     def verify(self, trial: Path) -> list[str]:
-        """All projects of a trial, each of them whole."""
+        """The names of all projects of a trial; fails if one is damaged."""
         from unziplora_cli.projects.store import ProjectStore
 
         store = ProjectStore(trial / "home")
@@ -208,20 +208,20 @@ class Lab:
         for project in projects:
             assert not store.verify(project.name).problems, store.verify(project.name)
             self.weights(trial, project.name)
-        return [each.name for each in projects]
+        return [project.name for project in projects]
 
     def finish(self, trial: Path, *more: str) -> str:
-        """Do what a person would: go on, or type the command again; nothing of the fault may remain."""
+        """Resume or repeat the training as a user would; fails if anything of the fault remains."""
         from unziplora_cli.projects.store import ProjectStore
 
         store = ProjectStore(trial / "home")
         message = ""
         if store.unfinished("fox"):
-            kept = max(whole_checkpoints(trial), default=0)
+            step = max(complete_checkpoints(trial), default=0)
             completed = self.run(trial, "train", "--resume=fox")
             message = completed.message
             assert completed.code == 0, message
-            assert not kept or f"Going on after step {kept}." in message, message
+            assert not step or f"Going on after step {step}." in message, message
         elif "fox" not in store.names() or more:
             completed = self.run(trial, *self.train(*more))
             assert completed.code == 0, completed.message
@@ -229,13 +229,13 @@ class Lab:
             assert self.run(trial, *self.train()).code == 3
         assert self.verify(trial) == ["fox"]
         assert self.weights(trial) == self.reference
-        assert steps_told(trial) == list(range(1, STEPS + 1))
+        assert recorded_steps(trial) == list(range(1, STEPS + 1))
         assert self.listing(trial) == self.files, set(self.listing(trial)) ^ set(self.files)
         return message
 
 
 def kill_at(moment: int) -> Arm:
-    """Kill the process at a moment, as a power cut does."""
+    """Kill the process at a moment, like a power failure."""
 
     def arm(moments: Moments) -> None:
         moments.at, moments.act = moment, lambda: os.kill(os.getpid(), signal.SIGKILL)
@@ -253,7 +253,7 @@ def signal_at(moment: int, number: int) -> Arm:
 
 
 def full_disk_at(moment: int, room: int) -> Arm:
-    """From a moment on let no file grow beyond ``room`` bytes."""
+    """From a moment on, limit the size of files to ``room`` bytes."""
     import resource
 
     def arm(moments: Moments) -> None:
@@ -265,7 +265,7 @@ def full_disk_at(moment: int, room: int) -> Arm:
 
 
 def clock_jumps_back() -> Arm:
-    """Let every look at the clock be a day before the last one."""
+    """Let every reading of the clock return a day less than the last one."""
     import itertools
     import time
 
@@ -276,13 +276,13 @@ def clock_jumps_back() -> Arm:
     return arm
 
 
-def whole_checkpoints(trial: Path) -> Iterator[int]:
-    """The steps of the checkpoints whose hash is there."""
+def complete_checkpoints(trial: Path) -> Iterator[int]:
+    """The steps of all checkpoints that have a hash file."""
     for file in trial.rglob("checkpoints/step-*.sha256"):
         yield int(file.stem.removeprefix("step-"))
 
 
-def steps_told(trial: Path) -> list[int]:
+def recorded_steps(trial: Path) -> list[int]:
     """The steps in the history of the project fox."""
     from unziplora_cli.training import callbacks
 

@@ -1,4 +1,4 @@
-"""The campaign against faults, in a process that nothing has threaded before it forks."""
+"""The fault campaign, in a process that has no threads before it forks."""
 
 import os
 import subprocess
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a trial forks")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="trials fork")
 
 ROOT = Path(__file__).parents[2]
 
 
 def campaign(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the campaign and wait for its table."""
+    """Run the campaign."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.faults.campaign", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

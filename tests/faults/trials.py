@@ -1,4 +1,4 @@
-"""The faults of the campaign; each is one trial that raises AssertionError when anything was lost."""
+"""The trials of the campaign; a trial raises AssertionError if anything is lost."""
 
 import os
 import random
@@ -8,26 +8,34 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.faults.lab import EVERY, Lab, clock_jumps_back, full_disk_at, kill_at, signal_at, whole_checkpoints
+from tests.faults.lab import (
+    EVERY,
+    Lab,
+    clock_jumps_back,
+    complete_checkpoints,
+    full_disk_at,
+    kill_at,
+    signal_at,
+)
 
 
 class Skip(Exception):
-    """This machine does not allow the fault; the text says why."""
+    """This machine cannot inject the fault; the message is the reason."""
 
 
 Trial = Callable[[Lab, Path, random.Random], None]
 
 
-def moment(moments: list[str], chance: random.Random) -> int:
-    """A random moment: first a random kind of file, then one of its moments, so that rare ones come too."""
+def moment(moments: list[str], rng: random.Random) -> int:
+    """A random moment of a random kind of file, so that rare kinds are tried too."""
     kinds: dict[str, list[int]] = {}
     for index, event in enumerate(moments):
         kinds.setdefault(kind_of(event), []).append(index)
-    return chance.choice(kinds[chance.choice(sorted(kinds))])
+    return rng.choice(kinds[rng.choice(sorted(kinds))])
 
 
 def kind_of(event: str) -> str:
-    """What a moment is part of."""
+    """The kind of file that a moment belongs to."""
     for part, kind in (
         ("/checkpoints", "checkpoint"),
         ("history.csv", "history"),
@@ -44,71 +52,71 @@ def kind_of(event: str) -> str:
     return "folders"
 
 
-def killed_training(lab: Lab, folder: Path, chance: random.Random) -> None:
+def killed_training(lab: Lab, folder: Path, rng: random.Random) -> None:
     trial = lab.trial(folder.name)
-    lab.run(trial, *lab.train(), arm=kill_at(moment(lab.moments, chance)))
+    lab.run(trial, *lab.train(), arm=kill_at(moment(lab.moments, rng)))
     assert set(lab.verify(trial)) <= {"fox"}
     lab.finish(trial)
 
 
-def killed_anywhere(lab: Lab, folder: Path, chance: random.Random) -> None:
+def killed_anywhere(lab: Lab, folder: Path, rng: random.Random) -> None:
     trial = lab.trial(folder.name)
-    lab.run(trial, *lab.train(), kill_after=chance.uniform(0.05, 2.0))
+    lab.run(trial, *lab.train(), kill_after=rng.uniform(0.05, 2.0))
     assert set(lab.verify(trial)) <= {"fox"}
     lab.finish(trial)
 
 
-def killed_replacement(lab: Lab, folder: Path, chance: random.Random) -> None:
-    """An older project has to be whole at every moment until the new one is."""
+def killed_replacement(lab: Lab, folder: Path, rng: random.Random) -> None:
+    """The older project stays complete at every moment until the new one is."""
     trial = lab.trial(folder.name, lab.done)
     (trial / "home/projects/fox/keepsake.txt").write_text("old")
-    completed = lab.run(trial, *lab.train("--force"), arm=kill_at(moment(lab.moments, chance)))
+    completed = lab.run(trial, *lab.train("--force"), arm=kill_at(moment(lab.moments, rng)))
     assert lab.verify(trial) == ["fox"]
     old = (trial / "home/projects/fox/keepsake.txt").exists()
     assert old or completed.code in (0, -signal.SIGKILL)
     lab.finish(trial, "--force") if old else lab.finish(trial)
 
 
-def killed_resumption(lab: Lab, folder: Path, chance: random.Random) -> None:
-    trial = lab.trial(folder.name, lab.cut)
-    lab.run(trial, "train", "--resume=fox", arm=kill_at(chance.randrange(len(lab.moments) // 2)))
+def killed_resumption(lab: Lab, folder: Path, rng: random.Random) -> None:
+    trial = lab.trial(folder.name, lab.killed)
+    lab.run(trial, "train", "--resume=fox", arm=kill_at(rng.randrange(len(lab.moments) // 2)))
     lab.verify(trial)
     lab.finish(trial)
 
 
-def killed_resumption_of_a_project(lab: Lab, folder: Path, chance: random.Random) -> None:
-    """What Ctrl-C left is a project, and stays one that is whole or becomes an unfinished training."""
-    trial = lab.trial(folder.name, lab.stopped)
+def killed_resumption_of_a_project(lab: Lab, folder: Path, rng: random.Random) -> None:
+    """The project that Ctrl-C left stays complete or becomes an unfinished training."""
+    trial = lab.trial(folder.name, lab.interrupted)
     assert lab.verify(trial) == ["fox"]
-    lab.run(trial, "train", "--resume=fox", arm=kill_at(chance.randrange(len(lab.moments) // 2)))
+    lab.run(trial, "train", "--resume=fox", arm=kill_at(rng.randrange(len(lab.moments) // 2)))
     lab.verify(trial)
     lab.finish(trial)
 
 
-def killed_rename(lab: Lab, folder: Path, chance: random.Random) -> None:
+def killed_rename(lab: Lab, folder: Path, rng: random.Random) -> None:
     trial = lab.trial(folder.name, lab.done)
-    lab.run(trial, "rename", "fox", "rose", arm=kill_at(chance.randrange(16)))
+    lab.run(trial, "rename", "fox", "rose", arm=kill_at(rng.randrange(16)))
     (name,) = lab.verify(trial)
     completed = lab.run(trial, "rename", name, "fox")
     assert completed.code == 0, completed.message
     lab.finish(trial)
 
 
-def killed_removal(lab: Lab, folder: Path, chance: random.Random) -> None:
+def killed_removal(lab: Lab, folder: Path, rng: random.Random) -> None:
     trial = lab.trial(folder.name, lab.done)
-    lab.run(trial, "remove", "fox", "--yes", arm=kill_at(chance.randrange(20)))
+    lab.run(trial, "remove", "fox", "--yes", arm=kill_at(rng.randrange(20)))
     lab.verify(trial)
     lab.finish(trial)
 
 
-def killed_export(lab: Lab, folder: Path, chance: random.Random) -> None:
+def killed_export(lab: Lab, folder: Path, rng: random.Random) -> None:
     from unziplora_cli.adapters.lora_file import read_lora
 
     trial = lab.trial(folder.name, lab.done)
     out = trial / "out"
     out.mkdir()
     command = ("export", "fox", "--out", str(out), "--force")
-    lab.run(trial, *command, arm=kill_at(chance.randrange(30)))
+    lab.run(trial, *command, arm=kill_at(rng.randrange(30)))
     for file in out.glob("*.safetensors"):
         if "merge" not in file.name:
             read_lora(file)
@@ -118,30 +126,30 @@ def killed_export(lab: Lab, folder: Path, chance: random.Random) -> None:
     assert not list(out.glob(".*"))
 
 
-def full_disk(lab: Lab, folder: Path, chance: random.Random) -> None:
+def full_disk(lab: Lab, folder: Path, rng: random.Random) -> None:
     trial = lab.trial(folder.name)
-    room = chance.choice((0, 100, 5000))
-    completed = lab.run(trial, *lab.train(), arm=full_disk_at(moment(lab.moments, chance), room))
+    room = rng.choice((0, 100, 5000))
+    completed = lab.run(trial, *lab.train(), arm=full_disk_at(moment(lab.moments, rng), room))
     completed.orderly()
     assert completed.code in (0, 2, 3), completed
     lab.verify(trial)
     lab.finish(trial)
 
 
-def full_disk_under_an_older_project(lab: Lab, folder: Path, chance: random.Random) -> None:
+def full_disk_under_an_older_project(lab: Lab, folder: Path, rng: random.Random) -> None:
     trial = lab.trial(folder.name, lab.done)
-    completed = lab.run(trial, *lab.train("--force"), arm=full_disk_at(moment(lab.moments, chance), 0))
+    completed = lab.run(trial, *lab.train("--force"), arm=full_disk_at(moment(lab.moments, rng), 0))
     completed.orderly()
     assert lab.verify(trial) == ["fox"]
     lab.finish(trial)
 
 
-def stopped(number: signal.Signals) -> Trial:
-    """A signal that a program may handle: it ends in order, and goes on as if nothing had been."""
+def interrupted(number: signal.Signals) -> Trial:
+    """A signal that the program handles: it exits cleanly and can be resumed."""
 
-    def trial(lab: Lab, folder: Path, chance: random.Random) -> None:
+    def trial(lab: Lab, folder: Path, rng: random.Random) -> None:
         trial = lab.trial(folder.name)
-        completed = lab.run(trial, *lab.train(), arm=signal_at(moment(lab.moments, chance), number))
+        completed = lab.run(trial, *lab.train(), arm=signal_at(moment(lab.moments, rng), number))
         completed.orderly()
         assert completed.code in (0, 130, -number), completed
         lab.verify(trial)
@@ -152,23 +160,23 @@ def stopped(number: signal.Signals) -> Trial:
     return trial
 
 
-def flipped_bytes(lab: Lab, folder: Path, chance: random.Random) -> None:
-    trial = lab.trial(folder.name, lab.cut)
-    (hurt,) = trial.rglob("checkpoints/step-*.safetensors")
-    data = bytearray(hurt.read_bytes())
-    for _ in range(chance.randrange(1, 4)):
-        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-    hurt.write_bytes(data)
+def flipped_bytes(lab: Lab, folder: Path, rng: random.Random) -> None:
+    trial = lab.trial(folder.name, lab.killed)
+    (damaged,) = trial.rglob("checkpoints/step-*.safetensors")
+    data = bytearray(damaged.read_bytes())
+    for _ in range(rng.randrange(1, 4)):
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    damaged.write_bytes(data)
     completed = lab.run(trial, "train", "--resume=fox")
     assert completed.code == 0, completed.message
     assert "is damaged and left out" in completed.message
     lab.finish(trial)
 
 
-def damaged_plan(lab: Lab, folder: Path, chance: random.Random) -> None:
-    trial = lab.trial(folder.name, lab.cut)
+def damaged_plan(lab: Lab, folder: Path, rng: random.Random) -> None:
+    trial = lab.trial(folder.name, lab.killed)
     (plan,) = trial.rglob("plan.json")
-    plan.write_bytes(plan.read_bytes()[: chance.randrange(400)])
+    plan.write_bytes(plan.read_bytes()[: rng.randrange(400)])
     for command in (("train", "--resume=fox"), ("list",), lab.train()):
         completed = lab.run(trial, *command)
         completed.orderly()
@@ -178,18 +186,18 @@ def damaged_plan(lab: Lab, folder: Path, chance: random.Random) -> None:
     lab.finish(trial)
 
 
-def clock(lab: Lab, folder: Path, chance: random.Random) -> None:
-    trial = lab.trial(folder.name, lab.cut)
+def clock(lab: Lab, folder: Path, rng: random.Random) -> None:
+    trial = lab.trial(folder.name, lab.killed)
     completed = lab.run(trial, "train", "--resume=fox", arm=clock_jumps_back())
     assert completed.code == 0, completed.message
     lab.finish(trial)
 
 
-def two_at_once(lab: Lab, folder: Path, chance: random.Random) -> None:
-    """While a training holds a project, nothing else changes it; when it is killed, all may."""
+def two_at_once(lab: Lab, folder: Path, rng: random.Random) -> None:
+    """While a training holds a project, no other command changes it; after it is killed, all may."""
     trial = lab.trial(folder.name)
     stop = signal_at(lab.after_first_checkpoint(), signal.SIGSTOP)
-    pid, talk = lab.start(trial, *lab.train(), arm=stop)
+    pid, pipe = lab.start(trial, *lab.train(), arm=stop)
     os.waitpid(pid, os.WUNTRACED)
     try:
         for command in (
@@ -204,12 +212,12 @@ def two_at_once(lab: Lab, folder: Path, chance: random.Random) -> None:
             assert f"in use by process {pid}" in " ".join(completed.message.split()), completed.message
     finally:
         os.kill(pid, signal.SIGKILL)
-        lab.wait(pid, talk)
-    assert max(whole_checkpoints(trial)) == EVERY
+        lab.wait(pid, pipe)
+    assert max(complete_checkpoints(trial)) == EVERY
     lab.finish(trial)
 
 
-def read_only_project(lab: Lab, folder: Path, chance: random.Random) -> None:
+def read_only_project(lab: Lab, folder: Path, rng: random.Random) -> None:
     trial = lab.trial(folder.name, lab.done)
     project = trial / "home/projects/fox"
     with immutable(project):
@@ -224,7 +232,7 @@ def read_only_project(lab: Lab, folder: Path, chance: random.Random) -> None:
 
 @contextmanager
 def immutable(folder: Path) -> Iterator[None]:
-    """Nobody, not even root, may change the folder or move it."""
+    """Make a folder unchangeable, even for root."""
     tried = subprocess.run(["chattr", "+i", folder], capture_output=True, text=True, check=False)
     if tried.returncode:
         raise Skip(tried.stderr.strip() or "chattr is not allowed")
@@ -238,23 +246,23 @@ KILLS: dict[str, tuple[int, Trial]] = {
     "SIGKILL in a training, at a file": (19, killed_training),
     "SIGKILL in a training, at any time": (8, killed_anywhere),
     "SIGKILL in a forced training": (8, killed_replacement),
-    "SIGKILL while going on": (4, killed_resumption),
-    "SIGKILL while going on after SIGINT": (3, killed_resumption_of_a_project),
+    "SIGKILL while resuming": (4, killed_resumption),
+    "SIGKILL while resuming after SIGINT": (3, killed_resumption_of_a_project),
     "SIGKILL in a rename": (3, killed_rename),
     "SIGKILL in a removal": (2, killed_removal),
     "SIGKILL in an export": (3, killed_export),
 }
-"""Of so many kills in all, and the trial."""
+"""The share of all kills, and the trial."""
 
 OTHERS: dict[str, Trial] = {
     "full disk": full_disk,
     "full disk, forced training": full_disk_under_an_older_project,
-    "SIGINT": stopped(signal.SIGINT),
-    "SIGTERM": stopped(signal.SIGTERM),
-    "SIGHUP": stopped(signal.SIGHUP),
+    "SIGINT": interrupted(signal.SIGINT),
+    "SIGTERM": interrupted(signal.SIGTERM),
+    "SIGHUP": interrupted(signal.SIGHUP),
     "flipped bytes in a checkpoint": flipped_bytes,
-    "damaged plan": damaged_plan,
-    "clock that jumps back": clock,
+    "damaged record of a training": damaged_plan,
+    "clock that runs backwards": clock,
     "two commands on one project": two_at_once,
     "read-only project": read_only_project,
 }

@@ -1,4 +1,4 @@
-"""A guard that notices every change of the disk outside one folder."""
+"""Detects every change of the disk outside one folder."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ _hooked = False
 
 @contextmanager
 def confined(folder: Path) -> Iterator[None]:
-    """Raise AssertionError for every file that is opened for writing, made, moved or deleted elsewhere."""
+    """Raise AssertionError for every file opened for writing, created, moved or deleted elsewhere."""
     global _hooked
     if not _hooked:
         sys.addaudithook(_audit)
@@ -33,7 +33,7 @@ _CHANGES = {
     "os.link": ((1, 3),),
     "os.symlink": ((1, 2),),
 }
-"""Which arguments of an audit event are a changed path, and the open folder that it is relative to."""
+"""The arguments of an audit event that are a changed path and the file descriptor of its folder."""
 _WRITING = 0x1 | 0x2 | 0x40  # O_WRONLY, O_RDWR, O_CREAT
 
 

@@ -4,8 +4,8 @@
     python -m tests.fuzz.run --seconds 300 FOLDER              # every target, 300 s each
     python -m tests.fuzz.run --seconds 3600 FOLDER manifest
 
-FOLDER keeps each target's corpus, so that a later run goes on, and under ``findings`` the shortest input
-found for each distinct failure. A finding that is mended belongs into ``tests/fuzz/findings``.
+FOLDER keeps the corpus of every target, so that a later run continues, and in ``findings`` the shortest input
+of every distinct failure. Add the input of a fixed finding to ``tests/fuzz/findings``.
 """
 
 import argparse
@@ -25,7 +25,7 @@ PACKAGE = "unziplora_cli"
 
 
 def main() -> None:
-    """Fuzz the targets that the command line names, each in a process of its own."""
+    """Fuzz the targets of the command line, each in its own process."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.run", description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=int, default=300)
     parser.add_argument("folder", type=Path)
@@ -42,21 +42,21 @@ def main() -> None:
 
 
 def fuzz(target: str, folder: Path, seconds: int) -> None:
-    """Fuzz one target for so many seconds; failures are kept and do not end the run."""
+    """Fuzz one target for `seconds`; failures are saved and do not end the run."""
     import atheris
 
     with atheris.instrument_imports(include=[PACKAGE, "tomllib"]):
         from tests.fuzz import seeds, targets
 
     corpus, findings = folder / target, folder / "findings"
-    for each in (corpus, findings):
-        each.mkdir(parents=True, exist_ok=True)
+    for directory in (corpus, findings):
+        directory.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(seeds.seeds(target)):
         (corpus / f"seed-{number}").write_bytes(seed)
     work = Path(tempfile.mkdtemp(prefix="unziplora-fuzz-"))
     os.environ["HF_HUB_CACHE"] = str(work / "hub")
-    os.fsync = lambda descriptor: None  # nothing here has to survive
-    began, count = time.monotonic(), 0
+    os.fsync = lambda descriptor: None  # no file has to survive a crash
+    started, count = time.monotonic(), 0
 
     def one_input(data: bytes) -> None:
         nonlocal count
@@ -66,8 +66,8 @@ def fuzz(target: str, folder: Path, seconds: int) -> None:
                 targets.attempt(target, data, work)
         except Exception as error:
             _keep(findings, target, data, error)
-        if time.monotonic() - began > seconds:
-            print(f"{target}: {count} inputs in {time.monotonic() - began:.0f} s", flush=True)
+        if time.monotonic() - started > seconds:
+            print(f"{target}: {count} inputs in {time.monotonic() - started:.0f} s", flush=True)
             shutil.rmtree(work)
             os._exit(0)
 
@@ -76,7 +76,7 @@ def fuzz(target: str, folder: Path, seconds: int) -> None:
 
 
 def _keep(findings: Path, target: str, data: bytes, error: Exception) -> None:
-    """Keep the shortest input of each failure, told apart by its type and its place in the package."""
+    """Save the shortest input of every failure; failures differ by type and location in the package."""
     frames = traceback.extract_tb(error.__traceback__)
     places = [f"{frame.filename}:{frame.lineno}" for frame in frames if PACKAGE in frame.filename]
     where = places[-1] if places else f"{frames[-1].filename}:{frames[-1].lineno}"

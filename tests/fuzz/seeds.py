@@ -1,4 +1,4 @@
-"""Inputs that each target reads, or nearly so, to start from."""
+"""Valid and nearly valid inputs of every target, as starting points."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from unziplora_cli.training.step import parameter_groups
 
 
 def seeds(target: str) -> list[bytes]:
-    """Inputs that are read, or nearly so, to start from."""
+    """The starting points of a target."""
     match target:
         case "manifest":
             return [sample_manifest()]

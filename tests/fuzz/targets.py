@@ -1,7 +1,7 @@
-"""Every reader of bytes that a stranger may have written, as one function each.
+"""One function per reader of untrusted bytes.
 
-A target may refuse its input with an UnziploraError that says something; every other exception, and every
-write outside the given folder, is a finding. Hypothesis and atheris both drive these functions.
+A target may reject its input with an UnziploraError that has a message. Every other exception, and every
+write outside the given folder, is a finding. Hypothesis and atheris both call these functions.
 """
 
 import json
@@ -37,11 +37,11 @@ Target = Callable[[bytes, Path], None]
 
 
 def _manifest(data: bytes, folder: Path) -> None:
-    found = manifest.parse(data, folder / manifest.FILE_NAME)
-    for path in (*(each.file for each in found.source), *(each.path for each in found.artifacts)):
+    parsed = manifest.parse(data, folder / manifest.FILE_NAME)
+    for path in (*(image.file for image in parsed.source), *(artifact.path for artifact in parsed.artifacts)):
         assert inside(folder, path).resolve().is_relative_to(folder.resolve())
-    again = json.dumps(found.to_json(), allow_nan=False).encode()
-    assert manifest.parse(again, folder) == found
+    again = json.dumps(parsed.to_json(), allow_nan=False).encode()
+    assert manifest.parse(again, folder) == parsed
 
 
 def _preset(data: bytes, folder: Path) -> None:
@@ -56,8 +56,8 @@ def _config(data: bytes, folder: Path) -> None:
     values = _json(data)
     if isinstance(values, dict):
         for kind in (TrainConfig, GenerateConfig):
-            known = {key: value for key, value in values.items() if key in config.field_names(kind)}
-            assert kind(**asdict(kind(**known))) == kind(**known)
+            fields = {key: value for key, value in values.items() if key in config.field_names(kind)}
+            assert kind(**asdict(kind(**fields))) == kind(**fields)
         config.resolve("paper", values)
 
 
@@ -80,7 +80,7 @@ def _pickled_merge(data: bytes, folder: Path) -> None:
 
 
 def _import(data: bytes, folder: Path) -> None:
-    """A stranger's file as both LoRAs of a pair, for the built-in base."""
+    """One file as both LoRAs of a pair, imported for the built-in base."""
     files = [folder / f"fox-{branch}.safetensors" for branch in ("content", "style")]
     for file in files:
         file.write_bytes(data)
@@ -89,7 +89,7 @@ def _import(data: bytes, folder: Path) -> None:
 
 
 def _command(*arguments: str) -> None:
-    """Run a command line; raises AssertionError for the exit code of a defect."""
+    """Run a command line; raises AssertionError if its exit code means a bug."""
     code = run([*arguments, "--offline", "--json"])
     if code not in (0, 2, 3, 4, 6):
         raise AssertionError(f"{arguments} ended with {code}")
@@ -102,7 +102,7 @@ def _base_file(data: bytes, folder: Path) -> None:
 
 
 def _base_json(data: bytes, folder: Path) -> None:
-    """One part's configuration, named by the first byte, in the place of the built-in base's."""
+    """A configuration file of the built-in base, chosen by the first byte, replaced by the other bytes."""
     names = ("model_index.json", *(f"{part}/config.json" for part in base.WEIGHTS))
     names += ("scheduler/scheduler_config.json",)
     changed = names[data[0] % len(names)] if data else names[0]
@@ -115,11 +115,11 @@ def _base_json(data: bytes, folder: Path) -> None:
                 place.write_bytes(source.read_bytes() if source.suffix == ".json" else b"")
     (copy / changed).write_bytes(data[1:])
     try:
-        found, _ = base.resolve_base(str(copy), offline=True)
-        assert base.native_resolution(found) == int(base.native_resolution(found))
-        assert base.scheduler_name(found)
-        base.predicts_velocity(found)
-        base.check_trainable(found)
+        resolved, _ = base.resolve_base(str(copy), offline=True)
+        assert base.native_resolution(resolved) == int(base.native_resolution(resolved))
+        assert base.scheduler_name(resolved)
+        base.predicts_velocity(resolved)
+        base.check_trainable(resolved)
     finally:
         (copy / changed).write_bytes((resources.mini_base() / changed).read_bytes())
 
@@ -139,7 +139,7 @@ def _plan(data: bytes, folder: Path) -> None:
 
 
 def _checkpoint(data: bytes, folder: Path) -> None:
-    """A checkpoint with the right hash beside it, as a stranger could make one."""
+    """A checkpoint with a matching hash file."""
     path = folder / "step-000001.safetensors"
     path.write_bytes(data)
     path.with_suffix(".sha256").write_text(sha256(data).hexdigest())
@@ -148,7 +148,7 @@ def _checkpoint(data: bytes, folder: Path) -> None:
 
 
 def _ref(data: bytes, folder: Path) -> None:
-    """A branch of a cached model that should hold a commit."""
+    """The file of a branch in the model cache, which holds a commit."""
     path = Path(os.environ["HF_HUB_CACHE"]) / "models--a--b/refs/main"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
@@ -157,7 +157,7 @@ def _ref(data: bytes, folder: Path) -> None:
 
 
 def _png(data: bytes, folder: Path) -> None:
-    path = folder / "drawn.png"
+    path = folder / "generated.png"
     path.write_bytes(data)
     assert isinstance(images.read_parameters(path), dict)
 
@@ -215,10 +215,21 @@ def _lock_note(data: bytes, folder: Path) -> None:
 
 
 def _command_line(data: bytes, folder: Path) -> None:
-    """A line of arguments, one per line of text, to commands that read only."""
+    """Arguments, one per line, of commands that write nothing outside the home."""
     command, *arguments = _text(data).split("\n")
-    known = ("list", "show", "verify", "rename", "remove", "models", "content", "style", "combine", "cross")
-    if command in known:
+    commands = (
+        "list",
+        "show",
+        "verify",
+        "rename",
+        "remove",
+        "models",
+        "content",
+        "style",
+        "combine",
+        "cross",
+    )
+    if command in commands:
         _command(command, *arguments, f"--home={folder / 'home'}")
 
 

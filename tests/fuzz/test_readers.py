@@ -1,4 +1,4 @@
-"""Every reader against bytes, damaged files and wrong values; and every input that once was a finding."""
+"""Every reader gets random bytes, damaged files, wrong values, and every former finding."""
 
 import contextlib
 import io
@@ -19,11 +19,11 @@ FINDINGS = sorted(path for path in (Path(__file__).parent / "findings").iterdir(
 JSON = ("manifest", "config", "base-json", "plan", "lock-note", "parameters")
 
 HEAVY = ("import", "command-line", "parameters")
-"""Whole commands, which take longer than a reader alone."""
+"""Targets that run whole commands, which take longer than a reader."""
 
 
 def examples(target: str, count: int) -> settings:
-    """The same inputs in every run; of heavy targets a tenth."""
+    """Settings with the same inputs in every run; heavy targets get a tenth of `count`."""
     return settings(
         max_examples=count // 10 if target in HEAVY else count,
         derandomize=True,
@@ -40,7 +40,7 @@ json_values = st.recursive(
 
 @st.composite
 def damaged(draw: st.DrawFn, seed: bytes) -> bytes:
-    """A file with some pieces cut out, doubled or written over."""
+    """A file with pieces removed, doubled or overwritten."""
     data = seed
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(data)))
@@ -52,7 +52,7 @@ def damaged(draw: st.DrawFn, seed: bytes) -> bytes:
 
 @st.composite
 def wrong_value(draw: st.DrawFn, seed: bytes) -> bytes:
-    """A JSON object in which one value is exchanged, or a key is added or gone."""
+    """A JSON object with one value replaced, or one key added or removed."""
     head, text = (seed[:1], seed[1:]) if seed[:1] != b"{" else (b"", seed)
     root: Any = json.loads(text)
     spot, key = root, draw(st.sampled_from(sorted(root)))
@@ -70,11 +70,11 @@ def wrong_value(draw: st.DrawFn, seed: bytes) -> bytes:
 
 
 def inputs(target: str) -> st.SearchStrategy[bytes]:
-    """What a target is given: any bytes, and files that are nearly right."""
-    known = seeds(target)
-    near = [damaged(seed) for seed in known]
+    """Inputs of a target: random bytes and nearly valid files."""
+    valid = seeds(target)
+    near = [damaged(seed) for seed in valid]
     if target in JSON:
-        near += [wrong_value(seed) for seed in known if b"{" in seed[:2]]
+        near += [wrong_value(seed) for seed in valid if b"{" in seed[:2]]
     return st.one_of(st.binary(max_size=64), *near)
 
 
@@ -85,19 +85,19 @@ def run(target: str, data: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_whatever_is_read_is_read_or_refused(target, tmp_path, monkeypatch):
+def test_every_input_is_read_or_rejected(target, tmp_path, monkeypatch):
     given(inputs(target))(examples(target, 50)(lambda data: run(target, data, tmp_path, monkeypatch)))()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
-def test_very_many_inputs_are_read_or_refused(target, tmp_path, monkeypatch):
+def test_many_inputs_are_read_or_rejected(target, tmp_path, monkeypatch):
     given(inputs(target))(examples(target, 2000)(lambda data: run(target, data, tmp_path, monkeypatch)))()
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_what_is_right_is_read(target, tmp_path, monkeypatch):
-    """At least one seed of each target is no refusal, so that damage to it goes deep."""
+def test_valid_input_is_read(target, tmp_path, monkeypatch):
+    """At least one seed of every target is accepted, so that damaged copies reach deep code."""
     read = []
     for seed in seeds(target):
         with contextlib.suppress(targets.UnziploraError):
@@ -109,12 +109,12 @@ def test_what_is_right_is_read(target, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("finding", FINDINGS, ids=lambda path: path.name)
-def test_what_was_found_once_is_refused_now(finding, tmp_path, monkeypatch):
+def test_former_findings_stay_fixed(finding, tmp_path, monkeypatch):
     run(finding.name.partition(".")[0], finding.read_bytes(), tmp_path, monkeypatch)
 
 
-def test_writing_elsewhere_is_noticed(tmp_path, monkeypatch):
-    """The guard itself: without it the tests above would prove half of what they say."""
+def test_writing_outside_the_folder_is_detected(tmp_path, monkeypatch):
+    """The guard itself works; the tests above depend on it."""
     inner = tmp_path / "inner"
     inner.mkdir()
     (tmp_path / "e/f").mkdir(parents=True)

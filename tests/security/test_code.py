@@ -1,4 +1,4 @@
-"""What the shipped code may import and call, and what it may not."""
+"""The imports and calls that the package may and may not contain."""
 
 import ast
 import re
@@ -13,12 +13,12 @@ PACKAGE = Path(unziplora_cli.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 FORBIDDEN_IMPORTS = {
-    # unpickle, or run what a file says
+    # unpickle or execute files
     *("pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "code", "codeop"),
     *("yaml", "ruamel", "runpy", "imp"),
-    # unpack what may write elsewhere
+    # unpack archives, which can write anywhere
     *("zipfile", "tarfile", "zipimport"),
-    # parsers that follow references
+    # parsers that resolve external references
     *("xml", "lxml"),
 }
 PROCESSES = {"doctor/gpus.py", "doctor/inspect.py"}
@@ -33,7 +33,7 @@ def nodes(file: str) -> Iterator[ast.AST]:
 
 
 def imported(file: str) -> set[str]:
-    """Everything that a module imports, with all its parents: a.b.c gives a, a.b and a.b.c."""
+    """All imports of a module with their parents: a.b.c gives a, a.b and a.b.c."""
     names = set()
     for node in nodes(file):
         if isinstance(node, ast.Import):
@@ -44,61 +44,72 @@ def imported(file: str) -> set[str]:
 
 
 def calls(file: str) -> Iterator[tuple[str, ast.Call]]:
-    """Every call with the name that is called: `torch.load`, `eval`, `open`."""
+    """All calls of a module with their name: `torch.load`, `eval`, `open`."""
     for node in nodes(file):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), node
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_nothing_unpickles_unpacks_or_runs_what_a_file_says(file):
-    found = imported(file)
-    assert not found & FORBIDDEN_IMPORTS
+def test_no_module_unpickles_unpacks_or_executes_files(file):
+    assert not imported(file) & FORBIDDEN_IMPORTS
     for name, call in calls(file):
         last = name.split(".")[-1]
         assert name not in ("eval", "exec", "compile", "__import__", "os.system", "os.popen"), call.lineno
         assert last not in ("extractall", "unpack_archive", "load_module", "allow_pickle"), call.lineno
-        keywords = {each.arg: ast.unparse(each.value) for each in call.keywords}
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         assert keywords.get("shell", "False") == "False", call.lineno
         assert keywords.get("trust_remote_code", "False") == "False", call.lineno
         assert keywords.get("allow_pickle", "False") == "False", call.lineno
 
 
-def test_torch_load_is_called_once_and_guarded():
-    found = [
-        (file, {each.arg: ast.unparse(each.value) for each in call.keywords})
+def test_torch_load_is_called_once_with_weights_only():
+    loads = [
+        (file, {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords})
         for file in FILES
         for name, call in calls(file)
         if name.endswith("torch.load") or (name == "load" and "torch.load" in imported(file))
     ]
-    assert [file for file, _ in found] == ["adapters/merge_weights.py"]
-    assert found[0][1]["weights_only"] == "True"
+    assert [file for file, _ in loads] == ["adapters/merge_weights.py"]
+    assert loads[0][1]["weights_only"] == "True"
 
 
-def test_other_programs_are_started_in_two_places_and_never_by_a_shell():
+def test_other_programs_are_started_in_two_modules_and_never_by_a_shell():
     assert {file for file in FILES if "subprocess" in imported(file)} == PROCESSES
     assert not [file for file in FILES if {"pty", "multiprocessing", "os.system"} & imported(file)]
 
 
-def test_modules_are_imported_by_name_in_one_place():
+def test_modules_are_imported_by_name_in_one_module():
     dynamic = {file for file in FILES for name, _ in calls(file) if name.endswith("import_module")}
     assert dynamic <= DYNAMIC_IMPORTS
 
 
-def test_http_is_spoken_in_two_places():
+def test_http_is_used_in_two_modules():
     http = {"requests", "httpx", "aiohttp", "urllib.request", "http", "socket", "urllib3"}
     assert {file for file in FILES if http & imported(file)} <= NETWORK
 
 
-def test_models_are_loaded_from_safetensors_alone():
-    """Every from_pretrained that reads weights says so; tokenizers and processors hold none."""
+def test_models_are_loaded_only_from_safetensors():
+    """Every from_pretrained that reads weights passes use_safetensors."""
     for file in FILES:
         for name, call in calls(file):
             if name.endswith("from_pretrained") and not re.search("Tokenizer|Processor", name):
                 assert "use_safetensors=True" in ast.unparse(call), f"{file}:{call.lineno}"
 
 
-def test_the_package_holds_no_pickle_and_no_program_but_python():
-    known = {".py", ".typed", ".json", ".txt", ".toml", ".png", ".safetensors", ".md", ".html", ".css", ".js"}
+def test_the_package_contains_no_pickle_and_no_binary():
+    allowed = {
+        ".py",
+        ".typed",
+        ".json",
+        ".txt",
+        ".toml",
+        ".png",
+        ".safetensors",
+        ".md",
+        ".html",
+        ".css",
+        ".js",
+    }
     kinds = {path.suffix for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    assert kinds <= known
+    assert kinds <= allowed

@@ -1,4 +1,4 @@
-"""Files are made with the user's umask, and a hostile file of weights runs nothing."""
+"""Files get the user's umask, and hostile weight files execute nothing."""
 
 import os
 import pickle
@@ -25,27 +25,27 @@ def umask():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no umask")
 @pytest.mark.parametrize(("mask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
-def test_files_are_made_with_the_users_umask(
+def test_files_are_created_with_the_users_umask(
     unziplora, photos, settings, isolated_home, umask, mask, file, folder
 ):
     umask(mask)
     words = ("--subject=fox", "--style=ink")
-    watch = ("--save-every=3", "--validate-every=6", "--validation-images=1")
-    completed = unziplora("train", photos / "fox.png", *words, *settings, *watch)
+    saving = ("--save-every=3", "--validate-every=6", "--validation-images=1")
+    completed = unziplora("train", photos / "fox.png", *words, *settings, *saving)
     assert completed.code == 0, completed.err
     assert unziplora("content", "fox", "--steps=1", "--device=cpu").code == 0
-    found = {path: stat.S_IMODE(path.lstat().st_mode) for path in isolated_home.rglob("*")}
+    modes = {path: stat.S_IMODE(path.lstat().st_mode) for path in isolated_home.rglob("*")}
     wrong = {
         str(path.relative_to(isolated_home)): oct(mode)
-        for path, mode in found.items()
+        for path, mode in modes.items()
         if path.suffix != ".lock" and mode != (folder if path.is_dir() else file)
     }
     assert wrong == {}
-    assert {".safetensors", ".png", ".json", ".csv"} <= {path.suffix for path in found}
+    assert {".safetensors", ".png", ".json", ".csv"} <= {path.suffix for path in modes}
 
 
 class Bomb:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, proof: Path) -> None:
         self.proof = proof
@@ -55,7 +55,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("how", ["torch", "plain", "protocol 0", "inside a tensor file"])
-def test_a_hostile_pickle_runs_nothing(tmp_path, how):
+def test_a_hostile_pickle_executes_nothing(tmp_path, how):
     proof, path = tmp_path / "proof", tmp_path / "merger_content.pth"
     honest = {"unet.a.lora.merge_content": torch.ones(3)}
     match how:
@@ -74,10 +74,10 @@ def test_a_hostile_pickle_runs_nothing(tmp_path, how):
             read(path)
     assert not proof.exists()
     pickle.loads(pickle.dumps(Bomb(proof)))
-    assert proof.exists()  # so the bomb is one
+    assert proof.exists()  # the bomb works
 
 
-def test_a_hostile_base_runs_nothing(tmp_path, assert_fails, photos):
+def test_a_hostile_base_executes_nothing(tmp_path, assert_fails, photos):
     proof = tmp_path / "proof"
     base = tmp_path / "base.ckpt"
     torch.save({"state_dict": Bomb(proof)}, base)
@@ -92,7 +92,7 @@ def test_a_hostile_base_runs_nothing(tmp_path, assert_fails, photos):
     assert not proof.exists()
 
 
-def test_a_project_is_never_named_out_of_its_home(isolated_home, assert_fails):
+def test_a_project_name_never_leaves_the_home(isolated_home, assert_fails):
     for name in ("../fox", "/etc/fox", "a/../../fox", "..", "fox\n", "C:fox", "~/fox"):
         for command in (("show", name), ("remove", name, "--yes"), ("rename", name, "elk"), ("replay", name)):
             assert "cannot be the name of a project" in assert_fails(2, *command)

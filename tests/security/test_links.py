@@ -1,4 +1,4 @@
-"""A project that a stranger made may hold links; none of them leads a command out of the project."""
+"""An untrusted project may hold links; no command follows one out of the project."""
 
 import os
 import shutil
@@ -11,12 +11,12 @@ from unziplora_cli.projects.store import ProjectStore
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
 
-OUTSIDE = "the words of somebody else"
+OUTSIDE = "text of another user"
 
 
 @pytest.fixture
 def outside(tmp_path) -> Path:
-    """A folder of somebody else, with a file in it."""
+    """A folder of another user, with a file in it."""
     folder = tmp_path / "outside"
     folder.mkdir()
     (folder / "secret.txt").write_text(OUTSIDE)
@@ -25,7 +25,7 @@ def outside(tmp_path) -> Path:
 
 @pytest.fixture
 def untouched(outside):
-    """Fails the test when anything outside has changed."""
+    """Fails the test if anything outside the project has changed."""
     yield
     assert [path.name for path in outside.iterdir()] == ["secret.txt"]
     assert (outside / "secret.txt").read_text() == OUTSIDE
@@ -33,28 +33,28 @@ def untouched(outside):
 
 @pytest.fixture
 def linked(two_projects, outside):
-    """Puts a link to outside into the place of a file or folder of the project fox."""
+    """Replaces a file or folder of the project fox with a link to the outside."""
 
     def put(name: str) -> Path:
-        place = two_projects / "projects/fox" / name
-        if place.is_dir():
-            shutil.rmtree(place)
-        place.unlink(missing_ok=True)
-        place.parent.mkdir(exist_ok=True)
-        place.symlink_to(outside / "secret.txt" if place.suffix else outside)
-        return place
+        path = two_projects / "projects/fox" / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+        path.parent.mkdir(exist_ok=True)
+        path.symlink_to(outside / "secret.txt" if path.suffix else outside)
+        return path
 
     return put
 
 
-PLACES = ("content.safetensors", "source.png", "history.csv", "manifest.json", "images", "logs", "saved/deep")
-DRAW = ("--steps=1", "--device=cpu")
+PATHS = ("content.safetensors", "source.png", "history.csv", "manifest.json", "images", "logs", "saved/deep")
+QUICK = ("--steps=1", "--device=cpu")
 COMMANDS = {
     "show": ("show", "fox"),
-    "content": ("content", "fox", *DRAW),
-    "style": ("style", "fox", *DRAW),
-    "combine": ("combine", "rose", "fox", *DRAW),
-    "cross": ("cross", "fox", "rose", *DRAW),
+    "content": ("content", "fox", *QUICK),
+    "style": ("style", "fox", *QUICK),
+    "combine": ("combine", "rose", "fox", *QUICK),
+    "cross": ("cross", "fox", "rose", *QUICK),
     "export": ("export", "fox"),
     "report": ("report", "fox"),
     "eval": ("eval", "fox"),
@@ -65,43 +65,43 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.usefixtures("untouched")
-def test_every_command_refuses_a_project_with_a_link_out_of_it(linked, unziplora, command):
-    for place in PLACES[:1] + PLACES[3:5]:
-        linked(place)
+def test_every_command_rejects_a_project_with_an_outside_link(linked, unziplora, command):
+    for path in PATHS[:1] + PATHS[3:5]:
+        linked(path)
         completed = unziplora(*COMMANDS[command])
-        assert completed.code == 3, (place, completed)
+        assert completed.code == 3, (path, completed)
         assert "leads out of" in completed.message
         assert OUTSIDE not in completed.out + completed.err
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.usefixtures("untouched")
-def test_the_link_is_named(linked, assert_fails, place):
-    linked(place)
+def test_the_link_is_named(linked, assert_fails, path):
+    linked(path)
     message = assert_fails(3, "show", "fox")
     assert "leads out of" in message
-    assert Path(place).name in message
+    assert Path(path).name in message
 
 
-@pytest.mark.parametrize("place", [place for place in PLACES if place != "manifest.json"])
+@pytest.mark.parametrize("path", [path for path in PATHS if path != "manifest.json"])
 @pytest.mark.usefixtures("untouched")
-def test_verify_reports_the_link(linked, unziplora, place):
-    linked(place)
+def test_verify_reports_the_link(linked, unziplora, path):
+    linked(path)
     completed = unziplora("verify", "fox")
     assert completed.code == 3
-    assert f"{place} is a link that leads out of the project" in completed.message
+    assert f"{path} is a link that leads out of the project" in completed.message
 
 
 @pytest.mark.usefixtures("untouched")
-def test_list_calls_the_project_damaged(linked, unziplora):
+def test_list_shows_the_project_as_damaged(linked, unziplora):
     linked("images")
     result = unziplora("list", "--json").envelope["result"]
-    assert [each["name"] for each in result["projects"]] == ["rose"]
-    assert [each["name"] for each in result["damaged"]] == ["fox"]
+    assert [project["name"] for project in result["projects"]] == ["rose"]
+    assert [project["name"] for project in result["damaged"]] == ["fox"]
 
 
 @pytest.mark.usefixtures("untouched")
-def test_rename_moves_the_link_and_remove_deletes_it_alone(linked, unziplora, two_projects):
+def test_rename_moves_the_link_and_remove_deletes_only_the_link(linked, unziplora, two_projects):
     linked("images")
     assert unziplora("rename", "fox", "elk").code == 0
     assert (two_projects / "projects/elk/images").is_symlink()
@@ -110,14 +110,14 @@ def test_rename_moves_the_link_and_remove_deletes_it_alone(linked, unziplora, tw
 
 
 @pytest.mark.usefixtures("untouched")
-def test_a_folder_of_projects_that_is_a_link_is_no_project(two_projects, outside, assert_fails):
+def test_a_link_in_the_projects_folder_is_not_a_project(two_projects, outside, assert_fails):
     (two_projects / "projects/elk").symlink_to(outside)
     assert "is a link" in assert_fails(3, "show", "elk")
     assert "is a link" in assert_fails(3, "remove", "elk", "--yes")
 
 
 @pytest.mark.usefixtures("untouched")
-def test_a_link_within_the_project_and_one_in_a_circle_harm_nothing(two_projects, unziplora):
+def test_inner_links_work_and_circular_links_fail_cleanly(two_projects, unziplora):
     folder = two_projects / "projects/fox"
     (folder / "alias.safetensors").symlink_to("content.safetensors")
     assert unziplora("show", "fox").code == 0
@@ -125,12 +125,12 @@ def test_a_link_within_the_project_and_one_in_a_circle_harm_nothing(two_projects
     (folder / "style.safetensors").unlink()
     (folder / "style.safetensors").symlink_to("style.safetensors")
     assert unziplora("verify", "fox").code == 3
-    completed = unziplora("style", "fox", *DRAW)
+    completed = unziplora("style", "fox", *QUICK)
     assert (completed.code, "Traceback" in completed.err) == (6, False)
 
 
 @pytest.mark.usefixtures("untouched")
-def test_a_training_that_was_stopped_does_not_go_on_through_a_link(linked, unziplora, two_projects):
+def test_resume_does_not_follow_a_link(linked, unziplora, two_projects):
     linked("checkpoints")
     completed = unziplora("train", "--resume", "fox")
     assert completed.code in (2, 3)

@@ -1,4 +1,4 @@
-"""Access tokens are printable nowhere, and what strangers wrote does not act on the terminal."""
+"""Access tokens are never printed, and untrusted text does not control the terminal."""
 
 import json
 
@@ -6,22 +6,22 @@ import pytest
 
 from unziplora_cli.cli import projects
 from unziplora_cli.cli._output import printable, without_tokens
-from unziplora_cli.errors import ModelError
+from unziplora_cli.errors import ModelError, Remedy
 
 TOKEN = "hf_" + "aB3" * 11
-OWN = "a-token-of-another-form"
+OTHER_TOKEN = "a-token-of-another-form"
 
 
 @pytest.fixture
 def leaky(monkeypatch):
-    """Makes `list` fail with an error of a library that quotes the headers which it sent."""
+    """Makes `list` fail with a library error that quotes the request headers."""
 
     def fail(ctx):
         try:
-            raise ValueError(f"Illegal header value b'Bearer {OWN}\\n'")
+            raise ValueError(f"Illegal header value b'Bearer {OTHER_TOKEN}\\n'")
         except ValueError as error:
             raise ModelError(
-                f"Cannot fetch with {TOKEN}: {error}", hint=f"https://ann:{OWN}@host/x"
+                f"Cannot fetch with {TOKEN}: {error}", Remedy(f"https://ann:{OTHER_TOKEN}@host/x")
             ) from error
 
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -35,10 +35,10 @@ def test_no_token_is_in_an_error(unziplora, options):
     assert completed.code == 4
     assert "***" in completed.out + completed.err
     assert TOKEN not in completed.out + completed.err
-    assert OWN not in completed.out + completed.err
+    assert OTHER_TOKEN not in completed.out + completed.err
 
 
-def test_no_token_is_in_what_a_training_writes(unziplora, photos, settings, isolated_home, monkeypatch):
+def test_no_token_is_in_the_files_of_a_training(unziplora, photos, settings, isolated_home, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     completed = unziplora("train", photos / "fox.png", "--subject=fox", "--style=ink", *settings, "-v")
     assert completed.code == 0, completed.err
@@ -59,13 +59,13 @@ def test_no_token_is_in_what_a_training_writes(unziplora, photos, settings, isol
         ("ann@host", "ann@host"),
     ],
 )
-def test_what_looks_like_a_token_is_left_out(text, clean):
+def test_text_that_looks_like_a_token_is_masked(text, clean):
     assert without_tokens(text) == clean
 
 
-def test_a_token_of_any_form_is_left_out_when_the_environment_holds_it(monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", OWN)
-    assert without_tokens(f"x{OWN}y") == "x***y"
+def test_tokens_of_the_environment_are_masked(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", OTHER_TOKEN)
+    assert without_tokens(f"x{OTHER_TOKEN}y") == "x***y"
     monkeypatch.setenv("HF_TOKEN", "")
     assert without_tokens("abc") == "abc"
 
@@ -74,7 +74,7 @@ def test_control_characters_do_not_reach_the_terminal():
     assert printable("a\x1b[2Jb\x9b1m\tc\nd") == "a\ufffd[2Jb\ufffd1m\tc\nd"
 
 
-def test_a_file_with_escape_sequences_in_its_name_does_not_act(unziplora, tmp_path):
+def test_escape_sequences_in_a_file_name_are_replaced(unziplora, tmp_path):
     completed = unziplora("train", tmp_path / "\x1b[2Jfox.png", "--subject=fox", "--style=ink", "--base=mini")
     assert completed.code == 2
     assert "\x1b[2J" not in completed.err
@@ -82,7 +82,7 @@ def test_a_file_with_escape_sequences_in_its_name_does_not_act(unziplora, tmp_pa
 
 
 @pytest.mark.parametrize("option", ["--subject", "--style", "--trigger", "--full-prompt"])
-def test_words_that_could_act_are_refused(assert_fails, photos, option):
+def test_words_with_escape_sequences_are_rejected(assert_fails, photos, option):
     words = {"--subject": "fox", "--style": "ink", option: "fo\x1b[31mx"}
     given = [f"{name}={value}" for name, value in words.items()]
     assert "which is no text" in assert_fails(2, "train", photos / "fox.png", *given, "--base=mini")
