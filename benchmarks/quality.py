@@ -32,7 +32,7 @@ from benchmarks.separation.scenes import Sample, reference_embeddings, render_ph
 from benchmarks.separation.stack import Job, Stack
 from benchmarks.separation.tables import markdown, sheet
 from unziplora_cli import resources
-from unziplora_cli.evaluation.classifier import Classifier
+from unziplora_cli.evaluation.scorers import Classifier
 from unziplora_cli.paths import set_openmp_wait_policy
 from unziplora_cli.sdxl.base import BaseRef, resolve_base
 from unziplora_cli.sdxl.latents import crop_image, encode_latents

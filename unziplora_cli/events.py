@@ -21,6 +21,7 @@ PhaseName = Literal[
     "train",
     "generate",
     "decode",
+    "measure denoising",
     "score",
     "finish",
 ]

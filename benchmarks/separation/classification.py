@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.separation.methods import ImageRequest
 from benchmarks.separation.scenes import PHOTO, Sample
-from unziplora_cli.evaluation.classifier import Classifier
+from unziplora_cli.evaluation.scorers import Classifier
 
 SEPARATION = ("content", "style", "combine", "cross")
 COLUMNS = (

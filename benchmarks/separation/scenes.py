@@ -23,7 +23,7 @@ from recipes.mini.scene import (
     Scene,
     random_individual,
 )
-from unziplora_cli.evaluation.classifier import Classifier
+from unziplora_cli.evaluation.scorers import Classifier
 
 SIZE = 128
 CANDIDATES = 6

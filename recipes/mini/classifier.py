@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from recipes.mini.optimize import learning_rate
 from recipes.mini.pictures import BASE, GROUPED, NAMES, TEST, Store
 from recipes.mini.train_vae import DevicePictures, rebuild
-from unziplora_cli.evaluation.classifier import Classifier
+from unziplora_cli.evaluation.scorers import Classifier
 
 PEAK, PEAK_AGAIN = 2e-3, 1.2e-3
 """Highest learning rate of a new classifier, and of one that is trained on."""

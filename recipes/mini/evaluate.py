@@ -22,7 +22,7 @@ from recipes.mini.scene import (
     Individual,
     Scene,
 )
-from unziplora_cli.evaluation.classifier import Classifier
+from unziplora_cli.evaluation.scorers import Classifier
 
 GUIDANCE = 5.0
 STEPS = 25

@@ -26,7 +26,7 @@ from recipes.mini.optimize import CaptureError
 from recipes.mini.pictures import BASE, Plan, Store, start_drawing
 from recipes.mini.train_unet import PEAK, measure, tokenize, train_unet
 from recipes.mini.train_vae import encode_all, reconstruct, train_vae
-from unziplora_cli.evaluation.classifier import Classifier
+from unziplora_cli.evaluation.scorers import Classifier
 
 PART = 15 * 2**20
 STAGES = ("draw", "vae", "latents", "classifier", "speed", "unet", "evaluate")

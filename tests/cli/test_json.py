@@ -38,7 +38,7 @@ EXAMPLES = {
     "export": "export fox --out={out}",
     "import": "import {fox} --name=again --subject=fox --style=ink --base={base}",
     "check": "check {fox}/content.safetensors --base={base}",
-    "eval": "eval fox --device=cpu --draws=1",
+    "eval": "eval fox --device=cpu --noise-samples=1",
     "doctor": "doctor",
     "replay": "replay fox",
     "push": "push fox me/fox --dry-run --out={out}/fox",

@@ -1,4 +1,4 @@
-"""The evaluation's numbers, against diffusers' own network and against the network that is trained."""
+"""Denoising results against diffusers' own U-Net and against the U-Net in training."""
 
 import json
 import shutil
@@ -10,8 +10,8 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from unziplora_cli.config import GenerateConfig, Prompts
 from unziplora_cli.errors import AdapterError
 from unziplora_cli.evaluation import denoising
-from unziplora_cli.evaluation.denoising import denoise, relative_gap, sample_noise
-from unziplora_cli.events import run as finish
+from unziplora_cli.evaluation.denoising import measure_denoising, relative_gap, sample_noise
+from unziplora_cli.events import run
 from unziplora_cli.method.inject import extract, extract_merge, inject
 from unziplora_cli.method.lora import LoRAPair, LoRAWeights
 from unziplora_cli.sdxl.attention import separate_prompts
@@ -34,8 +34,10 @@ def latents():
     return torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def run(base, ways, latents, **more):
-    return denoise(base, ways, latents, count=4, seed=7, device=CPU, dtype=FP32, **more)
+def measure(base, requests, latents, **options):
+    return run(
+        measure_denoising(base, requests, latents, samples=4, seed=7, device=CPU, dtype=FP32, **options)
+    )
 
 
 @pytest.fixture
@@ -53,98 +55,98 @@ def adapted(base):
     return unet, LoRAPair(*parts, *merges)
 
 
-def test_the_base_alone_is_diffusers_own_network(base, latents):
-    ways = {"base": ImageRequest(Prompts(*[PROMPTS.full] * 3), LoRAPair(), SETTINGS)}
-    found = run(base, ways, latents)["base"]
-    draws = sample_noise(latents, 4, 7, 1000)
-    told, _ = make_conditioning(
-        base, ways["base"], finish(encode_prompts(base, list(ways.values()), device=CPU, dtype=FP32)),
+def test_base_alone_predicts_as_diffusers_unet(base, latents):
+    requests = {"base": ImageRequest(Prompts(*[PROMPTS.full] * 3), LoRAPair(), SETTINGS)}
+    results = measure(base, requests, latents)["base"]
+    samples = sample_noise(latents, 4, 7, 1000)
+    conditioning, _ = make_conditioning(
+        base, requests["base"], run(encode_prompts(base, list(requests.values()), device=CPU, dtype=FP32)),
         device=CPU, dtype=FP32,
     )  # fmt: skip
     unet = UNet2DConditionModel.from_pretrained(base.path, subfolder="unet", torch_dtype=FP32)
     noisy = DDPMScheduler.from_config(component_config(base, "scheduler")).add_noise(
-        draws.latents, draws.noise, draws.timesteps
+        samples.latents, samples.noise, samples.timesteps
     )
     with torch.no_grad():
         expected = unet(
             noisy,
-            draws.timesteps,
-            encoder_hidden_states=told.full.expand(4, -1, -1),
+            samples.timesteps,
+            encoder_hidden_states=conditioning.full.expand(4, -1, -1),
             added_cond_kwargs={
-                "text_embeds": told.pooled.expand(4, -1),
-                "time_ids": told.time_ids.expand(4, -1),
+                "text_embeds": conditioning.pooled.expand(4, -1),
+                "time_ids": conditioning.time_ids.expand(4, -1),
             },
         ).sample
-    torch.testing.assert_close(found.prediction, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.loss, (expected - draws.noise).square().flatten(1).mean(1))
+    torch.testing.assert_close(results.prediction, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(results.loss, (expected - samples.noise).square().flatten(1).mean(1))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_both_branches_answer_as_in_training(base, latents, adapted, batch_size):
+def test_both_branches_predict_as_in_training(base, latents, adapted, batch_size):
     unet, branches = adapted
     request = ImageRequest(PROMPTS, branches, SETTINGS)
-    found = run(base, {"full": request}, latents, batch_size=batch_size)["full"]
-    draws = sample_noise(latents, 4, 7, 1000)
-    texts = finish(encode_prompts(base, [request], device=CPU, dtype=FP32))
-    told, _ = make_conditioning(base, request, texts, device=CPU, dtype=FP32)
+    results = measure(base, {"full": request}, latents, batch_size=batch_size)["full"]
+    samples = sample_noise(latents, 4, 7, 1000)
+    texts = run(encode_prompts(base, [request], device=CPU, dtype=FP32))
+    conditioning, _ = make_conditioning(base, request, texts, device=CPU, dtype=FP32)
     noisy = DDPMScheduler.from_config(component_config(base, "scheduler")).add_noise(
-        draws.latents, draws.noise, draws.timesteps
+        samples.latents, samples.noise, samples.timesteps
     )
     with torch.no_grad():
-        expected = predict_noise(unet, noisy, draws.timesteps, told)
-    torch.testing.assert_close(found.prediction, expected, rtol=1e-3, atol=1e-4)
+        expected = predict_noise(unet, noisy, samples.timesteps, conditioning)
+    torch.testing.assert_close(results.prediction, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_ways_do_not_disturb_each_other(base, latents, adapted):
+def test_requests_are_independent(base, latents, adapted):
     _, branches = adapted
     alone = ImageRequest(Prompts(*[PROMPTS.full] * 3), LoRAPair(), SETTINGS)
     both = ImageRequest(PROMPTS, branches, SETTINGS)
-    found = run(base, {"before": alone, "both": both, "after": alone}, latents, rebuild={"both"})
-    assert torch.equal(found["before"].prediction, found["after"].prediction)
-    assert not torch.equal(found["before"].prediction, found["both"].prediction)
-    assert found["both"].rebuilt is not None
-    assert found["before"].rebuilt is None
+    results = measure(base, {"before": alone, "both": both, "after": alone}, latents, reconstruct={"both"})
+    assert torch.equal(results["before"].prediction, results["after"].prediction)
+    assert not torch.equal(results["before"].prediction, results["both"].prediction)
+    assert results["both"].reconstruction_error is not None
+    assert results["before"].reconstruction_error is None
 
 
-def test_a_base_that_predicts_the_velocity_is_measured_by_it(tiny_base, tmp_path, latents):
+def test_velocity_prediction_is_compared_with_the_velocity(tiny_base, tmp_path, latents):
     folder = tmp_path / "velocity"
     shutil.copytree(tiny_base, folder)
     file = folder / "scheduler/scheduler_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "v_prediction"}))
     base = resolve_base(str(folder), offline=True)[0]
-    found = run(base, {"base": ImageRequest(PROMPTS, LoRAPair(), SETTINGS)}, latents)["base"]
-    draws = sample_noise(latents, 4, 7, 1000)
-    kept = DDPMScheduler.from_config(component_config(base, "scheduler")).alphas_cumprod[draws.timesteps]
+    results = measure(base, {"base": ImageRequest(PROMPTS, LoRAPair(), SETTINGS)}, latents)["base"]
+    samples = sample_noise(latents, 4, 7, 1000)
+    kept = DDPMScheduler.from_config(component_config(base, "scheduler")).alphas_cumprod[samples.timesteps]
     kept = kept.view(-1, 1, 1, 1)
-    velocity = kept.sqrt() * draws.noise - (1 - kept).sqrt() * draws.latents  # Salimans and Ho
-    torch.testing.assert_close(found.loss, (found.prediction - velocity).square().flatten(1).mean(1))
+    velocity = kept.sqrt() * samples.noise - (1 - kept).sqrt() * samples.latents  # Salimans and Ho
+    torch.testing.assert_close(results.loss, (results.prediction - velocity).square().flatten(1).mean(1))
 
 
-def test_timesteps_cover_the_schedule_evenly_and_pictures_take_turns():
+def test_timesteps_are_stratified_and_images_take_turns():
     latents = torch.stack([torch.zeros(4, 8, 8), torch.ones(4, 8, 8)])
-    draws = sample_noise(latents, 10, 0, 1000)
-    assert [int(t) // 100 for t in draws.timesteps] == list(range(10))
-    assert draws.latents.mean(dim=(1, 2, 3)).tolist() == [0.0, 1.0] * 5
+    samples = sample_noise(latents, 10, 0, 1000)
+    assert [int(t) // 100 for t in samples.timesteps] == list(range(10))
+    assert samples.latents.mean(dim=(1, 2, 3)).tolist() == [0.0, 1.0] * 5
     again = sample_noise(latents, 10, 0, 1000)
-    assert torch.equal(draws.noise, again.noise)
-    assert not torch.equal(draws.noise, sample_noise(latents, 10, 1, 1000).noise)
+    assert torch.equal(samples.noise, again.noise)
+    assert not torch.equal(samples.noise, sample_noise(latents, 10, 1, 1000).noise)
 
 
-def test_a_network_that_knows_the_noise_rebuilds_the_picture_exactly(base, latents):
-    draws = sample_noise(latents, 6, 0, 1000)
-    knows = lambda noisy, timesteps: draws.noise[: len(noisy)]  # noqa: E731
-    assert denoising._rebuild(knows, draws, component_config(base, "scheduler")) < 1e-3
-    knows_nothing = lambda noisy, timesteps: torch.zeros_like(noisy)  # noqa: E731
-    assert denoising._rebuild(knows_nothing, draws, component_config(base, "scheduler")) > 0.5
+def test_true_noise_reconstructs_the_image(base, latents):
+    samples = sample_noise(latents, 6, 0, 1000)
+    true_noise = lambda noisy, timesteps: samples.noise[: len(noisy)]  # noqa: E731
+    assert denoising._reconstruct(true_noise, samples, component_config(base, "scheduler")) < 1e-3
+    zeros = lambda noisy, timesteps: torch.zeros_like(noisy)  # noqa: E731
+    assert denoising._reconstruct(zeros, samples, component_config(base, "scheduler")) > 0.5
 
 
-def test_the_gap_is_relative_to_the_effect():
+def test_gap_is_relative_to_the_effect():
     base = torch.zeros(3)
     assert relative_gap(torch.tensor([0.0, 3.0, 0.0]), torch.tensor([0.0, 4.0, 0.0]), base) == 0.25
     assert relative_gap(base, base, base) == 0.0
 
 
-def test_a_lora_of_another_base_is_refused(base, latents):
+def test_lora_of_another_base_is_refused(base, latents):
     strange = {"mid_block.attentions.9.x.attn1.to_q": LoRAWeights(torch.ones(1, 3), torch.ones(3, 1))}
     with pytest.raises(AdapterError, match="lacks"):
-        run(base, {"content": ImageRequest(PROMPTS, LoRAPair(content=strange), SETTINGS)}, latents)
+        measure(base, {"content": ImageRequest(PROMPTS, LoRAPair(content=strange), SETTINGS)}, latents)

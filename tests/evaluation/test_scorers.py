@@ -8,40 +8,40 @@ from unziplora_cli.config import Words
 from unziplora_cli.evaluation.scorers import ClassifierScorer
 
 
-def scorer(picture: Image.Image, subject: str, style: str) -> ClassifierScorer:
-    return ClassifierScorer(resources.classifier(), [picture], Words(subject, style))
+def make_scorer(image: Image.Image, subject: str, style: str) -> ClassifierScorer:
+    return ClassifierScorer(resources.classifier(), [image], Words(subject, style))
 
 
 @pytest.mark.parametrize("name", sorted(resources.samples()))
-def test_the_judge_agrees_with_the_words_of_the_sample_pictures(name):
+def test_classifier_names_the_sample_images(name):
     sample = resources.samples()[name]
-    with Image.open(sample.image) as picture:
-        found = scorer(picture, sample.subject.title(), sample.style)
-        (view,) = found.look([picture], [""])
-    assert (found.subject, found.style, found.notes) == (sample.subject, sample.style, ())
-    assert (view.subject, view.style) == (sample.subject, sample.style)
-    assert view.identity == pytest.approx(1.0, abs=1e-4)
+    with Image.open(sample.image) as image:
+        scorer = make_scorer(image, sample.subject.title(), sample.style)
+        (score,) = scorer.score([image], [""])
+    assert (scorer.subject, scorer.style, scorer.notes) == (sample.subject, sample.style, ())
+    assert (score.subject, score.style) == (sample.subject, sample.style)
+    assert score.identity == pytest.approx(1.0, abs=1e-4)
 
 
-def test_words_that_the_judge_lacks_give_way_to_what_it_sees_and_it_says_so():
-    with Image.open(resources.samples()["fox"].image) as picture:
-        found = scorer(picture, "red panda", "tiffany lamp")
-    assert (found.subject, found.style) == ("fox", "stained glass")
-    assert 'no subject "red panda"' in found.notes[0]
-    assert '"stained glass"' in found.notes[1]
+def test_unknown_words_are_replaced_by_predicted_classes_with_a_note():
+    with Image.open(resources.samples()["fox"].image) as image:
+        scorer = make_scorer(image, "red panda", "tiffany lamp")
+    assert (scorer.subject, scorer.style) == ("fox", "stained glass")
+    assert 'no subject "red panda"' in scorer.notes[0]
+    assert '"stained glass"' in scorer.notes[1]
 
 
-def test_a_word_against_what_the_judge_sees_is_taken_but_noted():
-    with Image.open(resources.samples()["fox"].image) as picture:
-        found = scorer(picture, "teapot", "stained glass")
-    assert found.subject == "teapot"
-    assert len(found.notes) == 1
-    assert "with care" in found.notes[0]
+def test_word_that_differs_from_the_prediction_is_kept_with_a_note():
+    with Image.open(resources.samples()["fox"].image) as image:
+        scorer = make_scorer(image, "teapot", "stained glass")
+    assert scorer.subject == "teapot"
+    assert len(scorer.notes) == 1
+    assert "may be wrong" in scorer.notes[0]
 
 
-def test_another_individual_is_less_alike():
+def test_another_individual_is_less_similar():
     samples = resources.samples()
     with Image.open(samples["fox"].image) as fox, Image.open(samples["lantern"].image) as lantern:
-        found = scorer(fox, "fox", "stained glass")
-        same, other = found.look([fox, lantern], ["", ""])
+        scorer = make_scorer(fox, "fox", "stained glass")
+        same, other = scorer.score([fox, lantern], ["", ""])
     assert same.identity > other.identity + 0.5

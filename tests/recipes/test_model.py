@@ -20,7 +20,7 @@ from recipes.mini.model import (
 from recipes.mini.optimize import FlatAdam
 from recipes.mini.pictures import BASE, GROUPED, HELD_OUT, NAMES, Plan
 from recipes.mini.scene import HELD_OUT_STYLES, VOCABULARY
-from unziplora_cli.evaluation.classifier import Classifier
+from unziplora_cli.evaluation.scorers import Classifier
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A project is measured, looked at and told about, on the built-in base with its classifier."""
+"""Evaluations of projects on the built-in base, scored by its classifier."""
 
 import shutil
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from unziplora_cli import resources
 from unziplora_cli.config import ComputeConfig, GenerateConfig, Words, resolve
 from unziplora_cli.errors import AdapterError, ProjectError
 from unziplora_cli.evaluation import metrics as names
+from unziplora_cli.events import Event, Progress, run
 from unziplora_cli.method.inject import adapted_projections
 from unziplora_cli.method.lora import LoRAWeights
 from unziplora_cli.projects import manifest
@@ -21,14 +22,28 @@ from unziplora_cli.prompts import make_prompts
 from unziplora_cli.sdxl.base import resolve_base
 from unziplora_cli.sdxl.load import load_unet
 from unziplora_cli.training.checkpoint import write_adapters
-from unziplora_cli.workflows.evaluate import SHEET, EvaluationConfig, EvaluationRequest, evaluate
+from unziplora_cli.workflows.evaluate import (
+    SHEET,
+    EvaluationConfig,
+    EvaluationRequest,
+    EvaluationResult,
+    evaluate,
+)
 
 MINI = resolve_base("mini", offline=True)[0]
 
 
-def order(project: Project) -> EvaluationRequest:
-    drawing, studio = GenerateConfig(steps=2, guidance=2.5), ComputeConfig(device="cpu", batch_size=4)
-    return EvaluationRequest(project.name, MINI, EvaluationConfig(count=1, draws=2), drawing, studio)
+def request(project: Project) -> EvaluationRequest:
+    generation, compute = GenerateConfig(steps=2, guidance=2.5), ComputeConfig(device="cpu", batch_size=4)
+    return EvaluationRequest(
+        project.name, MINI, EvaluationConfig(count=1, noise_samples=2), generation, compute
+    )
+
+
+def evaluate_now(
+    request: EvaluationRequest, store: ProjectStore, on_event: Callable[[Event], object] | None = None
+) -> EvaluationResult:
+    return run(evaluate(request, store), on_event)
 
 
 @pytest.fixture
@@ -65,61 +80,66 @@ def fox(make_project: Callable[..., Project]) -> Callable[..., Project]:
     return make
 
 
-def test_loras_that_change_nothing_score_as_the_base_and_are_told_so(fox, store):
-    done = evaluate(order(fox(0.0, state="interrupted", steps_done=7)), store)
-    assert "stopped after step 7 of" in done.evaluation.notes[0]
-    scores = {score.name: score for score in done.evaluation.scores}
+def test_zero_loras_score_as_the_base(fox, store):
+    result = evaluate_now(request(fox(0.0, state="interrupted", steps_done=7)), store)
+    assert "stopped after step 7 of" in result.evaluation.notes[0]
+    scores = {score.name: score for score in result.evaluation.scores}
     for score in scores.values():
         if score.base is not None:
             assert score.value == score.base, score.name
     assert scores[names.ONE_FILE_GAP].value == 0.0
     assert scores[names.MERGE_OVERLAP].value == 0.0
-    assert {(block.content, block.style) for block in done.evaluation.columns} == {(0, 0)}
-    assert "hardly learned" in done.evaluation.diagnosis
-    assert done.evaluation.images == 8
-    assert done.evaluation.scorer == "the built-in classifier"
+    assert {(block.content, block.style) for block in result.evaluation.columns} == {(0, 0)}
+    assert "hardly learned" in result.evaluation.diagnosis
+    assert result.evaluation.images == 8
+    assert result.evaluation.scorer == "the built-in classifier"
 
 
-def test_loras_that_ruin_the_network_are_told_so_and_progress_is_shown(fox, store):
-    project, told = fox(0.3), []
-    done = evaluate(order(project), store, told.append)
-    scores = {score.name: score for score in done.evaluation.scores}
+def test_destructive_loras_are_diagnosed_and_progress_is_reported(fox, store):
+    project, events = fox(0.3), []
+    result = evaluate_now(request(project), store, events.append)
+    scores = {score.name: score for score in result.evaluation.scores}
     assert scores[names.LOSS["full"]].value > 2 * scores[names.LOSS["full"]].base
     assert scores[names.SHARED_COLUMNS].value == 1.0
     assert scores[names.MERGE_OVERLAP].value == pytest.approx(1.0)
-    assert done.evaluation.diagnosis.startswith("Content and style did not come apart")
-    assert manifest.read(project.folder).evaluation == done.evaluation
+    assert result.evaluation.diagnosis.startswith("Content and style were not separated")
+    assert manifest.read(project.folder).evaluation == result.evaluation
     assert replace(manifest.read(project.folder), evaluation=None) == project.manifest
     with Image.open(project.folder / SHEET) as sheet:
         assert sheet.format == "PNG"
-    assert [doing.what for doing in told] == sorted(
-        (doing.what for doing in told), key=["encoding", "measuring", "drawing"].index
-    )
-    assert all(0 <= doing.done <= doing.total for doing in told)
+    assert list(dict.fromkeys(event.name for event in events)) == [
+        "encode images",
+        "load base",
+        "measure denoising",
+        "generate",
+        "score",
+    ]
+    progress = [event for event in events if isinstance(event, Progress)]
+    assert all(0 <= event.done <= event.total for event in progress)
 
 
-def test_the_same_seed_gives_the_same_evaluation(fox, store):
+def test_same_seed_gives_the_same_evaluation(fox, store):
     project = fox(0.02)
-    first, second = (evaluate(order(project), store).evaluation for _ in range(2))
+    first, second = (evaluate_now(request(project), store).evaluation for _ in range(2))
     assert replace(first, created=second.created) == second
 
 
-def test_a_project_in_use_stays_as_it_is(fox, store):
+def test_project_in_use_is_refused(fox, store):
     project = fox(0.0)
     with store.lock("fox"), pytest.raises(ProjectError, match="in use"):
-        evaluate(order(project), store)
+        evaluate_now(request(project), store)
     assert manifest.read(project.folder).evaluation is None
 
 
-def test_a_project_without_its_picture_is_refused(fox, store):
+def test_project_without_training_image_is_refused(fox, store):
     project = fox(0.0, source=())
-    with pytest.raises(ProjectError, match="no training picture"):
-        evaluate(order(project), store)
+    with pytest.raises(ProjectError, match="no training image"):
+        evaluate_now(request(project), store)
 
 
 def test_damaged_weights_are_refused_and_nothing_is_written(fox, store):
     project = fox(float("inf"))
     with pytest.raises(AdapterError):
-        evaluate(order(project), store)
+        evaluate_now(request(project), store)
     assert manifest.read(project.folder).evaluation is None
     assert not (project.folder / SHEET).exists()

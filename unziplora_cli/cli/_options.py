@@ -112,6 +112,8 @@ def model_names(ctx: typer.Context, incomplete: str) -> list[str]:
     return [name for name in ("mini", "sdxl", *cached) if name.startswith(incomplete)]
 
 
+PANEL = "Projects"
+"""The panel of the help that lists the commands for projects."""
 PROJECT = typer.Argument(
     metavar="PROJECT", help="Name of a project.", show_default=False, autocompletion=project_names
 )

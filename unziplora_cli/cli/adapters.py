@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from unziplora_cli.cli._options import BASE, project_names
+from unziplora_cli.cli._options import BASE, PROJECT, project_names
 from unziplora_cli.cli._output import Session, Table, format_size
-from unziplora_cli.cli.projects import NAME as PROJECT
 from unziplora_cli.errors import Remedy, UsageError
 
 if TYPE_CHECKING:

@@ -1,71 +1,82 @@
-"""eval: how well a project's content and style came apart."""
+"""eval and replay: how well content and style were separated, and whether a training can be repeated."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unziplora_cli.cli._options import config_options, preset_for, project_base, project_names
-from unziplora_cli.cli._output import Session, Table, format_size
+from unziplora_cli.cli._options import DEVICE, PANEL, PROJECT, config_options, preset_for, project_base
+from unziplora_cli.cli._output import Session, Table, format_duration, format_size
 from unziplora_cli.config import ComputeConfig, resolve_generate
 from unziplora_cli.workflows.evaluate import EvaluationConfig
 
 if TYPE_CHECKING:
     from unziplora_cli.projects.manifest import Evaluation, ScoreRecord
+    from unziplora_cli.workflows.replay import FileDistance, ReplayResult
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    with_computing = config_options(ComputeConfig, into="computing")(evaluate)
-    app.command("eval", rich_help_panel="Projects")(config_options(EvaluationConfig)(with_computing))
+    """Add these commands to the program."""
+    with_compute = config_options(ComputeConfig, into="compute")(evaluate)
+    app.command("eval", rich_help_panel=PANEL)(config_options(EvaluationConfig)(with_compute))
+    app.command("replay", rich_help_panel=PANEL)(replay)
 
 
 def evaluate(
     ctx: typer.Context,
-    project: Annotated[
-        str,
-        typer.Argument(
-            metavar="PROJECT", help="Name of a project.", show_default=False, autocompletion=project_names
-        ),
-    ],
+    project: Annotated[str, PROJECT],
     pull: Annotated[
         bool,
-        typer.Option("--pull", help="Fetch DINOv2 and CLIP first, which look at pictures of other bases."),
+        typer.Option(
+            "--pull", help="Download DINOv2 and CLIP first; they score images of other bases than mini."
+        ),
     ] = False,
-    computing: dict[str, Any] | None = None,
+    compute: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
 ) -> None:
-    """Tell how well content and style came apart: what was kept, what leaked, and what to do about it."""
+    """Measure how well content and style were separated: what was kept, what leaked, and what to change."""
     from unziplora_cli.cli._output import ProgressDisplay
+    from unziplora_cli.events import run
     from unziplora_cli.workflows import evaluate
 
     session: Session = ctx.obj
-    config, studio = EvaluationConfig(**(settings or {})), ComputeConfig(**(computing or {}))
-    found = session.store().open(project)
+    config, compute_config = EvaluationConfig(**(settings or {})), ComputeConfig(**(compute or {}))
+    opened = session.store().open(project)
     if pull:
-        session.use_network("Fetching DINOv2 and CLIP")
+        session.use_network("Downloading DINOv2 and CLIP")
         evaluate.download_encoders(
-            lambda id, bytes: session.output.message(f"Fetching {id}, {format_size(bytes)}.")
+            lambda model_id, size: session.output.message(f"Downloading {model_id}, {format_size(size)}.")
         )
-    base = project_base(session, studio.base, [found])
-    order = evaluate.EvaluationRequest(project, base, config, resolve_generate(preset_for(base), {}), studio)
+    base = project_base(session, compute_config.base, [opened])
+    generation = resolve_generate(preset_for(base), {})
+    request = evaluate.EvaluationRequest(project, base, config, generation, compute_config)
     with ProgressDisplay(session.output, "eval") as display:
-
-        def show(doing: evaluate.EvaluationProgress) -> None:
-            line = f"eval: {doing.what} {doing.done:.0f} of {doing.total:.0f}"
-            display.update(doing.what, doing.done, doing.total, "", line)
-
-        done = evaluate.evaluate(order, session.store(), show)
-    made = done.evaluation
-    data = {"name": project, "evaluation": asdict(made), "sheet": str(done.sheet) if done.sheet else None}
-    tables = (columns_table(made), scores_table(made, explain=session.output.verbose))
-    session.output.result(data, table=tables, text=summary(made))
-    for note in (*made.notes, *((f"What was drawn: {done.sheet}",) if done.sheet else ())):
+        result = run(evaluate.evaluate(request, session.store()), display.event)
+    evaluation = result.evaluation
+    session.output.result(
+        {
+            "name": project,
+            "evaluation": asdict(evaluation),
+            "sheet": str(result.sheet) if result.sheet else None,
+        },
+        table=(columns_table(evaluation), scores_table(evaluation, explain=session.output.verbose)),
+        text="\n".join([evaluation.diagnosis, *(f"- {advice}" for advice in evaluation.advice)]),
+    )
+    for note in evaluation.notes:
         session.output.message(note)
+    if result.project.manifest.state != "complete":
+        session.output.message(f"To finish the training: unziplora train --resume {project}")
+    if result.sheet:
+        session.output.message(f"The generated images: {result.sheet}")
+    if result.missing_scorers:
+        session.output.message(
+            f"No images were generated: scoring them needs {' and '.join(result.missing_scorers)}. "
+            f"To download them: unziplora eval {project} --pull"
+        )
 
 
 def scores_table(evaluation: "Evaluation", *, explain: bool = False) -> Table:
-    """The scores for people; with `explain` also what each of them is."""
+    """The scores; with `explain` also their descriptions."""
     rows = [
         [
             score.name,
@@ -76,28 +87,23 @@ def scores_table(evaluation: "Evaluation", *, explain: bool = False) -> Table:
         ]
         for score in evaluation.scores
     ]
-    return Table(("score", "value", "base alone", "best", *(["what it is"] if explain else [])), rows)
+    return Table(("score", "value", "base alone", "best", *(["description"] if explain else [])), rows)
 
 
 def columns_table(evaluation: "Evaluation") -> Table:
-    """Which branch uses how many columns in which block of the U-Net."""
+    """How many columns each branch uses in each block of the U-Net."""
     rows = [
-        [each.block, str(each.content), str(each.style), str(each.shared), str(each.total)]
-        for each in evaluation.columns
+        [block.block, str(block.content), str(block.style), str(block.shared), str(block.total)]
+        for block in evaluation.columns
     ]
     return Table(("columns of", "content", "style", "shared", "total"), rows)
 
 
-def summary(evaluation: "Evaluation") -> str:
-    """The verdict, and each piece of advice on a line of its own."""
-    return "\n".join([evaluation.diagnosis, *(f"- {each}" for each in evaluation.advice)])
-
-
 def evaluation_rows(evaluation: "Evaluation | None") -> list[list[str]]:
-    """The verdict, the advice and the scores as lines of two cells; none without an evaluation."""
+    """Diagnosis, advice and scores as lines of two cells; none without an evaluation."""
     if evaluation is None:
         return []
-    rows = [["diagnosis", evaluation.diagnosis], *(["advice", each] for each in evaluation.advice)]
+    rows = [["diagnosis", evaluation.diagnosis], *(["advice", advice] for advice in evaluation.advice)]
     for score in evaluation.scores:
         base = f" (base alone {_number(score, score.base)})" if score.base is not None else ""
         rows.append([score.name, _number(score, score.value) + base])
@@ -108,3 +114,58 @@ def _number(score: "ScoreRecord", value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.0%}" if score.unit in ("share", "difference") else f"{value:.3g}"
+
+
+def replay(
+    ctx: typer.Context,
+    project: Annotated[str, PROJECT],
+    name: Annotated[
+        str | None,
+        typer.Option(help="Keep the result as a project of this name. Default: compare and delete it."),
+    ] = None,
+    device: Annotated[str | None, DEVICE] = None,
+) -> None:
+    """Train a project again from its manifest alone, and compare the result with the recorded one."""
+    from unziplora_cli.cli._output import ProgressDisplay
+    from unziplora_cli.projects.names import check_name
+    from unziplora_cli.workflows.replay import ReplayResult
+    from unziplora_cli.workflows.replay import replay as run
+
+    session: Session = ctx.obj
+    keep = None if name is None else check_name(name)
+    result: ReplayResult | None = None
+    with ProgressDisplay(session.output, project) as display:
+        for event in run(session.store(), project, keep=keep, device=device):
+            if isinstance(event, ReplayResult):
+                result = event
+            else:
+                display.event(event)
+    if result is None:
+        raise typer.Exit  # another process of this training compares
+    rows = [[file.role, _distance(file)] for file in result.files]
+    rows += [[metric, f"{old:.6g}, now {new:.6g}"] for metric, (old, new) in result.losses.items()]
+    session.output.result(
+        {**asdict(result), "identical": result.identical},
+        table=Table((project, "replayed"), rows),
+        text=_replay_summary(result),
+    )
+
+
+def _distance(file: "FileDistance") -> str:
+    if file.identical:
+        return "identical"
+    if file.largest is not None:
+        return f"largest difference {file.largest:.3g}" if file.largest else "the same numbers"
+    if not file.relative:
+        return "the same numbers"
+    return f"relative difference {file.relative:.3g}, {file.columns or 0:.1%} of the columns the same"
+
+
+def _replay_summary(result: "ReplayResult") -> str:
+    lines = [f"{result.project}: trained again in {format_duration(result.seconds)}."]
+    if not result.identical:
+        lines += [f"Changed since: {change}" for change in result.changed]
+        lines += [f"Not recorded: {setting}" for setting in result.unrecorded]
+    if result.kept:
+        lines.append(f"The new project: {result.kept}")
+    return "\n".join(lines)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unziplora_cli.cli._options import project_names
+from unziplora_cli.cli._options import PANEL, PROJECT
 from unziplora_cli.cli._output import Session, Table, format_duration, format_size
 from unziplora_cli.cli.evaluate import evaluation_rows
 from unziplora_cli.errors import ProjectError, Remedy
@@ -12,11 +12,6 @@ from unziplora_cli.errors import ProjectError, Remedy
 if TYPE_CHECKING:
     from unziplora_cli.projects.store import Project
     from unziplora_cli.projects.unfinished import Unfinished
-
-PANEL = "Projects"
-NAME = typer.Argument(
-    metavar="PROJECT", help="Name of a project.", show_default=False, autocompletion=project_names
-)
 
 
 def register(app: typer.Typer) -> None:
@@ -74,7 +69,7 @@ def list_projects(ctx: typer.Context) -> None:
         session.output.message(f"{each.name}: {each.reason}")
 
 
-def show(ctx: typer.Context, project: Annotated[str, NAME]) -> None:
+def show(ctx: typer.Context, project: Annotated[str, PROJECT]) -> None:
     """Show what a project was made of."""
     session: Session = ctx.obj
     found = session.store().open(project)
@@ -102,7 +97,7 @@ def show(ctx: typer.Context, project: Annotated[str, NAME]) -> None:
     session.output.result(data, table=Table((found.name, ""), rows))
 
 
-def verify(ctx: typer.Context, project: Annotated[str, NAME]) -> None:
+def verify(ctx: typer.Context, project: Annotated[str, PROJECT]) -> None:
     """Check that a project's files are whole and unchanged."""
     session: Session = ctx.obj
     found = session.store().verify(project)
@@ -120,7 +115,7 @@ def verify(ctx: typer.Context, project: Annotated[str, NAME]) -> None:
 
 def rename(
     ctx: typer.Context,
-    project: Annotated[str, NAME],
+    project: Annotated[str, PROJECT],
     new_name: Annotated[str, typer.Argument(help="Its new name.", show_default=False)],
 ) -> None:
     """Give a project another name."""
@@ -134,7 +129,7 @@ def rename(
 
 def remove(
     ctx: typer.Context,
-    project: Annotated[str, NAME],
+    project: Annotated[str, PROJECT],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     unfinished: Annotated[
         bool, typer.Option("--unfinished", help="Only the training of that name that was cut off.")

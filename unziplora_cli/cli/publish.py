@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from unziplora_cli.cli._options import PANEL, PROJECT
 from unziplora_cli.cli._output import Session, format_size
-from unziplora_cli.cli.projects import NAME, PANEL
 from unziplora_cli.errors import Remedy, UsageError
 
 
@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 def report(
     ctx: typer.Context,
-    project: Annotated[str, NAME],
+    project: Annotated[str, PROJECT],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -56,7 +56,7 @@ def _open(file: Path) -> bool:
 
 def push(
     ctx: typer.Context,
-    project: Annotated[str, NAME],
+    project: Annotated[str, PROJECT],
     repository: Annotated[
         str, typer.Argument(metavar="REPO", help="The model on the hub: owner/name.", show_default=False)
     ],

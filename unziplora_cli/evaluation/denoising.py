@@ -1,11 +1,11 @@
-"""How well the base, with and without the branches, finds the training picture in noise.
+"""How well the base predicts the noise in noisy training images, with and without the LoRAs.
 
-Every way of asking sees the same noise at the same timesteps, so that differences are paired.
+All requests see the same noise at the same timesteps, so their losses are paired.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,26 +16,27 @@ from torch import Tensor
 from unziplora_cli.accel.cuda_graph import GraphedUNet
 from unziplora_cli.accel.device import memory_guard, settle_threads
 from unziplora_cli.accel.merged_unet import cache_text, check_fit, fuse, restore
-from unziplora_cli.events import run
+from unziplora_cli.events import Event, Phase, Progress
 from unziplora_cli.method.lora import LoRAPair
 from unziplora_cli.sdxl.base import BaseRef, component_config, predicts_velocity
 from unziplora_cli.sdxl.generate import ImageRequest, encode_prompts, make_conditioning
 from unziplora_cli.sdxl.load import load_unet
 from unziplora_cli.sdxl.text import Conditioning
 
-REBUILD_STEPS = 20
-"""Steps of the whole noise schedule when the picture is drawn back."""
-START = 0.6
-"""Share of the schedule from which it is drawn back: its outlines are gone by then, its masses are not."""
-REBUILDS = 4
-_ADVICE = "Use another device (--device) or a smaller --batch-size."
+RECONSTRUCTION_STEPS = 20
+"""DDIM steps over the whole noise schedule."""
+RECONSTRUCTION_START = 0.6
+"""Share of the schedule from which images are reconstructed; outlines are lost there, large shapes not."""
+MAX_RECONSTRUCTIONS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class NoiseSamples:
-    """Noisy versions of the training picture, on the CPU in float32.
+    """Noise for the training images, float32 on the CPU.
 
-    ``latents`` and ``noise`` are [draws, channels, height, width], ``timesteps`` [draws].
+    Attributes:
+        latents, noise: [samples, channels, height, width].
+        timesteps: [samples].
     """
 
     latents: Tensor
@@ -45,118 +46,123 @@ class NoiseSamples:
 
 @dataclass(frozen=True, slots=True)
 class DenoisingResult:
-    """What one way of asking found.
+    """What the U-Net predicts for one request.
 
-    ``loss`` [draws] is each draw's mean squared error, ``prediction`` [draws, ...] the network's answer: the
-    noise, or the velocity on a base that predicts that. ``rebuilt`` is the error of the picture drawn back
-    from noise, None where that was not asked for.
+    Attributes:
+        loss: [samples], mean squared error of each sample.
+        prediction: [samples, channels, height, width], the noise, or the velocity on a v-prediction base.
+        reconstruction_error: the relative error of the reconstructed images; None if not measured.
     """
 
     loss: Tensor
     prediction: Tensor
-    rebuilt: float | None
+    reconstruction_error: float | None
 
 
-def sample_noise(latents: Tensor, count: int, seed: int, timesteps: int) -> NoiseSamples:
-    """``count`` draws of the pictures ``latents`` [pictures, channels, height, width] in turn.
+def sample_noise(latents: Tensor, count: int, seed: int, num_timesteps: int) -> NoiseSamples:
+    """Draw ``count`` noise samples for ``latents`` [images, channels, height, width], image by image in turn.
 
-    The timesteps are stratified: one at random from each of ``count`` equal parts of the schedule.
+    Timesteps are stratified: one at random from each of ``count`` equal parts of the schedule.
     """
     generator = torch.Generator().manual_seed(seed)
-    shown = latents.float().cpu()[torch.arange(count) % len(latents)]
-    places = (torch.arange(count) + torch.rand(count, generator=generator)) / count * timesteps
+    repeated = latents.float().cpu()[torch.arange(count) % len(latents)]
+    positions = (torch.arange(count) + torch.rand(count, generator=generator)) / count * num_timesteps
     return NoiseSamples(
-        latents=shown,
-        noise=torch.randn(shown.shape, generator=generator),
-        timesteps=places.long().clamp(max=timesteps - 1),
+        latents=repeated,
+        noise=torch.randn(repeated.shape, generator=generator),
+        timesteps=positions.long().clamp(max=num_timesteps - 1),
     )
 
 
 @torch.no_grad()
-def denoise(
+def measure_denoising(
     base: BaseRef,
-    ways: Mapping[str, ImageRequest],
+    requests: Mapping[str, ImageRequest],
     latents: Tensor,
     *,
-    count: int,
+    samples: int,
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
     batch_size: int = 1,
-    rebuild: Collection[str] = (),
-    on_way: Callable[[int], None] = lambda done: None,
-) -> dict[str, DenoisingResult]:
-    """Ask for the noise in ``count`` draws of ``latents`` in every way of ``ways``, named as there.
+    reconstruct: Collection[str] = (),
+) -> Generator[Event, None, dict[str, DenoisingResult]]:
+    """Predict the noise in ``samples`` noisy versions of ``latents`` for every request.
 
-    Those named by ``rebuild`` also draw the picture back. Ways that follow each other with the very same
-    branches share one fused network. Raises ModelError, AdapterError when a LoRA does not fit, OutOfMemory.
+    Requests are named; those in ``reconstruct`` also reconstruct the images. Consecutive requests with the
+    same ``branches`` object share one fused U-Net. Raises ModelError, OutOfMemory, and AdapterError if a LoRA
+    does not fit the base.
     """
     schedule = component_config(base, "scheduler")
-    noising = DDPMScheduler.from_config(schedule)
-    found = {}
-    with memory_guard(_ADVICE):
-        texts = run(encode_prompts(base, tuple(ways.values()), device=device, dtype=dtype))
+    scheduler = DDPMScheduler.from_config(schedule)
+    results = {}
+    yield Phase("load base")
+    with memory_guard("Use another device or a smaller batch-size."):
+        texts = yield from encode_prompts(base, tuple(requests.values()), device=device, dtype=dtype)
         unet = load_unet(base, device=device, dtype=dtype)
         settle_threads(unet)
-        predict = GraphedUNet(unet)
-        for way in ways.values():
-            check_fit(unet, way.branches)
-        draws = sample_noise(latents, count, seed, noising.config.num_train_timesteps)
-        parts = (draws.latents, draws.noise, draws.timesteps)
-        noisy = noising.add_noise(*parts)
-        target = noising.get_velocity(*parts) if predicts_velocity(base) else draws.noise
+        graphed = GraphedUNet(unet)
+        for request in requests.values():
+            check_fit(unet, request.branches)
+        drawn = sample_noise(latents, samples, seed, scheduler.config.num_train_timesteps)
+        noisy = scheduler.add_noise(drawn.latents, drawn.noise, drawn.timesteps)
+        target = drawn.noise
+        if predicts_velocity(base):
+            target = scheduler.get_velocity(drawn.latents, drawn.noise, drawn.timesteps)
         fused: LoRAPair | None = None
         originals: dict[str, Tensor] = {}
-        for done, (name, way) in enumerate(ways.items()):
-            on_way(done)
-            if way.branches is not fused:
+        for done, (name, request) in enumerate(requests.items()):
+            yield Progress("measure denoising", done, len(requests))
+            if request.branches is not fused:
                 restore(unet, originals)
-                originals, fused = fuse(unet, way.branches), way.branches
-            told, _ = make_conditioning(base, way, texts, device=device, dtype=dtype)
-            ask = _Asked(predict, way.branches, told, batch_size)
-            prediction = ask(noisy, draws.timesteps)
-            loss = (prediction - target).square().flatten(1).mean(dim=1)
-            rebuilt = _rebuild(ask, draws, schedule) if name in rebuild else None
-            found[name] = DenoisingResult(loss, prediction, rebuilt)
-    return found
+                originals, fused = fuse(unet, request.branches), request.branches
+            conditioning, _ = make_conditioning(base, request, texts, device=device, dtype=dtype)
+            predict = _Predictor(graphed, request.branches, conditioning, batch_size)
+            prediction = predict(noisy, drawn.timesteps)
+            results[name] = DenoisingResult(
+                loss=(prediction - target).square().flatten(1).mean(dim=1),
+                prediction=prediction,
+                reconstruction_error=_reconstruct(predict, drawn, schedule) if name in reconstruct else None,
+            )
+    return results
 
 
-def relative_gap(one: Tensor, other: Tensor, reference: Tensor) -> float:
-    """||one - other|| / ||other - reference|| over all draws: 1 is as large as the whole effect."""
+def relative_gap(prediction: Tensor, other: Tensor, reference: Tensor) -> float:
+    """||prediction - other|| / ||other - reference||: 1 means as large as the whole effect of ``other``."""
     effect = float((other - reference).norm())
-    return float((one - other).norm()) / effect if effect > 0.0 else 0.0
+    return float((prediction - other).norm()) / effect if effect > 0.0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """The fused network with one way's texts: noisy latents and timesteps to its prediction, on the CPU."""
+class _Predictor:
+    """A fused U-Net with the texts of one request: noisy latents, timesteps -> prediction on the CPU."""
 
-    predict: GraphedUNet
+    graphed: GraphedUNet
     branches: LoRAPair
-    told: Conditioning
+    conditioning: Conditioning
     batch_size: int
 
     def __call__(self, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        unet, parts = self.predict.unet, []
-        for latents, times in zip(
-            noisy.split(self.batch_size), timesteps.split(self.batch_size), strict=True
-        ):
-            told = self.told.expand(len(latents))
-            cache_text(unet, self.branches, told)
-            parts.append(self.predict(latents.to(unet.device), times, told).cpu())
-        return torch.cat(parts)
+        unet, predictions = self.graphed.unet, []
+        batches = zip(noisy.split(self.batch_size), timesteps.split(self.batch_size), strict=True)
+        for latents, times in batches:
+            conditioning = self.conditioning.expand(len(latents))
+            cache_text(unet, self.branches, conditioning)
+            predictions.append(self.graphed(latents.to(unet.device), times, conditioning).cpu())
+        return torch.cat(predictions)
 
 
-def _rebuild(ask: _Asked, draws: NoiseSamples, schedule: Mapping[str, Any]) -> float:
-    """Noise the picture up to START, denoise it without guidance (DDIM), and compare.
+def _reconstruct(predict: _Predictor, drawn: NoiseSamples, schedule: Mapping[str, Any]) -> float:
+    """Add noise up to RECONSTRUCTION_START, denoise by DDIM without guidance, and compare.
 
-    The error is ||rebuilt - picture|| / ||picture - its mean||, in latents, over REBUILDS noise draws.
+    The error is ||reconstruction - image|| / ||image - its mean||, in latents.
     """
     scheduler = DDIMScheduler.from_config({**schedule, "clip_sample": False, "set_alpha_to_one": True})
-    scheduler.set_timesteps(REBUILD_STEPS)
-    steps = scheduler.timesteps[-round(START * REBUILD_STEPS) :]
-    picture, noise = draws.latents[:REBUILDS], draws.noise[:REBUILDS]
-    rebuilt = scheduler.add_noise(picture, noise, steps[:1].expand(len(picture)))
-    for step in steps:
-        rebuilt = scheduler.step(ask(rebuilt, step.expand(len(picture))), step, rebuilt).prev_sample
-    return float((rebuilt - picture).norm() / (picture - picture.mean(dim=(2, 3), keepdim=True)).norm())
+    scheduler.set_timesteps(RECONSTRUCTION_STEPS)
+    timesteps = scheduler.timesteps[-round(RECONSTRUCTION_START * RECONSTRUCTION_STEPS) :]
+    images, noise = drawn.latents[:MAX_RECONSTRUCTIONS], drawn.noise[:MAX_RECONSTRUCTIONS]
+    latents = scheduler.add_noise(images, noise, timesteps[:1].expand(len(images)))
+    for timestep in timesteps:
+        prediction = predict(latents, timestep.expand(len(images)))
+        latents = scheduler.step(prediction, timestep, latents).prev_sample
+    return float((latents - images).norm() / (images - images.mean(dim=(2, 3), keepdim=True)).norm())

@@ -1,4 +1,4 @@
-"""From what was measured and seen to the scores of a project, each beside the base's own."""
+"""The scores of a project from its evaluation, each beside the base's own; and distances between LoRAs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unziplora_cli.adapters.columns import LayerColumns, merge_cosine, shared_share
 from unziplora_cli.evaluation.denoising import DenoisingResult, relative_gap
-from unziplora_cli.evaluation.prompts import EvaluationPrompt, Purpose
+from unziplora_cli.evaluation.prompts import PURPOSES, EvaluationPrompt, Purpose
 from unziplora_cli.evaluation.scorers import PHOTO, ImageScore, Scorer
 from unziplora_cli.method.lora import LoRA, LoRAWeights, MergeWeights
 from unziplora_cli.projects.manifest import ScoreRecord, Unit
@@ -19,184 +19,198 @@ from unziplora_cli.projects.manifest import ScoreRecord, Unit
 CONTENT_KEPT = "content kept"
 STYLE_LEAKED = "style leaked into content"
 CONTENT_AS_PHOTO = "content as a photo"
-CONTEXT_FOLLOWED = "context obeyed"
+CONTEXT_FOLLOWED = "context followed"
 IDENTITY = "identity"
 STYLE_KEPT = "style kept"
 SUBJECT_LEAKED = "subject leaked into style"
-OTHER_SUBJECTS = "other subjects drawn"
+OTHER_SUBJECTS = "other subjects in style"
 BOTH_COMBINED = "both combined"
-STYLE_LIKENESS = "style likeness"
-PROMPT_LIKENESS = "prompt likeness"
+STYLE_SIMILARITY = "style similarity"
+PROMPT_SIMILARITY = "prompt similarity"
 LOSS = {"full": "loss, full prompt", "content": "loss, content alone", "style": "loss, style alone"}
-RECONSTRUCTION_ERROR = "rebuilding error"
-MERGE_OVERLAP = "merge weights' overlap"
+RECONSTRUCTION_ERROR = "reconstruction error"
+MERGE_OVERLAP = "merge weight overlap"
 SHARED_COLUMNS = "shared columns"
 ONE_FILE_GAP = "one-file gap"
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
-    """What is asked of every picture of some purposes; the score is the mean of the answers.
+class _Criterion:
+    """A score of generated images: the mean of ``value`` over the images of some purposes.
 
-    An answer is True, False or a likeness; None where the scorer has no sense for it.
+    ``value`` is whether an image passes, or a similarity; None where the scorer does not measure it.
     """
 
     name: str
+    description: str
     purposes: tuple[Purpose, ...]
-    about: str
-    answer: Callable[[EvaluationPrompt, ImageScore], float | None]
+    value: Callable[[EvaluationPrompt, ImageScore], float | None]
     unit: Unit = "share"
     higher_is_better: bool = True
 
+    def mean(self, prompts: Sequence[EvaluationPrompt], scores: Sequence[ImageScore]) -> float | None:
+        """The score; None where the scorer does not measure it."""
+        pairs = zip(prompts, scores, strict=True)
+        values = [self.value(prompt, score) for prompt, score in pairs if prompt.purpose in self.purposes]
+        measured = [value for value in values if value is not None]
+        return sum(measured) / len(measured) if measured else None
 
-def score_records(
-    prompts_to_score: Sequence[EvaluationPrompt],
-    ours: Sequence[ImageScore],
-    base: Sequence[ImageScore],
+
+def image_scores(
+    prompts: Sequence[EvaluationPrompt],
+    scores: Sequence[ImageScore],
+    base_scores: Sequence[ImageScore],
     scorer: Scorer,
 ) -> tuple[ScoreRecord, ...]:
-    """What was seen in the branches' pictures, and in the base's of the same words and noise."""
-    scores = []
-    for question in _questions(scorer.subject, scorer.style):
-        value, of_base = (
-            [
-                answer
-                for shot, view in zip(prompts_to_score, image_scores, strict=True)
-                if shot.purpose in question.purposes and (answer := question.answer(shot, view)) is not None
-            ]
-            for image_scores in (ours, base)
-        )
-        if value:
-            scores.append(
+    """The scores of the LoRAs' images, beside those of the base's images for the same prompts and noise."""
+    records = []
+    for criterion in _criteria(scorer.subject, scorer.style):
+        value, base = criterion.mean(prompts, scores), criterion.mean(prompts, base_scores)
+        if value is not None:
+            records.append(
                 ScoreRecord(
-                    question.name,
-                    sum(value) / len(value),
-                    sum(of_base) / len(of_base),
-                    question.higher_is_better,
-                    question.about,
-                    question.unit,
+                    name=criterion.name,
+                    value=value,
+                    base=base,
+                    higher_is_better=criterion.higher_is_better,
+                    about=criterion.description,
+                    unit=criterion.unit,
                 )
             )
-    return tuple(scores)
+    return tuple(records)
 
 
-def _questions(subject: str, style: str) -> list[_Question]:
-    """All questions about a project of this subject and style; a photo has no style that could leak."""
-    anywhere: tuple[Purpose, ...] = ("content", "context")
+def _criteria(subject: str, style: str) -> list[_Criterion]:
+    """All criteria for a project; those of a leaking style do not apply to photos."""
+    content: tuple[Purpose, ...] = ("content", "context")
     leaks = [
-        _Question(
+        _Criterion(
             STYLE_LEAKED,
-            anywhere,
-            f"Pictures of the content LoRA that are {style}.",
-            lambda shot, view: view.style == style,
+            f"Images of the content LoRA that are {style}.",
+            content,
+            lambda prompt, score: score.style == style,
             higher_is_better=False,
         ),
-        _Question(
+        _Criterion(
             CONTENT_AS_PHOTO,
-            anywhere,
-            "Pictures of the content LoRA that are plain photos.",
-            lambda shot, view: view.style == PHOTO,
+            "Images of the content LoRA that are plain photos.",
+            content,
+            lambda prompt, score: score.style == PHOTO,
         ),
     ]
     return [
-        _Question(
+        _Criterion(
             CONTENT_KEPT,
-            anywhere,
-            f"Pictures of the content LoRA that show a {subject}.",
-            lambda shot, view: view.subject == subject,
+            f"Images of the content LoRA that show a {subject}.",
+            content,
+            lambda prompt, score: score.subject == subject,
         ),
         *(leaks if style != PHOTO else ()),
-        _Question(
+        _Criterion(
             CONTEXT_FOLLOWED,
+            "Images of the content LoRA that show the place in the prompt.",
             ("context",),
-            "Pictures of the content LoRA that are where they were asked to be.",
-            lambda shot, view: view.context == shot.context,
+            lambda prompt, score: score.context == prompt.context,
         ),
-        _Question(
+        _Criterion(
             IDENTITY,
+            "Similarity of the content LoRA's subject to that of the training image.",
             ("content",),
-            "Likeness of the content LoRA's subject to the one in the training picture.",
-            lambda shot, view: view.identity,
+            lambda prompt, score: score.identity,
             unit="likeness",
         ),
-        _Question(
+        _Criterion(
             STYLE_KEPT,
+            f"Images of the style LoRA that are {style}.",
             ("style",),
-            f"Pictures of the style LoRA that are {style}.",
-            lambda shot, view: view.style == style,
+            lambda prompt, score: score.style == style,
         ),
-        _Question(
+        _Criterion(
             SUBJECT_LEAKED,
+            f"Images of the style LoRA that show a {subject}, which is not in the prompt.",
             ("style",),
-            f"Pictures of the style LoRA that show a {subject}, which nobody asked for.",
-            lambda shot, view: view.subject == subject,
+            lambda prompt, score: score.subject == subject,
             higher_is_better=False,
         ),
-        _Question(
+        _Criterion(
             OTHER_SUBJECTS,
+            "Images of the style LoRA that show the subject in the prompt.",
             ("style",),
-            "Pictures of the style LoRA that show the subject that was asked for.",
-            lambda shot, view: view.subject == shot.subject,
+            lambda prompt, score: score.subject == prompt.subject,
         ),
-        _Question(
+        _Criterion(
             BOTH_COMBINED,
+            f"Images of both LoRAs that show a {subject} and are {style}.",
             ("combine",),
-            f"Pictures of both together that show a {subject} and are {style}.",
-            lambda shot, view: view.subject == subject and view.style == style,
+            lambda prompt, score: score.subject == subject and score.style == style,
         ),
-        _Question(
-            STYLE_LIKENESS,
+        _Criterion(
+            STYLE_SIMILARITY,
+            "Similarity of the style LoRA's images to the training image as a whole.",
             ("style",),
-            "Likeness of the style LoRA's pictures to the training picture as a whole.",
-            lambda shot, view: view.style_likeness,
+            lambda prompt, score: score.style_similarity,
             unit="likeness",
         ),
-        _Question(
-            PROMPT_LIKENESS,
-            ("content", "context", "style", "combine"),
-            "Likeness of every picture to the words that it was asked for.",
-            lambda shot, view: view.prompt_likeness,
+        _Criterion(
+            PROMPT_SIMILARITY,
+            "Similarity of all images to their prompts.",
+            PURPOSES,
+            lambda prompt, score: score.prompt_similarity,
             unit="likeness",
         ),
     ]
 
 
-def denoising_scores(found: Mapping[str, DenoisingResult]) -> tuple[ScoreRecord, ...]:
-    """What the branches know of the training picture.
+def denoising_scores(results: Mapping[str, DenoisingResult]) -> tuple[ScoreRecord, ...]:
+    """How well the LoRAs know the training image.
 
-    ``found`` has the ways ``full``, ``content`` and ``style``, each with its ``... base``, and ``one file``:
-    the two branches as other programs load them, where both read the full prompt.
+    ``results`` has "full", "content" and "style", each of them also for the base alone ("full base", ...),
+    and "one file": both branches as other programs load them, with the full prompt for each.
     """
-    told = {
-        "full": "both branches and the full prompt",
+    conditions = {
+        "full": "both LoRAs and the full prompt",
         "content": "the content LoRA and its prompt",
         "style": "the style LoRA and its prompt",
     }
-    scores = [
+    records = [
         ScoreRecord(
-            LOSS[way],
-            float(found[way].loss.mean()),
-            float(found[f"{way} base"].loss.mean()),
-            False,
-            f"Error in finding the training picture in noise with {text}: {_paired(found, way)}.",
-            "loss",
+            name=LOSS[name],
+            value=float(results[name].loss.mean()),
+            base=float(results[f"{name} base"].loss.mean()),
+            higher_is_better=False,
+            about=f"Denoising loss on the training image with {condition}: {_comparison(results, name)}.",
+            unit="loss",
         )
-        for way, text in told.items()
+        for name, condition in conditions.items()
     ]
-    full, base = found["full"], found["full base"]
-    if full.rebuilt is not None:
-        about = "How far the training picture is missed when it is drawn back from strong noise; 0 is exact."
-        scores.append(
-            ScoreRecord(RECONSTRUCTION_ERROR, full.rebuilt, base.rebuilt, False, about, "difference")
+    full, base = results["full"], results["full base"]
+    if full.reconstruction_error is not None:
+        records.append(
+            ScoreRecord(
+                name=RECONSTRUCTION_ERROR,
+                value=full.reconstruction_error,
+                base=base.reconstruction_error,
+                higher_is_better=False,
+                about="Error of the training image reconstructed from strong noise; 0 is exact.",
+                unit="difference",
+            )
         )
-    gap = relative_gap(found["one file"].prediction, full.prediction, base.prediction)
-    about = "What changes in other programs, where both branches read one prompt, relative to their effect."
-    return (*scores, ScoreRecord(ONE_FILE_GAP, gap, None, False, about, "difference"))
+    records.append(
+        ScoreRecord(
+            name=ONE_FILE_GAP,
+            value=relative_gap(results["one file"].prediction, full.prediction, base.prediction),
+            base=None,
+            higher_is_better=False,
+            about="Change in other programs, which use one prompt for both LoRAs, relative to their effect.",
+            unit="difference",
+        )
+    )
+    return tuple(records)
 
 
 def weight_scores(layers: Mapping[str, LayerColumns]) -> tuple[ScoreRecord, ...]:
-    """How far the branches keep apart, from their files alone."""
-    cosine = "Cosine of the merge weights: 0 where the branches use different columns, 1 where the same."
+    """How well the branches are separated, from their weights alone."""
+    cosine = "Cosine of the merge weights: 0 if the branches use different columns, 1 if they use the same."
     shared = "Columns that both branches use, of those that either uses."
     return (
         ScoreRecord(MERGE_OVERLAP, merge_cosine(layers), None, False, cosine, "likeness"),
@@ -204,25 +218,25 @@ def weight_scores(layers: Mapping[str, LayerColumns]) -> tuple[ScoreRecord, ...]
     )
 
 
-def _paired(found: Mapping[str, DenoisingResult], way: str) -> str:
-    """How the losses of a way compare with the base's, draw by draw; ± is one standard error."""
-    ours, base = found[way].loss, found[f"{way} base"].loss
-    better = int((ours < base).sum())
-    change = float(1.0 - ours.mean() / base.mean())
-    words = f"{abs(change):.0%} {'below' if change >= 0 else 'above'} the base's"
-    if len(ours) > 1:
-        words += f" (± {float((base - ours).std() / len(ours) ** 0.5 / base.mean()):.0%})"
-    return f"{words}, below it on {better} of {len(ours)} draws"
+def _comparison(results: Mapping[str, DenoisingResult], name: str) -> str:
+    """How losses compare with the base's, sample by sample; ± is one standard error."""
+    loss, base = results[name].loss, results[f"{name} base"].loss
+    lower = int((loss < base).sum())
+    change = float(1.0 - loss.mean() / base.mean())
+    text = f"{abs(change):.0%} {'below' if change >= 0 else 'above'} the base's"
+    if len(loss) > 1:
+        text += f" (± {float((base - loss).std() / len(loss) ** 0.5 / base.mean()):.0%})"
+    return f"{text}, below it for {lower} of {len(loss)} samples"
 
 
-# How far two trainings of the same thing came out apart: their LoRAs and their merge weights.
+# How far the results of two trainings are apart.
 
 
 @dataclass(frozen=True, slots=True)
 class LoRADistance:
     """``relative`` is |D' - D| / max(|D|, |D'|) over all updates D = up @ down, in the Frobenius norm.
 
-    ``columns`` is the share of the output columns open in either LoRA that are open in both.
+    ``columns`` is the share of the output columns used by either LoRA that are used by both.
     """
 
     relative: float
@@ -232,35 +246,37 @@ class LoRADistance:
 def lora_distance(recorded: LoRA, new: LoRA) -> LoRADistance:
     """Compare two LoRAs; a layer that only one of them has is zero in the other.
 
-    No update is built: |[U, -U'] [D; D']|^2 is the sum of a product of two Gram matrices of the rank's size.
+    The updates are never formed: |[U, -U'] [D; D']|^2 is the sum over the elementwise product of two Gram
+    matrices of size [2 rank, 2 rank].
     """
-    apart, sizes, either, both = 0.0, [0.0, 0.0], 0, 0
+    difference, sizes, either, both = 0.0, [0.0, 0.0], 0, 0
     for layer in {**recorded, **new}:
-        pairs = [lora[layer] for lora in (recorded, new) if layer in lora]
-        if not _equal(pairs):
-            up = torch.cat([s * p.up.double() for s, p in zip((1.0, -1.0), pairs, strict=False)], dim=1)
-            apart += _squared_norm(up, torch.cat([p.down.double() for p in pairs]))
+        weights = [lora[layer] for lora in (recorded, new) if layer in lora]
+        if not _equal(weights):
+            signed = zip((1.0, -1.0), weights, strict=False)
+            up = torch.cat([sign * part.up.double() for sign, part in signed], dim=1)
+            difference += _squared_norm(up, torch.cat([part.down.double() for part in weights]))
         for i, lora in enumerate((recorded, new)):
             if layer in lora:
                 sizes[i] += _squared_norm(lora[layer].up.double(), lora[layer].down.double())
-        opened = [p.up.any(dim=1) for p in pairs]  # [out] each
-        either += int(torch.stack(opened).any(dim=0).sum())
-        both += int((opened[0] & opened[1]).sum()) if len(opened) == 2 else 0
-    relative = math.sqrt(apart / max(sizes)) if apart else 0.0
+        used = [part.up.any(dim=1) for part in weights]  # [out] each
+        either += int(torch.stack(used).any(dim=0).sum())
+        both += int((used[0] & used[1]).sum()) if len(used) == 2 else 0
+    relative = math.sqrt(difference / max(sizes)) if difference else 0.0
     return LoRADistance(relative, both / either if either else 1.0)
 
 
 def merge_distance(recorded: MergeWeights, new: MergeWeights) -> float:
-    """The largest difference of any merge weight; 1, the most there can be, when the layers differ."""
+    """The largest absolute difference of merge weights; 1, the maximum, if the layers differ."""
     if recorded.keys() != new.keys():
         return 1.0
     differences = [(new[layer] - merge).abs().max() for layer, merge in recorded.items()]
     return float(torch.stack(differences).max()) if differences else 0.0
 
 
-def _equal(pairs: list[LoRAWeights]) -> bool:
-    first, last = pairs[0], pairs[-1]
-    return len(pairs) == 2 and torch.equal(first.up, last.up) and torch.equal(first.down, last.down)
+def _equal(weights: list[LoRAWeights]) -> bool:
+    first, last = weights[0], weights[-1]
+    return len(weights) == 2 and torch.equal(first.up, last.up) and torch.equal(first.down, last.down)
 
 
 def _squared_norm(up: Tensor, down: Tensor) -> float:

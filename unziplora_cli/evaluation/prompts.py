@@ -1,8 +1,9 @@
-"""Which pictures are drawn to see whether content and style came apart."""
+"""The prompts whose images show whether content and style were separated."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Literal
@@ -20,15 +21,15 @@ BRANCHES: dict[Purpose, tuple[str, ...]] = {
 }
 
 CONTEXTS = ("on a beach", "in the snow", "in a forest", "in a city", "at night", "under water", "in space")
-"""Where the content LoRA's subject is asked to be."""
+"""Places for the subject of the content LoRA."""
 
 SUBJECTS = ("house", "cat", "car", "tree", "teapot", "boat", "owl", "rose", "robot", "fox")
-"""What the style LoRA is asked to draw; the project's own subject is left out."""
+"""Subjects for the style LoRA, except the project's own."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationPrompt:
-    """One picture to draw, and what should be in it; a plain one has no ``context``."""
+    """One image to generate, and what it should show; ``context`` is empty for a plain image."""
 
     purpose: Purpose
     prompts: Prompts
@@ -38,30 +39,33 @@ class EvaluationPrompt:
 
     @property
     def text(self) -> str:
-        """What the picture was asked for, in one prompt; also what the base alone is told."""
+        """The one prompt that describes the image, also used for the base alone."""
         branches = BRANCHES[self.purpose]
         text: str = self.prompts.full if len(branches) > 1 else getattr(self.prompts, branches[0])
         return text
 
 
 def evaluation_prompts(
-    words: Words, own: tuple[str, ...], count: int, seed: int
+    words: Words, subject: str, excluded: Collection[str], count: int, seed: int
 ) -> tuple[EvaluationPrompt, ...]:
-    """``count`` pictures for each purpose; ``own`` are the names of the project's subject.
+    """``count`` prompts for each purpose, in the order of PURPOSES.
 
-    The seed decides which contexts and which other subjects come first, and the noise of every picture.
+    Args:
+        words: the project's words.
+        subject: the scorer's name of the project's subject.
+        excluded: words that the style LoRA's other subjects must not be.
+        seed: decides which contexts and other subjects come first, and the noise of every image.
     """
-    chance = random.Random(seed)
-    contexts = chance.sample(CONTEXTS, len(CONTEXTS))
-    taken = " ".join(own).split()
-    subjects = [each for each in chance.sample(SUBJECTS, len(SUBJECTS)) if each not in taken]
-    prompts_to_score = []
-    for number, context, other in zip(range(count), cycle(contexts), islice(cycle(subjects), count)):
-        plain, placed = make_prompts(words), make_prompts(words, context)
-        prompts_to_score += [
-            EvaluationPrompt("content", plain, seed + number, own[0]),
-            EvaluationPrompt("context", placed, seed + number, own[0], context),
+    rng = random.Random(seed)
+    contexts = rng.sample(CONTEXTS, len(CONTEXTS))
+    others = [other for other in rng.sample(SUBJECTS, len(SUBJECTS)) if other not in excluded]
+    prompts = []
+    for number, context, other in zip(range(count), cycle(contexts), islice(cycle(others), count)):
+        plain = make_prompts(words)
+        prompts += [
+            EvaluationPrompt("content", plain, seed + number, subject),
+            EvaluationPrompt("context", make_prompts(words, context), seed + number, subject, context),
             EvaluationPrompt("style", make_prompts(replace(words, subject=other)), seed + number, other),
-            EvaluationPrompt("combine", plain, seed + number, own[0]),
+            EvaluationPrompt("combine", plain, seed + number, subject),
         ]
-    return tuple(sorted(prompts_to_score, key=lambda shot: PURPOSES.index(shot.purpose)))
+    return tuple(sorted(prompts, key=lambda prompt: PURPOSES.index(prompt.purpose)))

@@ -1,7 +1,8 @@
-"""Who looks at the drawn pictures: what a scorer tells of each, and the built-in base's classifier as one."""
+"""Scorers name what generated images show: the built-in base's classifier, or DINOv2 with CLIP."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,40 +13,48 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from unziplora_cli.config import Words
-from unziplora_cli.errors import ModelError
-from unziplora_cli.evaluation.classifier import Classifier
+from unziplora_cli.errors import ModelError, Remedy
 from unziplora_cli.evaluation.prompts import CONTEXTS, SUBJECTS
 from unziplora_cli.hub import find_snapshot
 
 PHOTO = "photo"
-"""The style of a picture that has none."""
+"""The style of an image without a style."""
+
+ILLUSTRATION = "illustration"
+"""The style of an image that is neither a photo nor in the project's style."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageScore:
-    """What a scorer sees in one picture.
+    """What a scorer sees in one image.
 
-    ``identity`` is its likeness to the training picture in who or what is shown, ``style_likeness`` in how it
-    is drawn, ``prompt_likeness`` its likeness to the words it was asked for; cosines, None where a scorer has
-    no sense for it.
+    Attributes:
+        subject, style, context: names from the scorer's vocabulary.
+        identity: similarity of the subject to the training image's.
+        style_similarity: similarity of the whole image to the training image; None if not measured.
+        prompt_similarity: similarity of the image to its prompt; None if not measured.
+
+    Similarities are cosines.
     """
 
     subject: str
     style: str
     context: str
     identity: float
-    style_likeness: float | None = None
-    prompt_likeness: float | None = None
+    style_similarity: float | None = None
+    prompt_similarity: float | None = None
 
 
 class Scorer(Protocol):
-    """Names what pictures show.
+    """Names what images show.
 
-    ``subject`` and ``style`` are what it calls the training picture's; ``notes`` say what else a person
-    should know about that.
+    Attributes:
+        subject, style: the scorer's names for those of the training image.
+        notes: what a person should know about these names.
     """
 
     name: str
@@ -53,117 +62,194 @@ class Scorer(Protocol):
     style: str
     notes: tuple[str, ...]
 
-    def look(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> list[ImageScore]:
-        """A view of each picture; ``texts`` are the prompts it was drawn from."""
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[ImageScore]:
+        """Score each image, which was generated from the prompt at its index."""
         ...
 
 
 class ClassifierScorer:
-    """The classifier of the built-in base: it names every picture from the classes it was trained on."""
+    """Scores images by the built-in base's classifier, which knows every class of that base."""
 
     name = "the built-in classifier"
 
     def __init__(self, folder: Path, training: Sequence[Image.Image], words: Words) -> None:
         self._classifier = Classifier.load(folder)
-        found, self._identity = self._classifier.predict(_pixels(training))  # [pictures, 64]
-        seen = self._classifier.class_names(found)[0]
-        self.subject, subject_notes = self._call("subject", words.subject, seen)
-        self.style, style_notes = self._call("style", words.style, seen)
+        predictions, self._identity = self._classifier.predict(_pixels(training))  # [images, 64]
+        names = self._classifier.class_names(predictions)[0]
+        self.subject, subject_notes = self._resolve("subject", words.subject, names["subject"])
+        self.style, style_notes = self._resolve("style", words.style, names["style"])
         self.notes = (*subject_notes, *style_notes)
 
-    def look(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> list[ImageScore]:
-        """A view of each picture; the classifier does not read texts."""
-        pixels = _pixels(pictures)
-        found, identity = self._classifier.predict(pixels)
-        likeness = (identity @ self._identity.T).mean(dim=1).tolist()
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[ImageScore]:
+        """Score each image; prompts are not used."""
+        predictions, embeddings = self._classifier.predict(_pixels(images))
+        identities = (embeddings @ self._identity.T).mean(dim=1).tolist()
         return [
-            ImageScore(each["subject"], each["style"], each["context"], identity)
-            for each, identity in zip(self._classifier.class_names(found), likeness, strict=True)
+            ImageScore(names["subject"], names["style"], names["context"], identity)
+            for names, identity in zip(self._classifier.class_names(predictions), identities, strict=True)
         ]
 
-    def _call(self, label: str, word: str, seen: dict[str, str]) -> tuple[str, tuple[str, ...]]:
-        """The classifier's word for the training picture: the user's where it knows it, else what it sees."""
-        sees = seen[label]
-        plain = " ".join(word.lower().split())
-        if plain not in self._classifier.names[label]:
-            return sees, (
-                f'The classifier has no {label} "{word}"; it sees "{sees}" in the training picture, '
-                "and looks for that.",
+    def _resolve(self, label: str, word: str, predicted: str) -> tuple[str, tuple[str, ...]]:
+        """The class for the user's word: the word itself if it is a class, else the predicted class."""
+        normalized = " ".join(word.lower().split())
+        if normalized not in self._classifier.names[label]:
+            return predicted, (
+                f'The classifier has no {label} "{word}". It sees "{predicted}" in the training image '
+                "and uses that instead.",
             )
-        if plain != sees:
-            return plain, (
-                f'The classifier sees "{sees}" in the training picture, not the {label} "{word}": '
-                "take its numbers on that with care.",
+        if normalized != predicted:
+            return normalized, (
+                f'The classifier sees "{predicted}" in the training image, not the {label} "{word}"; '
+                "its scores for that may be wrong.",
             )
-        return plain, ()
+        return normalized, ()
 
 
-def _pixels(pictures: Sequence[Image.Image]) -> Tensor:
-    """Pictures of one size as uint8 [n, height, width, 3]."""
-    return torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
+class Classifier(nn.Module):
+    """A small residual CNN with one classification head per label, and an embedding of the individual.
+
+    Args:
+        names: the class names of each label (subject, style, context, marking, color).
+        size: side of the input images in pixels.
+    """
+
+    WIDTHS = (32, 64, 96, 128)
+    EMBEDDING = 64
+
+    def __init__(self, names: Mapping[str, tuple[str, ...]], size: int = 128) -> None:
+        super().__init__()
+        self.names = dict(names)
+        self.size = size
+        first, *_, last = self.WIDTHS
+        self.stem = nn.Sequential(nn.Conv2d(3, first, 3, 2, 1, bias=False), nn.BatchNorm2d(first), nn.ReLU())
+        channels = zip((first, *self.WIDTHS), self.WIDTHS, strict=False)
+        self.blocks = nn.Sequential(
+            *(_ResidualBlock(in_, out, 1 if i == 0 else 2) for i, (in_, out) in enumerate(channels))
+        )
+        self.heads = nn.ModuleDict({label: nn.Linear(2 * last, len(names)) for label, names in names.items()})
+        self.identity = nn.Linear(2 * last, self.EMBEDDING)
+
+    def forward(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Images [n, 3, size, size] in -1..1 -> logits of each label, unit embeddings [n, 64]."""
+        maps = self.blocks(self.stem(x))  # [n, 128, size / 16, size / 16]
+        features = torch.cat((maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))), dim=1)
+        logits = {label: head(features) for label, head in self.heads.items()}
+        return logits, F.normalize(self.identity(features), dim=1)
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Images uint8 [n, h, w, 3] -> class indices [n] of each label, unit embeddings [n, 64]."""
+        weight = self.identity.weight
+        x = images.to(weight.device, weight.dtype).permute(0, 3, 1, 2) / 127.5 - 1.0
+        if x.shape[-2:] != (self.size, self.size):
+            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
+        logits, embeddings = self(x)
+        return {label: values.argmax(1) for label, values in logits.items()}, embeddings
+
+    def classify(self, images: Tensor) -> list[dict[str, str]]:
+        """Images uint8 [n, h, w, 3] -> the class name of each label, for each image."""
+        return self.class_names(self.predict(images)[0])
+
+    def class_names(self, predictions: Mapping[str, Tensor]) -> list[dict[str, str]]:
+        """Class indices from :meth:`predict` -> the class name of each label, for each image."""
+        columns = {
+            label: [self.names[label][index] for index in indices.tolist()]
+            for label, indices in predictions.items()
+        }
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def save(self, folder: Path) -> None:
+        """Write ``classifier.safetensors`` (float16) and ``classifier.json``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {
+            key: (value.half() if value.is_floating_point() else value).cpu().contiguous()
+            for key, value in self.state_dict().items()
+            if not key.endswith("num_batches_tracked")
+        }
+        save_file(weights, folder / "classifier.safetensors")
+        config = {"names": self.names, "size": self.size}
+        (folder / "classifier.json").write_text(json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Classifier:
+        """Read what :meth:`save` wrote, in float32 and evaluation mode."""
+        config = json.loads((folder / "classifier.json").read_text())
+        classifier = cls({label: tuple(names) for label, names in config["names"].items()}, config["size"])
+        weights = {key: value.float() for key, value in load_file(folder / "classifier.safetensors").items()}
+        missing, unexpected = classifier.load_state_dict(weights, strict=False)
+        if unexpected or any(not key.endswith("num_batches_tracked") for key in missing):
+            raise ValueError(f"{folder} holds another classifier: missing {missing}, unexpected {unexpected}")
+        return classifier.eval()
 
 
-# DINOv2 and CLIP as a scorer: CLIP names what a picture shows, among a few answers.
+class _ResidualBlock(nn.Module):
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
+        self.norm_first = nn.BatchNorm2d(out)
+        self.second = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.norm_second = nn.BatchNorm2d(out)
+        self.skip = nn.Conv2d(channels, out, 1, stride) if (channels, stride) != (out, 1) else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm_first(self.first(x)))
+        return F.relu(self.norm_second(self.second(y)) + self.skip(x))
 
 
-ILLUSTRATION = "illustration"
-"""What CLIP may call a picture that is neither a photo nor in the project's style."""
+def _pixels(images: Sequence[Image.Image]) -> Tensor:
+    """Images of one size as uint8 [n, height, width, 3]."""
+    return torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
 
 
 class ClipScorer:
-    """Names each picture by the description, of a few, that CLIP finds nearest to it.
+    """Scores images by CLIP and DINOv2, for all other bases.
 
-    DINOv2's likeness to the training picture is the identity, CLIP's the likeness in style. CLIP's likeness
-    of picture and prompt, the trigger left out, tells how far the prompt was obeyed.
+    CLIP names an image by the nearest of a few descriptions. The identity is DINOv2's similarity to the
+    training image, the style similarity CLIP's. The prompt similarity is CLIP's, without the trigger.
     """
 
     name = "DINOv2 and CLIP"
 
     def __init__(self, encoders: Encoders, training: Sequence[Image.Image], words: Words) -> None:
-        subject, style = words.subject.lower(), words.style.lower()
-        self.subject, self.style = subject, style
+        self.subject, self.style = words.subject.lower(), words.style.lower()
         self.notes: tuple[str, ...] = ()
         self._encoders = encoders
         self._trigger = words.trigger
-        self._who, self._how = encoders.who(training), encoders.how(training)
-        subjects = (subject, *(each for each in SUBJECTS if each not in subject.split()))
-        self._subjects = {each: f"a picture of a {each}" for each in subjects}
+        self._dino, self._clip = encoders.embed_dino(training), encoders.embed_clip(training)
+        others = [subject for subject in SUBJECTS if subject not in self.subject.split()]
+        self._subjects = {subject: f"a picture of a {subject}" for subject in (self.subject, *others)}
         self._styles = {
-            style: f"a picture in {style} style",
+            self.style: f"a picture in {self.style} style",
             PHOTO: "a photo",
             ILLUSTRATION: "a digital illustration",
         }
         self._contexts = {
             "": "a picture on a plain background",
-            **{each: f"a picture taken {each}" for each in CONTEXTS},
+            **{context: f"a picture taken {context}" for context in CONTEXTS},
         }
 
-    def look(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> list[ImageScore]:
-        """A view of each picture."""
-        who, how = self._encoders.who(pictures), self._encoders.how(pictures)
-        asked = self._encoders.words(
-            [" ".join(word for word in text.split() if word != self._trigger) for text in texts]
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[ImageScore]:
+        """Score each image."""
+        dino, clip = self._encoders.embed_dino(images), self._encoders.embed_clip(images)
+        texts = self._encoders.embed_texts(
+            [" ".join(word for word in prompt.split() if word != self._trigger) for prompt in prompts]
         )
-        names = [self._nearest(how, answers) for answers in (self._subjects, self._styles, self._contexts)]
-        identity = (who @ self._who.T).mean(dim=1).tolist()
-        style = (how @ self._how.T).mean(dim=1).tolist()
-        prompt = (how * asked).sum(dim=1).tolist()
-        return [ImageScore(*each) for each in zip(*names, identity, style, prompt, strict=True)]
+        labels = (self._subjects, self._styles, self._contexts)
+        names = [self._nearest(clip, descriptions) for descriptions in labels]
+        identity = (dino @ self._dino.T).mean(dim=1).tolist()
+        style = (clip @ self._clip.T).mean(dim=1).tolist()
+        prompt = (clip * texts).sum(dim=1).tolist()
+        return [ImageScore(*values) for values in zip(*names, identity, style, prompt, strict=True)]
 
-    def _nearest(self, pictures: Tensor, answers: Mapping[str, str]) -> list[str]:
-        """The answer whose description lies nearest to each picture."""
-        near = pictures @ self._encoders.words(list(answers.values())).T
-        names = list(answers)
-        return [names[i] for i in near.argmax(dim=1).tolist()]
-
-
-# The two public models that look at pictures where there is no classifier: DINOv2 and CLIP.
-#
-# They are read from Hugging Face's own cache; nothing is fetched here.
+    def _nearest(self, images: Tensor, descriptions: Mapping[str, str]) -> list[str]:
+        """For each image embedding, the name whose description is the most similar."""
+        similarity = images @ self._encoders.embed_texts(list(descriptions.values())).T
+        names = list(descriptions)
+        return [names[index] for index in similarity.argmax(dim=1).tolist()]
 
 
 DINO, CLIP = "facebook/dinov2-base", "openai/clip-vit-large-patch14"
-FILES = {
+ENCODER_FILES = {
     DINO: ("config.json", "preprocessor_config.json", "model.safetensors"),
     CLIP: (
         "config.json",
@@ -174,85 +260,84 @@ FILES = {
         "model.safetensors",
     ),
 }
-"""What is needed of each model."""
+"""The files that are needed of each model."""
 
 
-def missing() -> tuple[str, ...]:
-    """The models that are not on this disk, or not with all files."""
-    return tuple(id for id in FILES if _folder(id) is None)
+def missing_encoders() -> tuple[str, ...]:
+    """The models that are not, or not completely, in Hugging Face's cache."""
+    return tuple(model_id for model_id in ENCODER_FILES if _snapshot(model_id) is None)
 
 
 @dataclass(frozen=True, slots=True)
 class Encoders:
-    """Pictures and texts to unit vectors."""
+    """DINOv2 and CLIP: images and texts to unit vectors."""
 
     dino: Any
     clip: Any
-    dino_pictures: Any
-    clip_pictures: Any
-    clip_texts: Any
+    dino_processor: Any
+    clip_processor: Any
+    clip_tokenizer: Any
 
     @classmethod
     def load(cls) -> Encoders:
-        """Both models from the cache, in float32 on the CPU; raises ModelError.
+        """Load both models from the cache, in float32 on the CPU.
 
-        A few dozen small pictures take them seconds there, and a GPU's memory stays free for drawing.
+        The CPU encodes a few dozen images in seconds, and the GPU's memory stays free for generation. Raises
+        ModelError if a model is missing or damaged.
         """
         import transformers
 
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        dino, clip = _folder(DINO), _folder(CLIP)
+        download = Remedy("Download them", settings={"pull": True})
+        dino, clip = _snapshot(DINO), _snapshot(CLIP)
         if dino is None or clip is None:
-            raise ModelError(f"{', '.join(missing())} is not on this disk.", hint="Add --pull to fetch it.")
+            raise ModelError(f"Not in the cache: {', '.join(missing_encoders())}.", download)
         try:
             return cls(
-                dino=_model(transformers.Dinov2Model, dino),
-                clip=_model(transformers.CLIPModel, clip),
-                dino_pictures=transformers.BitImageProcessor.from_pretrained(dino, local_files_only=True),
-                clip_pictures=transformers.CLIPImageProcessor.from_pretrained(clip, local_files_only=True),
-                clip_texts=transformers.CLIPTokenizer.from_pretrained(clip, local_files_only=True),
+                dino=_load_model(transformers.Dinov2Model, dino),
+                clip=_load_model(transformers.CLIPModel, clip),
+                dino_processor=transformers.BitImageProcessor.from_pretrained(dino, local_files_only=True),
+                clip_processor=transformers.CLIPImageProcessor.from_pretrained(clip, local_files_only=True),
+                clip_tokenizer=transformers.CLIPTokenizer.from_pretrained(clip, local_files_only=True),
             )
         except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
             reason = str(error).strip().split("\n")[0]
-            raise ModelError(
-                f"Cannot load DINOv2 or CLIP: {reason}", hint="Fetch them again with --pull."
-            ) from error
+            raise ModelError(f"Cannot load DINOv2 or CLIP: {reason}", download) from error
 
     @torch.inference_mode()
-    def who(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """DINOv2's view of n pictures, [n, 768]."""
+    def embed_dino(self, images: Sequence[Image.Image]) -> Tensor:
+        """DINOv2 embeddings of n images, [n, 768]."""
         rows = []
-        for picture in pictures:
-            pixels = self.dino_pictures(picture.convert("RGB"), return_tensors="pt").pixel_values
+        for image in images:
+            pixels = self.dino_processor(image.convert("RGB"), return_tensors="pt").pixel_values
             rows.append(self.dino(pixels).pooler_output)
         return F.normalize(torch.cat(rows), dim=1)
 
     @torch.inference_mode()
-    def how(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """CLIP's view of n pictures, [n, 768], to be compared with each other's and with texts'."""
+    def embed_clip(self, images: Sequence[Image.Image]) -> Tensor:
+        """CLIP embeddings of n images, [n, 768], comparable to each other and to texts."""
         rows = []
-        for picture in pictures:
-            pixels = self.clip_pictures(picture.convert("RGB"), return_tensors="pt").pixel_values
-            pooled = self.clip.vision_model(pixels).pooler_output
-            rows.append(self.clip.visual_projection(pooled))
+        for image in images:
+            pixels = self.clip_processor(image.convert("RGB"), return_tensors="pt").pixel_values
+            rows.append(self.clip.visual_projection(self.clip.vision_model(pixels).pooler_output))
         return F.normalize(torch.cat(rows), dim=1)
 
     @torch.inference_mode()
-    def words(self, texts: Sequence[str]) -> Tensor:
-        """CLIP's view of n texts, [n, 768]."""
-        ids = self.clip_texts(list(texts), padding=True, truncation=True, return_tensors="pt")
-        pooled = self.clip.text_model(**ids).pooler_output
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """CLIP embeddings of n texts, [n, 768]."""
+        tokens = self.clip_tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        pooled = self.clip.text_model(**tokens).pooler_output
         return F.normalize(self.clip.text_projection(pooled), dim=1)
 
 
-def _folder(id: str) -> Path | None:
-    snapshot = find_snapshot(id)
-    if snapshot is None or not all((snapshot.path / name).is_file() for name in FILES[id]):
+def _snapshot(model_id: str) -> Path | None:
+    snapshot = find_snapshot(model_id)
+    if snapshot is None or not all((snapshot.path / name).is_file() for name in ENCODER_FILES[model_id]):
         return None
     return snapshot.path
 
 
-def _model(cls: Any, folder: Path) -> Any:
+def _load_model(cls: Any, folder: Path) -> Any:
     model = cls.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=torch.float32)
     return model.eval().requires_grad_(False)

@@ -1,18 +1,18 @@
-"""Pictures of a project and of its base alone, drawn to be looked at, and what was seen in them."""
+"""Measure how well a project's content and style were separated, and record it in the manifest."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unziplora_cli import files, resources
 from unziplora_cli.config import SEED_MAX, Checked, ComputeConfig, GenerateConfig, Prompts, option
-from unziplora_cli.errors import AdapterError, ProjectError
-from unziplora_cli.events import Event, Progress
+from unziplora_cli.errors import AdapterError, ProjectError, Remedy
+from unziplora_cli.events import Event, Phase
 from unziplora_cli.projects import manifest
 from unziplora_cli.projects.manifest import BlockColumns, Evaluation, Manifest, ScoreRecord
 from unziplora_cli.projects.store import Project, ProjectStore
@@ -22,361 +22,296 @@ from unziplora_cli.workflows.generate import AdapterCache, GenerateSpec, generat
 if TYPE_CHECKING:
     from PIL import Image
 
+    from unziplora_cli.evaluation.denoising import DenoisingResult
     from unziplora_cli.evaluation.prompts import EvaluationPrompt
     from unziplora_cli.evaluation.scorers import ImageScore, Scorer
     from unziplora_cli.method.lora import LoRAPair
-    from unziplora_cli.sdxl.generate import ImageRequest
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from unziplora_cli.evaluation.denoising import DenoisingResult
-    from unziplora_cli.method.lora import LoRAPair
     from unziplora_cli.sdxl.base import BaseRef
-
-
-@dataclass(frozen=True)
-class ImageEvaluation:
-    """What was seen, by whom, in how many pictures; ``sheet`` shows them all, None when there are none."""
-
-    scores: tuple[ScoreRecord, ...] = ()
-    notes: tuple[str, ...] = ()
-    scorer: str = ""
-    pictures: int = 0
-    sheet: Image.Image | None = None
-
-
-def look(
-    order: EvaluationRequest,
-    project: Project,
-    learned: LoRAPair,
-    training: Sequence[Image.Image],
-    on_event: Callable[[Event], None],
-) -> ImageEvaluation:
-    """Draw for every purpose, with the branches and with the base alone, and name what is to be seen.
-
-    Where nobody can look, nothing is drawn, and a note says what to type.
-    """
-    from unziplora_cli.evaluation.metrics import score_records
-    from unziplora_cli.evaluation.prompts import evaluation_prompts
-
-    scorer, missing = _viewer(order, project, training)
-    if scorer is None:
-        return ImageEvaluation(notes=(missing,))
-    words, config = project.manifest.words, order.config
-    prompts_to_score = evaluation_prompts(
-        words, (scorer.subject, words.subject.lower()), config.count, config.seed
-    )
-    texts = [shot.text for shot in prompts_to_score]
-    ours, theirs = _draw(order, learned, prompts_to_score, on_event)
-    image_scores, base_scores = scorer.look(ours, texts), scorer.look(theirs, texts)
-    return ImageEvaluation(
-        scores=score_records(prompts_to_score, image_scores, base_scores, scorer),
-        notes=scorer.notes,
-        scorer=scorer.name,
-        pictures=len(ours) + len(theirs),
-        sheet=_sheet(project, training[0], prompts_to_score, (ours, image_scores), (theirs, base_scores)),
-    )
-
-
-def _viewer(
-    order: EvaluationRequest, project: Project, training: Sequence[Image.Image]
-) -> tuple[Scorer | None, str]:
-    """Who looks at the pictures; without anybody, what to type to have somebody."""
-    words = project.manifest.words
-    if order.base.kind == "builtin":
-        from unziplora_cli.evaluation.scorers import ClassifierScorer
-
-        return ClassifierScorer(resources.classifier(), training, words), ""
-    from unziplora_cli.evaluation import scorers
-    from unziplora_cli.evaluation.scorers import ClipScorer
-
-    missing = scorers.missing()
-    if missing:
-        return None, (
-            f"No pictures were drawn, since nobody could look at them: {' and '.join(missing)} would, once "
-            f"fetched with unziplora eval {project.name} --pull"
-        )
-    return ClipScorer(scorers.Encoders.load(), training, words), ""
-
-
-def _draw(
-    order: EvaluationRequest,
-    learned: LoRAPair,
-    prompts_to_score: Sequence[EvaluationPrompt],
-    on_event: Callable[[Event], None],
-) -> tuple[list[Image.Image], list[Image.Image]]:
-    """Every shot drawn with its branches, and drawn by the base alone from the same words and noise."""
-    from unziplora_cli.sdxl.generate import GeneratedImage
-
-    requests = [*_requests(order, prompts_to_score, None), *_requests(order, prompts_to_score, learned)]
-    drawn = []
-    for event in generate_requests(requests, order.base, order.studio):
-        if isinstance(event, GeneratedImage):
-            drawn.append(event.image)
-        else:
-            on_event(event)
-    return drawn[len(prompts_to_score) :], drawn[: len(prompts_to_score)]
-
-
-def _requests(
-    order: EvaluationRequest, prompts_to_score: Sequence[EvaluationPrompt], learned: LoRAPair | None
-) -> Iterator[ImageRequest]:
-    """One request for neighbours that differ in their seed alone; without branches the base is asked."""
-    from unziplora_cli.evaluation.prompts import BRANCHES
-    from unziplora_cli.method.lora import LoRAPair
     from unziplora_cli.sdxl.generate import ImageRequest
-
-    def kind(shot: EvaluationPrompt) -> tuple[Any, ...]:
-        return shot.purpose, shot.prompts
-
-    for (purpose, prompts), group in groupby(prompts_to_score, kind):
-        same = list(group)
-        settings = replace(order.drawing, count=len(same), seed=same[0].seed)
-        if learned is None:
-            text = same[0].text
-            yield ImageRequest(Prompts(text, text, text), LoRAPair(), settings)
-        elif len(BRANCHES[purpose]) == 2:
-            yield ImageRequest(prompts, learned, settings)
-        else:
-            branch = BRANCHES[purpose][0]
-            yield ImageRequest(prompts, LoRAPair(**{branch: getattr(learned, branch)}), settings)
-
-
-def _sheet(
-    project: Project,
-    training: Image.Image,
-    prompts_to_score: Sequence[EvaluationPrompt],
-    *drawn: tuple[Sequence[Image.Image], Sequence[ImageScore]],
-) -> Image.Image:
-    """One row of what the branches drew and one of what the base did, for each purpose."""
-    from unziplora_cli.evaluation.prompts import PURPOSES
-    from unziplora_cli.report.contact_sheet import Cell, Heading, contact_sheet
-
-    rows, headings = [], []
-    for purpose in PURPOSES:
-        for who, (images, image_scores) in zip((purpose, "base alone"), drawn, strict=True):
-            rows.append(
-                [
-                    Cell(image, f"{shot.text}: {view.subject}, {view.style} {view.context}".strip())
-                    for shot, image, view in zip(prompts_to_score, images, image_scores, strict=True)
-                    if shot.purpose == purpose
-                ]
-            )
-            headings.append(Heading(who, group=purpose))
-    rows[0].append(Cell(training, "the training picture"))
-    title = f"{project.name}: what was drawn, and what was seen"
-    return contact_sheet(rows, title=title, row_headings=headings)
-
-
-# From a project to its separation report: measure, generate, score, diagnose, and write it into the manifest.
-
 
 SHEET = "evaluation.png"
 
 
 @dataclass(frozen=True)
 class EvaluationConfig(Checked):
-    """How thoroughly a project is looked at."""
+    """How thorough an evaluation is."""
 
     count: int = option(
         4,
-        "Pictures per purpose: content, content elsewhere, style, both; the base draws as many.",
+        "Images per purpose: content, content in other places, style, both. The base generates as many.",
         min=1,
         max=100,
     )
-    draws: int = option(24, "Noise draws of the training picture.", min=1, max=1000)
-    seed: int = option(0, "Seed of every draw and picture.", min=0, max=SEED_MAX - 1000)
+    noise_samples: int = option(24, "Noisy versions of the training image to denoise.", min=1, max=1000)
+    seed: int = option(0, "Seed of all noise and images.", min=0, max=SEED_MAX - 1000)
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """One project to look at; ``drawing`` says how its pictures are drawn."""
+    """The project to evaluate, and how to generate its images."""
 
     project: str
     base: BaseRef
     config: EvaluationConfig
-    drawing: GenerateConfig
-    studio: ComputeConfig
-
-
-@dataclass(frozen=True)
-class EvaluationProgress:
-    """How far an evaluation is."""
-
-    what: str
-    done: float
-    total: float
+    generation: GenerateConfig
+    compute: ComputeConfig
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """The project with its evaluation in the manifest, and the sheet of what was drawn, if anything was."""
+    """The project with its evaluation, and the contact sheet of the generated images, if there are any.
+
+    ``missing_scorers`` are the models without which no images were generated.
+    """
 
     project: Project
     evaluation: Evaluation
     sheet: Path | None
+    missing_scorers: tuple[str, ...] = ()
 
 
-OnEvaluationProgress = Callable[[EvaluationProgress], None]
+@dataclass(frozen=True)
+class _ImageEvaluation:
+    """Scores of generated images; ``count`` is their number, and ``sheet`` shows them."""
+
+    scores: tuple[ScoreRecord, ...] = ()
+    notes: tuple[str, ...] = ()
+    scorer: str = ""
+    count: int = 0
+    sheet: Image.Image | None = None
 
 
 def download_encoders(on_download: Callable[[str, int], None]) -> None:
-    """Fetch what is missing of DINOv2 and CLIP, telling each one's name and bytes; raises ModelError."""
+    """Download what is missing of DINOv2 and CLIP; reports each id and its bytes. Raises ModelError."""
     from unziplora_cli import hub
-    from unziplora_cli.evaluation import scorers
+    from unziplora_cli.evaluation.scorers import ENCODER_FILES, missing_encoders
 
-    for id in scorers.missing():
-        download = hub.query_files(id, scorers.FILES[id])
-        on_download(id, download.missing())
+    for model_id in missing_encoders():
+        download = hub.query_files(model_id, ENCODER_FILES[model_id])
+        on_download(model_id, download.missing())
         hub.download(download)
 
 
-def evaluate(
-    order: EvaluationRequest, store: ProjectStore, on_progress: OnEvaluationProgress = lambda doing: None
-) -> EvaluationResult:
-    """Measure how well the project's content and style came apart, and write that into its manifest.
+def evaluate(request: EvaluationRequest, store: ProjectStore) -> Generator[Event, None, EvaluationResult]:
+    """Evaluate a project and write the result into its manifest.
 
-    The project stays locked meanwhile, so that what is written is true of its files. Raises ProjectError when
-    it is in use or lacks its picture or weights, ModelError, AdapterError, OutOfMemory.
+    The project is locked meanwhile, so the recorded numbers belong to its files. Raises ProjectError when the
+    project is in use or has no training image or weights, ModelError, AdapterError, OutOfMemory.
     """
-    with store.lock(order.project):
-        project = store.open(order.project)
-        recipe = project.manifest
-        if not recipe.source:
-            raise ProjectError(
-                f"The project {project.name!r} has no training picture, so nothing can be compared with it.",
-                hint="Only projects made by `unziplora train` can be evaluated.",
-            )
-        from unziplora_cli.adapters.columns import count_columns, group_by_block, read_columns
-        from unziplora_cli.evaluation.diagnosis import diagnose
-        from unziplora_cli.evaluation.metrics import denoising_scores, weight_scores
+    from unziplora_cli.adapters.columns import count_columns, group_by_block, read_columns
+    from unziplora_cli.evaluation.diagnosis import diagnose
+    from unziplora_cli.evaluation.metrics import denoising_scores, weight_scores
+    from unziplora_cli.evaluation.scorers import missing_encoders
 
-        order = replace(order, studio=replace(order.studio, vae=order.studio.vae or recipe.vae))
-        learned = AdapterCache().branches(GenerateSpec(order.base, order.drawing, project, project))
-        training = _training_pictures(project)
-        measured = denoising_scores(_denoise(order, project, learned, training, on_progress))
+    with store.lock(request.project):
+        project = store.open(request.project)
+        record = project.manifest
+        if not record.source:
+            raise ProjectError(
+                f"The project {project.name!r} has no training image to compare with.",
+                Remedy("Only projects that were trained here can be evaluated."),
+            )
+        request = replace(request, compute=replace(request.compute, vae=request.compute.vae or record.vae))
+        loras = AdapterCache().branches(GenerateSpec(request.base, request.generation, project, project))
+        training = _training_images(project)
+        results = yield from _measure_denoising(request, project, loras, training)
+        measured = denoising_scores(results)
         _check_finite(measured, project)
-        seen = look(order, project, learned, training, _on_event(on_progress))
-        layers = read_columns(learned.content, learned.style, learned.content_merge, learned.style_merge)
-        scores = (*seen.scores, *measured, *weight_scores(layers))
-        verdict, advice = diagnose(scores, recipe.training, recipe.words, project.name)
+        missing = () if request.base.kind == "builtin" else missing_encoders()
+        scored = _ImageEvaluation()
+        if not missing:
+            scored = yield from _score_images(request, project, loras, training)
+        layers = read_columns(loras)
+        scores = (*scored.scores, *measured, *weight_scores(layers))
+        diagnosis = diagnose(scores, record.training, record.words)
         evaluation = Evaluation(
             created=manifest.now(),
-            verdict=verdict,
-            advice=advice,
+            diagnosis=diagnosis.summary,
+            advice=diagnosis.advice,
             scores=tuple(map(_rounded, scores)),
             columns=tuple(
                 BlockColumns(block, **asdict(count_columns(part)))
                 for block, part in group_by_block(layers).items()
             ),
-            scorer=seen.scorer,
-            notes=(*_training_notes(recipe), *seen.notes),
-            seed=order.config.seed,
-            pictures=seen.pictures,
+            scorer=scored.scorer,
+            notes=(*_training_notes(record), *scored.notes),
+            seed=request.config.seed,
+            images=scored.count,
         )
         sheet = project.folder / SHEET
-        if seen.sheet is not None:
+        if scored.sheet is not None:
             with files.atomic_write(sheet) as temporary:
-                seen.sheet.save(temporary, format="PNG")
+                scored.sheet.save(temporary, format="PNG")
         else:
             sheet.unlink(missing_ok=True)
-        updated = store.update(project, replace(recipe, evaluation=evaluation))
-        return EvaluationResult(updated, evaluation, sheet if seen.sheet is not None else None)
+        updated = store.update(project, replace(record, evaluation=evaluation))
+        return EvaluationResult(updated, evaluation, sheet if scored.sheet else None, missing)
 
 
-def _training_notes(recipe: Manifest) -> Iterator[str]:
-    """What in the training bears on how the numbers are to be read."""
-    if recipe.state != "complete":
+def _training_notes(record: Manifest) -> Iterator[str]:
+    """What in the training affects how to read the scores."""
+    if record.state != "complete":
+        yield f"Training stopped after step {record.steps_done} of {record.training.get('steps')}."
+    if record.training.get("destyle_images") and record.training.get("destyled_only"):
         yield (
-            f"The training stopped after step {recipe.steps_done} of {recipe.training.get('steps')}; "
-            f"to finish it: unziplora train --resume {recipe.name}"
-        )
-    if recipe.training.get("destyle_images") and recipe.training.get("destyled_only"):
-        yield (
-            "The content LoRA learned from echoes alone, the picture as the base would draw it: "
-            "its loss on the picture itself may lie above the base's."
+            "The content LoRA was trained on destyled images only, so its loss on the training image may be "
+            "above the base's."
         )
 
 
-def _on_event(on_progress: OnEvaluationProgress) -> Callable[[Event], None]:
-    """Tells how far drawing is."""
-
-    def tell(event: Event) -> None:
-        if isinstance(event, Progress) and event.steps:
-            on_progress(EvaluationProgress("drawing", event.done + event.step / event.steps, event.total))
-
-    return tell
-
-
-def _training_pictures(project: Project) -> list[Image.Image]:
-    """The middle square of each training picture."""
+def _training_images(project: Project) -> list[Image.Image]:
+    """The center square of each training image."""
     from unziplora_cli.images import load_image
     from unziplora_cli.sdxl.latents import crop_boxes
 
-    found = []
-    for each in project.manifest.source:
-        image = load_image(inside(project.folder, each.file)).image
+    images = []
+    for source in project.manifest.source:
+        image = load_image(inside(project.folder, source.file)).image
         left, top, right, bottom = crop_boxes(image.size, 1)[0]
-        found.append(image.crop((int(left), int(top), int(right), int(bottom))))
-    return found
+        images.append(image.crop((int(left), int(top), int(right), int(bottom))))
+    return images
 
 
-def _denoise(
-    order: EvaluationRequest,
-    project: Project,
-    learned: LoRAPair,
-    training: Sequence[Image.Image],
-    on_progress: OnEvaluationProgress,
-) -> dict[str, DenoisingResult]:
-    """The training picture under every prompt, with the branches and with the base alone."""
+def _measure_denoising(
+    request: EvaluationRequest, project: Project, loras: LoRAPair, training: Sequence[Image.Image]
+) -> Generator[Event, None, dict[str, DenoisingResult]]:
+    """Denoise the training image with every prompt, with the LoRAs and with the base alone."""
     import torch
 
     from unziplora_cli.accel.device import empty_cache, memory_guard, pick_device, pick_dtype
-    from unziplora_cli.evaluation.denoising import denoise
+    from unziplora_cli.evaluation.denoising import measure_denoising
     from unziplora_cli.method.lora import LoRAPair
     from unziplora_cli.sdxl.base import native_resolution
     from unziplora_cli.sdxl.generate import ImageRequest
     from unziplora_cli.sdxl.latents import crop_image, encode_latents
     from unziplora_cli.sdxl.load import load_vae
 
-    side = int(project.manifest.training.get("resolution") or native_resolution(order.base))
-    device = pick_device(order.studio.device)
-    on_progress(EvaluationProgress("encoding", 0, 1))
-    with memory_guard("Use another device (--device)."):
-        vae = load_vae(order.base, device=device, vae=order.studio.vae)
-        latents = torch.cat([encode_latents(vae, crop_image(each, side, 1)).mean for each in training])
+    side = int(project.manifest.training.get("resolution") or native_resolution(request.base))
+    device = pick_device(request.compute.device)
+    yield Phase("encode images")
+    with memory_guard("Use another device."):
+        vae = load_vae(request.base, device=device, vae=request.compute.vae)
+        latents = torch.cat([encode_latents(vae, crop_image(image, side, 1)).mean for image in training])
         del vae
         empty_cache(device)
     settings = GenerateConfig(width=side, height=side)
-    prompts, alone = project.manifest.prompts, LoRAPair()
-    one_prompt = {name: Prompts(text, text, text) for name, text in asdict(prompts).items()}
-    ways = {
-        **{f"{name} base": ImageRequest(each, alone, settings) for name, each in one_prompt.items()},
-        "content": ImageRequest(prompts, LoRAPair(content=learned.content), settings),
-        "style": ImageRequest(prompts, LoRAPair(style=learned.style), settings),
-        "full": ImageRequest(prompts, learned, settings),
-        "one file": ImageRequest(one_prompt["full"], learned, settings),
+    prompts, no_lora = project.manifest.prompts, LoRAPair()
+    single = {name: Prompts(text, text, text) for name, text in asdict(prompts).items()}
+    requests = {
+        **{f"{name} base": ImageRequest(prompt, no_lora, settings) for name, prompt in single.items()},
+        "content": ImageRequest(prompts, LoRAPair(content=loras.content), settings),
+        "style": ImageRequest(prompts, LoRAPair(style=loras.style), settings),
+        "full": ImageRequest(prompts, loras, settings),
+        "one file": ImageRequest(single["full"], loras, settings),
     }
-    return denoise(
-        order.base,
-        ways,
+    results = yield from measure_denoising(
+        request.base,
+        requests,
         latents,
-        count=order.config.draws,
-        seed=order.config.seed,
+        samples=request.config.noise_samples,
+        seed=request.config.seed,
         device=device,
-        dtype=pick_dtype(order.studio.precision, device),
-        batch_size=order.studio.batch_size,
-        rebuild=("full", "full base"),
-        on_way=lambda done: on_progress(EvaluationProgress("measuring", done, len(ways))),
+        dtype=pick_dtype(request.compute.precision, device),
+        batch_size=request.compute.batch_size,
+        reconstruct=("full", "full base"),
+    )
+    return results
+
+
+def _score_images(
+    request: EvaluationRequest, project: Project, loras: LoRAPair, training: Sequence[Image.Image]
+) -> Generator[Event, None, _ImageEvaluation]:
+    """Generate images for every purpose, with the LoRAs and with the base alone, and score them."""
+    from unziplora_cli.evaluation.metrics import image_scores
+    from unziplora_cli.evaluation.prompts import evaluation_prompts
+    from unziplora_cli.sdxl.generate import GeneratedImage
+
+    scorer, words, config = _scorer(request, project, training), project.manifest.words, request.config
+    excluded = f"{scorer.subject} {words.subject.lower()}".split()
+    prompts = evaluation_prompts(words, scorer.subject, excluded, config.count, config.seed)
+    requests = [*_image_requests(request, prompts, None), *_image_requests(request, prompts, loras)]
+    images: list[Image.Image] = []
+    for event in generate_requests(requests, request.base, request.compute):
+        if isinstance(event, GeneratedImage):
+            images.append(event.image)
+        else:
+            yield event
+    yield Phase("score")
+    texts = [prompt.text for prompt in prompts]
+    base_images, lora_images = images[: len(prompts)], images[len(prompts) :]
+    scores, base_scores = scorer.score(lora_images, texts), scorer.score(base_images, texts)
+    return _ImageEvaluation(
+        scores=image_scores(prompts, scores, base_scores, scorer),
+        notes=scorer.notes,
+        scorer=scorer.name,
+        count=len(images),
+        sheet=_sheet(project, training[0], prompts, (lora_images, scores), (base_images, base_scores)),
     )
 
 
+def _scorer(request: EvaluationRequest, project: Project, training: Sequence[Image.Image]) -> Scorer:
+    from unziplora_cli.evaluation.scorers import ClassifierScorer, ClipScorer, Encoders
+
+    words = project.manifest.words
+    if request.base.kind == "builtin":
+        return ClassifierScorer(resources.classifier(), training, words)
+    return ClipScorer(Encoders.load(), training, words)
+
+
+def _image_requests(
+    request: EvaluationRequest, prompts: Sequence[EvaluationPrompt], loras: LoRAPair | None
+) -> Iterator[ImageRequest]:
+    """One request for neighbors that differ only in their seed; without LoRAs for the base alone."""
+    from unziplora_cli.evaluation.prompts import BRANCHES
+    from unziplora_cli.method.lora import LoRAPair
+    from unziplora_cli.sdxl.generate import ImageRequest
+
+    for (purpose, texts), group in groupby(prompts, lambda prompt: (prompt.purpose, prompt.prompts)):
+        same = list(group)
+        settings = replace(request.generation, count=len(same), seed=same[0].seed)
+        if loras is None:
+            text = same[0].text
+            yield ImageRequest(Prompts(text, text, text), LoRAPair(), settings)
+        elif len(BRANCHES[purpose]) == 2:
+            yield ImageRequest(texts, loras, settings)
+        else:
+            branch = BRANCHES[purpose][0]
+            yield ImageRequest(texts, LoRAPair(**{branch: getattr(loras, branch)}), settings)
+
+
+def _sheet(
+    project: Project,
+    training: Image.Image,
+    prompts: Sequence[EvaluationPrompt],
+    *results: tuple[Sequence[Image.Image], Sequence[ImageScore]],
+) -> Image.Image:
+    """For each purpose one row of the LoRAs' images and one of the base's, with what the scorer sees."""
+    from unziplora_cli.evaluation.prompts import PURPOSES
+    from unziplora_cli.report.contact_sheet import Cell, Heading, contact_sheet
+
+    rows, headings = [], []
+    for purpose in PURPOSES:
+        for title, (images, scores) in zip((purpose, "base alone"), results, strict=True):
+            rows.append(
+                [
+                    Cell(image, f"{prompt.text}: {score.subject}, {score.style} {score.context}".strip())
+                    for prompt, image, score in zip(prompts, images, scores, strict=True)
+                    if prompt.purpose == purpose
+                ]
+            )
+            headings.append(Heading(title, group=purpose))
+    rows[0].append(Cell(training, "the training image"))
+    title = f"{project.name}: prompts, and what the scorer sees"
+    return contact_sheet(rows, title=title, row_headings=headings)
+
+
 def _check_finite(scores: Sequence[ScoreRecord], project: Project) -> None:
-    """Raise AdapterError when the weights give no numbers."""
+    """Raise AdapterError when the weights give infinite or undefined losses."""
     if not all(isfinite(score.value) for score in scores):
         raise AdapterError(
-            f"The LoRAs of {project.name!r} make the network answer with infinities: they are damaged.",
-            hint=f"unziplora verify {project.name}; else train again with lower --content-lr and --style-lr.",
+            f"The LoRAs of {project.name!r} are damaged: with them the network predicts infinite values.",
+            Remedy("Check the files", command="verify", arguments=(project.name,)),
+            Remedy("If they are intact, train again with a lower content-lr and style-lr."),
         )
 
 
