@@ -5,20 +5,19 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from tests.hub_server import hub  # noqa: F401  (a fixture)
+from tests.jobs import changed, make_job
 from tests.tiny_base import tiny_base  # noqa: F401  (a fixture)
 from unziplora_cli import files
-from unziplora_cli.config import TrainConfig, Words
+from unziplora_cli.job import SourceImage
 from unziplora_cli.projects import manifest
-from unziplora_cli.projects.manifest import Artifact, BaseRecord, Manifest, SourceImage
+from unziplora_cli.projects.manifest import Artifact, Manifest
 from unziplora_cli.projects.store import Project, ProjectStore
-from unziplora_cli.prompts import make_prompts
 
 # Libraries read these when they are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -77,7 +76,7 @@ def make_project(isolated_home: Path, sample_manifest: Callable[[Path], Manifest
         with store.create(name) as folder:
             for file in ("source.png", "content.safetensors", "style.safetensors", "merge.safetensors"):
                 (folder / file).write_bytes(f"the bytes of {name}'s {file}".encode())
-            manifest.write(folder, replace(sample_manifest(folder), name=name, **changes))
+            manifest.write(folder, changed(sample_manifest(folder), name=name, **changes))
         return store.open(name)
 
     return make
@@ -90,19 +89,11 @@ def sample_manifest() -> Callable[[Path], Manifest]:
 
 
 def _sample_manifest(folder: Path) -> Manifest:
-    words = Words("fox", "watercolor")
     source = folder / "source.png"
     return Manifest(
-        name="fox",
-        created="2025-01-02T03:04:05Z",
-        tool_version="0.1.0",
-        base=BaseRecord(spec="mini", kind="builtin", id="mini", hash="0" * 64),
-        source=(SourceImage("source.png", files.sha256(source), 640, 480, "PNG"),),
-        words=words,
-        prompts=make_prompts(words),
-        training=asdict(TrainConfig()),
-        seed=0,
-        device="cpu",
+        job=make_job(
+            images=(SourceImage("source.png", files.sha256(source), 640, 480, "PNG"),), device="cpu"
+        ),
         versions={"torch": "2.13.0"},
         seconds=90.5,
         steps_done=600,

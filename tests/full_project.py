@@ -7,14 +7,15 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from tests.jobs import changed
 from unziplora_cli.adapters.lora_file import write_lora
 from unziplora_cli.adapters.merge_weights import write_merge
-from unziplora_cli.config import Prompts, Words
+from unziplora_cli.config import Prompts, TrainConfig, Words
 from unziplora_cli.files import sha256
 from unziplora_cli.images import save_png
 from unziplora_cli.method.lora import LoRAWeights
 from unziplora_cli.projects import manifest
-from unziplora_cli.projects.manifest import Artifact, Evaluation, Manifest, ScoreRecord
+from unziplora_cli.projects.manifest import Artifact, Evaluation, ScoreRecord
 from unziplora_cli.projects.store import Project
 from unziplora_cli.training import callbacks
 
@@ -58,9 +59,9 @@ def fill(project: Project) -> Project:
         project,
         words=HOSTILE,
         prompts=PROMPTS,
-        source=(replace(record.source[0], sha256=sha256(folder / "source.png")),),
+        images=(replace(record.job.images[0], sha256=sha256(folder / "source.png")),),
         artifacts=tuple(artifacts),
-        training={**record.training, "validate_every": 20, "from_the_future": "<b>"},
+        settings=TrainConfig(validate_every=20),
         evaluation=Evaluation(
             created="2025-01-03T00:00:00Z",
             diagnosis="The style leaks into <content>.",
@@ -75,7 +76,7 @@ def fill(project: Project) -> Project:
 
 def rewrite(project: Project, **changes: object) -> Project:
     """Write a changed manifest; returns the project with it."""
-    new: Manifest = replace(project.manifest, **changes)
+    new = changed(project.manifest, **changes)
     manifest.write(project.folder, new)
     return replace(project, manifest=new)
 

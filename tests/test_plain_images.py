@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from unziplora_cli.job import TrainRequest
 from unziplora_cli.training.engine import train
 from unziplora_cli.training.events import Finished
+from unziplora_cli.training.request import TrainRequest
 
 PLAIN = {
     "one colour": ("RGB", (200, 120, 40)),
@@ -24,7 +24,7 @@ def test_a_plain_picture_trains(kind: str, make_request: Callable[..., TrainRequ
     mode, colour = PLAIN[kind]
     picture = tmp_path / "plain.png"
     Image.new(mode, (80, 64), colour).save(picture)
-    request = make_request(tmp_path / "run", steps=4, recalibrations=1, request={"pictures": (picture,)})
+    request = make_request(tmp_path / "run", steps=4, recalibrations=1, request={"images": (picture,)})
     *_, last = train(request)
     assert isinstance(last, Finished)
     result = last.result

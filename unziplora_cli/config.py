@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from unziplora_cli import resources
-from unziplora_cli.errors import UsageError
+from unziplora_cli.errors import Remedy, UsageError
 
 _LARGEST = 2**64
 _NO_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -74,13 +74,13 @@ def check_value(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> 
 
 
 def check_text(label: str, text: str) -> str:
-    """The text itself; raises UsageError when :func:`no_text` finds something in it."""
-    if found := no_text(text):
-        raise UsageError(f"The {label} holds {found!a}, which is no text.", hint="Type it anew.")
+    """The text itself; raises UsageError when :func:`control_character` finds something in it."""
+    if found := control_character(text):
+        raise UsageError(f"The {label} contains the control character {found!a}.", Remedy("Type it again."))
     return text
 
 
-def no_text(text: str) -> str | None:
+def control_character(text: str) -> str | None:
     """The first control character or lone surrogate of a text; tabs and ends of lines are fine.
 
     Escape sequences could act on the terminal that shows the text, and surrogates, which stand for bytes that
@@ -356,6 +356,13 @@ class TrainConfig(Checked):
         return math.ceil(self.steps / self.recalibrations)
 
 
+MUTABLE_ON_RESUME = (
+    *("content_lr", "style_lr", "merge_lr", "max_grad_norm"),
+    *("checkpoint_every", "save_every", "validate_every", "validation_images", "tracker"),
+)
+"""Settings that may change when a training is resumed. Beside them, only the device may."""
+
+
 @dataclass(frozen=True)
 class GenerateConfig(Checked):
     """How pictures are drawn."""
@@ -418,6 +425,10 @@ class Prompts:
     full: str
     content: str
     style: str
+
+    def __post_init__(self) -> None:
+        for name in ("full", "content", "style"):
+            check_text(f"{name} prompt", getattr(self, name))
 
 
 @dataclass(frozen=True)

@@ -1,43 +1,215 @@
-"""What a training is asked to do."""
+"""The record of one training: the command line makes it, the engine runs it, every project keeps it.
 
-from __future__ import annotations
+A checkpoint stores its identity, an unfinished training and the manifest embed it whole. Records are written
+as JSON and read back strictly: a missing key, an unknown key, a wrong type or a value out of range is an
+error that names the key.
+"""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import PurePosixPath
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
-from unziplora_cli.config import Prompts, TrainConfig
-from unziplora_cli.projects.manifest import Scalar
-from unziplora_cli.sdxl.base import BaseRef
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    NonNegativeInt,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
+
+import unziplora_cli
+from unziplora_cli.config import MUTABLE_ON_RESUME, Prompts, TrainConfig, Words, control_character
+from unziplora_cli.errors import ProjectError
+
+T = TypeVar("T")
+Scalar = str | int | float | bool | None
+
+SETTINGS_OF_SCHEMA_1 = {
+    "echoes": "destyle_images",
+    "echo_strength": "destyle_strength",
+    "echo_fresh": "destyle_fresh_noise",
+    "echo_floor": "destyle_min_timestep",
+    "echo_only": "destyled_only",
+    "echo_contrast": "destyle_contrast",
+    "echo_guidance": "destyle_guidance",
+    "echo_prompt": "destyle_prompt",
+}
+"""Settings that had another name in schema 1 of manifests and unfinished trainings."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrainRequest:
+def _printable(text: str) -> str:
+    if character := control_character(text):
+        raise ValueError(f"contains the control character {character!a}")
+    return text
+
+
+def _relative_path(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or re.search(r"[\\:\x00]", path):
+        raise ValueError(f"{path!r} is outside the project")
+    return path
+
+
+def _utc_time(text: str) -> str:
+    if datetime.fromisoformat(text).utcoffset() != timedelta(0):
+        raise ValueError("must be a time in UTC")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_printable)]
+RelativePath = Annotated[Text, AfterValidator(_relative_path)]
+"""A file below the project folder, with forward slashes on every platform."""
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+UtcTime = Annotated[Text, AfterValidator(_utc_time)]
+"""A time in UTC, ISO 8601."""
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class BaseRecord:
+    """The base model of a training; ``hash`` identifies a model that has no revision."""
+
+    spec: Text
+    kind: Literal["hub", "folder", "file", "builtin"]
+    id: Text
+    revision: Text | None = None
+    hash: Text | None = None
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """One training image; ``file`` is its copy in the project folder."""
+
+    file: RelativePath
+    sha256: Sha256
+    width: NonNegativeInt
+    height: NonNegativeInt
+    format: Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
     """One training of one subject in one style.
 
-    ``pictures`` is one file or a few that show the same subject in the same style, taken in turn. ``folder``
-    receives ``history.csv``, ``checkpoints/``, ``saved/``, ``validation/`` and ``logs/``. ``validation`` are
-    the prompts of the validation pictures, by default those of training. ``vae`` names another autoencoder
-    than the base's own. ``metadata`` goes into the files of weights, by part.
-
-    ``resume`` goes on after the newest good checkpoint in ``checkpoints``, by default that in ``folder``.
-    ``identity`` names what has to be the same then. ``name`` is what hints call the project. ``typed`` are
-    the words of the command that asked for this, for hints to repeat, ``given`` the settings that it gave.
+    ``images`` is one image, or a few that show the same subject in the same style. ``settings`` is None for
+    imported LoRAs, which were not trained here. ``validation`` are the prompts of the validation images if
+    they differ from ``prompts``. ``vae`` names an autoencoder other than the base's own. ``device`` is the
+    requested one; in the manifest of a finished training, the one that it ran on.
     """
 
-    base: BaseRef
-    pictures: tuple[Path, ...]
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    name: Text
+    created: UtcTime
+    tool_version: Text = field(default_factory=lambda: unziplora_cli.__version__)
+    base: BaseRecord
+    images: tuple[SourceImage, ...] = ()
+    words: Words
     prompts: Prompts
-    config: TrainConfig
-    folder: Path
-    device: str = "auto"
     validation: Prompts | None = None
-    vae: str | None = None
-    metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    name: str = "NAME"
-    identity: Mapping[str, Scalar] = field(default_factory=dict)
-    resume: bool = False
-    checkpoints: Path | None = None
-    typed: Sequence[str] = ()
-    given: Mapping[str, Any] | None = None
+    vae: Text | None = None
+    device: Text = "auto"
+    settings: TrainConfig | None = None
+
+    @property
+    def config(self) -> TrainConfig:
+        """The settings; raises ProjectError for imported LoRAs."""
+        if self.settings is None:
+            raise ProjectError(f"The project {self.name!r} was imported: its training is not known.")
+        return self.settings
+
+    def identity(self) -> dict[str, Scalar]:
+        """What must be equal for a training to resume as if it had never stopped, by its name."""
+        return {
+            "version of unziplora": self.tool_version,
+            "base": self.base.hash or self.base.id,
+            "vae": self.vae,
+            **{f"image {number}": image.sha256 for number, image in enumerate(self.images, start=1)},
+            **{f"{name} prompt": text for name, text in asdict(self.prompts).items()},
+            **{
+                name.replace("_", "-"): value
+                for name, value in asdict(self.config).items()
+                if name not in MUTABLE_ON_RESUME
+            },
+        }
+
+    def difference(self, recorded: "Job") -> tuple[str, ...]:
+        """Where this training differs from a recorded one, in words; empty if they are equal."""
+        old, new = (
+            {name.replace("_", "-"): getattr(job.config, name) for name in MUTABLE_ON_RESUME}
+            for job in (recorded, self)
+        )
+        validation = () if self.validation == recorded.validation else ("the validation prompt differs",)
+        return (
+            *differences(self.identity(), recorded.identity()),
+            *differences(new, old),
+            *validation,
+        )
+
+
+def now() -> str:
+    """The current time for :attr:`Job.created`."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def differences(current: Mapping[str, Scalar], recorded: Mapping[str, Scalar]) -> tuple[str, ...]:
+    """Where two identities differ, in words."""
+    return tuple(
+        f"{name} is {_short(current.get(name))}, was {_short(recorded.get(name))}"
+        for name in {**recorded, **current}
+        if current.get(name) != recorded.get(name)
+    )
+
+
+def identity_of_schema_1(identity: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """The identity in a checkpoint of the former version, in today's names."""
+    settings = {old.replace("_", "-"): new.replace("_", "-") for old, new in SETTINGS_OF_SCHEMA_1.items()}
+    return {
+        settings.get(name, re.sub(r"^picture (\d+)$", r"image \1", name)): value
+        for name, value in identity.items()
+    }
+
+
+def job_of_schema_1(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The job in a manifest or an unfinished training of schema 1, which had its fields at the top level."""
+    settings = data.get("training")
+    if not isinstance(settings, dict):
+        raise ValueError("training must be an object")
+    names = ("name", "created", "tool_version", "base", "words", "prompts", "validation", "vae", "device")
+    return {
+        **{name: data[name] for name in names if name in data},
+        "images": data.get("source"),
+        "settings": {SETTINGS_OF_SCHEMA_1.get(name, name): value for name, value in settings.items()} or None,
+    }
+
+
+def to_json(record: Any) -> bytes:
+    """A record as indented JSON."""
+    return (json.dumps(asdict(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def from_json(kind: type[T], data: object, where: str) -> T:
+    """A record from parsed JSON; raises ValueError that names the key, and UsageError for a wrong setting."""
+    try:
+        return cast(T, _adapter(cast(Any, kind)).validate_json(json.dumps(data)))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+        raise ValueError(f"{where}{path}: {first['msg']}") from error
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _short(value: Scalar) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 80 else text[:12] + "..."

@@ -46,3 +46,19 @@ def set_openmp_wait_policy() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     os.environ.setdefault("KMP_BLOCKTIME", "0")
+
+
+def process_count() -> int:
+    """How many processes train together, as ``torchrun`` or ``accelerate launch`` started them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def process_rank() -> int:
+    """The number of this process among them; the first one, 0, writes the files."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def leave_process_group() -> tuple[int, int, int]:
+    """Make this process train by itself; returns its rank, the number of processes and its local rank."""
+    rank, count, local = (int(os.environ.pop(name)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    return rank, count, local

@@ -11,10 +11,12 @@ from PIL import Image, ImageDraw
 
 from benchmarks.speed_methods.measurement import Measurement
 from benchmarks.speed_methods.task import PROMPTS, Setting
-from unziplora_cli.config import TrainConfig, resolve
-from unziplora_cli.job import TrainRequest
+from unziplora_cli.config import TrainConfig, Words, resolve
+from unziplora_cli.job import Job, now
 from unziplora_cli.training.engine import train
 from unziplora_cli.training.events import Finished, Phase, StepDone
+from unziplora_cli.training.request import TrainRequest
+from unziplora_cli.workflows.provenance import base_record
 
 SETTLING_STEPS = 3
 """Steps after the last one that scores columns and before full speed: the column choice, the first step on
@@ -63,14 +65,16 @@ def _differences(setting: Setting, config: TrainConfig) -> str:
 def _request(setting: Setting, config: TrainConfig, folder: Path) -> TrainRequest:
     picture = folder / "picture.png"
     _draw_picture(setting.resolution).save(picture)
-    return TrainRequest(
-        base=setting.base,
-        pictures=(picture,),
+    job = Job(
+        name="speed",
+        created=now(),
+        base=base_record(setting.base),
+        words=Words("disc", "flat"),
         prompts=PROMPTS,
-        config=config,
-        folder=folder / "training",
         device=str(setting.device),
+        settings=config,
     )
+    return TrainRequest(job, setting.base, (picture,), folder / "training")
 
 
 def _draw_picture(side: int) -> Image.Image:

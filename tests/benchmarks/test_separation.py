@@ -12,14 +12,15 @@ from benchmarks.separation.destyle import destyle_all
 from benchmarks.separation.methods import ImageRequest, Method
 from benchmarks.separation.scenes import samples
 from benchmarks.separation.stack import Job, Stack
+from tests.jobs import make_job
 from unziplora_cli.config import Prompts, TrainConfig
-from unziplora_cli.job import TrainRequest
 from unziplora_cli.sdxl.base import resolve_base
 from unziplora_cli.sdxl.latents import crop_image, encode_latents
 from unziplora_cli.sdxl.load import alphas_cumprod, load_text_encoders, load_unet, load_vae
 from unziplora_cli.sdxl.text import encode, time_ids
 from unziplora_cli.training.engine import train
 from unziplora_cli.training.events import Finished, StepDone
+from unziplora_cli.training.request import TrainRequest
 
 PROMPTS = (
     Prompts("a monadikos fox in sketch style", "a monadikos fox", "a fox in sketch style"),
@@ -86,14 +87,8 @@ def test_a_stack_trains_every_pair_as_a_single_training_does(
     for number, config in enumerate(configs):
         folder = tmp_path / f"alone-{number}"
         folder.mkdir()
-        request = TrainRequest(
-            base=base,
-            pictures=(images[number],),
-            prompts=PROMPTS[number],
-            config=config,
-            folder=folder,
-            device="cpu",
-        )
+        job = make_job(prompts=PROMPTS[number], settings=config, device="cpu")
+        request = TrainRequest(job, base, (images[number],), folder)
         events = list(train(request))
         result = next(event.result for event in events if isinstance(event, Finished))
         expected = [event.reconstruction for event in events if isinstance(event, StepDone)]

@@ -51,7 +51,7 @@ def test_the_demo_trains_draws_and_writes_one_sheet(unziplora, short, isolated_h
     assert result["projects"] == ["demo-fox", "demo-cat"]
     assert store.names() == ["demo-cat", "demo-fox"]
     assert all(store.verify(name).problems == () for name in result["projects"])
-    assert store.open("demo-fox").manifest.base.kind == "builtin"
+    assert store.open("demo-fox").job.base.kind == "builtin"
 
 
 @pytest.mark.parametrize(("out", "code"), [("sheet.txt", 2), ("sheet", 2), ("file/sheet.png", 3)])
@@ -72,8 +72,8 @@ def test_ctrl_c_in_the_second_training_keeps_the_first(
 ):
     train = demo.train
 
-    def stop(order: demo.TrainOrder, store: ProjectStore) -> object:
-        if order.name == "demo-cat":
+    def stop(order: demo.TrainRequest, store: ProjectStore) -> object:
+        if order.job.name == "demo-cat":
             raise KeyboardInterrupt
         yield from train(order, store)
 

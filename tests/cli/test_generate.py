@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops
 
+from tests.jobs import changed
 from unziplora_cli.config import GenerateConfig
 from unziplora_cli.events import run
 from unziplora_cli.images import read_parameters
@@ -36,7 +37,7 @@ def same(one: Path, other: Path) -> bool:
 def edit(home: Path, name: str, **changes: object) -> None:
     store = ProjectStore(home)
     project = store.open(name)
-    manifest.write(project.folder, replace(project.manifest, **changes))
+    manifest.write(project.folder, changed(project.manifest, **changes))
 
 
 def test_content_generates_the_subject_alone(two_projects, unziplora):
@@ -201,7 +202,7 @@ def test_cross_refuses_existing_files_unless_forced(two_projects, unziplora, tmp
 
 def test_a_cross_of_lists_has_a_row_per_content_and_a_column_per_style(two_projects, unziplora):
     """Also with the same words in every prompt, and with several images per cell."""
-    edit(two_projects, "rose", words=ProjectStore(two_projects).open("fox").manifest.words)
+    edit(two_projects, "rose", words=ProjectStore(two_projects).open("fox").job.words)
     options = ("--content=fox", "--content=rose", "--style=rose", "--count=2")
     completed = unziplora("cross", *options, *QUICK, "--json")
     assert completed.code == 0
@@ -220,7 +221,7 @@ def test_a_missing_source_image_is_reported_before_generating(two_projects, unzi
 
 def test_projects_of_different_bases_cannot_be_combined(two_projects, unziplora, home_files):
     before = home_files()
-    base = ProjectStore(two_projects).open("rose").manifest.base
+    base = ProjectStore(two_projects).open("rose").job.base
     edit(two_projects, "rose", base=replace(base, id="elsewhere", hash="sha256:" + "0" * 64))
     for command in ("combine", "cross"):
         completed = unziplora(command, "fox", "rose", *QUICK)
@@ -231,14 +232,14 @@ def test_projects_of_different_bases_cannot_be_combined(two_projects, unziplora,
 
 
 def test_the_same_base_in_another_place_is_the_same_base(two_projects, unziplora, tmp_path):
-    base = ProjectStore(two_projects).open("fox").manifest.base
+    base = ProjectStore(two_projects).open("fox").job.base
     moved = shutil.copytree(base.id, tmp_path / "moved")
     edit(two_projects, "fox", base=replace(base, id=str(moved), spec="./moved"))
     assert unziplora("combine", "fox", "rose", *QUICK).code == 0
 
 
 def test_a_changed_base_gives_a_warning(two_projects, unziplora):
-    base = ProjectStore(two_projects).open("fox").manifest.base
+    base = ProjectStore(two_projects).open("fox").job.base
     edit(two_projects, "fox", base=replace(base, hash="sha256:" + "0" * 64))
     completed = unziplora("content", "fox", *QUICK)
     assert completed.code == 0

@@ -14,8 +14,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from tests.hub_server import TOKEN, Repository
 from unziplora_cli.config import Words
+from unziplora_cli.job import BaseRecord
 from unziplora_cli.projects import manifest
-from unziplora_cli.projects.manifest import BaseRecord
 from unziplora_cli.sdxl.base import SDXL_ID
 
 # The hub's library warns about the HTTP library beneath it when it uploads large files.
@@ -203,7 +203,7 @@ def test_published_files_contain_no_local_paths(unziplora, two_projects, tiny_ba
 def test_user_text_is_neither_markup_nor_metadata(unziplora, make_project, tmp_path):
     nasty = Words('fox"\nlicense: mit', "[ink](http://x.org) | *bold* <b>")
     project = make_project("fox", words=nasty)
-    prompts = replace(project.manifest.prompts, content='a "fox": #1\n- x', full='a `fox` \\ "ink"')
+    prompts = replace(project.job.prompts, content='a "fox": #1\n- x', full='a `fox` \\ "ink"')
     make_project("rose", words=nasty, prompts=prompts)
     assert unziplora("push", "rose", "me/rose", "--dry-run", "--out", tmp_path / "out").code == 0
     card = (tmp_path / "out/README.md").read_text()

@@ -50,8 +50,8 @@ def test_a_replay_can_be_kept_as_a_project_of_its_own(unziplora, two_projects):
     store = ProjectStore(two_projects)
     old, new = store.open("fox"), store.open("fox-again")
     assert store.verify("fox-again").problems == ()
-    assert (new.manifest.words, new.manifest.prompts) == (old.manifest.words, old.manifest.prompts)
-    assert new.manifest.source == old.manifest.source
+    assert (new.job.words, new.job.prompts) == (old.job.words, old.job.prompts)
+    assert new.job.images == old.job.images
     assert read_lora(new.path("style")).metadata["ss_output_name"] == "fox-again-style"
     refused = unziplora("replay", "fox", "--name", "rose")
     assert (refused.code, "already" in refused.message) == (3, True)

@@ -64,11 +64,11 @@ def test_one_command_makes_a_project_of_each_picture(trained_home, photos):
     assert all(Path(file).is_file() for each in made for file in each["files"].values())
     assert set(made[0]["files"]) == {"content", "style", "merge", "history"}
     store = ProjectStore(trained_home.home)
-    words = [store.open(name).manifest.words for name in ("fox", "rose")]
+    words = [store.open(name).job.words for name in ("fox", "rose")]
     assert [(each.subject, each.style) for each in words] == [("fox", "watercolor"), ("rose", "sketch")]
     assert (store.open("fox").folder / "source.png").read_bytes() == (photos / "fox.png").read_bytes()
     assert (store.open("rose").folder / "source.jpg").read_bytes() == (photos / "rose.jpg").read_bytes()
-    assert store.open("rose").manifest.source[0].format == "JPEG"
+    assert store.open("rose").job.images[0].format == "JPEG"
 
 
 def test_a_project_is_whole_and_as_its_manifest_says(two_projects, unziplora):
@@ -126,10 +126,10 @@ def test_pictures_together_make_one_project(unziplora, photos, settings, isolate
 def test_every_separation_can_be_switched_off(unziplora, photos, settings, isolated_home, switches):
     assert unziplora("train", photos / "fox.png", *WORDS, *settings, *switches).code == 0
     project = ProjectStore(isolated_home).open("fox")
-    trained = project.manifest.training
+    trained = project.job.settings
     for switch in switches:
         name = switch.removeprefix("--no-").removeprefix("--").replace("-", "_")
-        assert trained[name] is not switch.startswith("--no-")
+        assert getattr(trained, name) is not switch.startswith("--no-")
     if "--no-column-separation" in switches:
         merge = read_merge(project.path("merge"))
         assert all(bool((m == 1).all()) for m in (*merge.content.values(), *merge.style.values()))
@@ -179,7 +179,7 @@ def test_an_existing_project_is_kept_without_force(unziplora, photos, settings, 
     assert again.code == 0
     forced = unziplora("train", photos / "fox.png", *WORDS, *settings, "--force", "--seed=5")
     assert forced.code == 0
-    assert ProjectStore(two_projects).open("fox").manifest.seed == 5
+    assert ProjectStore(two_projects).open("fox").job.config.seed == 5
     assert ProjectStore(two_projects).names() == ["fox", "fox-2", "rose"]
 
 
@@ -188,10 +188,10 @@ def test_on_a_terminal_it_asks_before_it_replaces(unziplora, photos, settings, t
     completed = unziplora("train", photos / "fox.png", *WORDS, *settings, "--seed=5")
     assert completed.code == 3
     assert "Replace it?" in completed.err
-    assert ProjectStore(two_projects).open("fox").manifest.seed == 0
+    assert ProjectStore(two_projects).open("fox").job.config.seed == 0
     on_terminal("y")
     assert unziplora("train", photos / "fox.png", *WORDS, *settings, "--seed=5").code == 0
-    assert ProjectStore(two_projects).open("fox").manifest.seed == 5
+    assert ProjectStore(two_projects).open("fox").job.config.seed == 5
 
 
 def test_a_project_that_appears_meanwhile_is_not_replaced(
@@ -222,7 +222,7 @@ def test_words_are_asked_for_with_the_file_name_as_a_hint(
     assert completed.code == 0
     assert "What does it show (rose.jpg) [rose]:" in completed.err
     assert "How is it drawn (rose.jpg):" in completed.err
-    words = ProjectStore(isolated_home).open("rose").manifest.words
+    words = ProjectStore(isolated_home).open("rose").job.words
     assert (words.subject, words.style) == ("rose", "pop art")
 
 
@@ -236,7 +236,7 @@ def test_prompts_given_outright_are_used_and_a_comma_stays_a_comma(
     }
     options = [f"--{name}-prompt={text}" for name, text in given.items()]
     assert unziplora("train", photos / "fox.png", *WORDS, *settings, *options).code == 0
-    prompts = ProjectStore(isolated_home).open("fox").manifest.prompts
+    prompts = ProjectStore(isolated_home).open("fox").job.prompts
     assert (prompts.full, prompts.content, prompts.style) == tuple(given.values())
 
 
@@ -408,4 +408,4 @@ def test_a_training_on_a_real_terminal(photos, settings, isolated_home):
     bar = [line for line in lines if "s/step" in line or "\u2501" in line]
     assert bar
     assert max(map(len, bar)) <= 80
-    assert ProjectStore(isolated_home).open("rose").manifest.words.style == "sketch"
+    assert ProjectStore(isolated_home).open("rose").job.words.style == "sketch"

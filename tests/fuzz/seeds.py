@@ -4,15 +4,17 @@ import io
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save
 
-from unziplora_cli import images, prompts, resources
-from unziplora_cli.config import GenerateConfig, TrainConfig, Words
+from tests.jobs import make_job
+from unziplora_cli import images, resources
+from unziplora_cli.config import GenerateConfig, TrainConfig
+from unziplora_cli.job import Job, SourceImage, to_json
 from unziplora_cli.method.layer import DualLoRALinear
 from unziplora_cli.projects import manifest, unfinished
 from unziplora_cli.sdxl import base
@@ -45,8 +47,8 @@ def seeds(target: str) -> list[bytes]:
             return [head + b"\n1,0.5,0.4,,1.0,1,1,0.1\n2,0.4,0.4,0.1,1.0,1,1,0.1\n"]
         case "checkpoint":
             return [_sample_checkpoint()]
-        case "plan":
-            return [_sample_plan()]
+        case "training-record":
+            return [_sample_training_record()]
         case "png" | "picture":
             return [_sample_png()]
         case "parameters":
@@ -107,33 +109,26 @@ def _sample_png() -> bytes:
     return file.getvalue()
 
 
-def _sample_plan() -> bytes:
-    known = json.loads(sample_manifest())
-    names = {each.name for each in fields(unfinished.Plan)}
-    return json.dumps({key: value for key, value in known.items() if key in names}).encode()
+def _sample_training_record() -> bytes:
+    return to_json(unfinished.UnfinishedRecord(job=_sample_job()))
 
 
 def sample_manifest() -> bytes:
-    words = Words("fox", "ink")
-    record = manifest.Manifest(
-        name="fox",
-        created="2025-01-02T03:04:05Z",
-        tool_version="0.1.0",
-        base=manifest.BaseRecord(spec="mini", kind="builtin", id="mini", hash="0" * 64),
-        source=(manifest.SourceImage("source.png", "0" * 64, 64, 64, "PNG"),),
-        words=words,
-        prompts=prompts.make_prompts(words),
-        training=asdict(TrainConfig()),
-        seed=0,
-        device="cpu",
-        versions={"torch": "2.13.0"},
-        seconds=1.5,
-        steps_done=600,
-        state="complete",
-        artifacts=(manifest.Artifact("content", "content.safetensors", "0" * 64, 1, "kohya", 4),),
-        metrics={"loss_last": 0.1},
+    return to_json(
+        manifest.Manifest(
+            job=_sample_job(),
+            versions={"torch": "2.13.0"},
+            seconds=1.5,
+            steps_done=600,
+            state="complete",
+            artifacts=(manifest.Artifact("content", "content.safetensors", "0" * 64, 1, "kohya", 4),),
+            metrics={"loss_last": 0.1},
+        )
     )
-    return json.dumps(record.to_json()).encode()
+
+
+def _sample_job() -> Job:
+    return make_job(images=(SourceImage("source.png", "0" * 64, 64, 64, "PNG"),))
 
 
 def training_state() -> TrainingState:

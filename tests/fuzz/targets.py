@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from PIL.PngImagePlugin import PngInfo
 
 from tests.fuzz.guard import confined
 from tests.fuzz.seeds import sample_manifest, training_state
+from tests.jobs import changed
 from unziplora_cli import config, files, images, model_cache, prompts, resources
 from unziplora_cli.__main__ import run
 from unziplora_cli.adapters.lora_file import read_lora
 from unziplora_cli.adapters.merge_weights import read_merge, read_pickled_merge
 from unziplora_cli.config import GenerateConfig, TrainConfig, Words
 from unziplora_cli.errors import UnziploraError
+from unziplora_cli.job import to_json
 from unziplora_cli.projects import manifest, names, unfinished
 from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.projects.verify import inside
@@ -38,10 +40,12 @@ Target = Callable[[bytes, Path], None]
 
 def _manifest(data: bytes, folder: Path) -> None:
     parsed = manifest.parse(data, folder / manifest.FILE_NAME)
-    for path in (*(image.file for image in parsed.source), *(artifact.path for artifact in parsed.artifacts)):
+    for path in (
+        *(image.file for image in parsed.job.images),
+        *(artifact.path for artifact in parsed.artifacts),
+    ):
         assert inside(folder, path).resolve().is_relative_to(folder.resolve())
-    again = json.dumps(parsed.to_json(), allow_nan=False).encode()
-    assert manifest.parse(again, folder) == parsed
+    assert manifest.parse(to_json(parsed), folder) == parsed
 
 
 def _preset(data: bytes, folder: Path) -> None:
@@ -133,9 +137,10 @@ def _history(data: bytes, folder: Path) -> None:
     callbacks.read_history(path)
 
 
-def _plan(data: bytes, folder: Path) -> None:
-    (folder / unfinished.PLAN).write_bytes(data)
-    assert unfinished.read_plan(folder).identity()
+def _training_record(data: bytes, folder: Path) -> None:
+    (folder / unfinished.FILE_NAME).write_bytes(data)
+    job = unfinished.read_record(folder).job
+    assert job.settings is None or job.identity()
 
 
 def _checkpoint(data: bytes, folder: Path) -> None:
@@ -172,7 +177,7 @@ def _parameters(data: bytes, folder: Path) -> None:
                 "content", "content.safetensors", sha256(b"0").hexdigest(), 1, "kohya"
             )
             record = manifest.parse(sample_manifest(), place)
-            manifest.write(place, replace(record, source=(), artifacts=(artifact,)))
+            manifest.write(place, changed(record, images=(), artifacts=(artifact,)))
     project = store.open("fox")
     info = PngInfo()
     info.add_itxt(images.KEY, data.decode("utf-8", "replace"))
@@ -244,7 +249,7 @@ TARGETS: dict[str, Target] = {
     "base-file": _base_file,
     "base-json": _base_json,
     "history": _history,
-    "plan": _plan,
+    "training-record": _training_record,
     "checkpoint": _checkpoint,
     "hub-ref": _ref,
     "png": _png,

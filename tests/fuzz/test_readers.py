@@ -16,7 +16,7 @@ from tests.fuzz.seeds import seeds
 from tests.fuzz.targets import TARGETS, attempt
 
 FINDINGS = sorted(path for path in (Path(__file__).parent / "findings").iterdir() if path.suffix != ".md")
-JSON = ("manifest", "config", "base-json", "plan", "lock-note", "parameters")
+JSON = ("manifest", "config", "base-json", "training-record", "lock-note", "parameters")
 
 HEAVY = ("import", "command-line", "parameters")
 """Targets that run whole commands, which take longer than a reader."""

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.jobs import changed
 from unziplora_cli import files
 from unziplora_cli.cli._errors import hint
 from unziplora_cli.errors import ProjectError, UsageError
@@ -123,7 +124,7 @@ def test_a_damaged_manifest_is_listed_and_can_be_removed(store, make_project):
 def test_rename_moves_folder_and_manifest(store, make_project):
     before = make_project("fox")
     after = store.rename("fox", "red-fox")
-    assert after.manifest == replace(before.manifest, name="red-fox")
+    assert after.manifest == changed(before.manifest, name="red-fox")
     assert store.open("red-fox") == after
     assert store.names() == ["red-fox"]
     assert store.rename("red-fox", "red-fox") == after
@@ -140,7 +141,7 @@ def test_rename_never_overwrites(store, make_project):
 def test_the_folder_decides_the_name_when_it_was_copied(store, make_project):
     project = make_project("fox")
     project.folder.rename(project.folder.with_name("copy"))
-    assert store.open("copy").manifest.name == "copy"
+    assert store.open("copy").job.name == "copy"
 
 
 def test_verify_names_every_damaged_file(store, make_project, tmp_path):

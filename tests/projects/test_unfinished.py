@@ -1,30 +1,22 @@
 """What becomes of the folder of a training, however it ends."""
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from unziplora_cli.config import TrainConfig, Words
+from tests.jobs import changed, make_job
 from unziplora_cli.errors import ProjectError
 from unziplora_cli.files import InUse
+from unziplora_cli.job import differences
 from unziplora_cli.projects import manifest
-from unziplora_cli.projects.manifest import BaseRecord, Manifest
+from unziplora_cli.projects.manifest import Manifest
 from unziplora_cli.projects.store import ProjectStore
-from unziplora_cli.projects.unfinished import Plan, differences, read_plan, write_plan
-from unziplora_cli.prompts import make_prompts
+from unziplora_cli.projects.unfinished import UnfinishedRecord, read_record, write_record
 
 FILES = ("source.png", "content.safetensors", "style.safetensors", "merge.safetensors")
-PLAN = Plan(
-    created="2025-01-02T03:04:05Z",
-    tool_version="0.1.0",
-    base=BaseRecord("mini", "builtin", "mini", hash="sha256:" + "0" * 64),
-    source=(),
-    words=Words("fox", "watercolor"),
-    prompts=make_prompts(Words("fox", "watercolor")),
-    training=asdict(TrainConfig()),
-)
+RECORD = UnfinishedRecord(job=make_job())
 
 
 @pytest.fixture
@@ -32,9 +24,9 @@ def store(isolated_home: Path) -> ProjectStore:
     return ProjectStore(isolated_home)
 
 
-def prepare(folder: Path) -> Plan:
+def prepare(folder: Path) -> UnfinishedRecord:
     (folder / "source.png").write_bytes(b"a picture")
-    return PLAN
+    return RECORD
 
 
 def checkpoint(folder: Path, step: int = 200) -> None:
@@ -49,7 +41,7 @@ def fill(sample_manifest: Callable[[Path], Manifest]) -> Callable[..., None]:
     def fill(folder: Path, text: str = "new", **changes: object) -> None:
         for file in FILES:
             (folder / file).write_text(text)
-        manifest.write(folder, replace(sample_manifest(folder), **changes))
+        manifest.write(folder, changed(sample_manifest(folder), **changes))
 
     return fill
 
@@ -79,7 +71,7 @@ def test_a_stopped_training_is_a_project_that_can_go_on(store, fill):
     assert store.unfinished("fox").step == 200
     with store.training("fox", None) as folder:
         assert everything(store) == [".fox.unfinished"]
-        assert read_plan(folder) == PLAN
+        assert read_record(folder) == RECORD
         fill(folder, "done")
     assert store.open("fox").path("merge").read_text() == "done"
     assert store.unfinished("fox") is None
@@ -109,7 +101,7 @@ def test_a_complete_project_that_was_not_in_its_place_is_put_there(store, make_p
     ready = store.folder / ".fox.ready"
     ready.mkdir()
     checkpoint(ready)
-    write_plan(ready, PLAN)
+    write_record(ready, RECORD)
     fill(ready)
     with store.lock("fox"):  # whoever holds it is about to do so
         assert store.open("fox").path("style").read_bytes() == b"the bytes of fox's style.safetensors"
@@ -126,7 +118,7 @@ def test_beginning_anew_gives_up_what_was_not_finished(store):
     with pytest.raises(ProjectError, match="not finished"), store.create("fox"):
         pytest.fail("the block must not run")
 
-    def fail(folder: Path) -> Plan:
+    def fail(folder: Path) -> UnfinishedRecord:
         raise RuntimeError
 
     with pytest.raises(RuntimeError), store.training("fox", fail):
@@ -150,24 +142,33 @@ def test_one_training_at_a_time(store):
                 attempt()
 
 
-def test_a_damaged_plan_is_listed_and_can_be_removed(store):
+def test_a_damaged_record_is_listed_and_can_be_removed(store):
     with pytest.raises(RuntimeError), store.training("fox", prepare) as folder:
         checkpoint(folder)
         raise RuntimeError
-    (folder / "plan.json").write_text('{"schema": 1')
+    (folder / "training.json").write_text('{"schema": 2')
     ((), (damaged,)) = store.all_unfinished()
     assert damaged.name == "fox"
-    with pytest.raises(ProjectError, match="damaged"):
+    with pytest.raises(ProjectError, match="not valid JSON"):
         store.unfinished("fox")
     store.remove("fox")
     assert everything(store) == []
 
 
-def test_what_may_change_is_no_difference():
-    other = replace(PLAN, training={**PLAN.training, "content_lr": 1.0, "checkpoint_every": 7})
-    assert differences(other.identity(), PLAN.identity()) == ()
-    other = replace(PLAN, tool_version="9", training={**PLAN.training, "rank": 8})
-    assert differences(other.identity(), PLAN.identity()) == (
+def test_mutable_settings_and_the_device_are_not_part_of_the_identity():
+    job = RECORD.job
+    changes = replace(job.config, content_lr=1.0, checkpoint_every=7)
+    assert replace(job, settings=changes, device="cuda").identity() == job.identity()
+    assert replace(job, settings=changes).difference(job) == (
+        "content-lr is 1.0, was 5e-05",
+        "checkpoint-every is 7, was nothing",
+    )
+
+
+def test_what_must_not_change_is_a_difference():
+    job = RECORD.job
+    other = replace(job, tool_version="9", settings=replace(job.config, rank=8))
+    assert differences(other.identity(), job.identity()) == (
         "version of unziplora is 9, was 0.1.0",
         "rank is 8, was 64",
     )

@@ -10,15 +10,17 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from tests.jobs import JOB_FIELDS, make_job
 from unziplora_cli.config import Prompts, TrainConfig
-from unziplora_cli.job import TrainRequest
 from unziplora_cli.method.inject import inject
 from unziplora_cli.method.schedule import Schedule
 from unziplora_cli.method.separation import Layers, Separation
 from unziplora_cli.sdxl.attention import separate_prompts
 from unziplora_cli.sdxl.base import BaseRef, resolve_base
 from unziplora_cli.sdxl.load import load_unet
+from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.training.step import TrainingStep, parameter_groups
+from unziplora_cli.workflows.train import read_sources
 
 PROMPTS = Prompts("a monadikos fox in sketch style", "a monadikos fox", "a fox in sketch style")
 
@@ -56,8 +58,10 @@ def make_request(base: BaseRef, picture: Path) -> Callable[..., TrainRequest]:
             "strict_top": False,
         }
         settings = TrainConfig(**{**config, **changes})
-        values = {"pictures": (picture,), "device": "cpu", **(request or {})}
-        return TrainRequest(base=base, prompts=PROMPTS, config=settings, folder=folder, **values)
+        values = {"images": (picture,), "device": "cpu", "prompts": PROMPTS, **(request or {})}
+        of_job = {name: values.pop(name) for name in tuple(values) if name in JOB_FIELDS - {"images"}}
+        job = make_job(settings=settings, images=read_sources(values["images"]), **of_job)
+        return TrainRequest(job=job, base=base, folder=folder, **values)
 
     return make
 

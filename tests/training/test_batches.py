@@ -10,13 +10,13 @@ import torch
 from diffusers import DDPMScheduler
 
 from tests.training.conftest import Parts
-from unziplora_cli.job import TrainRequest
 from unziplora_cli.method.losses import min_snr_velocity_weight, min_snr_weight
 from unziplora_cli.sdxl.latents import LatentDistribution
 from unziplora_cli.sdxl.text import Conditioning
 from unziplora_cli.training.batches import BatchSource
 from unziplora_cli.training.inputs import Prior, TrainingInputs
 from unziplora_cli.training.noise import draw
+from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.training.step import Batch
 
 ALPHAS = torch.linspace(0.999, 0.005, 1000)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from unziplora_cli.job import TrainRequest
 from unziplora_cli.training.engine import train
 from unziplora_cli.training.events import Finished, Stopped, TrainResult
+from unziplora_cli.training.request import TrainRequest
 
 Make = Callable[..., TrainRequest]
 pytestmark = pytest.mark.gpu

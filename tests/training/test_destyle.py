@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from unziplora_cli.config import TrainConfig
-from unziplora_cli.job import TrainRequest
 from unziplora_cli.method.inject import extract, inject
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.sdxl.load import alphas_cumprod, load_unet
@@ -18,6 +17,7 @@ from unziplora_cli.training.engine import train
 from unziplora_cli.training.events import Finished, TrainResult
 from unziplora_cli.training.inputs import DestyleConditioning
 from unziplora_cli.training.noise import add_noise, draw, noise_of, velocity
+from unziplora_cli.training.request import TrainRequest
 
 Make = Callable[..., TrainRequest]
 

@@ -14,7 +14,6 @@ from unziplora_cli.adapters.lora_file import read_lora
 from unziplora_cli.adapters.merge_weights import read_merge
 from unziplora_cli.cli._errors import hint
 from unziplora_cli.errors import Interrupted, OutOfMemory, UsageError
-from unziplora_cli.job import TrainRequest
 from unziplora_cli.training import batches, callbacks, inputs
 from unziplora_cli.training.checkpoint import OtherTraining, TrainingState
 from unziplora_cli.training.engine import train
@@ -30,6 +29,7 @@ from unziplora_cli.training.events import (
     TrainResult,
     Validated,
 )
+from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.training.trainer import Diverged
 
 Make = Callable[..., TrainRequest]
@@ -271,19 +271,27 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_training(
     assert_same(finished(events), finished(run))
 
 
-@pytest.mark.parametrize(("settings", "told"), [({"rank": 8}, "rank"), ({}, "version")])
+@pytest.mark.parametrize(
+    ("request_changes", "settings", "difference"),
+    [
+        ({}, {"rank": 8}, "rank is 8, was 4"),
+        ({"tool_version": "0.2"}, {}, "version of unziplora is 0.2, was 0.1"),
+    ],
+)
 def test_a_checkpoint_of_another_training_is_refused(
-    make_request: Make, tmp_path: Path, settings: dict[str, int], told: str
+    make_request: Make,
+    tmp_path: Path,
+    request_changes: dict[str, str],
+    settings: dict[str, int],
+    difference: str,
 ) -> None:
-    identity = {"rank": 4, "version": "0.1"}
-    events = train(make_request(tmp_path, request={"identity": identity}, checkpoint_every=2))
+    events = train(make_request(tmp_path, checkpoint_every=2))
     for event in events:
         if isinstance(event, StepDone) and event.step == 3:
             break
     events.close()
-    other = {**identity, told: "0.2"}
-    request = make_request(tmp_path, request={"resume": True, "identity": other}, **settings)
-    with pytest.raises(OtherTraining, match=f"{told} is 0.2, was {identity[told]}"):
+    request = make_request(tmp_path, request={"resume": True, **request_changes}, **settings)
+    with pytest.raises(OtherTraining, match=difference):
         list(train(request))
 
 
@@ -386,7 +394,7 @@ def test_class_pictures_need_a_prompt(make_request: Make, tmp_path: Path) -> Non
 def test_the_user_learns_what_was_done_to_the_input(make_request: Make, tmp_path: Path) -> None:
     wide = tmp_path / "wide.png"
     Image.new("RGB", (900, 100)).save(wide)
-    request = make_request(tmp_path, request={"pictures": (wide,)}, crop="center")
+    request = make_request(tmp_path, request={"images": (wide,)}, crop="center")
     events = train(request)
     seen = [next(events) for _ in range(2)]
     events.close()

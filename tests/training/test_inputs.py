@@ -1,7 +1,6 @@
 """Several pictures in one command: nothing is loaded twice, and nothing of one picture reaches the next."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,11 +8,11 @@ import torch
 from PIL import Image
 
 from unziplora_cli.config import Prompts
-from unziplora_cli.job import TrainRequest
 from unziplora_cli.training import inputs
 from unziplora_cli.training.engine import train
 from unziplora_cli.training.events import Finished, TrainResult
 from unziplora_cli.training.inputs import InputCache
+from unziplora_cli.training.request import TrainRequest
 
 Make = Callable[..., TrainRequest]
 
@@ -35,7 +34,7 @@ def two(make_request: Make, tmp_path: Path) -> tuple[TrainRequest, TrainRequest]
     prompts = Prompts("a monadikos rose in ink style", "a monadikos rose", "a rose in ink style")
     return (
         make_request(tmp_path / "fox", steps=8, **prior),
-        replace(make_request(tmp_path / "rose", steps=8, **prior), pictures=(other,), prompts=prompts),
+        make_request(tmp_path / "rose", request={"images": (other,), "prompts": prompts}, steps=8, **prior),
     )
 
 

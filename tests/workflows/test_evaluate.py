@@ -16,7 +16,6 @@ from unziplora_cli.events import Event, Progress, run
 from unziplora_cli.method.inject import adapted_projections
 from unziplora_cli.method.lora import LoRAWeights
 from unziplora_cli.projects import manifest
-from unziplora_cli.projects.manifest import BaseRecord
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.prompts import make_prompts
 from unziplora_cli.sdxl.base import resolve_base

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.jobs import changed
 from unziplora_cli.cli._errors import hint
 from unziplora_cli.config import ComputeConfig, GenerateConfig, Words
 from unziplora_cli.errors import ProjectError, UsageError
 from unziplora_cli.events import run
-from unziplora_cli.projects.manifest import BaseRecord
+from unziplora_cli.job import BaseRecord
 from unziplora_cli.projects.store import Project
 from unziplora_cli.sdxl.generate import GeneratedImage
 from unziplora_cli.workflows import generate
@@ -68,7 +69,7 @@ def test_cells_go_row_by_row(fox, rose):
 
 
 def on(project: Project, **changes: object) -> Project:
-    manifest = replace(project.manifest, base=replace(project.manifest.base, **changes))
+    manifest = changed(project.manifest, base=replace(project.job.base, **changes))
     return replace(project, manifest=manifest)
 
 

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from tests.full_project import COLUMNS, HOSTILE, OPEN, PROMPTS, SECRET, fill, rewrite
 from unziplora_cli.errors import ProjectError, UsageError
-from unziplora_cli.projects.manifest import BaseRecord
+from unziplora_cli.job import BaseRecord
 from unziplora_cli.projects.store import Project
 from unziplora_cli.workflows.report import report
 

@@ -1,4 +1,4 @@
-"""From an order to a project, without the training in between."""
+"""From an request to a project, without the training in between."""
 
 import errno
 import os
@@ -11,20 +11,20 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
+from tests.jobs import JOB_FIELDS, make_job
 from unziplora_cli.adapters.lora_file import read_lora
 from unziplora_cli.cli._errors import hint
-from unziplora_cli.config import TrainConfig, Words
+from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import Interrupted, ModelError, ProjectError
-from unziplora_cli.job import TrainRequest
 from unziplora_cli.method.lora import LoRAWeights
 from unziplora_cli.projects.store import ProjectStore
-from unziplora_cli.prompts import make_prompts
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.training import callbacks, engine, events
-from unziplora_cli.workflows.train import TrainedProject, TrainOrder, split_by_process, train
+from unziplora_cli.training.request import TrainRequest
+from unziplora_cli.workflows.provenance import base_record
+from unziplora_cli.workflows.train import TrainedProject, read_sources, split_by_process, train
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-WORDS = Words("fox", "watercolor")
 Events = Iterator[events.Event]
 
 
@@ -38,11 +38,12 @@ def any_base(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unziplora_cli.sdxl.base.check_trainable", lambda base: None)
 
 
-def make_order(picture: Path, **changes: object) -> TrainOrder:
+def make_request(image: Path, **changes: object) -> TrainRequest:
     base = BaseRef("./base", "folder", "/models/base", Path("/models/base"), None, None, "sha256:" + "0" * 64)
-    Image.new("RGB", (80, 64), "red").save(picture, format="PNG")
-    values = {"name": "fox", "pictures": (picture,), "words": WORDS, "prompts": make_prompts(WORDS)}
-    return TrainOrder(**{**values, "base": base, "config": TrainConfig(rank=2), **changes})
+    Image.new("RGB", (80, 64), "red").save(image, format="PNG")
+    of_job = {name: changes.pop(name) for name in tuple(changes) if name in JOB_FIELDS}
+    values = {"base": base_record(base), "settings": TrainConfig(rank=2), "images": read_sources([image])}
+    return TrainRequest(make_job(**{**values, **of_job}), base, (image,), **changes)
 
 
 def lora(value: float) -> dict[str, LoRAWeights]:
@@ -85,13 +86,13 @@ def fail(request: TrainRequest, input_cache: object) -> Events:
 
 def test_the_finished_project_is_told_last(store, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "train", finish)
-    told = list(train(make_order(tmp_path / "fox.png"), store))
+    told = list(train(make_request(tmp_path / "fox.png"), store))
     assert isinstance(told[-1], TrainedProject)
     assert told[-1].seconds_per_step == 0.015
     manifest = store.open("fox").manifest
     assert (manifest.state, manifest.steps_done, manifest.seconds) == ("complete", 600, 9.0)
     assert manifest.metrics == {"loss_first": 1.0, "loss_last": 0.5}
-    assert manifest.base.id == "/models/base"
+    assert manifest.job.base.id == "/models/base"
     assert store.verify("fox").problems == ()
     loaded = read_lora(store.open("fox").path("style"))
     assert torch.equal(loaded.lora[LAYER].up, lora(2)[LAYER].up)
@@ -101,7 +102,7 @@ def test_the_finished_project_is_told_last(store, tmp_path, monkeypatch):
 def test_a_stopped_training_keeps_what_was_saved_last(store, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "train", stop)
     with pytest.raises(Interrupted, match="Stopped after step 7 of 600") as caught:
-        list(train(make_order(tmp_path / "fox.png"), store))
+        list(train(make_request(tmp_path / "fox.png"), store))
     assert "unziplora combine fox" in hint(caught.value)
     project = store.open("fox")
     assert (project.manifest.state, project.manifest.steps_done) == ("interrupted", 7)
@@ -113,7 +114,7 @@ def test_a_stopped_training_keeps_what_was_saved_last(store, tmp_path, monkeypat
 def test_nothing_stays_of_a_training_that_learned_nothing(store, tmp_path, monkeypatch, run, error):
     monkeypatch.setattr(engine, "train", run)
     with pytest.raises(error):
-        list(train(make_order(tmp_path / "fox.png"), store))
+        list(train(make_request(tmp_path / "fox.png"), store))
     assert list(store.folder.iterdir()) == []
 
 
@@ -126,12 +127,12 @@ def fail_later(request: TrainRequest, input_cache: object) -> Events:
 
 def test_a_training_that_fails_after_a_checkpoint_can_go_on(store, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "train", fail_later)
-    order = make_order(tmp_path / "fox.png", device="cpu", config=TrainConfig(rank=2, seed=3))
+    request = make_request(tmp_path / "fox.png", device="cpu", settings=TrainConfig(rank=2, seed=3))
     with pytest.raises(ModelError):
-        list(train(order, store))
+        list(train(request, store))
     assert store.names() == []
     ((unfinished,), ()) = store.all_unfinished()
-    assert (unfinished.name, unfinished.step, unfinished.steps) == ("fox", 5, 600)
+    assert (unfinished.name, unfinished.step, unfinished.job.config.steps) == ("fox", 5, 600)
     with pytest.raises(ProjectError, match="not finished") as caught:
         store.open("fox")
     assert hint(caught.value) == "Go on with it: unziplora train --resume fox"
@@ -143,11 +144,11 @@ def test_a_training_that_fails_after_a_checkpoint_can_go_on(store, tmp_path, mon
         yield from finish(request, input_cache)
 
     monkeypatch.setattr(engine, "train", go_on)
-    list(train(replace(order, resume=True, pictures=()), store))
+    list(train(replace(request, resume=True, images=()), store))
     (request,) = asked
     assert request.resume
-    assert request.pictures == (unfinished.folder / "source.png",)
-    assert request.identity["seed"] == 3
+    assert request.images == (unfinished.folder / "source.png",)
+    assert request.job.config.seed == 3
     assert store.verify("fox").problems == ()
     assert sorted(p.name for p in store.open("fox").folder.iterdir()) == [
         *("content.safetensors", "history.csv", "manifest.json"),
@@ -158,18 +159,18 @@ def test_a_training_that_fails_after_a_checkpoint_can_go_on(store, tmp_path, mon
 
 def test_a_forced_training_that_is_stopped_leaves_the_older_project(store, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "train", finish)
-    order = make_order(tmp_path / "fox.png", force=True)
-    list(train(order, store))
+    request = make_request(tmp_path / "fox.png", replaces=True)
+    list(train(request, store))
     monkeypatch.setattr(engine, "train", stop)
     (store.folder / "fox/checkpoints").mkdir()
-    with pytest.raises(Interrupted, match="older project 'fox' stays") as caught:
-        list(train(order, store))
+    with pytest.raises(Interrupted, match="the older project 'fox' is") as caught:
+        list(train(request, store))
     assert "unziplora train --resume fox" in hint(caught.value)
     assert "unziplora remove fox --unfinished" in hint(caught.value)
     assert store.open("fox").manifest.state == "complete"
     assert store.verify("fox").problems == ()
     monkeypatch.setattr(engine, "train", finish)
-    list(train(replace(order, resume=True), store))
+    list(train(replace(request, resume=True), store))
     assert store.all_unfinished() == ((), ())
 
 
@@ -187,20 +188,20 @@ def test_a_full_disk_is_an_error_of_the_project(store, tmp_path, monkeypatch, er
 
     monkeypatch.setattr(engine, "train", fill)
     with pytest.raises(ProjectError, match="No space left") as caught:
-        list(train(make_order(tmp_path / "fox.png"), store))
+        list(train(make_request(tmp_path / "fox.png"), store))
     assert "--home" in hint(caught.value)
     assert list(store.folder.iterdir()) == []
 
 
 def test_an_older_project_stays_unless_forced(store, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "train", finish)
-    order = make_order(tmp_path / "fox.png")
-    list(train(order, store))
+    request = make_request(tmp_path / "fox.png")
+    list(train(request, store))
     with pytest.raises(ProjectError, match="already"):
-        list(train(order, store))
+        list(train(request, store))
     monkeypatch.setattr(engine, "train", fail)
     with pytest.raises(ModelError):
-        list(train(make_order(tmp_path / "fox.png", force=True), store))
+        list(train(make_request(tmp_path / "fox.png", replaces=True), store))
     assert store.verify("fox").problems == ()
 
 
@@ -210,15 +211,15 @@ def test_an_older_project_stays_unless_forced(store, tmp_path, monkeypatch):
 )
 def test_a_picture_keeps_its_ending_when_that_is_plain(store, tmp_path, monkeypatch, name, source):
     monkeypatch.setattr(engine, "train", finish)
-    list(train(make_order(tmp_path / name), store))
-    (record,) = store.open("fox").manifest.source
+    list(train(make_request(tmp_path / name), store))
+    (record,) = store.open("fox").job.images
     assert (record.file, record.width, record.height, record.format) == (source, 80, 64, "PNG")
 
 
 def test_another_process_of_the_training_makes_no_project(store, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "train", finish)
     monkeypatch.setenv("RANK", "1")
-    told = list(train(make_order(tmp_path / "fox.png"), store))
+    told = list(train(make_request(tmp_path / "fox.png"), store))
     assert not any(isinstance(event, TrainedProject) for event in told)
     assert store.names() == []
 
@@ -226,19 +227,19 @@ def test_another_process_of_the_training_makes_no_project(store, tmp_path, monke
 def test_processes_share_out_several_pictures_and_train_each_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    orders = [make_order(tmp_path / f"{name}.png", name=name) for name in ("fox", "rose", "cat")]
-    assert split_by_process(orders) == orders
+    requests = [make_request(tmp_path / f"{name}.png", name=name) for name in ("fox", "rose", "cat")]
+    assert split_by_process(requests) == requests
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     shares = []
     for rank in (0, 1):
         for variable, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", 2)):
             monkeypatch.setenv(variable, str(value))
-        assert split_by_process(orders[:1]) == orders[:1]  # a single picture is everybody's
-        shares.append([(order.name, order.device) for order in split_by_process(orders)])
+        assert split_by_process(requests[:1]) == requests[:1]  # a single picture is everybody's
+        shares.append([(request.job.name, request.job.device) for request in split_by_process(requests)])
         assert "WORLD_SIZE" not in os.environ
     assert shares == [[("fox", "cuda:0"), ("cat", "cuda:0")], [("rose", "cuda:1")]]
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    chosen = [replace(order, device="cpu") for order in orders]
-    assert [order.device for order in split_by_process(chosen)] == ["cpu", "cpu"]
+    chosen = [replace(request, job=replace(request.job, device="cpu")) for request in requests]
+    assert [request.job.device for request in split_by_process(chosen)] == ["cpu", "cpu"]

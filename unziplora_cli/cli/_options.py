@@ -144,7 +144,7 @@ def project_base(session: Session, spec: str | None, projects: "Sequence[Project
     from unziplora_cli.workflows.generate import shared_base
 
     base = find_base(session, spec or shared_base(projects))
-    recorded = projects[0].manifest.base.hash
+    recorded = projects[0].job.base.hash
     if spec is None and recorded and base.fingerprint != recorded:
         session.output.warning(
             f"The base {base.spec} has changed since {projects[0].name} was trained on it."

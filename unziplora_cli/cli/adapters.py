@@ -91,7 +91,7 @@ def export(
         image=image,
     )
     exported = export_lora.export_files(planned, check=check, force=force)
-    if planned[0][0].project.manifest.base.kind == "builtin":
+    if planned[0][0].project.job.base.kind == "builtin":
         session.output.warning("These LoRAs are for the built-in base mini; other programs do not have it.")
     rows = [
         [
@@ -184,14 +184,14 @@ def import_(
     from unziplora_cli.config import Words
     from unziplora_cli.projects.names import check_name, slugify
     from unziplora_cli.workflows import export_lora, import_lora
-    from unziplora_cli.workflows.train import check_images
+    from unziplora_cli.workflows.train import read_sources
 
     session: Session = ctx.obj
     store = session.store()
     if name is not None:
         check_name(name)
     if image is not None:
-        check_images([image])
+        read_sources([image])
     sources = import_lora.find_pair(paths)
     pair = import_lora.read_pair(sources)
     words = Words(

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from unziplora_cli import __version__
 from unziplora_cli.cli import adapters, evaluate, generate, models, projects, publish, system, train
 from unziplora_cli.cli._output import Session
-from unziplora_cli.paths import hub_is_offline
+from unziplora_cli.paths import hub_is_offline, process_rank
 
 
 class RootGroup(TyperGroup):
@@ -97,7 +97,7 @@ def _global_options(
     session.home = home
     session.offline = offline or hub_is_offline()
     session.output.json = json
-    other_process = int(os.environ.get("RANK", "0")) > 0  # of one training over several
+    other_process = process_rank() > 0  # of one training over several
     session.output.quiet = quiet or json or other_process
     session.output.verbose = verbose
     session.output.command = ctx.invoked_subcommand or ""

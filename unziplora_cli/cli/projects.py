@@ -1,5 +1,6 @@
 """list, show, verify, rename and remove: projects on disk."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,11 +42,11 @@ def list_projects(ctx: typer.Context) -> None:
     rows = [
         [
             project.name,
-            project.manifest.words.subject,
-            project.manifest.words.style,
-            project.manifest.base.spec,
+            project.job.words.subject,
+            project.job.words.style,
+            project.job.base.spec,
             _steps(project),
-            project.manifest.created[:10],
+            project.job.created[:10],
             format_size(project.size()),
         ]
         for project in projects
@@ -53,11 +54,11 @@ def list_projects(ctx: typer.Context) -> None:
     rows += [
         [
             each.name,
-            each.plan.words.subject,
-            each.plan.words.style,
-            each.plan.base.spec,
-            f"unfinished, {each.step} of {each.steps}",
-            each.plan.created[:10],
+            each.job.words.subject,
+            each.job.words.style,
+            each.job.base.spec,
+            f"unfinished, {each.step} of {each.job.config.steps}",
+            each.job.created[:10],
             format_size(each.size()),
         ]
         for each in unfinished
@@ -73,27 +74,24 @@ def show(ctx: typer.Context, project: Annotated[str, PROJECT]) -> None:
     """Show what a project was made of."""
     session: Session = ctx.obj
     found = session.store().open(project)
-    manifest = found.manifest
+    manifest, job = found.manifest, found.job
     rows = [
         ["folder", str(found.folder)],
-        ["created", f"{manifest.created} by unziplora {manifest.tool_version}"],
-        ["base", " ".join(filter(None, (manifest.base.spec, manifest.base.revision)))],
-        *(
-            ["picture", f"{each.file}, {each.width} x {each.height} {each.format}"]
-            for each in manifest.source
-        ),
-        ["subject", manifest.words.subject],
-        ["style", manifest.words.style],
-        ["trigger", manifest.words.trigger],
-        ["full prompt", manifest.prompts.full],
-        ["content prompt", manifest.prompts.content],
-        ["style prompt", manifest.prompts.style],
+        ["created", f"{job.created} by unziplora {job.tool_version}"],
+        ["base", " ".join(filter(None, (job.base.spec, job.base.revision)))],
+        *(["image", f"{each.file}, {each.width} x {each.height} {each.format}"] for each in job.images),
+        ["subject", job.words.subject],
+        ["style", job.words.style],
+        ["trigger", job.words.trigger],
+        ["full prompt", job.prompts.full],
+        ["content prompt", job.prompts.content],
+        ["style prompt", job.prompts.style],
         *_training(found),
         *([each.role, f"{each.path}, {format_size(each.bytes)}"] for each in manifest.artifacts),
         *([name, f"{value:.4g}"] for name, value in manifest.metrics.items()),
         *evaluation_rows(manifest.evaluation),
     ]
-    data = {"folder": str(found.folder), "bytes": found.size(), "manifest": manifest.to_json()}
+    data = {"folder": str(found.folder), "bytes": found.size(), "manifest": asdict(manifest)}
     session.output.result(data, table=Table((found.name, ""), rows))
 
 
@@ -149,46 +147,49 @@ def remove(
 
 
 def _summary(project: "Project") -> dict[str, Any]:
-    manifest = project.manifest
+    manifest, job = project.manifest, project.job
     return {
         "name": project.name,
         "folder": str(project.folder),
-        "subject": manifest.words.subject,
-        "style": manifest.words.style,
-        "base": manifest.base.spec,
+        "subject": job.words.subject,
+        "style": job.words.style,
+        "base": job.base.spec,
         "state": manifest.state,
         "steps_done": manifest.steps_done,
-        "created": manifest.created,
+        "created": job.created,
         "bytes": project.size(),
     }
 
 
 def _training(project: "Project") -> list[list[str]]:
-    manifest = project.manifest
-    if not manifest.training:
-        return [["training", "elsewhere: imported"]]
-    told = f"{_steps(project)} steps on {manifest.device} in {format_duration(manifest.seconds)}"
-    return [["training", told], ["seed", str(manifest.seed)]]
+    job = project.job
+    if job.settings is None:
+        return [["training", "imported"]]
+    duration = format_duration(project.manifest.seconds)
+    return [
+        ["training", f"{_steps(project)} steps on {job.device} in {duration}"],
+        ["seed", str(job.settings.seed)],
+    ]
 
 
 def _progress(training: "Unfinished") -> dict[str, Any]:
     return {
         "name": training.name,
         "folder": str(training.folder),
-        "subject": training.plan.words.subject,
-        "style": training.plan.words.style,
-        "base": training.plan.base.spec,
+        "subject": training.job.words.subject,
+        "style": training.job.words.style,
+        "base": training.job.base.spec,
         "steps_kept": training.step,
-        "steps": training.steps,
-        "created": training.plan.created,
+        "steps": training.job.config.steps,
+        "created": training.job.created,
         "bytes": training.size(),
     }
 
 
 def _steps(project: "Project") -> str:
-    if not project.manifest.training:
+    if project.job.settings is None:
         return "imported"
     done = str(project.manifest.steps_done)
     if project.manifest.state == "complete":
         return done
-    return f"{done} of {project.manifest.training.get('steps', '?')}"
+    return f"{done} of {project.job.settings.steps}"

@@ -1,7 +1,7 @@
 """train: from pictures to projects, and on with one that was cut off."""
 
-import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,15 +18,21 @@ from unziplora_cli.cli._options import (
 )
 from unziplora_cli.cli._output import Session, format_duration, format_size
 from unziplora_cli.cli.estimate import repeatable, show_estimate
-from unziplora_cli.config import TrainConfig, Words, check_settings, resolve
+from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, Words, check_settings, resolve
 from unziplora_cli.errors import ProjectError, Remedy, UsageError
+from unziplora_cli.paths import process_rank
 
 if TYPE_CHECKING:
     from unziplora_cli.projects.store import ProjectStore
     from unziplora_cli.training.inputs import InputCache
-    from unziplora_cli.workflows.train import TrainedProject, TrainOrder
+    from unziplora_cli.training.request import TrainRequest
+    from unziplora_cli.workflows.train import TrainedProject
 
 PANEL = "Pictures"
+ACCEPTED_ON_RESUME = {"resume", "device", *MUTABLE_ON_RESUME}
+"""Parameters that may be given with --resume."""
+
+FORCE = Remedy(settings={"force": True})
 
 
 def register(app: typer.Typer) -> None:
@@ -36,9 +42,11 @@ def register(app: typer.Typer) -> None:
 
 def train(
     ctx: typer.Context,
-    pictures: Annotated[
+    images: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="PICTURE...", help="One project is made of each picture.", show_default=False),
+        typer.Argument(
+            metavar="IMAGE...", help="Images to train on, one project per image.", show_default=False
+        ),
     ] = None,
     subject: Annotated[
         list[str] | None,
@@ -99,188 +107,169 @@ def train(
     settings: dict[str, Any] | None = None,
 ) -> None:
     """Learn a content LoRA and a style LoRA from one picture, both at once, with their merge weights."""
-    from unziplora_cli.workflows.resume import order_to_resume
-    from unziplora_cli.workflows.train import check_images
+    from unziplora_cli.job import Job, now
+    from unziplora_cli.prompts import make_prompts
+    from unziplora_cli.training.request import TrainRequest
+    from unziplora_cli.workflows.provenance import base_record
+    from unziplora_cli.workflows.train import read_sources
 
     session: Session = ctx.obj
     store = session.store()
     if resume is not None:
-        decided = {"--name": name, "--preset": preset, "--base": base, "--vae": vae, "--subject": subject}
-        prompts = {"--full-prompt": full_prompt, "--content-prompt": content_prompt, "--style": style}
-        flags = {"--force": force or None, "--plan": plan or None}
-        _refuse(pictures, {**decided, **prompts, "--style-prompt": style_prompt, **flags})
-        order = order_to_resume(store, resume, settings or {}, None if device == "auto" else device)
-        _finish(session, [order], store)
+        _refuse_fixed(ctx)
+        from unziplora_cli.workflows.resume import request_to_resume
+
+        request = request_to_resume(store, resume, settings or {}, None if device == "auto" else device)
+        _finish(session, [request], store)
         return
-    if not pictures:
+    if not images:
         raise UsageError(
-            "Which picture?", hint="unziplora train PICTURE, or go on: unziplora train --resume NAME"
+            "No image is given.",
+            Remedy("Train on an image", "train", ("IMAGE",)),
+            Remedy("Or resume a training", "train", settings={"resume": "PROJECT"}),
         )
-    groups: list[tuple[Path, ...]] = [tuple(pictures)] if together else [(picture,) for picture in pictures]
+    groups: list[tuple[Path, ...]] = [tuple(images)] if together else [(image,) for image in images]
     if name is not None and len(groups) > 1:
-        raise UsageError("--name names one project, but there are several pictures.", hint="Leave it out.")
-    check_images(pictures)
+        raise UsageError(
+            "--name names one project, but there are several images.", Remedy("Omit the option name.")
+        )
+    sources = [read_sources(group) for group in groups]
     names = _names(groups, name)
     if plan:
         show_estimate(session, len(groups), base=base, preset=preset, device=device, settings=settings or {})
         return
     done = set() if force else _done(store, names)
-    replacing = [each in done or _may_replace(session, store, each, force=force) for each in names]
+    replacing = [project in done or _may_replace(session, store, project, force=force) for project in names]
     words = [
         Words(
-            _word(session, subject, i, len(groups), "subject", "What does it show", group[0]),
-            _word(session, style, i, len(groups), "style", "How is it drawn", group[0]),
+            _word(session, subject, i, len(groups), "subject", "Subject, one or two words", group[0]),
+            _word(session, style, i, len(groups), "style", "Style, one or two words", group[0]),
             trigger,
         )
         for i, group in enumerate(groups)
     ]
     given = {"full": full_prompt, "content": content_prompt, "style": style_prompt}
-    orders = _orders(
-        session,
-        groups,
-        names,
-        words,
-        given,
-        validation_prompt,
-        base=base,
-        preset=preset,
-        vae=vae,
-        device=device,
-        settings=settings or {},
-        replacing=replacing,
-    )
-    for each in sorted(done):
-        session.output.message(f"{each}: is a project already; it stays.")
-    left = [_offer(session, store, order) for order in orders if order.name not in done]
-    _finish(session, left, store)
-
-
-def _done(store: "ProjectStore", names: list[str]) -> set[str]:
-    """Of several projects, one of which was cut off, those that were finished before."""
-    cut_off = {each for each in names if store.unfinished(each) is not None}
-    return {each for each in names if store.exists(each)} - cut_off if cut_off else set()
-
-
-def _refuse(pictures: list[Path] | None, given: dict[str, Any]) -> None:
-    """Raise UsageError for what an unfinished training has decided already."""
-    flags = [flag for flag, value in given.items() if value is not None]
-    if pictures or flags:
-        what = "a picture" if pictures else flags[0]
-        raise UsageError(f"--resume goes on as the training began, so it takes no {what.removeprefix('a ')}.")
-
-
-def _offer(session: Session, store: "ProjectStore", order: "TrainOrder") -> "TrainOrder":
-    """The order, or that which goes on where the same training was cut off; raises ProjectError."""
-    from dataclasses import replace
-
-    from unziplora_cli.workflows.resume import order_to_resume, same_training
-
-    unfinished = store.unfinished(order.name)
-    if unfinished is None:
-        return order
-    where = f"after step {unfinished.step} of {unfinished.steps}"
-    on_terminal = sys.stdin.isatty() and not session.output.json
-    different = same_training(order, unfinished)
-    if not different:
-        if on_terminal:
-            if session.output.confirm(
-                f"The training of {order.name!r} was cut off {where}. Go on?",
-                instead=Remedy(settings={"resume": order.name}),
-            ):
-                return order_to_resume(store, order.name, {}, order.device)
-        elif order.force:
-            session.output.message(f"{order.name}: the same training was cut off {where}; going on.")
-            return order_to_resume(store, order.name, {}, order.device)
-    elif on_terminal:
-        session.output.message(f"{order.name}: that training differs: {'; '.join(different)}.")
-    if not order.force and not (
-        on_terminal
-        and session.output.confirm(
-            f"Give up the training of {order.name!r} {where} and begin anew?",
-            instead=Remedy(settings={"force": True}),
-        )
-    ):
-        raise ProjectError(
-            f"The training of {order.name!r} was cut off {where}"
-            + (f" and differs: {'; '.join(different)}." if different else "."),
-            hint=f"Go on: unziplora train --resume {order.name}   Begin anew: --force",
-        )
-    return replace(order, force=order.force or unfinished.folder.name == order.name)
-
-
-def _finish(session: Session, orders: "list[TrainOrder]", store: "ProjectStore") -> None:
-    from unziplora_cli.workflows.train import input_cache_for, split_by_process
-
-    finished = []
-    orders = list(split_by_process(orders))
-    input_cache = input_cache_for(orders)
-    for order in orders:
-        finished.append(_train(session, order, store, input_cache))
-        if len(orders) > 1:
-            session.output.message(f"{order.name}: done, {finished[-1].project.folder}")
-    session.output.result(
-        {"projects": [_summary(each) for each in finished]},
-        text="\n".join(_closing(each) for each in finished),
-    )
-
-
-def _orders(
-    session: Session,
-    groups: list[tuple[Path, ...]],
-    names: list[str],
-    words: list[Words],
-    given: dict[str, str | None],
-    validation_prompt: str | None,
-    *,
-    base: str | None,
-    preset: str | None,
-    vae: str | None,
-    device: str,
-    settings: dict[str, Any],
-    replacing: list[bool],
-) -> "list[TrainOrder]":
-    from unziplora_cli.prompts import make_prompts
-    from unziplora_cli.workflows.train import TrainOrder
-
-    prompts = [make_prompts(each, None, given) for each in words]
-    shown = [None if validation_prompt is None else make_prompts(each, validation_prompt) for each in words]
-    check_settings(TrainConfig, settings)
+    prompts = [make_prompts(group_words, None, given) for group_words in words]
+    validation = [
+        None if validation_prompt is None else make_prompts(group_words, validation_prompt)
+        for group_words in words
+    ]
+    check_settings(TrainConfig, settings or {})
     if preset is not None:
-        resolve(preset, settings)
-    found = find_base(session, base)
-    config = resolve(preset or preset_for(found), settings)
-    return [
-        TrainOrder(
-            name=names[i],
-            pictures=group,
-            words=words[i],
-            prompts=prompts[i],
-            base=found,
-            config=config,
-            device=device,
-            vae=vae,
-            validation=shown[i],
-            force=replacing[i],
+        resolve(preset, settings or {})
+    model = find_base(session, base)
+    config = resolve(preset or preset_for(model), settings or {})
+    requests = [
+        TrainRequest(
+            Job(
+                name=names[i],
+                created=now(),
+                base=base_record(model),
+                images=sources[i],
+                words=words[i],
+                prompts=prompts[i],
+                validation=validation[i],
+                vae=vae,
+                device=device,
+                settings=config,
+            ),
+            model,
+            group,
+            replaces=replacing[i],
             typed=repeatable(session.command_line),
             given=settings,
         )
         for i, group in enumerate(groups)
     ]
+    for project in sorted(done):
+        session.output.message(f"{project}: already trained, unchanged.")
+    remaining = [request for request in requests if request.job.name not in done]
+    _finish(session, [_offer_resume(session, store, request) for request in remaining], store)
+
+
+def _done(store: "ProjectStore", names: list[str]) -> set[str]:
+    """The finished ones of several projects, if another one of them was cut off."""
+    cut_off = {name for name in names if store.unfinished(name) is not None}
+    return {name for name in names if store.exists(name)} - cut_off if cut_off else set()
+
+
+def _refuse_fixed(ctx: typer.Context) -> None:
+    """Raise UsageError for a parameter that a resumed training does not accept."""
+    for parameter in ctx.command.params:
+        name = parameter.name or ""
+        source = ctx.get_parameter_source(name)
+        given = source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
+        if given and name not in ACCEPTED_ON_RESUME:
+            accepted = ", ".join(sorted(ACCEPTED_ON_RESUME - {"resume"})).replace("_", "-")
+            what = "image" if name == "images" else name.replace("_", "-")
+            raise UsageError(
+                f"--resume continues a training as it began, so it accepts no {what}.",
+                Remedy(f"It accepts {accepted}."),
+            )
+
+
+def _offer_resume(session: Session, store: "ProjectStore", request: "TrainRequest") -> "TrainRequest":
+    """The request itself, or the one that resumes the same training; raises ProjectError."""
+    from unziplora_cli.workflows.resume import request_to_resume
+
+    name, output = request.job.name, session.output
+    unfinished = store.unfinished(name)
+    if unfinished is None:
+        return request
+    where = f"after step {unfinished.step} of {unfinished.job.config.steps}"
+    on_terminal = sys.stdin.isatty() and not output.json
+    different = replace(request.job, created=unfinished.job.created).difference(unfinished.job)
+    if different and on_terminal:
+        output.message(f"{name}: that training differs: {'; '.join(different)}.")
+    if not different:
+        resume = not on_terminal and request.replaces
+        if resume:
+            output.message(f"{name}: the same training was cut off {where}; resuming it.")
+        elif on_terminal:
+            question = f"The training of {name!r} was cut off {where}. Resume it?"
+            resume = output.confirm(question, instead=Remedy(settings={"resume": name}))
+        if resume:
+            return request_to_resume(store, name, {}, request.job.device)
+    discard = f"Discard the training of {name!r} {where} and start again?"
+    if not request.replaces and not (on_terminal and output.confirm(discard, instead=FORCE)):
+        raise ProjectError(
+            f"The training of {name!r} was cut off {where}"
+            + (f" and differs: {'; '.join(different)}." if different else "."),
+            Remedy("Resume it", "train", settings={"resume": name}),
+            Remedy("Start again", settings={"force": True}),
+        )
+    return replace(request, replaces=request.replaces or unfinished.folder.name == name)
+
+
+def _finish(session: Session, requests: "list[TrainRequest]", store: "ProjectStore") -> None:
+    from unziplora_cli.workflows.train import input_cache_for, split_by_process
+
+    requests = list(split_by_process(requests))
+    cache = input_cache_for(requests)
+    finished = []
+    for request in requests:
+        finished.append(_train(session, request, store, cache))
+        if len(requests) > 1:
+            session.output.message(f"{request.job.name}: done, {finished[-1].project.folder}")
+    session.output.result(
+        {"projects": [_summary(trained) for trained in finished]},
+        text="\n".join(_closing(trained) for trained in finished),
+    )
 
 
 def _train(
-    session: Session, order: "TrainOrder", store: "ProjectStore", input_cache: "InputCache"
+    session: Session, request: "TrainRequest", store: "ProjectStore", cache: "InputCache"
 ) -> "TrainedProject":
     from unziplora_cli.cli._output import ProgressDisplay
     from unziplora_cli.workflows.train import TrainedProject, train
 
-    output = session.output
-    output.message(f"{order.name}: full     {order.prompts.full}")
-    output.message(f"{order.name}: content  {order.prompts.content}")
-    output.message(f"{order.name}: style    {order.prompts.style}")
+    name, prompts = request.job.name, request.job.prompts
+    session.output.message(f"{name}: full     {prompts.full}")
+    session.output.message(f"{name}: content  {prompts.content}")
+    session.output.message(f"{name}: style    {prompts.style}")
     finished: TrainedProject | None = None
-    with ProgressDisplay(output, order.name) as display:
-        for event in train(order, store, input_cache):
+    with ProgressDisplay(session.output, name) as display:
+        for event in train(request, store, cache):
             if isinstance(event, TrainedProject):
                 finished = event
             else:
@@ -291,7 +280,7 @@ def _train(
 
 
 def _names(groups: list[tuple[Path, ...]], name: str | None) -> list[str]:
-    """The name of each project: the given one, or that of its first picture's file."""
+    """The name of each project: the given one, or that of the file of its first image."""
     from unziplora_cli.projects.names import check_name, slugify
 
     if name is not None:
@@ -302,49 +291,55 @@ def _names(groups: list[tuple[Path, ...]], name: str | None) -> list[str]:
             first, second = groups[names.index(chosen)][0], groups[i][0]
             raise UsageError(
                 f"{first} and {second} would both become the project {chosen!r}.",
-                hint="Train them one by one with --name, or as one project with --together.",
+                Remedy("Train them one by one under different names", settings={"name": "NAME"}),
+                Remedy("Or as one project", settings={"together": True}),
             )
     return names
 
 
 def _may_replace(session: Session, store: "ProjectStore", name: str, *, force: bool) -> bool:
     """Whether an older project of this name may go; raises ProjectError when there is one that may not."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if process_rank() == 0:
         store.check_unused(name)
     if force or not store.exists(name) or store.unfinished(name) is not None:
         return force
     if session.output.json or not sys.stdin.isatty():
         raise ProjectError(
             f"There is a project {name!r} already.",
-            hint="Choose another with --name, or replace it with --force.",
+            Remedy("Choose another name", settings={"name": "NAME"}),
+            Remedy("Or replace it", settings={"force": True}),
         )
-    if not session.output.confirm(
-        f"There is a project {name!r} already. Replace it?", instead=Remedy(settings={"force": True})
-    ):
-        raise ProjectError(f"The project {name!r} stays as it is.", hint="Choose another with --name.")
+    if not session.output.confirm(f"There is a project {name!r} already. Replace it?", instead=FORCE):
+        raise ProjectError(
+            f"The project {name!r} was not replaced.",
+            Remedy("Choose another name", settings={"name": "NAME"}),
+        )
     return True
 
 
 def _word(
-    session: Session, given: list[str] | None, index: int, count: int, flag: str, question: str, picture: Path
+    session: Session, given: list[str] | None, index: int, count: int, flag: str, question: str, image: Path
 ) -> str:
-    """The subject or style of one picture: given, or asked for on a terminal."""
+    """The subject or style of one image: given, or typed on a terminal."""
     if given:
         if len(given) not in (1, count):
             raise UsageError(
-                f"--{flag} is given {len(given)} times for {count} picture(s).",
-                hint="Give it once, or once per picture in their order.",
+                f"{flag} is given {len(given)} times for {count} image(s).",
+                Remedy("Give it once, or once per image in the same order."),
             )
         return given[index if len(given) > 1 else 0]
     if session.output.json or not sys.stdin.isatty():
         raise UsageError(
-            f"What {flag} has {picture.name}?",
-            hint=f"Say it in a word or two: --{flag} " + ("fox" if flag == "subject" else "watercolor"),
+            f"The {flag} of {image.name} is not given.",
+            Remedy(
+                "Name it in one or two words",
+                settings={flag: "fox" if flag == "subject" else "watercolor"},
+            ),
         )
     from unziplora_cli.projects.names import slugify
 
-    guess = slugify(picture.stem).replace("-", " ").replace("_", " ") if flag == "subject" else None
-    answer: str = typer.prompt(f"{question} ({picture.name})", default=guess, err=True)
+    guess = slugify(image.stem).replace("-", " ").replace("_", " ") if flag == "subject" else None
+    answer: str = typer.prompt(f"{question} ({image.name})", default=guess, err=True)
     return answer
 
 

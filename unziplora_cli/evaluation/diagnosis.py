@@ -12,7 +12,8 @@ from math import ceil
 
 from unziplora_cli.config import Words
 from unziplora_cli.evaluation import metrics
-from unziplora_cli.projects.manifest import Scalar, ScoreRecord
+from unziplora_cli.job import Scalar
+from unziplora_cli.projects.manifest import ScoreRecord
 
 MIN_KEPT = 0.7
 """Smallest share of images that must show what a branch is for."""

@@ -1,7 +1,7 @@
 """Where the folders of projects lie, and how one gets to its place whatever happens meanwhile.
 
 <home>/projects/<name>/   manifest.json, pictures, LoRAs, merge weights, images/, validation/, saved/, logs/
-<home>/projects/.<name>.unfinished/   a training under way or cut off: plan.json, checkpoints/ and the like
+<home>/projects/.<name>.unfinished/   an unfinished training: training.json, checkpoints/ and so on
 <home>/projects/.<name>.ready/        complete, and about to become the project
 <home>/projects/.<name>.<random>.partial/   not begun yet, or on its way out
 <home>/locks/<name>.lock  one writer per project
@@ -20,7 +20,7 @@ from unziplora_cli import files, paths
 from unziplora_cli.errors import ProjectError
 from unziplora_cli.files import InUse, locked
 from unziplora_cli.projects.names import check_name
-from unziplora_cli.projects.unfinished import CHECKPOINTS, PLAN
+from unziplora_cli.projects.unfinished import CHECKPOINTS, FILE_NAME, FORMER_FILE_NAME
 
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial")
 
@@ -68,7 +68,8 @@ class ProjectLayout:
         if not ready.exists():
             return
         delete(ready / CHECKPOINTS)
-        delete(ready / PLAN)
+        delete(ready / FILE_NAME)
+        delete(ready / FORMER_FILE_NAME)
         old = self.partial(name)
         if os.path.lexists(folder):
             folder.rename(old)

@@ -9,11 +9,19 @@ from pathlib import Path
 
 from unziplora_cli import files
 from unziplora_cli.errors import ProjectError
+from unziplora_cli.job import Job
 from unziplora_cli.projects import manifest, verify
 from unziplora_cli.projects.folders import ProjectLayout, delete
 from unziplora_cli.projects.manifest import Manifest, Role
 from unziplora_cli.projects.names import check_name
-from unziplora_cli.projects.unfinished import CHECKPOINTS, PLAN, Plan, Unfinished, read_plan, write_plan
+from unziplora_cli.projects.unfinished import (
+    CHECKPOINTS,
+    Unfinished,
+    UnfinishedRecord,
+    has_record,
+    read_record,
+    write_record,
+)
 from unziplora_cli.projects.verify import Verification, inside, refuse_links
 
 _SEE_ALL = "See them all: unziplora list"
@@ -30,6 +38,11 @@ class Project:
     def name(self) -> str:
         """The name, which is the name of its folder."""
         return self.folder.name
+
+    @property
+    def job(self) -> Job:
+        """The training that made it, or what is known of imported LoRAs."""
+        return self.manifest.job
 
     @property
     def images(self) -> Path:
@@ -80,8 +93,8 @@ class ProjectStore(ProjectLayout):
         One that was stopped by the user and is a project in the meantime counts too.
         """
         for folder in (self.place(check_name(name), "unfinished"), self.folder / name):
-            if (folder / PLAN).is_file():
-                return Unfinished(name, folder, read_plan(folder))
+            if has_record(folder):
+                return Unfinished(name, folder, read_record(folder))
         return None
 
     def all_unfinished(self) -> tuple[tuple[Unfinished, ...], tuple[Damaged, ...]]:
@@ -90,7 +103,7 @@ class ProjectStore(ProjectLayout):
         for name in self.hidden("unfinished"):
             folder = self.place(name, "unfinished")
             try:
-                found.append(Unfinished(name, folder, read_plan(folder)))
+                found.append(Unfinished(name, folder, read_record(folder)))
             except ProjectError as error:
                 damaged.append(Damaged(name, error.message))
         return tuple(found), tuple(damaged)
@@ -136,7 +149,7 @@ class ProjectStore(ProjectLayout):
 
     @contextmanager
     def training(
-        self, name: str, prepare: Callable[[Path], Plan] | None, *, force: bool = False
+        self, name: str, prepare: Callable[[Path], UnfinishedRecord] | None, *, force: bool = False
     ) -> Iterator[Path]:
         """The folder of a training, which outlives whatever ends the process during the block.
 
@@ -173,13 +186,13 @@ class ProjectStore(ProjectLayout):
         The caller holds its lock, or is another process of the training that does.
         """
         folder = self.place(name, "unfinished")
-        if (folder / PLAN).is_file():
+        if has_record(folder):
             return folder
         with suppress(FileNotFoundError):
-            if (self.folder / name / PLAN).is_file():
+            if has_record(self.folder / name):
                 refuse_links(self.folder / name)
                 (self.folder / name).rename(folder)
-        if not (folder / PLAN).is_file():
+        if not has_record(folder):
             raise self.nothing_to_resume(name)
         return folder
 
@@ -214,7 +227,9 @@ class ProjectStore(ProjectLayout):
                     f"There is a project {new!r} already.", hint=f"Remove it first: unziplora remove {new}"
                 )
             folder.rename(self.folder / new)
-            return self.update(Project(self.folder / new, content), replace(content, name=new))
+            return self.update(
+                Project(self.folder / new, content), replace(content, job=replace(content.job, name=new))
+            )
 
     def to_remove(self, name: str, *, unfinished: bool = False) -> tuple[Path, ...]:
         """The folders that :meth:`remove` deletes; raises ProjectError when there are none."""
@@ -262,7 +277,8 @@ class ProjectStore(ProjectLayout):
     def _read(self, name: str) -> Project:
         folder = self.folder_of(name)
         inside(folder, manifest.FILE_NAME)
-        return Project(folder, replace(manifest.read(folder), name=name))
+        content = manifest.read(folder)
+        return Project(folder, replace(content, job=replace(content.job, name=name)))
 
     def _check_free(self, name: str, *, force: bool) -> None:
         folder = self.folder / name
@@ -277,15 +293,15 @@ class ProjectStore(ProjectLayout):
                 hint="Choose another with --name.",
             )
 
-    def _begin(self, name: str, prepare: Callable[[Path], Plan]) -> None:
+    def _begin(self, name: str, prepare: Callable[[Path], UnfinishedRecord]) -> None:
         """Prepare a training; it takes the place of an older one that was not finished."""
         partial, folder = self.partial(name), self.place(name, "unfinished")
         try:
             with self.home_errors():
                 partial.mkdir()
-            plan = prepare(partial)
+            record = prepare(partial)
             with self.home_errors():
-                write_plan(partial, plan)
+                write_record(partial, record)
                 if folder.exists():
                     delete(folder.rename(self.partial(name)))
                 partial.rename(folder)

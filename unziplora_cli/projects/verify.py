@@ -23,7 +23,7 @@ class Verification:
 def verify(folder: Path, manifest: Manifest) -> Verification:
     """Compare every file that the manifest names with its recorded size and hash."""
     expected: list[tuple[str, str, int | None]] = [
-        *((each.file, each.sha256, None) for each in manifest.source),
+        *((each.file, each.sha256, None) for each in manifest.job.images),
         *((each.path, each.sha256, each.bytes) for each in manifest.artifacts),
     ]
     problems = []

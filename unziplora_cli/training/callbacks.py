@@ -21,7 +21,6 @@ from unziplora_cli.adapters.columns import column_map
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import ProjectError
 from unziplora_cli.files import atomic_write
-from unziplora_cli.job import TrainRequest
 from unziplora_cli.method.layer import BRANCHES, Mode
 from unziplora_cli.method.separation import Layers, set_mode
 from unziplora_cli.sdxl.base import vae_scale_factor
@@ -38,6 +37,7 @@ from unziplora_cli.sdxl.text import (
 from unziplora_cli.training.events import StepDone
 from unziplora_cli.training.inputs import TrainingInputs
 from unziplora_cli.training.optimizer import require_package
+from unziplora_cli.training.request import TrainRequest
 
 HISTORY_FILE = "history.csv"
 
@@ -307,7 +307,7 @@ class Validation:
     def _decode(self, latents: dict[str, list[Tensor]]) -> dict[str, list[Image.Image]]:
         if self._vae is None:
             self._vae = load_vae_decoder(
-                self.request.base, device=torch.device("cpu"), dtype=torch.float32, vae=self.request.vae
+                self.request.base, device=torch.device("cpu"), dtype=torch.float32, vae=self.request.job.vae
             )
         self._vae.to(self.unet.device)
         pictures = {name: decode_latents(self._vae, torch.cat(parts)) for name, parts in latents.items()}

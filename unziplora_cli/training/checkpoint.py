@@ -27,12 +27,11 @@ from unziplora_cli.adapters.lora_file import write_lora
 from unziplora_cli.adapters.merge_weights import write_merge
 from unziplora_cli.errors import ProjectError
 from unziplora_cli.files import atomic_write
+from unziplora_cli.job import Scalar, differences, identity_of_schema_1
 from unziplora_cli.method.inject import extract, extract_merge
 from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.method.lora import LoRA, MergeWeights
 from unziplora_cli.method.separation import Layers, TrainedLayers
-from unziplora_cli.projects.manifest import Scalar
-from unziplora_cli.projects.unfinished import differences
 
 FORMAT = "unziplora-training-state-3"
 
@@ -95,7 +94,7 @@ class TrainingState:
         rates = [float(group["initial_lr"]) for group in self.optimizer.param_groups]
         on_device = [group["lr"] for group in self.optimizer.param_groups]
         tensors, rest = _read(path)
-        different = differences(dict(identity), rest["identity"])
+        different = differences(identity, identity_of_schema_1(rest["identity"]))
         if different:
             raise OtherTraining(
                 f"{path.name} is of another training: {'; '.join(different)}.",

@@ -14,7 +14,6 @@ from torch import nn
 from unziplora_cli.accel.device import PRECISION_NAMES, memory_guard, pick_device, pick_dtype, start_threads
 from unziplora_cli.accel.fused_lora import fuse_lora
 from unziplora_cli.config import TrainConfig
-from unziplora_cli.job import TrainRequest
 from unziplora_cli.method.inject import eject, inject
 from unziplora_cli.method.layer import LoRAStart
 from unziplora_cli.method.schedule import Schedule
@@ -31,6 +30,7 @@ from unziplora_cli.training.estimate import MemoryAdvisor
 from unziplora_cli.training.events import Event, Finished, Notice, Phase
 from unziplora_cli.training.inputs import InputCache, TrainingInputs
 from unziplora_cli.training.optimizer import build_lr_scheduler, build_optimizer
+from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.training.step import TrainingStep, parameter_groups
 from unziplora_cli.training.trainer import Run
 
@@ -47,7 +47,7 @@ def train(request: TrainRequest, input_cache: InputCache | None = None) -> Itera
     check_tracker(request.config.tracker)
     request.folder.mkdir(parents=True, exist_ok=True)
     start_threads()
-    device = pick_device(request.device)
+    device = pick_device(request.job.device)
     dtype = pick_dtype(request.config.precision, device)
     accelerator = _accelerator(request, device, dtype)
     precision = PRECISION_NAMES[dtype]
@@ -141,7 +141,7 @@ def _prepare(
         metric_logger=metric_logger,
         checkpoints=Checkpoints(request.checkpoints or request.folder / CHECKPOINTS, config.checkpoint_every),
         identity={
-            **request.identity,
+            **request.job.identity(),
             "precision": PRECISION_NAMES[dtype],
             "processes": accelerator.num_processes,
         },

@@ -28,7 +28,6 @@ import torch
 from unziplora_cli.accel.fused_modules import kernels_available
 from unziplora_cli.config import TrainConfig, resolve
 from unziplora_cli.errors import UsageError
-from unziplora_cli.job import TrainRequest
 from unziplora_cli.projects.unfinished import CHECKPOINTS
 from unziplora_cli.sdxl.profile import ModuleProfile
 from unziplora_cli.training.memory import (
@@ -41,6 +40,7 @@ from unziplora_cli.training.memory import (
     profile_base,
     required_memory,
 )
+from unziplora_cli.training.request import TrainRequest
 
 # What was measured, and not derived.
 EFFICIENCY = {"cuda": 0.62, "mps": 0.3, "cpu": 0.13}
@@ -264,7 +264,7 @@ class MemoryAdvisor:
         request = self.request
         ways = [" ".join(options(each)) for each in lower(request.config, self.precision)]
         if request.resume:  # its settings are decided
-            go_on = f"unziplora train --resume {request.name}"
+            go_on = f"unziplora train --resume {request.job.name}"
             return f"Close what else uses this memory, then: {go_on}   Or begin anew with --force {ways[0]}"
         changes = self._proposal()
         if not request.typed:

@@ -15,7 +15,6 @@ from unziplora_cli.accel.device import empty_cache, settle_threads
 from unziplora_cli.config import GenerateConfig, Prompts, TrainConfig
 from unziplora_cli.errors import ProjectError, UsageError
 from unziplora_cli.images import load_image
-from unziplora_cli.job import TrainRequest
 from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.sdxl.base import BaseRef, predicts_velocity
 from unziplora_cli.sdxl.generate import GeneratedImage, ImageRequest, generate
@@ -32,6 +31,7 @@ from unziplora_cli.sdxl.text import (
 )
 from unziplora_cli.training.events import Event, Notice, Phase
 from unziplora_cli.training.noise import CONTENT_PRIOR_STREAM, STYLE_PRIOR_STREAM, derive_seed
+from unziplora_cli.training.request import TrainRequest
 
 _NO_TEXT = ""
 
@@ -89,7 +89,7 @@ def prepare_inputs(
         pixels.append(read)
         if class_prompts(request.config) and accelerator.is_local_main_process:
             for drawn, total in generate_missing_class_images(
-                base, request.config, device=device, dtype=dtype, vae=request.vae
+                base, request.config, device=device, dtype=dtype, vae=request.job.vae
             ):
                 yield Phase("generate class images", f"{drawn} of {total}")
     accelerator.wait_for_everyone()
@@ -97,14 +97,14 @@ def prepare_inputs(
     encoders = load_text_encoders(base, device=device, dtype=dtype)
     texts = []
     for request in requests:
-        yield Phase("encode prompts", request.prompts.full)
+        yield Phase("encode prompts", request.job.prompts.full)
         found, notices = _encode_texts(encoders, request)
         yield from notices
         texts.append(found)
     del encoders
     empty_cache(device)
 
-    vae = load_vae(base, device=device, vae=requests[0].vae)
+    vae = load_vae(base, device=device, vae=requests[0].job.vae)
     latents = []
     for request, read in zip(requests, pixels, strict=True):
         yield Phase("encode images", _names(request))
@@ -129,10 +129,10 @@ def _materials(
 ) -> TrainingInputs:
     config = request.config
     ids = time_ids(config.resolution, config.resolution)
-    shown = request.validation or request.prompts
+    shown = request.job.validation or request.job.prompts
     echo = _echo_text(request)
     return TrainingInputs(
-        conditioning=_three(texts, request.prompts, config, ids),
+        conditioning=_three(texts, request.job.prompts, config, ids),
         latents=latents,
         priors={
             branch: Prior(class_latents[branch], _one(texts[prompt], ids))
@@ -145,12 +145,12 @@ def _materials(
         },
         empty=texts.get(_NO_TEXT),
         velocity=predicts_velocity(request.base),
-        echo=_echo_texts(texts, echo, request.prompts, ids) if echo else None,
+        echo=_echo_texts(texts, echo, request.job.prompts, ids) if echo else None,
     )
 
 
 def _names(request: TrainRequest) -> str:
-    return ", ".join(path.name for path in request.pictures)
+    return ", ".join(path.name for path in request.images)
 
 
 def _read(request: TrainRequest) -> tuple[list[Tensor], list[Notice]]:
@@ -158,7 +158,7 @@ def _read(request: TrainRequest) -> tuple[list[Tensor], list[Notice]]:
     config = request.config
     crops = config.crops if config.crop == "random" else 1
     pixels, notes = [], []
-    for path in request.pictures:
+    for path in request.images:
         picture = load_image(path)
         note = crop_note(picture.image.size, config.resolution, crops)
         notes += map(Notice, (*picture.notes, *((f"{path.name}: {note}",) if note else ())))
@@ -170,7 +170,9 @@ def _echo_text(request: TrainRequest) -> str | None:
     """What an echo shows, if there are any."""
     config = request.config
     return (
-        config.destyle_prompt.replace("{content}", request.prompts.content) if config.destyle_images else None
+        config.destyle_prompt.replace("{content}", request.job.prompts.content)
+        if config.destyle_images
+        else None
     )
 
 
@@ -178,8 +180,8 @@ def _encode_texts(
     encoders: TextEncoders, request: TrainRequest
 ) -> tuple[dict[str, TextEmbeddings], list[Notice]]:
     """The embeddings of every text of ``request``, on the CPU."""
-    shown, echo = request.validation or request.prompts, _echo_text(request)
-    texts = [t for p in (request.prompts, shown) for t in (p.full, p.content, p.style)]
+    shown, echo = request.job.validation or request.job.prompts, _echo_text(request)
+    texts = [t for p in (request.job.prompts, shown) for t in (p.full, p.content, p.style)]
     more = [*class_prompts(request.config).values(), *([echo] if echo else [])]
     unique = list(dict.fromkeys([*texts, *more]))
     encoded = encode(encoders, unique).to(device=torch.device("cpu"))
@@ -263,8 +265,10 @@ class InputCache:
 
 def _alike(one: TrainRequest, other: TrainRequest) -> bool:
     """Whether both draw from the same pictures under the same prompts."""
-    parts = ("pictures", "prompts", "validation", "config", "vae")
-    return all(getattr(one, part) == getattr(other, part) for part in parts)
+    parts = ("prompts", "validation", "settings", "vae")
+    return one.images == other.images and all(
+        getattr(one.job, part) == getattr(other.job, part) for part in parts
+    )
 
 
 STREAMS = {"content": CONTENT_PRIOR_STREAM, "style": STYLE_PRIOR_STREAM}

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from unziplora_cli.errors import Interrupted, UnziploraError
 from unziplora_cli.files import fsync
-from unziplora_cli.job import TrainRequest
 from unziplora_cli.method.inject import extract, extract_merge
 from unziplora_cli.method.schedule import Action, Schedule
 from unziplora_cli.method.separation import Layers, shared_columns
@@ -40,6 +39,7 @@ from unziplora_cli.training.events import (
     Validated,
 )
 from unziplora_cli.training.memory import peak_memory
+from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.training.step import StepResult, TrainingStep
 
 GPU_STEPS_PER_READING = 10
@@ -253,7 +253,7 @@ class Run:
         last = max(checkpoint_steps(self.request.folder), default=0)
         if last and not precision:
             hint = f"Go on after step {last} with lower learning rates: "
-            hint += f"unziplora train --resume {self.request.name} {lower}"
+            hint += f"unziplora train --resume {self.request.job.name} {lower}"
         else:
             hint = f"Train again with lower learning rates: {lower}{precision}"
         saved = sorted((self.request.folder / "saved").glob("step-*"))

@@ -12,8 +12,10 @@ from unziplora_cli import resources
 from unziplora_cli.config import GenerateConfig, Words, resolve, resolve_generate
 from unziplora_cli.errors import ProjectError, UsageError
 from unziplora_cli.files import check_writable
+from unziplora_cli.job import Job, now
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.prompts import make_prompts
+from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.workflows.generate import (
     AdapterCache,
     ComputeConfig,
@@ -21,7 +23,8 @@ from unziplora_cli.workflows.generate import (
     generate_requests,
     source_image,
 )
-from unziplora_cli.workflows.train import TrainedProject, TrainOrder, train
+from unziplora_cli.workflows.provenance import base_record
+from unziplora_cli.workflows.train import TrainedProject, read_sources, train
 
 if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
@@ -73,7 +76,7 @@ def demo(
     base, _ = resolve_base("mini", offline=True)
     projects: list[Project] = []
     for sample in (FIRST, SECOND):
-        for event in train(_order(sample, base, device), store):
+        for event in train(_request(sample, base, device), store):
             if isinstance(event, TrainedProject):
                 projects.append(event.project)
             yield event
@@ -98,23 +101,24 @@ def _sheet_file(out: Path) -> Path:
     return out
 
 
-def _order(name: str, base: BaseRef, device: str) -> TrainOrder:
+def _request(name: str, base: BaseRef, device: str) -> TrainRequest:
     sample = resources.samples()[name]
     words = Words(sample.subject, sample.style)
-    return TrainOrder(
+    job = Job(
         name=f"demo-{name}",
-        pictures=(sample.image,),
+        created=now(),
+        base=base_record(base),
+        images=read_sources((sample.image,)),
         words=words,
         prompts=make_prompts(words),
-        base=base,
-        config=resolve(PRESET, {}),
         device=device,
-        force=True,
+        settings=resolve(PRESET, {}),
     )
+    return TrainRequest(job, base, (sample.image,), replaces=True)
 
 
 def _rows(first: Project, second: Project, base: BaseRef, config: GenerateConfig) -> tuple[_Row, ...]:
-    words, style, other = first.manifest.words, first.manifest.words.style, second.manifest.words
+    words, style, other = first.job.words, first.job.words.style, second.job.words
     softer = replace(config, style_strength=SOFTER)
 
     def order(settings: GenerateConfig = config, **parts: Any) -> GenerateSpec:
@@ -128,8 +132,8 @@ def _rows(first: Project, second: Project, base: BaseRef, config: GenerateConfig
             "before",
             f"the base alone knows neither this {words.subject} nor {style}",
             (
-                known(first.manifest.prompts.content),
-                known(first.manifest.prompts.style),
+                known(first.job.prompts.content),
+                known(first.job.prompts.style),
                 known(f"a house in {style} style"),
             ),
         ),
@@ -137,7 +141,7 @@ def _rows(first: Project, second: Project, base: BaseRef, config: GenerateConfig
             "content",
             f"this {words.subject}, without {style}",
             (
-                (f"“{first.manifest.prompts.content}”", order(content=first)),
+                (f"“{first.job.prompts.content}”", order(content=first)),
                 *((scene, order(content=first, prompt=scene)) for scene in SCENES),
             ),
         ),
@@ -150,7 +154,7 @@ def _rows(first: Project, second: Project, base: BaseRef, config: GenerateConfig
             "combined",
             f"both, with the learned merge weights; in the scenes the style at {SOFTER:.0%}",
             (
-                (f"“{first.manifest.prompts.full}”", order(content=first, style=first)),
+                (f"“{first.job.prompts.full}”", order(content=first, style=first)),
                 *((scene, order(softer, content=first, style=first, prompt=scene)) for scene in SCENES),
             ),
         ),

@@ -13,7 +13,7 @@ from unziplora_cli import files, resources
 from unziplora_cli.config import SEED_MAX, Checked, ComputeConfig, GenerateConfig, Prompts, option
 from unziplora_cli.errors import AdapterError, ProjectError, Remedy
 from unziplora_cli.events import Event, Phase
-from unziplora_cli.projects import manifest
+from unziplora_cli.job import now
 from unziplora_cli.projects.manifest import BlockColumns, Evaluation, Manifest, ScoreRecord
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.projects.verify import inside
@@ -106,12 +106,14 @@ def evaluate(request: EvaluationRequest, store: ProjectStore) -> Generator[Event
     with store.lock(request.project):
         project = store.open(request.project)
         record = project.manifest
-        if not record.source:
+        if not record.job.images:
             raise ProjectError(
                 f"The project {project.name!r} has no training image to compare with.",
                 Remedy("Only projects that were trained here can be evaluated."),
             )
-        request = replace(request, compute=replace(request.compute, vae=request.compute.vae or record.vae))
+        request = replace(
+            request, compute=replace(request.compute, vae=request.compute.vae or record.job.vae)
+        )
         loras = AdapterCache().branches(GenerateSpec(request.base, request.generation, project, project))
         training = _training_images(project)
         results = yield from _measure_denoising(request, project, loras, training)
@@ -123,9 +125,10 @@ def evaluate(request: EvaluationRequest, store: ProjectStore) -> Generator[Event
             scored = yield from _score_images(request, project, loras, training)
         layers = read_columns(loras)
         scores = (*scored.scores, *measured, *weight_scores(layers))
-        diagnosis = diagnose(scores, record.training, record.words)
+        settings = asdict(record.job.settings) if record.job.settings else {}
+        diagnosis = diagnose(scores, settings, record.job.words)
         evaluation = Evaluation(
-            created=manifest.now(),
+            created=now(),
             diagnosis=diagnosis.summary,
             advice=diagnosis.advice,
             scores=tuple(map(_rounded, scores)),
@@ -150,9 +153,12 @@ def evaluate(request: EvaluationRequest, store: ProjectStore) -> Generator[Event
 
 def _training_notes(record: Manifest) -> Iterator[str]:
     """What in the training affects how to read the scores."""
+    config = record.job.settings
+    if config is None:
+        return
     if record.state != "complete":
-        yield f"Training stopped after step {record.steps_done} of {record.training.get('steps')}."
-    if record.training.get("destyle_images") and record.training.get("destyled_only"):
+        yield f"Training stopped after step {record.steps_done} of {config.steps}."
+    if config.destyle_images and config.destyled_only:
         yield (
             "The content LoRA was trained on destyled images only, so its loss on the training image may be "
             "above the base's."
@@ -165,7 +171,7 @@ def _training_images(project: Project) -> list[Image.Image]:
     from unziplora_cli.sdxl.latents import crop_boxes
 
     images = []
-    for source in project.manifest.source:
+    for source in project.job.images:
         image = load_image(inside(project.folder, source.file)).image
         left, top, right, bottom = crop_boxes(image.size, 1)[0]
         images.append(image.crop((int(left), int(top), int(right), int(bottom))))
@@ -186,7 +192,8 @@ def _measure_denoising(
     from unziplora_cli.sdxl.latents import crop_image, encode_latents
     from unziplora_cli.sdxl.load import load_vae
 
-    side = int(project.manifest.training.get("resolution") or native_resolution(request.base))
+    settings = project.job.settings
+    side = settings.resolution if settings else native_resolution(request.base)
     device = pick_device(request.compute.device)
     yield Phase("encode images")
     with memory_guard("Use another device."):
@@ -195,7 +202,7 @@ def _measure_denoising(
         del vae
         empty_cache(device)
     settings = GenerateConfig(width=side, height=side)
-    prompts, no_lora = project.manifest.prompts, LoRAPair()
+    prompts, no_lora = project.job.prompts, LoRAPair()
     single = {name: Prompts(text, text, text) for name, text in asdict(prompts).items()}
     requests = {
         **{f"{name} base": ImageRequest(prompt, no_lora, settings) for name, prompt in single.items()},
@@ -226,7 +233,7 @@ def _score_images(
     from unziplora_cli.evaluation.prompts import evaluation_prompts
     from unziplora_cli.sdxl.generate import GeneratedImage
 
-    scorer, words, config = _scorer(request, project, training), project.manifest.words, request.config
+    scorer, words, config = _scorer(request, project, training), project.job.words, request.config
     excluded = f"{scorer.subject} {words.subject.lower()}".split()
     prompts = evaluation_prompts(words, scorer.subject, excluded, config.count, config.seed)
     requests = [*_image_requests(request, prompts, None), *_image_requests(request, prompts, loras)]
@@ -252,7 +259,7 @@ def _score_images(
 def _scorer(request: EvaluationRequest, project: Project, training: Sequence[Image.Image]) -> Scorer:
     from unziplora_cli.evaluation.scorers import ClassifierScorer, ClipScorer, Encoders
 
-    words = project.manifest.words
+    words = project.job.words
     if request.base.kind == "builtin":
         return ClassifierScorer(resources.classifier(), training, words)
     return ClipScorer(Encoders.load(), training, words)

@@ -23,8 +23,8 @@ from unziplora_cli.files import (
     temporary_folder,
     write_errors,
 )
+from unziplora_cli.job import BaseRecord
 from unziplora_cli.method.lora import LoRA, LoRAPair
-from unziplora_cli.projects.manifest import BaseRecord
 from unziplora_cli.projects.store import Project
 from unziplora_cli.prompts import make_prompts
 from unziplora_cli.workflows.generate import shared_base
@@ -210,7 +210,7 @@ def _write(request: ExportRequest, path: Path, check: bool) -> ExportedFile:
     if request.rank is not None and any(weights.rank > request.rank for weights in lora.values()):
         lora, error = reduce_rank(lora, request.rank)
     write_lora(path, lora, metadata, layout=request.layout, dtype=DTYPES[request.dtype])
-    checked = require_valid(check_file(path, request.project.manifest.base, lora)) if check else None
+    checked = require_valid(check_file(path, request.project.job.base, lora)) if check else None
     written = nonzero_layers(lora)
     rank = max((weights.rank for weights in written.values()), default=0)
     return ExportedFile(

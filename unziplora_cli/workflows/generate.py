@@ -67,11 +67,9 @@ class GenerateSpec:
         if content is None or style is None:
             text = self.overrides.get("full") or ""
             return Prompts(text, text, text)
-        words = content.manifest.words
+        words = content.job.words
         subject = words.subject if self.subject is None else self.subject
-        return make_prompts(
-            Words(subject, style.manifest.words.style, words.trigger), self.prompt, self.overrides
-        )
+        return make_prompts(Words(subject, style.job.words.style, words.trigger), self.prompt, self.overrides)
 
 
 @dataclass(frozen=True)
@@ -147,8 +145,8 @@ def generate_cross(
     cells, count = spec.cells(), spec.config.count
     prompts = [cell.prompts for cell in cells]
     check_writable(out or spec.contents[0].images)
-    rows = [Heading(p.manifest.words.subject, p.name, source_image(p)) for p in spec.contents]
-    columns = [Heading(p.manifest.words.style, p.name, source_image(p)) for p in spec.styles]
+    rows = [Heading(p.job.words.subject, p.name, source_image(p)) for p in spec.contents]
+    columns = [Heading(p.job.words.style, p.name, source_image(p)) for p in spec.styles]
     names = [
         f"{cell.title}{f'-{number + 1}' if count > 1 else ''}.png"
         for cell in cells
@@ -252,11 +250,11 @@ class AdapterCache:
 
 def source_image(project: Project) -> Image.Image | None:
     """The training image of a project; None if it was imported without one."""
-    if not project.manifest.source:
+    if not project.job.images:
         return None
     from unziplora_cli.images import load_image
 
-    return load_image(project.folder / project.manifest.source[0].file).image
+    return load_image(project.folder / project.job.images[0].file).image
 
 
 def shared_base(projects: Sequence[Project]) -> str:
@@ -264,9 +262,9 @@ def shared_base(projects: Sequence[Project]) -> str:
 
     Raises ProjectError if they differ.
     """
-    first = projects[0].manifest.base
+    first = projects[0].job.base
     for other in projects[1:]:
-        base = other.manifest.base
+        base = other.job.base
         if (base.hash or (base.id, base.revision)) != (first.hash or (first.id, first.revision)):
             other_base = base.id if base.id != first.id else f"another version of {base.id}"
             raise ProjectError(

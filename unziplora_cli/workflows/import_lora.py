@@ -12,23 +12,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import unziplora_cli
 from unziplora_cli import files
 from unziplora_cli.adapters.lora_file import LoadedLoRA, exact_dtype, read_lora, write_lora
 from unziplora_cli.adapters.merge_weights import read_merge, read_pickled_merge, write_merge
-from unziplora_cli.adapters.metadata import project_metadata
 from unziplora_cli.adapters.tensors import read_metadata
 from unziplora_cli.config import Prompts, Words
 from unziplora_cli.errors import AdapterError, Remedy, UsageError
+from unziplora_cli.job import BaseRecord, Job, now
 from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.method.lora import LoRA, LoRAPair, MergeWeights
 from unziplora_cli.projects import manifest
-from unziplora_cli.projects.manifest import Artifact, BaseRecord, Manifest, Role
+from unziplora_cli.projects.manifest import Artifact, Manifest, Role
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.prompts import make_prompts
 from unziplora_cli.workflows.export_lora import check_compatible
-from unziplora_cli.workflows.provenance import origin
-from unziplora_cli.workflows.train import LORA_FORMAT, MERGE_FORMAT, copy_images, disk_errors
+from unziplora_cli.workflows.provenance import metadata_of
+from unziplora_cli.workflows.train import LORA_FORMAT, MERGE_FORMAT, copy_images, disk_errors, read_sources
 
 RELEASED = "pytorch_lora_weights.safetensors"
 """The name of a LoRA in a folder written by diffusers, such as the authors' releases."""
@@ -137,9 +136,18 @@ def import_pair(
     """
     check_compatible(base, pair.loras)
     with disk_errors(store.home), store.create(name, force=force) as folder:
-        source = copy_images((image,), folder) if image else ()
-        prompts = _prompts(pair, words)
-        metadata = project_metadata(origin(name, base, words, prompts, picture=image))
+        images = (image,) if image else ()
+        sources = read_sources(images)
+        copy_images(images, sources, folder)
+        job = Job(
+            name=name,
+            created=now(),
+            base=base,
+            images=sources,
+            words=words,
+            prompts=_prompts(pair, words),
+        )
+        metadata = metadata_of(job, image)
         for branch, loaded in (("content", pair.content), ("style", pair.style)):
             path = folder / f"{branch}.safetensors"
             write_lora(path, loaded.lora, metadata[branch], dtype=exact_dtype(loaded.lora))
@@ -147,16 +155,7 @@ def import_pair(
         manifest.write(
             folder,
             Manifest(
-                name=name,
-                created=manifest.now(),
-                tool_version=unziplora_cli.__version__,
-                base=base,
-                source=source,
-                words=words,
-                prompts=prompts,
-                training={},
-                seed=0,
-                device="none",
+                job=job,
                 versions={name: version(name) for name in ("torch", "safetensors")},
                 seconds=0.0,
                 steps_done=0,

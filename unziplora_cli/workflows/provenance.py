@@ -1,13 +1,11 @@
-"""Where weights come from, gathered for the files that tell it."""
+"""What a project records of its base, and what its weight files say about their origin."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unziplora_cli.config import Prompts, Words
-from unziplora_cli.projects import manifest
-from unziplora_cli.projects.manifest import BaseRecord
+from unziplora_cli.job import BaseRecord, Job
 from unziplora_cli.projects.store import Project
 from unziplora_cli.prompts import make_prompts
 
@@ -15,61 +13,49 @@ if TYPE_CHECKING:
     from unziplora_cli.adapters.metadata import Origin
     from unziplora_cli.sdxl.base import BaseRef
 
-NATIVE = 1024
-"""The resolution of SDXL, for what was not trained here."""
+SDXL_RESOLUTION = 1024
+"""For LoRAs that were not trained here."""
 
 
 def base_record(base: BaseRef) -> BaseRecord:
-    """What a manifest keeps of a base."""
+    """What a job keeps of a base."""
     return BaseRecord(
         spec=base.spec, kind=base.kind, id=base.id, revision=base.revision, hash=base.fingerprint
     )
 
 
-def origin(
-    name: str,
-    base: BaseRecord,
-    words: Words,
-    prompts: Prompts,
-    *,
-    resolution: int = NATIVE,
-    picture: Path | None = None,
-    created: str | None = None,
-    merged_from: tuple[str, ...] = (),
-) -> Origin:
-    """The origin of the weights of one project; without ``created`` it is now.
+def origin(job: Job, image: Path | None = None, merged_from: tuple[str, ...] = ()) -> Origin:
+    """The origin of the weights of ``job``, with a thumbnail of ``image``.
 
-    Of a base on this disk only the last part of its path is told.
+    Of a base on this disk, only the last part of its path is kept.
     """
     from unziplora_cli.adapters.metadata import Origin, thumbnail
     from unziplora_cli.images import load_image
 
-    phrase = make_prompts(words, "{style}").style
+    base, phrase = job.base, make_prompts(job.words, "{style}").style
     return Origin(
-        project=name,
+        project=job.name,
         base=Path(base.id).name if base.kind in ("folder", "file") else base.id,
         base_hash=base.hash,
         builtin=base.kind == "builtin",
-        words=words,
-        prompts=prompts,
-        style_phrase=phrase if phrase in prompts.style else prompts.style,
-        resolution=resolution,
-        created=created or manifest.now(),
-        thumbnail=thumbnail(load_image(picture).image) if picture else "",
+        words=job.words,
+        prompts=job.prompts,
+        style_phrase=phrase if phrase in job.prompts.style else job.prompts.style,
+        resolution=job.settings.resolution if job.settings else SDXL_RESOLUTION,
+        created=job.created,
+        thumbnail=thumbnail(load_image(image).image) if image else "",
         merged_from=merged_from,
     )
 
 
+def metadata_of(job: Job, image: Path | None = None) -> dict[str, dict[str, str]]:
+    """The metadata of the three weight files of ``job``, by part."""
+    from unziplora_cli.adapters.metadata import project_metadata
+
+    return project_metadata(origin(job, image))
+
+
 def project_origin(project: Project, *, with_picture: bool = True) -> Origin:
-    """The origin of a project's weights, by its manifest; imported projects may have no picture."""
-    about = project.manifest
-    resolution = about.training.get("resolution")
-    return origin(
-        project.name,
-        about.base,
-        about.words,
-        about.prompts,
-        resolution=resolution if isinstance(resolution, int) else NATIVE,
-        picture=project.folder / about.source[0].file if with_picture and about.source else None,
-        created=about.created,
-    )
+    """The origin of a project's weights; imported projects may have no image."""
+    images = project.job.images
+    return origin(project.job, project.folder / images[0].file if with_picture and images else None)

@@ -108,7 +108,7 @@ def _write(request: PushRequest, store: ProjectStore, folder: Path) -> tuple[str
             shutil.copyfile(project.path(artifact.role), folder / weights[artifact.role])
     paths = newest_images(project)[:MAX_IMAGES] if request.images is None else request.images
     images = [
-        _copy_image(path, folder, f"images/{number}.png", project.manifest.prompts.full)
+        _copy_image(path, folder, f"images/{number}.png", project.job.prompts.full)
         for number, path in enumerate(paths, start=1)
     ]
     (folder / "README.md").write_text(render_card(_card(request, weights, images)), encoding="utf-8")
@@ -118,20 +118,20 @@ def _write(request: PushRequest, store: ProjectStore, folder: Path) -> tuple[str
 def _card(request: PushRequest, weights: dict[str, str], images: Sequence[CardImage]) -> ModelCard:
     from unziplora_cli.sdxl.base import SDXL_ID
 
-    record = request.project.manifest
-    lora = record.artifact("content") or record.artifact("style")
+    manifest, job = request.project.manifest, request.project.job
+    lora = manifest.artifact("content") or manifest.artifact("style")
     return ModelCard(
         repository=request.repository,
-        subject=record.words.subject,
-        style=record.words.style,
-        trigger=record.words.trigger,
-        prompts=asdict(record.prompts),
+        subject=job.words.subject,
+        style=job.words.style,
+        trigger=job.words.trigger,
+        prompts=asdict(job.prompts),
         files={role: weights[role] for role in ("content", "style") if role in weights},
         merge_file=weights.get("merge"),
         rank=lora.rank if lora else None,
-        base=Path(record.base.id).name if record.base.kind in ("folder", "file") else record.base.id,
-        base_id=record.base.id if record.base.kind == "hub" else None,
-        fp16=record.base.id == SDXL_ID,
+        base=Path(job.base.id).name if job.base.kind in ("folder", "file") else job.base.id,
+        base_id=job.base.id if job.base.kind == "hub" else None,
+        fp16=job.base.id == SDXL_ID,
         license=request.license,
         images=images,
     )

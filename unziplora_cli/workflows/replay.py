@@ -5,17 +5,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import unziplora_cli
 from unziplora_cli import files
-from unziplora_cli.config import TrainConfig
-from unziplora_cli.errors import Interrupted, ProjectError, UsageError
+from unziplora_cli.errors import Interrupted, ProjectError, Remedy
+from unziplora_cli.job import now
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.projects.verify import inside
+from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.workflows.generate import shared_base
-from unziplora_cli.workflows.train import TrainedProject, TrainOrder, train
+from unziplora_cli.workflows.train import TrainedProject, train
 
 if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
@@ -75,19 +77,19 @@ def replay(
     with ExitStack() as stack:
         project = store.open(name)
         stack.enter_context(store.lock(name))
-        order, unrecorded = again(store, project, device)
-        target = store
+        request, unrecorded = request_to_replay(store, project, device)
+        target, job = store, request.job
         if keep is None:
             scratch = store.home / SCRATCH / name
             _clear(scratch)
             stack.callback(_clear, scratch)
             stack.enter_context(_nothing_kept(name))
             target = ProjectStore(scratch)
-            order = replace(order, config=replace(order.config, checkpoint_every=0))
+            job = replace(job, settings=replace(job.config, checkpoint_every=0))
         else:
-            order = replace(order, name=keep, created=None)
+            job = replace(job, name=keep, created=now())
         trained: TrainedProject | None = None
-        for event in train(order, target):
+        for event in train(replace(request, job=job), target):
             if isinstance(event, TrainedProject):
                 trained = event
             else:
@@ -110,53 +112,36 @@ def replay(
         )
 
 
-def again(
+def request_to_replay(
     store: ProjectStore, project: Project, device: str | None = None
-) -> tuple[TrainOrder, tuple[str, ...]]:
-    """The order that makes a project again, and what its manifest does not say; raises ProjectError.
+) -> tuple[TrainRequest, tuple[str, ...]]:
+    """The request that trains a project again, and what its manifest does not record; raises ProjectError.
 
-    Pictures on the way, saved models and trackers are left out: they change nothing.
+    Validation images, saved LoRAs and trackers are turned off: they do not change the result.
     """
-    recorded = project.manifest
-    if recorded.state != "complete":
+    manifest, job = project.manifest, project.job
+    if manifest.state != "complete":
         raise ProjectError(
-            f"The training of {project.name!r} was stopped after step {recorded.steps_done}.",
-            hint=f"Finish it first: unziplora train --resume {project.name}",
+            f"The training of {project.name!r} was stopped after step {manifest.steps_done}.",
+            Remedy("Finish it first", "train", settings={"resume": project.name}),
         )
-    if not recorded.source or not recorded.training:
-        raise ProjectError(f"The project {project.name!r} was not trained here: it cannot be trained again.")
+    config = job.config
     damage = store.verify(project.name).problems
     if damage:
-        listed = "; ".join(f"{each.path} {each.reason}" for each in damage)
+        problems = "; ".join(f"{problem.path} {problem.reason}" for problem in damage)
         raise ProjectError(
-            f"The project {project.name!r} is not as it was recorded: {listed}.",
-            hint="Restore it from a copy.",
+            f"The files of the project {project.name!r} have changed: {problems}.",
+            Remedy("Restore it from a backup."),
         )
-    known = {each.name for each in fields(TrainConfig)}
-    unrecorded = [
-        f"the setting {each.replace('_', '-')}" for each in sorted(known - recorded.training.keys())
-    ]
-    try:
-        config = TrainConfig(**recorded.training)  # type: ignore[arg-type]
-    except (UsageError, TypeError) as error:
-        raise ProjectError(
-            f"This version of unziplora cannot repeat the training of {project.name!r}: {error}",
-            hint=f"It was made by unziplora {recorded.tool_version}.",
-        ) from error
     folders = filter(None, (config.prior_content, config.prior_style))
-    unrecorded += [f"the class pictures in {folder}" for folder in folders]
-    order = TrainOrder(
-        name=project.name,
-        pictures=tuple(inside(project.folder, each.file) for each in recorded.source),
-        words=recorded.words,
-        prompts=recorded.prompts,
-        base=_base(project),
-        config=replace(config, validate_every=0, save_every=0, tracker="none"),
-        device=device or recorded.device,
-        vae=recorded.vae,
-        created=recorded.created,
+    job = replace(
+        job,
+        tool_version=unziplora_cli.__version__,
+        device=device or job.device,
+        settings=replace(config, validate_every=0, save_every=0, tracker="none"),
     )
-    return order, tuple(unrecorded)
+    images = tuple(inside(project.folder, image.file) for image in job.images)
+    return TrainRequest(job, _base(project), images), tuple(f"the class images in {path}" for path in folders)
 
 
 def compare(recorded: Project, new: Project) -> Iterator[FileDistance]:
@@ -187,7 +172,7 @@ def _nothing_kept(name: str) -> Iterator[None]:
     except Interrupted as error:
         raise Interrupted(
             f"The replay of {name!r} was stopped; nothing of it is kept.",
-            hint="One that is kept can go on: --name NEW",
+            Remedy("A replay that keeps its result can be resumed", settings={"name": "NEW"}),
         ) from error
 
 
@@ -195,7 +180,7 @@ def _base(project: Project) -> BaseRef:
     """The base that a project was trained on; raises ProjectError when another has its place."""
     from unziplora_cli.sdxl.base import resolve_base
 
-    recorded = project.manifest.base
+    recorded = project.job.base
     spec = shared_base([project])
     if recorded.kind == "hub" and recorded.revision:
         spec = f"{recorded.id}@{recorded.revision}"
@@ -204,17 +189,20 @@ def _base(project: Project) -> BaseRef:
         raise ProjectError(
             f"The base {recorded.id} is not the one that {project.name!r} was trained on: "
             f"it is {base.fingerprint}, was {recorded.hash}.",
-            hint=f"Put the recorded one back at {base.path}.",
+            Remedy(f"Put the recorded one back at {base.path}."),
         )
     return base
 
 
 def _changes(recorded: Project, new: Project) -> Iterator[str]:
     """Where and with what it was trained, as far as that differs."""
-    before, now = recorded.manifest, new.manifest
-    pairs = {"unziplora": (before.tool_version, now.tool_version), "device": (before.device, now.device)}
-    for library, version in before.versions.items():
-        pairs[library] = (version, now.versions.get(library, "not there"))
+    versions = new.manifest.versions
+    pairs = {
+        "unziplora": (recorded.job.tool_version, new.job.tool_version),
+        "device": (recorded.job.device, new.job.device),
+    }
+    for library, version in recorded.manifest.versions.items():
+        pairs[library] = (version, versions.get(library, "not there"))
     for what, (then, here) in pairs.items():
         if then != here:
             yield f"{what} was {then}, is {here}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,7 @@ import unziplora_cli
 from unziplora_cli import files, resources
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import AdapterError, ProjectError, Remedy, UsageError
-from unziplora_cli.projects import manifest
-from unziplora_cli.projects.manifest import Scalar
+from unziplora_cli.job import Scalar, now
 from unziplora_cli.projects.store import Project
 from unziplora_cli.projects.verify import inside
 from unziplora_cli.workflows.generate import SHEET
@@ -142,7 +141,8 @@ def report(project: Project, out: Path | None = None, *, force: bool = False) ->
         files.refuse_existing([file], force=force)
     notes: list[str] = []
     images = project_images(project, notes)
-    record = project.manifest
+    record, job = project.manifest, project.job
+    training = asdict(job.settings) if job.settings else {}
     layers = _columns(project, notes)
     lora_files = {role: str(project.path(role)) for role in ("content", "style") if record.artifact(role)}
     page = render_page(
@@ -150,18 +150,19 @@ def report(project: Project, out: Path | None = None, *, force: bool = False) ->
             "name": project.name,
             "folder": str(project.folder),
             "manifest": record,
-            "words": record.words,
+            "job": job,
+            "words": job.words,
             "evaluation": record.evaluation,
             "images": images,
             "charts": _charts(project, notes),
-            "maps": _block_maps(layers, record.training),
+            "maps": _block_maps(layers, training),
             "totals": count_columns(layers),
             "merge": _merge_statistics(layers) if layers and record.artifact("merge") else None,
             "files": lora_files,
-            "base_path": str(resources.mini_base()) if record.base.kind == "builtin" else record.base.id,
-            "settings": _settings(record.training),
+            "base_path": str(resources.mini_base()) if job.base.kind == "builtin" else job.base.id,
+            "settings": _settings(training),
             "version": unziplora_cli.__version__,
-            "today": manifest.now()[:10],
+            "today": now()[:10],
             "notes": notes,
         }
     )
@@ -215,10 +216,10 @@ def project_images(project: Project, notes: list[str]) -> ProjectImages:
         for path in sheet_paths[:MAX_SHEETS]
         if (data := _data_uri(project, path, SHEET_SIDE, notes))
     )
-    words = project.manifest.words
+    words = project.job.words
     sources = tuple(
         ReportImage(data, f"The training image: {words.subject}, {words.style}.")
-        for source in project.manifest.source
+        for source in project.job.images
         if (data := _data_uri(project, project.folder / source.file, SOURCE_SIDE, notes))
     )
     kinds = (*groups, *(("sheet",) if sheets else ()))
@@ -240,7 +241,7 @@ def _validation(project: Project, notes: list[str]) -> Iterator[ValidationStep]:
     }
     for step in _spread(sorted(folders), MAX_VALIDATION_STEPS):
         images = tuple(
-            ReportImage(data, f"Step {step}, {name} prompt: {getattr(project.manifest.prompts, name)}")
+            ReportImage(data, f"Step {step}, {name} prompt: {getattr(project.job.prompts, name)}")
             for name in PROMPTS
             if (data := _data_uri(project, folders[step] / f"{name}-0.png", VALIDATION_SIDE, notes))
         )

@@ -1,28 +1,28 @@
-"""Going on with a training that was cut off, or finding out why that cannot be."""
+"""Resume a training that was cut off, or explain why that is impossible."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
 from typing import Any
 
-from unziplora_cli import files
-from unziplora_cli.config import TrainConfig, check_settings
-from unziplora_cli.errors import ProjectError, UsageError
-from unziplora_cli.projects.manifest import Scalar
+import unziplora_cli
+from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, check_settings
+from unziplora_cli.errors import ProjectError, Remedy, UsageError
+from unziplora_cli.job import Job, differences
 from unziplora_cli.projects.store import ProjectStore
-from unziplora_cli.projects.unfinished import MUTABLE_ON_RESUME, Plan, Unfinished, differences
-from unziplora_cli.workflows.train import TrainOrder, plan_of
+from unziplora_cli.training.request import TrainRequest
+from unziplora_cli.workflows.provenance import base_record
 
 
-def order_to_resume(
+def request_to_resume(
     store: ProjectStore, name: str, settings: Mapping[str, Any], device: str | None = None
-) -> TrainOrder:
-    """The order that goes on with the unfinished training ``name``.
+) -> TrainRequest:
+    """The request that resumes the unfinished training ``name``.
 
-    ``settings`` are those that change, ``device`` where to compute from now on. Raises ProjectError when
-    there is nothing to go on with, when an older project is in the way, or when the base, this version or
-    ``settings`` are others than it began with.
+    ``settings`` are those that change, ``device`` is the one to use from now on. Raises ProjectError when
+    there is nothing to resume, when a newer project has its name, or when the base, the version of unziplora
+    or a setting that cannot change differs from what it began with.
     """
     from unziplora_cli.sdxl.base import resolve_base
 
@@ -30,72 +30,39 @@ def order_to_resume(
     unfinished = store.unfinished(name)
     if unfinished is None:
         raise store.nothing_to_resume(name)
-    plan = unfinished.plan
-    if store.exists(name) and unfinished.folder != store.folder / name and not plan.replaces:
+    recorded = unfinished.job
+    if store.exists(name) and unfinished.folder != store.folder / name and not unfinished.record.replaces:
         raise ProjectError(
-            f"There is a project {name!r} by now, which this training would replace.",
-            hint=f"Rename it first: unziplora rename {name} {name}-2",
+            f"There is a newer project {name!r}, which this training would replace.",
+            Remedy("Rename it first", "rename", (name, f"{name}-2")),
         )
-    base = replace(resolve_base(_spec(plan), offline=True)[0], spec=plan.base.spec)
-    order = TrainOrder(
+    spec = recorded.base.id if recorded.base.kind in ("folder", "file") else recorded.base.spec
+    base = replace(resolve_base(spec, offline=True)[0], spec=recorded.base.spec)
+    job = replace(
+        recorded,
         name=name,
-        pictures=tuple(unfinished.folder / each.file for each in plan.source),
-        words=plan.words,
-        prompts=plan.prompts,
-        base=base,
-        config=_config(plan, settings),
-        device=device or plan.device,
-        vae=plan.vae,
-        validation=plan.validation,
-        force=True,
-        created=plan.created,
-        resume=True,
+        tool_version=unziplora_cli.__version__,
+        base=base_record(base),
+        device=device or recorded.device,
+        settings=_settings(recorded, settings),
     )
-    different = differences(_identity(order), plan.identity())
+    different = differences(job.identity(), recorded.identity())
     if different:
+        mutable = ", ".join(setting.replace("_", "-") for setting in MUTABLE_ON_RESUME)
         raise ProjectError(
-            f"The training of {name!r} began otherwise: {'; '.join(different)}.",
-            hint=f"Go on as it began: unziplora train --resume {name}   Or train anew, with --force. "
-            f"What may change: {', '.join(each.replace('_', '-') for each in MUTABLE_ON_RESUME)}.",
+            f"The training of {name!r} began with other settings: {'; '.join(different)}. "
+            f"Only these may change: {mutable}.",
+            Remedy("Resume it as it began", "train", settings={"resume": name}),
+            Remedy("Or train from the start", settings={"force": True}),
         )
-    return order
+    images = tuple(unfinished.folder / image.file for image in job.images)
+    return TrainRequest(job, base, images, resume=True, replaces=True)
 
 
-def same_training(order: TrainOrder, unfinished: Unfinished) -> tuple[str, ...]:
-    """Where ``order`` differs from an unfinished training, in words; empty when it would make the same."""
-    changed = [
-        name
-        for name in MUTABLE_ON_RESUME
-        if getattr(order.config, name) != unfinished.plan.training.get(name, getattr(order.config, name))
-    ]
-    retuned = tuple(
-        f"{name.replace('_', '-')} is {getattr(order.config, name)}, was {unfinished.plan.training[name]}"
-        for name in changed
-    )
-    return (*differences(_identity(order), unfinished.plan.identity()), *retuned)
-
-
-def _identity(order: TrainOrder) -> dict[str, Scalar]:
-    pictures = {f"picture {i}": files.sha256(each) for i, each in enumerate(order.pictures, start=1)}
-    return {**plan_of(order, ()).identity(), **pictures}
-
-
-def _spec(plan: Plan) -> str:
-    """What finds the base of a plan again, from whatever folder."""
-    if plan.base.kind in ("folder", "file"):
-        return plan.base.id
-    return plan.base.spec
-
-
-def _config(plan: Plan, settings: Mapping[str, Any]) -> TrainConfig:
-    known = {each.name for each in fields(TrainConfig)}
+def _settings(recorded: Job, changes: Mapping[str, Any]) -> TrainConfig:
     try:
-        if unknown := plan.training.keys() - known:
-            raise UsageError(f"it has the settings {', '.join(sorted(unknown))}")
-        values: dict[str, Any] = {**plan.training, **settings}
-        return TrainConfig(**values)
-    except (UsageError, TypeError) as error:
+        return TrainConfig(**{**asdict(recorded.config), **changes})
+    except UsageError as error:
         raise ProjectError(
-            f"This version of unziplora cannot go on with that training: {error}",
-            hint=f"It was begun by unziplora {plan.tool_version}.",
+            f"The training of {recorded.name!r} cannot be resumed with that: {error}"
         ) from error

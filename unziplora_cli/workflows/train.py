@@ -1,4 +1,4 @@
-"""From picture files to a project: train, write the weights, write the manifest."""
+"""Train a project: check the images, run the job, write its weights and its manifest."""
 
 from __future__ import annotations
 
@@ -8,31 +8,29 @@ import platform
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import unziplora_cli
 from unziplora_cli import files
-from unziplora_cli.config import Prompts, TrainConfig, Words
-from unziplora_cli.errors import Interrupted, ProjectError
-from unziplora_cli.files import fsync
+from unziplora_cli.errors import Interrupted, ProjectError, Remedy
+from unziplora_cli.job import Job, SourceImage
+from unziplora_cli.paths import leave_process_group, process_count, process_rank
 from unziplora_cli.projects import manifest
-from unziplora_cli.projects.manifest import Artifact, Manifest, Role, SourceImage
+from unziplora_cli.projects.manifest import Artifact, Manifest, Role
 from unziplora_cli.projects.store import Project, ProjectStore
-from unziplora_cli.projects.unfinished import CHECKPOINTS, Plan, read_plan, write_plan
-from unziplora_cli.workflows.provenance import base_record, origin
+from unziplora_cli.projects.unfinished import CHECKPOINTS, UnfinishedRecord, read_record, write_record
+from unziplora_cli.workflows.provenance import metadata_of
 
 if TYPE_CHECKING:
-    from unziplora_cli.job import TrainRequest
-    from unziplora_cli.sdxl.base import BaseRef
     from unziplora_cli.training.events import Event, TrainResult
     from unziplora_cli.training.inputs import InputCache
+    from unziplora_cli.training.request import TrainRequest
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
 LORA_FORMAT, MERGE_FORMAT = "kohya", "unziplora-merge"
@@ -42,35 +40,8 @@ DISK_ERRORS = tuple(
 
 
 @dataclass(frozen=True)
-class TrainOrder:
-    """One project to be made.
-
-    ``pictures`` is one file, or a few that show the same subject in the same style; ``validation`` are the
-    prompts of the pictures drawn on the way, by default those of training. ``created`` is the time that the
-    files and the manifest tell, by default now: equal trainings of equal times make equal files. ``resume``
-    goes on with the unfinished training of that name. ``typed`` are the words of the command, which hints
-    repeat, and ``given`` the settings among them.
-    """
-
-    name: str
-    pictures: tuple[Path, ...]
-    words: Words
-    prompts: Prompts
-    base: BaseRef
-    config: TrainConfig
-    device: str = "auto"
-    vae: str | None = None
-    validation: Prompts | None = None
-    force: bool = False
-    created: str | None = None
-    resume: bool = False
-    typed: Sequence[str] = ()
-    given: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
 class TrainedProject:
-    """The finished project; the last thing that :func:`train` tells."""
+    """The finished project, the last event of :func:`train`."""
 
     project: Project
     seconds: float
@@ -86,189 +57,164 @@ class _Outcome:
     step_times: list[float] = field(default_factory=list)
 
 
-def check_images(pictures: Sequence[Path]) -> None:
-    """Read every picture once, so that none is refused when others are trained already; raises UsageError."""
+def read_sources(images: Sequence[Path]) -> tuple[SourceImage, ...]:
+    """The records of training images, each one decoded once; raises UsageError for one that cannot be used.
+
+    ``file`` is the name that the copy in the project will have.
+    """
+    from PIL import Image
+
     from unziplora_cli.images import load_image
 
-    for picture in pictures:
-        load_image(picture)
+    sources = []
+    for number, path in enumerate(images, start=1):
+        load_image(path)
+        ending = path.suffix.lower()
+        plain = ending.isascii() and ending[1:].isalnum()
+        file = "source" + (f"-{number}" if number > 1 else "") + (ending if plain else "")
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            width, height, format = image.width, image.height, image.format or "unknown"
+        sources.append(SourceImage(file, files.sha256(path), width, height, format))
+    return tuple(sources)
 
 
-def input_cache_for(orders: Sequence[TrainOrder]) -> InputCache:
-    """What the trainings of ``orders`` share: nothing is loaded twice."""
+def input_cache_for(requests: Sequence[TrainRequest]) -> InputCache:
+    """What several trainings share, so that nothing is loaded twice."""
     from unziplora_cli.training.inputs import InputCache
 
-    return InputCache([_request(order, Path(), order.pictures) for order in orders if not order.resume])
+    return InputCache([request for request in requests if not request.resume])
 
 
-def split_by_process(orders: Sequence[TrainOrder]) -> Sequence[TrainOrder]:
-    """Of several pictures, those that this process trains, each by itself; a single one is everybody's.
+def split_by_process(requests: Sequence[TrainRequest]) -> Sequence[TrainRequest]:
+    """The requests that this process trains, each by itself; all processes train a single one together.
 
     The processes were started by ``torchrun`` or ``accelerate launch``.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or len(orders) == 1:
-        return orders
+    if process_count() == 1 or len(requests) == 1:
+        return requests
     import torch
 
-    rank, processes, local = (int(os.environ.pop(name)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, processes, local = leave_process_group()
     on_gpu = torch.cuda.is_available()
     return [
-        replace(
-            order, device=f"cuda:{local}" if on_gpu and order.device in ("auto", "cuda") else order.device
-        )
-        for order in orders[rank::processes]
+        replace(request, job=replace(request.job, device=f"cuda:{local}"))
+        if on_gpu and request.job.device in ("auto", "cuda")
+        else request
+        for request in requests[rank::processes]
     ]
 
 
 def train(
-    order: TrainOrder, store: ProjectStore, input_cache: InputCache | None = None
+    request: TrainRequest, store: ProjectStore, input_cache: InputCache | None = None
 ) -> Iterator[Event | TrainedProject]:
-    """Train ``order`` and make it a project of ``store``, telling events and at last TrainedProject.
+    """Run ``request`` and make it a project of ``store``; yields events, and at last TrainedProject.
 
-    A ``input_cache`` is what it shares with trainings before and after it.
+    ``input_cache`` shares inputs with trainings before and after it.
 
-    Stopped by the user, the project is kept with what was learned so far, or stays an unfinished training
-    where an older project has its name; Interrupted is raised. Whatever else ends it, even the process, the
-    training can go on after its last checkpoint; without one nothing is left behind. Raises every error of
-    training, and ProjectError when the name is taken or the disk refuses.
+    When the user stops it, what was learned so far is kept as a project, or as an unfinished training if an
+    older project has its name, and Interrupted is raised. Whatever else ends it, even the end of the process,
+    it can be resumed from its last checkpoint; without one nothing is left. Raises every error of training,
+    and ProjectError when the name is taken or the disk refuses.
     """
     from unziplora_cli.sdxl.base import check_trainable
     from unziplora_cli.training.trainer import StopRequest, signals_as_keyboard_interrupt
 
-    check_trainable(order.base)
-    outcome = _Outcome()
-    if int(os.environ.get("RANK", "0")) > 0:
+    check_trainable(request.base)
+    name, outcome = request.job.name, _Outcome()
+    if process_rank() > 0:
         with tempfile.TemporaryDirectory() as scratch:
-            reopened = store.reopen(order.name) if order.resume else None
-            yield from _learn(order, Path(scratch), reopened, outcome, input_cache)
+            reopened = store.reopen(name) if request.resume else None
+            yield from _learn(request, Path(scratch), reopened, outcome, input_cache)
         return
-    prepare = None if order.resume else partial(_prepare, order)
+    prepare = None if request.resume else partial(_prepare, request)
     with (
         signals_as_keyboard_interrupt(),
-        disk_errors(store.home, partial(_kept, store, order.name)),
-        store.training(order.name, prepare, force=order.force) as folder,
+        disk_errors(store.home, partial(_resumable, store, name)),
+        store.training(name, prepare, force=request.replaces) as folder,
     ):
-        plan = read_plan(folder)
-        order = replace(order, created=plan.created)
-        if order.resume:
-            write_plan(folder, replace(plan, training=asdict(order.config)))
+        record = read_record(folder)
+        job = replace(request.job, created=record.job.created, images=record.job.images)
+        request = replace(request, job=job)
+        if request.resume:
+            write_record(folder, replace(record, job=job))
         try:
-            yield from _learn(order, folder, folder, outcome, input_cache)
+            yield from _learn(request, folder, folder, outcome, input_cache)
         except Interrupted:
             if outcome.result is None:
                 raise
-        with StopRequest():  # it is nearly done: a signal now would only cost what was learned
+        with StopRequest():  # a signal during these last moments would only cost what was learned
             (folder / manifest.FILE_NAME).unlink(missing_ok=True)
             assert outcome.result is not None
-            record = _write_weights(order, outcome.result, folder)
-            manifest.write(folder, _manifest(order, plan.source, outcome.result, record))
+            artifacts = _write_weights(job, outcome.result, folder)
+            manifest.write(folder, _manifest(job, outcome.result, artifacts))
     if not outcome.complete:
-        raise _stopped(order, store)
-    project = store.open(order.name)
+        raise _stopped(job, store)
+    project = store.open(name)
     typical = sorted(outcome.step_times)[len(outcome.step_times) // 2] if outcome.step_times else 0.0
     yield TrainedProject(project, project.manifest.seconds, typical)
 
 
-def plan_of(order: TrainOrder, source: tuple[SourceImage, ...]) -> Plan:
-    """What has to be known to go on with ``order``."""
-    return Plan(
-        created=order.created or manifest.now(),
-        tool_version=unziplora_cli.__version__,
-        base=base_record(order.base),
-        source=source,
-        words=order.words,
-        prompts=order.prompts,
-        training=asdict(order.config),
-        device=order.device,
-        vae=order.vae,
-        validation=order.validation,
-        replaces=order.force,
-    )
+def _prepare(request: TrainRequest, folder: Path) -> UnfinishedRecord:
+    copy_images(request.images, request.job.images, folder)
+    return UnfinishedRecord(job=request.job, replaces=request.replaces)
 
 
-def _prepare(order: TrainOrder, folder: Path) -> Plan:
-    return plan_of(order, copy_images(order.pictures, folder))
+def copy_images(images: Sequence[Path], sources: Sequence[SourceImage], folder: Path) -> None:
+    """Copy training images into the folder of a project, so that it does not depend on the originals."""
+    for path, source in zip(images, sources, strict=True):
+        copy = folder / source.file
+        try:
+            shutil.copyfile(path, copy)
+            files.fsync(copy)
+        except OSError as error:
+            raise ProjectError(f"Cannot copy {path} into the project: {error.strerror}.") from error
+        if files.sha256(copy) != source.sha256:
+            raise ProjectError(f"{path} changed while it was being copied.")
 
 
-def _kept(store: ProjectStore, name: str) -> str:
-    """The command that goes on with what a failed training left, if it left anything."""
-    return f"unziplora train --resume {name}" if store.unfinished(name) else ""
+def _resumable(store: ProjectStore, name: str) -> Remedy | None:
+    """How to continue with what a failed training left, if it left anything."""
+    return Remedy("Resume it", "train", settings={"resume": name}) if store.unfinished(name) else None
 
 
-def _stopped(order: TrainOrder, store: ProjectStore) -> Interrupted:
-    """What to tell when the user stopped the training."""
-    go_on = f"Go on: unziplora train --resume {order.name}"
-    unfinished = store.unfinished(order.name)
-    if unfinished is not None and unfinished.folder == store.folder / order.name:
-        steps = store.open(order.name).manifest.steps_done
+def _stopped(job: Job, store: ProjectStore) -> Interrupted:
+    """The error that tells the user what is left of a training that they stopped."""
+    resume = Remedy("Resume", "train", settings={"resume": job.name})
+    unfinished = store.unfinished(job.name)
+    if unfinished is not None and unfinished.folder == store.folder / job.name:
+        steps = store.open(job.name).manifest.steps_done
         return Interrupted(
-            f"Stopped after step {steps} of {order.config.steps}; what was learned is kept.",
-            hint=f"{go_on}   Look at it: unziplora combine {order.name}",
+            f"Stopped after step {steps} of {job.config.steps}; what was learned is kept.",
+            resume,
+            Remedy("Generate images with it", "combine", (job.name,)),
         )
     return Interrupted(
-        f"Stopped before step {order.config.steps}; the older project {order.name!r} stays until then.",
-        hint=f"{go_on}   Give it up: unziplora remove {order.name} --unfinished",
-    )
-
-
-def _metadata(order: TrainOrder) -> Mapping[str, Mapping[str, str]]:
-    """What each file of weights says about itself."""
-    from unziplora_cli.adapters.metadata import project_metadata
-
-    return project_metadata(
-        origin(
-            order.name,
-            base_record(order.base),
-            order.words,
-            order.prompts,
-            resolution=order.config.resolution,
-            picture=order.pictures[0],
-            created=order.created,
-        )
-    )
-
-
-def _request(order: TrainOrder, folder: Path, pictures: tuple[Path, ...]) -> TrainRequest:
-    from unziplora_cli.job import TrainRequest
-
-    return TrainRequest(
-        base=order.base,
-        pictures=pictures,
-        prompts=order.prompts,
-        config=order.config,
-        folder=folder,
-        device=order.device,
-        validation=order.validation,
-        vae=order.vae,
-        name=order.name,
-        resume=order.resume,
-        typed=order.typed,
-        given=order.given,
+        f"Stopped before step {job.config.steps}; the older project {job.name!r} is still in place.",
+        resume,
+        Remedy("Discard it", "remove", (job.name,), {"unfinished": True}),
     )
 
 
 def _learn(
-    order: TrainOrder,
+    request: TrainRequest,
     folder: Path,
     training: Path | None,
     outcome: _Outcome,
     input_cache: InputCache | None,
 ) -> Iterator[Event]:
-    """Run ``order`` in ``folder``; ``training`` is the folder of the training that it goes on with."""
+    """Run ``request`` in ``folder``; ``training`` is the folder of the training that it resumes."""
     from unziplora_cli.training.engine import train as run
     from unziplora_cli.training.events import Finished, Phase, StepDone, Stopped
 
-    pictures, identity = order.pictures, {}
-    if training is not None:
-        source = read_plan(training).source
-        identity = plan_of(order, source).identity()
-        if order.resume:
-            pictures = tuple(training / each.file for each in source)
+    images = request.images
+    if training is not None and request.resume:
+        images = tuple(training / image.file for image in request.job.images)
     request = replace(
-        _request(order, folder, pictures),
-        metadata=_metadata(replace(order, pictures=pictures)),
-        identity=identity,
+        request,
+        images=images,
+        folder=folder,
         checkpoints=None if training is None else training / CHECKPOINTS,
+        metadata=metadata_of(request.job, images[0]),
     )
     for event in run(request, input_cache):
         match event:
@@ -277,7 +223,7 @@ def _learn(
             case Stopped(result):
                 outcome.result = result
             case Phase("load U-Net"):
-                # The project that was stopped begins to change: it is none until its files are whole again.
+                # From here on the files of a stopped project change: it is no project until they are whole.
                 (folder / manifest.FILE_NAME).unlink(missing_ok=True)
                 yield event
             case StepDone():
@@ -288,68 +234,49 @@ def _learn(
 
 
 @contextmanager
-def disk_errors(home: Path, kept: Callable[[], str] = str) -> Iterator[None]:
-    """A disk that is full, failing or read-only as ProjectError; safetensors tells it in words alone.
+def disk_errors(home: Path, resumable: Callable[[], Remedy | None] = lambda: None) -> Iterator[None]:
+    """Turn a disk that is full, failing or read-only into ProjectError; safetensors names it in words only.
 
-    ``kept`` says the command that goes on with what is left.
+    ``resumable`` returns how to continue with what is left.
     """
     from safetensors import SafetensorError
 
     try:
         yield
     except (OSError, SafetensorError) as error:
-        words = [os.strerror(number) for number in DISK_ERRORS]
-        reason = next((each for each in words if each in str(error)), None)
+        reasons = [os.strerror(number) for number in DISK_ERRORS]
+        reason = next((text for text in reasons if text in str(error)), None)
         if reason is None:
             raise
-        go_on = kept()
+        resume = resumable()
+        if resume is not None:
+            raise ProjectError(
+                f"Cannot write the project: {reason}. Its last checkpoint is kept.",
+                Remedy(f"Free space on the disk of {home}."),
+                resume,
+            ) from error
         raise ProjectError(
-            f"Cannot write the project: {reason}. "
-            + ("What was learned up to its last checkpoint is kept." if go_on else "Nothing of it was kept."),
-            hint=f"Make room on the disk of {home}, "
-            + (f"then go on: {go_on}" if go_on else "or choose another place with --home FOLDER."),
+            f"Cannot write the project: {reason}. Nothing of it was kept.",
+            Remedy(
+                f"Free space on the disk of {home}, or choose another folder", settings={"home": "FOLDER"}
+            ),
         ) from error
 
 
-def copy_images(pictures: tuple[Path, ...], folder: Path) -> tuple[SourceImage, ...]:
-    """Keep the very files that were trained on, so that the project stands alone."""
-    from PIL import Image
-
-    check_images(pictures)
-    sources = []
-    for number, picture in enumerate(pictures):
-        ending = picture.suffix.lower()
-        plain = ending.isascii() and ending[1:].isalnum()
-        file = "source" + (f"-{number + 1}" if number else "") + (ending if plain else "")
-        try:
-            shutil.copyfile(picture, folder / file)
-            fsync(folder / file)
-        except OSError as error:
-            raise ProjectError(f"Cannot copy {picture} into the project: {error.strerror}.") from error
-        with warnings.catch_warnings(action="ignore"), Image.open(folder / file) as image:
-            sources.append(
-                SourceImage(
-                    file, files.sha256(folder / file), image.width, image.height, image.format or "unknown"
-                )
-            )
-    return tuple(sources)
-
-
-def _write_weights(order: TrainOrder, learned: TrainResult, folder: Path) -> tuple[Artifact, ...]:
-    """Write the three files of weights; returns the record of all files."""
+def _write_weights(job: Job, result: TrainResult, folder: Path) -> tuple[Artifact, ...]:
+    """Write the three weight files; returns the records of all files."""
     from unziplora_cli.training import callbacks
     from unziplora_cli.training.checkpoint import write_adapters
 
-    picture = folder / read_plan(folder).source[0].file
     write_adapters(
         folder,
-        learned.content,
-        learned.style,
-        learned.content_merge,
-        learned.style_merge,
-        _metadata(replace(order, pictures=(picture,))),
+        result.content,
+        result.style,
+        result.content_merge,
+        result.style_merge,
+        metadata_of(job, folder / job.images[0].file),
     )
-    rank = order.config.rank
+    rank = job.config.rank
     return (
         _artifact(folder, "content", "content.safetensors", LORA_FORMAT, rank),
         _artifact(folder, "style", "style.safetensors", LORA_FORMAT, rank),
@@ -363,37 +290,22 @@ def _artifact(folder: Path, role: Role, path: str, format: str, rank: int | None
     return Artifact(role, path, files.sha256(file), file.stat().st_size, format, rank)
 
 
-def _manifest(
-    order: TrainOrder,
-    sources: tuple[SourceImage, ...],
-    result: TrainResult,
-    artifacts: tuple[Artifact, ...],
-) -> Manifest:
+def _manifest(job: Job, result: TrainResult, artifacts: tuple[Artifact, ...]) -> Manifest:
     return Manifest(
-        name=order.name,
-        created=order.created or manifest.now(),
-        tool_version=unziplora_cli.__version__,
-        base=base_record(order.base),
-        source=sources,
-        words=order.words,
-        prompts=order.prompts,
-        training=asdict(order.config),
-        seed=order.config.seed,
-        device=result.device,
-        versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
-        seconds=round(result.seconds, 3),
+        job=replace(job, device=result.device),
+        state="complete" if result.steps == job.config.steps else "interrupted",
         steps_done=result.steps,
-        state="complete" if result.steps == order.config.steps else "interrupted",
-        artifacts=artifacts,
-        vae=order.vae,
+        seconds=round(result.seconds, 3),
         peak_memory_bytes=result.memory,
+        versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         metrics=_losses(result),
+        artifacts=artifacts,
     )
 
 
 def _losses(result: TrainResult) -> dict[str, float]:
-    """Mean loss of the first and the last tenth of the steps."""
-    losses = [loss for loss in result.losses if isfinite(loss)]  # fp16 leaves out steps that overflow
+    """Mean loss of the first and of the last tenth of the steps."""
+    losses = [loss for loss in result.losses if isfinite(loss)]  # fp16 skips steps that overflow
     if not losses:
         return {}
     tenth = max(1, len(losses) // 10)

@@ -1,0 +1,43 @@
+"""A job together with what running it takes: where its files lie, and where results go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unziplora_cli.config import TrainConfig
+from unziplora_cli.job import Job
+
+if TYPE_CHECKING:
+    from unziplora_cli.sdxl.base import BaseRef
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """One job to run now.
+
+    ``images`` are the files of ``job.images``. ``folder`` receives ``history.csv``, ``checkpoints/``,
+    ``saved/``, ``validation/`` and ``logs/``. ``metadata`` goes into the weight files, by part.
+
+    ``resume`` continues after the newest valid checkpoint in ``checkpoints``, by default the one in
+    ``folder``. ``replaces`` allows the new project to replace an older one of its name. ``typed`` are the
+    words of the command line and ``given`` the settings in it; suggestions repeat them.
+    """
+
+    job: Job
+    base: BaseRef
+    images: tuple[Path, ...]
+    folder: Path = Path()
+    resume: bool = False
+    replaces: bool = False
+    checkpoints: Path | None = None
+    metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    typed: Sequence[str] = ()
+    given: Mapping[str, Any] | None = None
+
+    @property
+    def config(self) -> TrainConfig:
+        """The settings of the job."""
+        return self.job.config
