@@ -111,8 +111,8 @@ def test_pictures_together_make_one_project(unziplora, photos, settings, isolate
     pictures = (photos / "fox.png", photos / "rose.jpg")
     completed = unziplora("train", *pictures, "--together", *WORDS, *settings, "--name=both", "--json")
     assert [each["name"] for each in completed.envelope["result"]["projects"]] == ["both"]
-    manifest = ProjectStore(isolated_home).open("both").manifest
-    assert [each.file for each in manifest.source] == ["source.png", "source-2.jpg"]
+    job = ProjectStore(isolated_home).open("both").job
+    assert [each.file for each in job.images] == ["source.png", "source-2.jpg"]
     assert unziplora("verify", "both").code == 0
 
 

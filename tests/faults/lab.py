@@ -114,10 +114,10 @@ class Lab:
 
     def command(self, trial: Path, *arguments: str) -> Callable[[], int]:
         """A function that runs a command line in this process."""
+        from unziplora_cli import job
         from unziplora_cli.__main__ import run
-        from unziplora_cli.projects import manifest
 
-        manifest.now = lambda: CREATED
+        job.now = lambda: CREATED
         os.environ["UNZIPLORA_HOME"] = str(trial / "home")
         return lambda: run(arguments)
 

@@ -13,6 +13,7 @@ from unziplora_cli.config import ComputeConfig, GenerateConfig, Words, resolve
 from unziplora_cli.errors import AdapterError, ProjectError
 from unziplora_cli.evaluation import metrics as names
 from unziplora_cli.events import Event, Progress, run
+from unziplora_cli.job import BaseRecord
 from unziplora_cli.method.inject import adapted_projections
 from unziplora_cli.method.lora import LoRAWeights
 from unziplora_cli.projects import manifest
