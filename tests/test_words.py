@@ -41,6 +41,7 @@ EXCEPT = (
     "tests/fuzz/findings/",
     "tests/golden/golden_a/",
     "LICENSE",
+    "CHANGELOG.md",  # it names the former options
     "recipes/mini/scene.py",  # a studio and a shelf are in its scenes
 )
 
@@ -50,9 +51,6 @@ TO_CLEAN = (
     "templates/",
     "tests/",
     "unziplora_cli/",
-    ".ci/",
-    "CHANGELOG.md",
-    "README.md",
 )
 
 
