@@ -51,12 +51,12 @@ def bad_images(folder: Path) -> dict[str, Path]:
     ("kind", "text"),
     [
         ("missing", "There is no file"),
-        ("folder", "is a folder, not a picture"),
-        ("text", "is not a picture that can be read"),
-        ("empty", "is not a picture that can be read"),
-        ("cut", "is damaged or cut short"),
+        ("folder", "is a folder, not an image"),
+        ("text", "is not an image that can be read"),
+        ("empty", "is not an image that can be read"),
+        ("cut", "is damaged or truncated"),
         ("dot", "is 1 x 1 px: too small"),
-        ("bomb", "is far too large"),
+        ("bomb", "is too large"),
     ],
 )
 def test_a_bad_image_is_rejected_before_any_training(
@@ -93,7 +93,7 @@ def test_a_long_prompt_is_truncated_with_a_note(unziplora, photos, settings):
     subject = "fox " * 28 + "on the beach"
     completed = unziplora("train", photos / "fox.png", f"--subject={subject}", "--style=sketch", *settings)
     assert completed.code == 0
-    assert "is longer than 32 tokens; the base does not read:" in completed.message
+    assert "is longer than 32 tokens; the base ignores:" in completed.message
     assert "sketch style" in completed.message
 
 
@@ -178,7 +178,7 @@ def test_a_base_with_another_architecture(assert_fails, photos, tiny_base, setti
     path = base / "unet/config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     message = assert_fails(4, "train", photos / "fox.png", *WORDS, *settings, f"--base={base}")
-    assert "is not of SDXL's shape" in message
+    assert "is not an SDXL-class model" in message
     assert text in message
 
 
@@ -247,7 +247,7 @@ def test_a_full_disk_while_generating(assert_fails, two_projects, monkeypatch):
         (3, ["combine", "fox", "nobody"], "There is no project 'nobody'"),
         (3, ["cross", "fox", "--style=nobody"], "unziplora list"),
         (2, ["content", "../fox"], "cannot be the name of a project"),
-        (2, ["cross"], "There is nothing to cross"),
+        (2, ["cross"], "needs at least one content and one style"),
         (2, ["content", "fox", "--prompt="], "The prompt is empty"),
         (2, ["cross", "fox", "--prompt= "], "The prompt is empty"),
         (2, ["combine", "fox", "--style-prompt="], "The prompt is empty"),
@@ -274,7 +274,7 @@ def test_an_unwritable_output_is_rejected_before_generating(
 ):
     from unziplora_cli.workflows import generate
 
-    monkeypatch.setattr(generate, "pictures", lambda *_: pytest.fail("an image was generated"))
+    monkeypatch.setattr(generate, "generate_requests", lambda *_: pytest.fail("an image was generated"))
     (tmp_path / "file").write_text("mine")
     message = assert_fails(3, command, "fox", *QUICK, "--out", tmp_path / "file/below")
     assert "file is not a folder" in message

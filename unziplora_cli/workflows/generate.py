@@ -111,8 +111,6 @@ def generate_images(
     impossible prompt or size, ModelError, AdapterError, OutOfMemory, and ProjectError if the images cannot be
     written.
     """
-    from unziplora_cli.sdxl.generate import GeneratedImage
-
     is_file = is_image_file(out)
     folder, stem = (out.parent, out.stem) if is_file else (out, _stem(spec))
     check_writable(folder)
@@ -121,6 +119,8 @@ def generate_images(
     if is_file and spec.config.count == 1:
         refuse_existing([out], force=force)
         names, replace_file = chain([out], names), force
+    from unziplora_cli.sdxl.generate import GeneratedImage  # imports torch: after all cheap checks
+
     images = []
     for event in generate_requests([AdapterCache().request(spec)], spec.base, compute):
         if isinstance(event, GeneratedImage):
@@ -139,12 +139,12 @@ def generate_cross(
     go to a new folder ``cross-001`` in the images of the first content project. Raises as
     :func:`generate_images` does.
     """
-    from unziplora_cli.report.contact_sheet import Heading, contact_sheet
-    from unziplora_cli.sdxl.generate import GeneratedImage
-
     cells, count = spec.cells(), spec.config.count
     prompts = [cell.prompts for cell in cells]
     check_writable(out or spec.contents[0].images)
+    from unziplora_cli.report.contact_sheet import Heading, contact_sheet
+    from unziplora_cli.sdxl.generate import GeneratedImage
+
     rows = [Heading(p.job.words.subject, p.name, source_image(p)) for p in spec.contents]
     columns = [Heading(p.job.words.style, p.name, source_image(p)) for p in spec.styles]
     names = [
