@@ -1,7 +1,7 @@
-"""A Hugging Face hub on this machine: the part of its protocol that the hub's library uses, and its faults.
+"""A local Hugging Face hub: the part of its protocol that huggingface_hub uses, with faults to inject.
 
-Small files are answered directly and named by git's SHA-1; large ones lead to another host, as the hub leads
-to its storage, and are named by their SHA-256.
+Small files are served directly and named by git's SHA-1. Large files are redirected to another host, as the
+hub redirects to its storage, and named by their SHA-256.
 """
 
 import base64
@@ -33,7 +33,7 @@ class Repository:
 
 @dataclass
 class Request:
-    """What was asked for, and with which token."""
+    """A request that the server got."""
 
     method: str
     host: str
@@ -44,10 +44,10 @@ class Request:
 
 @dataclass
 class Hub:
-    """The state of the server; tests change it and look into it.
+    """The state of the server, for tests to change and inspect.
 
-    `cut` closes the connection after so many bytes of a large file, so many times; `broken` are large files
-    of which other bytes are sent than were promised, `short` those of which only so many are there.
+    Keys are hashes of large files: `cut` lists after how many bytes the connection is closed, once per
+    request; `broken` files are sent as zeros; `short` files end after so many bytes.
     """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -62,7 +62,9 @@ class Hub:
 
     def sent(self, ending: str) -> list[Request]:
         """The requests for bytes of a path."""
-        return [each for each in self.requests if each.method == "GET" and each.path.endswith(ending)]
+        return [
+            request for request in self.requests if request.method == "GET" and request.path.endswith(ending)
+        ]
 
 
 def is_large(name: str) -> bool:
@@ -79,7 +81,7 @@ def sha256(data: bytes) -> str:
 
 @contextmanager
 def serving() -> Iterator[Hub]:
-    """A hub at a free port of this machine for as long as the block lasts."""
+    """Run a hub on a free port during the block."""
     hub = Hub()
     server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_port}"
@@ -95,7 +97,7 @@ def serving() -> Iterator[Hub]:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub without models, for commands in this process, whose library read other variables long ago."""
+    """A hub without models, for commands in this process, where the library is already imported."""
     from huggingface_hub import constants
 
     with serving() as served:
@@ -105,14 +107,14 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
-        # Its handler writes to the stderr that was there when it was made.
+        # Its handler writes to the stderr of another test.
         monkeypatch.setattr(logging.getLogger("huggingface_hub"), "handlers", [])
         use_endpoint(served.url, monkeypatch)
         yield served
 
 
 def use_endpoint(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What HF_ENDPOINT would do in a process of its own."""
+    """Do what HF_ENDPOINT does in a new process."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", url)
@@ -125,7 +127,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: Any) -> None:
-        """Say nothing when a client goes away."""
+        """Ignore clients that close the connection."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -133,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def do_HEAD(self) -> None:
         self._handle()
@@ -172,90 +174,88 @@ class _Handler(BaseHTTPRequestHandler):
             case ["POST", _, _, "info", "lfs", "objects", "batch"]:
                 self._batch(json.loads(body))
             case _:
-                self._refuse(404, "", "Not found")
+                self._refuse(404, "", "Not model")
 
     def _repository(self, id: str, token: str | None) -> Repository | None:
-        """The model, or None when the answer is a refusal, which is sent."""
+        """The model; None if the request was refused."""
         if token not in (None, TOKEN):
             self._refuse(401, "", "Invalid credentials in Authorization header")
             return None
-        found = self.hub.repositories.get(id)
-        if found is None or (found.private and token is None):
-            self._refuse(404 if token else 401, "RepoNotFound", "Repository not found")
+        model = self.hub.repositories.get(id)
+        if model is None or (model.private and token is None):
+            self._refuse(404 if token else 401, "RepoNotFound", "Repository not model")
             return None
-        return found
+        return model
 
     def _model(self, id: str, rest: list[str], body: bytes, token: str | None) -> None:
-        found = self._repository(id, token)
-        if found is None:
+        model = self._repository(id, token)
+        if model is None:
             return
         match rest:
             case [] | ["revision", _]:
-                if rest and rest[1] not in ("main", found.commit):
+                if rest and rest[1] not in ("main", model.commit):
                     self._refuse(404, "RevisionNotFound", "Invalid rev id")
                     return
-                siblings = [_sibling(name, data) for name, data in found.files.items()]
-                self._json({"id": id, "sha": found.commit, "siblings": siblings, "private": found.private})
+                siblings = [_sibling(name, data) for name, data in model.files.items()]
+                self._json({"id": id, "sha": model.commit, "siblings": siblings, "private": model.private})
             case ["tree", *_]:
-                self._json([_entry(name, data) for name, data in found.files.items()])
+                self._json([_entry(name, data) for name, data in model.files.items()])
             case ["preupload", _]:
-                asked = json.loads(body)["files"]
-                modes = ({True: "lfs", False: "regular"}[is_large(each["path"])] for each in asked)
-                answers = zip(asked, modes, strict=True)
+                uploads = json.loads(body)["files"]
+                modes = ({True: "lfs", False: "regular"}[is_large(upload["path"])] for upload in uploads)
+                answers = zip(uploads, modes, strict=True)
                 self._json(
                     {
                         "files": [
-                            {"path": each["path"], "uploadMode": mode, "shouldIgnore": False}
-                            for each, mode in answers
+                            {"path": upload["path"], "uploadMode": mode, "shouldIgnore": False}
+                            for upload, mode in answers
                         ]
                     }
                 )
             case ["commit", _]:
-                self._commit(found, [json.loads(line) for line in body.splitlines()])
+                self._commit(model, [json.loads(line) for line in body.splitlines()])
             case _:
-                self._refuse(404, "", "Not found")
+                self._refuse(404, "", "Not model")
 
     def _resolve(self, id: str, revision: str, name: str, token: str | None) -> None:
-        found = self._repository(id, token)
-        if found is None:
+        model = self._repository(id, token)
+        if model is None:
             return
-        if found.gated and token is None:
+        if model.gated and token is None:
             self._refuse(403, "GatedRepo", "Access to this model is restricted")
-        elif revision not in ("main", found.commit):
+        elif revision not in ("main", model.commit):
             self._refuse(404, "RevisionNotFound", "Invalid rev id")
-        elif name not in found.files:
-            self._refuse(404, "EntryNotFound", "Entry not found")
+        elif name not in model.files:
+            self._refuse(404, "EntryNotFound", "Entry not model")
         elif is_large(name):
-            data = found.files[name]
+            data = model.files[name]
             self.send_response(302)
-            self.send_header("X-Repo-Commit", found.commit)
+            self.send_header("X-Repo-Commit", model.commit)
             self.send_header("X-Linked-Etag", f'"{sha256(data)}"')
             self.send_header("X-Linked-Size", str(len(data)))
             self.send_header("Location", f"{self._elsewhere()}/storage/{sha256(data)}?Signature=a-secret")
             self._end(b"")
         else:
-            data = found.files[name]
+            data = model.files[name]
             self.send_response(200)
-            self.send_header("X-Repo-Commit", found.commit)
+            self.send_header("X-Repo-Commit", model.commit)
             self.send_header("ETag", f'"{git_hash(data)}"')
             self._end(data)
 
     def _storage(self, name: str) -> None:
-        known = {
-            sha256(data): data for each in self.hub.repositories.values() for data in each.files.values()
-        }
-        data = known[name]
+        stored = [data for model in self.hub.repositories.values() for data in model.files.values()]
+        data = next(data for data in stored if sha256(data) == name)
         if name in self.hub.broken:
             data = bytes(len(data))
         data = data[: self.hub.short.get(name)]
-        asked = self.headers.get("Range")
-        first = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
+        range_header = self.headers.get("Range")
+        first = int(range_header.removeprefix("bytes=").split("-")[0]) if range_header else 0
         rest = data[first:]
-        if asked and not rest:
+        if range_header and not rest:
             self._refuse(416, "", "Range Not Satisfiable")
             return
-        self.send_response(206 if asked else 200)
-        if asked:
+        self.send_response(206 if range_header else 200)
+        if range_header:
             self.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")
         cuts = self.hub.cut.get(name, [])
         if cuts:
@@ -266,33 +266,33 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._end(rest)
 
-    def _create(self, asked: dict[str, Any], token: str | None) -> None:
+    def _create(self, settings: dict[str, Any], token: str | None) -> None:
         if token != TOKEN:
             self._refuse(401, "", "Invalid username or password.")
             return
-        id = f"{asked.get('organization') or 'me'}/{asked['name']}"
+        id = f"{settings.get('organization') or 'me'}/{settings['name']}"
         if id in self.hub.repositories:
             self._refuse(409, "", "You already created this model repo", {"url": f"{self.hub.url}/{id}"})
             return
-        private = bool(asked.get("private")) or asked.get("visibility") == "private"
+        private = bool(settings.get("private")) or settings.get("visibility") == "private"
         self.hub.repositories[id] = Repository(private=private)
         self._json({"url": f"{self.hub.url}/{id}", "name": id, "id": id})
 
-    def _batch(self, asked: dict[str, Any]) -> None:
+    def _batch(self, batch: dict[str, Any]) -> None:
         objects = [
-            {**each, "actions": {"upload": {"href": f"{self._elsewhere()}/storage/{each['oid']}"}}}
-            for each in asked["objects"]
+            {**item, "actions": {"upload": {"href": f"{self._elsewhere()}/storage/{item['oid']}"}}}
+            for item in batch["objects"]
         ]
         self._json({"transfer": "basic", "objects": objects}, kind="application/vnd.git-lfs+json")
 
-    def _commit(self, found: Repository, operations: list[dict[str, Any]]) -> None:
+    def _commit(self, model: Repository, operations: list[dict[str, Any]]) -> None:
         self.hub.commits.append(operations)
-        for each in operations:
-            value = each["value"]
-            if each["key"] == "file":
-                found.files[value["path"]] = base64.b64decode(value["content"])
-            elif each["key"] == "lfsFile":
-                found.files[value["path"]] = self.hub.uploads[value["oid"]]
+        for operation in operations:
+            value = operation["value"]
+            if operation["key"] == "file":
+                model.files[value["path"]] = base64.b64decode(value["content"])
+            elif operation["key"] == "lfsFile":
+                model.files[value["path"]] = self.hub.uploads[value["oid"]]
         self._json({"commitUrl": f"{self.hub.url}/me/x/commit/{'d' * 40}", "commitOid": "d" * 40})
 
     def _elsewhere(self) -> str:

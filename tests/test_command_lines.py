@@ -34,7 +34,6 @@ TO_CLEAN = {
     "doctor/checks.py",
     "doctor/gpu_checks.py",
     "doctor/reinstall.py",
-    "hub.py",
     "projects/folders.py",
     "projects/manifest.py",
     "projects/store.py",

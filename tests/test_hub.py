@@ -109,16 +109,16 @@ def test_pull_downloads_the_files_of_a_base(hub, unziplora):
     assert "14 files" in completed.err
     assert "free at" in completed.err
     assert cached() == set(sdxl_files())
-    assert all(each.token is None for each in hub.requests)
-    found, _ = base.resolve_base("owner/name", offline=True)
-    assert found.revision == "c" * 40
+    assert all(request.token is None for request in hub.requests)
+    resolved, _ = base.resolve_base("owner/name", offline=True)
+    assert resolved.revision == "c" * 40
     (paths.hub_cache() / "models--owner--name/refs/main").unlink()
-    assert base.resolve_base("owner/name", offline=True)[0] == found
+    assert base.resolve_base("owner/name", offline=True)[0] == resolved
 
     hub.requests.clear()
     again = unziplora("models", "pull", "owner/name", "--json").result
     assert again["complete"]
-    assert not [each for each in hub.requests if "resolve" in each.path]
+    assert not [request for request in hub.requests if "resolve" in request.path]
 
 
 def test_list_verify_path_and_remove_agree(hub, unziplora):
@@ -155,7 +155,7 @@ def test_the_next_command_resumes_an_interrupted_download(hub, unziplora):
     completed = unziplora("models", "pull", "owner/name")
     assert completed.code == 0
     assert "of them missing" in completed.err
-    assert [each.range for each in hub.sent(sha256(LARGE))] == ["bytes=1234567-"]
+    assert [request.range for request in hub.sent(sha256(LARGE))] == ["bytes=1234567-"]
     assert blob(LARGE).read_bytes() == LARGE
 
 
@@ -172,7 +172,7 @@ def test_an_interrupted_download_is_listed_and_removed(hub, unziplora):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert completed.code == 4
     assert "is full" in completed.err
-    assert "are kept" in completed.err
+    assert "is kept" in completed.err
     partial = blob(LARGE).with_name(f"{sha256(LARGE)}.incomplete").stat().st_size
     assert partial >= PIECE
     (_, listed) = unziplora("models", "list", "--json").result["models"]
@@ -238,7 +238,7 @@ def test_the_token_for_a_private_model_goes_only_to_the_hub(hub, unziplora):
     assert "or it is private" in completed.err
     assert "HF_TOKEN" in completed.err
     assert unziplora("models", "pull", "owner/name", HF_TOKEN=TOKEN).code == 0
-    assert {each.token for each in hub.requests if each.host == "localhost"} == {None}
+    assert {request.token for request in hub.requests if request.host == "localhost"} == {None}
     assert all(
         TOKEN.encode() not in path.read_bytes() for path in paths.hub_cache().rglob("*") if path.is_file()
     )
@@ -351,18 +351,18 @@ def test_sdxl_is_the_default_once_it_is_complete(hub, unziplora, tiny_base):
     assert completed.code == 0
     assert "of them missing" in completed.err
     assert "unziplora models pull madebyollin/sdxl-vae-fp16-fix" in completed.err
-    found, notice = base.resolve_base(None, offline=True)
-    assert (found.spec, found.revision, notice) == ("sdxl", base.SDXL_REVISION, None)
-    assert tokenizers == found.path
-    assert base.resolve_base(base.SDXL_ID, offline=True)[0].path == found.path
-    assert load_unet(found, device="cpu", dtype=torch.float32).conv_in.in_channels == 4
+    resolved, notice = base.resolve_base(None, offline=True)
+    assert (resolved.spec, resolved.revision, notice) == ("sdxl", base.SDXL_REVISION, None)
+    assert tokenizers == resolved.path
+    assert base.resolve_base(base.SDXL_ID, offline=True)[0].path == resolved.path
+    assert load_unet(resolved, device="cpu", dtype=torch.float32).conv_in.in_channels == 4
 
 
 def test_two_commits_share_equal_files(hub, unziplora):
     unziplora("models", "pull", "owner/name")
     hub.repositories["owner/name"] = Repository({**sdxl_files(), UNET: b"newer"}, commit="d" * 40)
     unziplora("models", "pull", "owner/name")
-    specs = {each["spec"] for each in unziplora("models", "list", "--json").result["models"]}
+    specs = {model["spec"] for model in unziplora("models", "list", "--json").result["models"]}
     old = f"owner/name@{'c' * 40}"
     assert specs == {"mini", "owner/name", old}
     completed = unziplora("models", "remove", old)

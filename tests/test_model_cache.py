@@ -143,8 +143,8 @@ def test_a_damaged_commit_is_removed_without_the_others():
     old = put_in_cache("owner/name", "b" * 40, {**sdxl_files(), "unet/config.json": b"older"})
     new = put_in_cache("owner/name", REVISION, sdxl_files())
     (old / "unet/config.json").resolve().unlink()
-    found = model_cache.find_cached(f"owner/name@{'b' * 40}")
-    removal = model_cache.plan_removal(found)
+    result = model_cache.find_cached(f"owner/name@{'b' * 40}")
+    removal = model_cache.plan_removal(result)
     assert removal.bytes == 0  # all that is left is the other commit's, too
     removal.run()
     assert not old.exists()
@@ -190,7 +190,7 @@ def test_copies_without_links_count_as_unchecked(capsys):
             data = file.read_bytes()
             file.unlink()
             file.write_bytes(data)
-    found = model_cache.verify("owner/name")
-    assert (found.checked, found.unchecked, found.problems) == (0, len(sdxl_files()), ())
+    result = model_cache.verify("owner/name")
+    assert (result.checked, result.unchecked, result.problems) == (0, len(sdxl_files()), ())
     assert run(["models", "verify", "owner/name"]) == 0
     assert "no hash of the hub" in capsys.readouterr().out

@@ -255,53 +255,42 @@ def download(query: Download, accept: Callable[[str, str], None] = lambda id, re
 @contextmanager
 def hub_errors(id: str, action: str = "download") -> Iterator[None]:
     """Turn the errors of the hub's library, of HTTP and of the disk into ModelError."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    login = Remedy("Log in", program="hf", command="auth login")
-    kept = "; files that were downloaded are kept" if action == "download" else ""
     try:
         yield
     except UnziploraError:
         raise
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{id} requires that you accept its terms.",
-            Remedy(f"Accept them at {constants.ENDPOINT}/{id}"),
-            login,
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelError(f"{id} has no such revision.", Remedy(f"See {constants.ENDPOINT}/{id}")) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"There is no model {id} on the hub, or it is private.",
-            login,
-            Remedy("Or set HF_TOKEN to a token with access to it."),
-        ) from error
     except Exception as error:  # the HTTP library, and so its errors, differ between versions of the hub's
-        root = _root(error)
-        status = getattr(getattr(root, "response", None), "status_code", None)
-        if status in (401, 403):
-            raise ModelError(
-                f"The hub refused to {action} {id} ({status}): no token, or one without permission.",
-                login,
-                Remedy("Or set HF_TOKEN to a token with permission."),
-            ) from error
-        if isinstance(root, OSError) and root.errno in _DISK_FULL:
-            raise ModelError(
-                f"The disk of {paths.hub_cache()} is full ({root.strerror}).",
-                Remedy(f"Free some space and run the command again{kept}."),
-            ) from error
-        if isinstance(root, OSError) and root.filename:
-            raise ModelError(
-                f"Cannot write to {paths.hub_cache()}: {root.strerror} ({root.filename}).",
-                Remedy("Point HF_HOME to a folder that you may write to."),
-            ) from error
-        reason = re.sub(r"\?[^\s'\"]*", "", f"{type(root).__name__}: {root}".splitlines()[0])
-        raise ModelError(
-            f"Cannot {action} {id} ({constants.ENDPOINT}): {reason}",
-            Remedy(f"Check the connection and run the command again{kept}."),
-        ) from error
+        message, *remedies = _explain(error, id, action)
+        raise ModelError(message, *remedies) from error
+
+
+def _explain(error: Exception, id: str, action: str) -> tuple[str, *tuple[Remedy, ...]]:
+    """What an error of the hub's library means, and its remedies."""
+    from huggingface_hub.constants import ENDPOINT
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    login = Remedy("Log in", program="hf", command="auth login")
+    token = Remedy("Or set HF_TOKEN to a token with permission.")
+    again = "run the command again" + ("; what was downloaded is kept." if action == "download" else ".")
+    if isinstance(error, GatedRepoError):
+        return f"{id} requires that you accept its terms.", Remedy(f"Accept them at {ENDPOINT}/{id}"), login
+    if isinstance(error, RevisionNotFoundError):
+        return f"{id} has no such revision.", Remedy(f"See {ENDPOINT}/{id}")
+    if isinstance(error, RepositoryNotFoundError):
+        return f"There is no model {id} on the hub, or it is private.", login, token
+    root = _root(error)
+    status = getattr(getattr(root, "response", None), "status_code", None)
+    if status in (401, 403):
+        message = f"The hub refused to {action} {id} ({status}): no token, or one without permission."
+        return message, login, token
+    if isinstance(root, OSError) and root.errno in _DISK_FULL:
+        message = f"The disk of {paths.hub_cache()} is full ({root.strerror})."
+        return message, Remedy(f"Free some space and {again}")
+    if isinstance(root, OSError) and root.filename:
+        message = f"Cannot write to {paths.hub_cache()}: {root.strerror} ({root.filename})."
+        return message, Remedy("Point HF_HOME to a folder that you may write to.")
+    reason = re.sub(r"\?[^\s'\"]*", "", f"{type(root).__name__}: {root}".splitlines()[0])
+    return f"Cannot {action} {id} ({ENDPOINT}): {reason}", Remedy(f"Check the connection and {again}")
 
 
 def _root(error: BaseException) -> BaseException:

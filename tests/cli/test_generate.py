@@ -173,11 +173,11 @@ def test_an_existing_file_is_refused_unless_forced(two_projects, unziplora, tmp_
 
 
 def test_the_source_image_of_the_project_is_never_replaced_silently(two_projects, unziplora, home_files):
-    source = two_projects / "projects/fox/source.jpg"
-    original = source.with_suffix(".png")
-    shutil.copy(source, original)
+    project = ProjectStore(two_projects).open("fox")
     before = home_files()
-    assert unziplora("content", "fox", *QUICK, "--out", original).code == 3
+    completed = unziplora("content", "fox", *QUICK, "--out", project.folder / project.manifest.source[0].file)
+    assert completed.code == 3
+    assert "already exists" in completed.message
     assert home_files() == before
 
 
@@ -257,7 +257,7 @@ def test_a_long_prompt_gives_a_notice_of_what_is_ignored(two_projects, unziplora
 
 def test_progress_goes_to_stderr_and_paths_to_stdout(two_projects, unziplora):
     completed = unziplora("content", "fox", *QUICK, "--count=2")
-    assert "image 2 of 2, step 2/2" in completed.err
+    assert "generate 2/2 step 2/2" in completed.err
     assert all(Path(line).is_file() for line in completed.out.splitlines())
 
 

@@ -117,7 +117,7 @@ def test_missing_or_wrong_token_is_reported(unziplora, hub, drawn, monkeypatch, 
         monkeypatch.setenv("HF_TOKEN", token)
     completed = unziplora("push", "fox", "me/fox", "-v")
     assert completed.code == 4
-    assert "does not let you push to me/fox (401)" in completed.message
+    assert "refused to push to me/fox (401)" in completed.message
     assert "hf auth login" in completed.message
     assert "hf_wrong" not in completed.err
     assert hub.repositories == {}

@@ -48,7 +48,7 @@ def unet(base: BaseRef) -> UNet2DConditionModel:
     return load_unet(base, device=CPU, dtype=torch.float32)
 
 
-def drawn(base: BaseRef, unet: UNet2DConditionModel, request: ImageRequest) -> Tensor:
+def product_latents(base: BaseRef, unet: UNet2DConditionModel, request: ImageRequest) -> Tensor:
     """The latents that the product draws."""
     texts = run(encode_prompts(base, [request], device=CPU, dtype=torch.float32))
     originals = fuse(unet, request.weighted)
@@ -61,7 +61,7 @@ def drawn(base: BaseRef, unet: UNet2DConditionModel, request: ImageRequest) -> T
 def drawn_by_layers(
     base: BaseRef, unet: UNet2DConditionModel, encoders: TextEncoders, request: ImageRequest
 ) -> Tensor:
-    """The same picture from the trained layers themselves, with nothing fused or kept.
+    """The same picture from the trained layers themselves, with zeros fused or kept.
 
     The conditioning is spelled out from the paper's release: branches see zeros in the unconditional half,
     and a negative prompt is for the base alone; a single LoRA is an ordinary pipeline with one prompt.
@@ -80,14 +80,14 @@ def drawn_by_layers(
     )
     negative = encode(encoders, [config.negative_prompt])
     texts = [encode(encoders, [text]) for text in (full, content, style)]
-    nothing = torch.zeros_like(texts[0].tokens)
-    away = negative.tokens if config.negative_prompt else nothing
-    away_pooled = negative.pooled if config.negative_prompt else torch.zeros_like(negative.pooled)
-    branch_away = nothing if both else away
+    zeros = torch.zeros_like(texts[0].tokens)
+    uncond_tokens = negative.tokens if config.negative_prompt else zeros
+    uncond_pooled = negative.pooled if config.negative_prompt else torch.zeros_like(negative.pooled)
+    uncond_branch = zeros if both else uncond_tokens
     ids = torch.tensor([[48.0, 64.0, 0.0, 0.0, 48.0, 64.0]])
-    told = Conditioning(texts[0].tokens, texts[1].tokens, texts[2].tokens, texts[0].pooled, ids)
-    empty = Conditioning(away, branch_away, branch_away, away_pooled, ids)
-    joined = concat_conditionings(empty, told) if config.guidance > 1 else told
+    cond = Conditioning(texts[0].tokens, texts[1].tokens, texts[2].tokens, texts[0].pooled, ids)
+    uncond = Conditioning(uncond_tokens, uncond_branch, uncond_branch, uncond_pooled, ids)
+    joined = concat_conditionings(uncond, cond) if config.guidance > 1 else cond
     noise = torch.randn(1, 4, 6, 8, generator=torch.Generator().manual_seed(config.seed))
     latents = sample(
         lambda noisy, t: predict_noise(unet, noisy, t, joined),
@@ -118,13 +118,13 @@ def test_fused_drawing_equals_the_trained_layers(
     )
     expected = drawn_by_layers(base, unet, encoders, request)
     scale = expected.abs().max()
-    assert (drawn(base, unet, request) - expected).abs().max() < 1e-5 * max(1.0, scale)
+    assert (product_latents(base, unet, request) - expected).abs().max() < 1e-5 * max(1.0, scale)
 
 
 def test_every_part_of_the_method_shows_in_the_picture(base: BaseRef, unet: UNet2DConditionModel) -> None:
-    """The comparison above would be empty if branches, prompts or merge weights hardly changed anything."""
+    """The comparison above would be uncond if branches, prompts or merge weights hardly changed anything."""
     both = random_branches(unet, "content", "style")
-    plain = drawn(base, unet, ImageRequest(PROMPTS, both, settings()))
+    plain = product_latents(base, unet, ImageRequest(PROMPTS, both, settings()))
     others = [
         ImageRequest(PROMPTS, LoRAPair(both.content, both.style), settings()),
         ImageRequest(PROMPTS, both, settings(content_strength=0.5)),
@@ -133,7 +133,7 @@ def test_every_part_of_the_method_shows_in_the_picture(base: BaseRef, unet: UNet
         ImageRequest(Prompts(PROMPTS.full, PROMPTS.content, "a dog"), both, settings()),
         ImageRequest(PROMPTS, LoRAPair(both.content), settings()),
     ]
-    assert min(float((drawn(base, unet, other) - plain).abs().max()) for other in others) > 1e-2
+    assert min(float((product_latents(base, unet, other) - plain).abs().max()) for other in others) > 1e-2
 
 
 @pytest.mark.parametrize("branch", ["content", "style"])
@@ -146,7 +146,7 @@ def test_one_lora_alone_is_diffusers_own_pipeline_with_the_saved_file(
     request = ImageRequest(
         Prompts("a fox", "a fox", "a fox"), LoRAPair(**{branch: lora}), settings(negative_prompt=negative)
     )
-    ours = next(generate(base, [request], device=CPU, dtype=torch.float32)).image
+    ours = generated(base, [request])[0].image
 
     pipeline.load_lora_weights(tmp_path, weight_name="lora.safetensors")
     noise, _ = initial_noise([0], 4, 6, 8)
@@ -167,9 +167,9 @@ def test_strength_scales_the_update(base: BaseRef, unet: UNet2DConditionModel) -
     """Half the strength of a LoRA is a LoRA with half its `up`."""
     both = random_branches(unet, "content", "style")
     halved = {name: type(w)(down=w.down, up=w.up / 2) for name, w in (both.content or {}).items()}
-    weaker = drawn(base, unet, ImageRequest(PROMPTS, both, settings(content_strength=0.5)))
+    weaker = product_latents(base, unet, ImageRequest(PROMPTS, both, settings(content_strength=0.5)))
     same = LoRAPair(halved, both.style, both.content_merge, both.style_merge)
-    expected = drawn(base, unet, ImageRequest(PROMPTS, same, settings()))
+    expected = product_latents(base, unet, ImageRequest(PROMPTS, same, settings()))
     torch.testing.assert_close(weaker, expected)
 
 

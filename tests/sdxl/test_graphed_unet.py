@@ -33,12 +33,12 @@ def texts(unet: UNet2DConditionModel, batch: int = 1) -> Conditioning:
 
 
 @torch.no_grad()
-def compare(predict: GraphedUNet, told: Conditioning, side: int = 8, first: float = 900) -> None:
+def compare(predict: GraphedUNet, cond: Conditioning, side: int = 8, first: float = 900) -> None:
     """Four calls, the last three replayed, each with its own picture and timestep."""
     for timestep in torch.tensor([first, first - 300, first - 600, first - 899]):
-        noisy = random(len(told.full), 4, side, side)
-        expected = predict_noise_merged(predict.unet, noisy, timestep, told)
-        torch.testing.assert_close(predict(noisy, timestep, told), expected, rtol=1e-4, atol=1e-4)
+        noisy = random(len(cond.full), 4, side, side)
+        expected = predict_noise_merged(predict.unet, noisy, timestep, cond)
+        torch.testing.assert_close(predict(noisy, timestep, cond), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_it_follows_pictures_texts_and_shapes(unet: UNet2DConditionModel) -> None:
@@ -52,7 +52,7 @@ def test_it_follows_weights_and_cached_texts(unet: UNet2DConditionModel) -> None
     predict = GraphedUNet(unet)
     for _ in range(2):
         branches = random_branches(unet, "content", "style")
-        told = texts(unet)
+        cond = texts(unet)
         fuse(unet, branches)
-        cache_text(unet, branches, told)
-        compare(predict, told)
+        cache_text(unet, branches, cond)
+        compare(predict, cond)

@@ -111,7 +111,9 @@ def test_missing_weights_are_never_random(tiny_base: Path, tmp_path: Path, part:
     file = next((folder / part).glob("*.safetensors"))
     weights = load_file(file)
     name = sorted(weights)[5]
-    save_file({key: each for key, each in weights.items() if key != name}, file, metadata={"format": "pt"})
+    save_file(
+        {key: tensor for key, tensor in weights.items() if key != name}, file, metadata={"format": "pt"}
+    )
     base, _ = resolve_base(str(folder), offline=True)
     load_all(base, f"lack 1 of its weights, such as .*{name.removeprefix('text_model.')}")
 
@@ -131,7 +133,7 @@ def test_a_file_of_fewer_layers_is_no_sdxl(
     monkeypatch.setattr(bases, "SDXL_CONFIG", tiny_base)
     monkeypatch.setenv("UNZIPLORA_TOKENIZERS", str(tiny_base))
     file = write_checkpoint(tiny_base, tmp_path / "tiny.safetensors")
-    save_file({name: each for name, each in load_file(file).items() if not name.startswith(key)}, file)
+    save_file({name: tensor for name, tensor in load_file(file).items() if not name.startswith(key)}, file)
     base, _ = resolve_base(str(file), offline=True)
     load_all(base, "lack .* of its weights")
 

@@ -123,7 +123,7 @@ def generate(
                 latents = torch.empty(0)
                 for step, latents in enumerate(denoise(base, predict, request, seeds, cond, uncond), 1):  # noqa: B007
                     yield Progress("generate", done, total, step, request.config.steps)
-                for seed, latent in zip(seeds, latents.split(1), strict=True):
+                for seed, latent in zip(seeds, torch.split(latents, 1), strict=True):
                     image = decode_latents(decoder, latent)[0]
                     yield GeneratedImage(image, request, seed, image_parameters(base, request, seed))
                     done += 1

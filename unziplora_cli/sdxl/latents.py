@@ -84,7 +84,7 @@ def crop_note(size: tuple[int, int], resolution: int, crops: int) -> str:
 @torch.no_grad()
 def encode_latents(vae: Any, pixels: Tensor) -> LatentDistribution:
     """The VAE's scaled posterior of ``pixels`` [crops, 3, H, W], one crop at a time, float32 on the CPU."""
-    parts = [vae.encode(crop.to(vae.device, vae.dtype)).latent_dist for crop in pixels.split(1)]
+    parts = [vae.encode(crop.to(vae.device, vae.dtype)).latent_dist for crop in torch.split(pixels, 1)]
     mean, std = (torch.cat([getattr(p, name) for p in parts]).float().cpu() for name in ("mean", "std"))
     shift, factor = latent_scale(vae)
     return LatentDistribution((mean - shift) * factor, std * factor)
@@ -100,7 +100,7 @@ def decode_latents(vae: Any, latents: Tensor) -> list[Image.Image]:
         vae.enable_tiling()
     shift, factor = (scale.to(latents.device) for scale in latent_scale(vae))
     images = []
-    for latent in latents.split(1):
+    for latent in torch.split(latents, 1):
         pixels = vae.decode((latent / factor + shift).to(vae.dtype), return_dict=False)[0]
         levels = pixels.float().add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8)  # [1, 3, H, W]
         images.append(Image.fromarray(levels[0].permute(1, 2, 0).cpu().numpy()))

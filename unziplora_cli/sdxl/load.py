@@ -124,7 +124,8 @@ def load_scheduler(base: BaseRef, name: str | None = None) -> Any:
 def alphas_cumprod(base: BaseRef) -> Tensor:
     """The share of the image's variance that is left at each timestep, [1000], float32."""
     with _loading(base, "scheduler"):
-        return DDPMScheduler.from_config(component_config(base, "scheduler")).alphas_cumprod.float()
+        alphas: Tensor = DDPMScheduler.from_config(component_config(base, "scheduler")).alphas_cumprod
+        return alphas.float()
 
 
 def _diffusers_model(cls: Any, base: BaseRef, component: str, dtype: torch.dtype) -> Any:

@@ -209,8 +209,8 @@ class AdapterCache:
 
         content, style = spec.content, spec.style
         pair = LoRAPair(
-            content=content and self._read(content.path("content"), read_lora).lora,
-            style=style and self._read(style.path("style"), read_lora).lora,
+            content=None if content is None else self._read(content.path("content"), read_lora).lora,
+            style=None if style is None else self._read(style.path("style"), read_lora).lora,
         )
         if content is None or style is None or not spec.merge:
             return pair
