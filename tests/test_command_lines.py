@@ -21,7 +21,7 @@ COMMANDS = sorted(
         *(group.name for group in app.registered_groups if group.name),
     }
 )
-SHELL = re.compile(rf"\bunziplora ({'|'.join(COMMANDS)})\b|(?:^|[\s`'\"(])--(?:[a-z]|$)")
+SHELL = re.compile(rf"\bunziplora ({'|'.join(COMMANDS)})\b|(?:^|[\s`'\"(])--[a-z]|[\s`'\"(]--$")
 
 # Arguments for programs that these modules start.
 STARTS_PROGRAMS = {"doctor/gpus.py"}
