@@ -230,6 +230,6 @@ def test_other_images_have_no_parameters_and_other_files_are_refused(tmp_path: P
     ],
 )
 def test_parameters_of_the_wrong_type_are_dropped(name: str, value: object) -> None:
-    expected = {key: known for key, known in PARAMETERS.items() if key != name}
+    expected = {key: item for key, item in PARAMETERS.items() if key != name}
     assert typed_parameters({**PARAMETERS, name: value}) == expected
     assert typed_parameters([value]) == {}

@@ -1,4 +1,4 @@
-"""Pictures with nothing in them train like any other."""
+"""Images of one color train like any other."""
 
 from collections.abc import Callable
 from math import isfinite
@@ -20,7 +20,7 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("kind", PLAIN)
-def test_a_plain_picture_trains(kind: str, make_request: Callable[..., TrainRequest], tmp_path: Path) -> None:
+def test_plain_image_trains(kind: str, make_request: Callable[..., TrainRequest], tmp_path: Path) -> None:
     mode, colour = PLAIN[kind]
     picture = tmp_path / "plain.png"
     Image.new(mode, (80, 64), colour).save(picture)
@@ -30,5 +30,5 @@ def test_a_plain_picture_trains(kind: str, make_request: Callable[..., TrainRequ
     result = last.result
     assert all(isfinite(loss) for loss in result.losses)
     for lora in (result.content, result.style):
-        assert all(each.up.isfinite().all() and each.down.isfinite().all() for each in lora.values())
-        assert any(each.up.any() for each in lora.values())
+        assert all(weights.up.isfinite().all() and weights.down.isfinite().all() for weights in lora.values())
+        assert any(weights.up.any() for weights in lora.values())

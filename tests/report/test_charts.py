@@ -1,4 +1,4 @@
-"""Where curves, bars and labels stand, against the arithmetic of the frame."""
+"""Positions of curves, bars and labels, computed by hand from the frame."""
 
 import re
 
@@ -14,7 +14,7 @@ def points(path: str) -> list[tuple[str, float, float]]:
     return [(kind, float(x), float(y)) for kind, x, y in re.findall(r"([ML])([\d.]+) ([\d.]+)", path)]
 
 
-def test_a_line_runs_from_value_to_value_in_the_frame():
+def test_line_connects_the_values():
     chart = line_chart({"up": [(0, 0.0), (5, 0.5), (10, 1.0)]}, smooth=False, top=1.0)
     (line,) = chart.lines
     middle = ((LEFT + RIGHT) / 2, (TOP + BOTTOM) / 2)
@@ -27,21 +27,21 @@ def test_a_line_runs_from_value_to_value_in_the_frame():
     ]
 
 
-def test_what_is_unknown_or_infinite_is_a_gap():
+def test_missing_and_infinite_values_are_gaps():
     values = [1.0, None, 1.0, 1.0, float("nan"), float("inf"), 1.0]
     chart = line_chart({"gappy": list(enumerate(values, 1))}, smooth=True)
     kinds = [kind for kind, _, _ in points(chart.lines[0].path)]
     assert kinds == ["M", "M", "L", "M"]
 
 
-def test_without_any_value_there_is_no_chart_and_an_empty_curve_is_left_out():
+def test_empty_curves_are_omitted():
     assert line_chart({"none": []}, smooth=True) is None
     assert line_chart({"none": [(1, None), (2, None)]}, smooth=False) is None
     chart = line_chart({"none": [(1, None)], "some": [(1, 0.5)]}, smooth=False)
     assert [line.name for line in chart.lines] == ["some"]
 
 
-def test_a_long_training_is_drawn_with_few_points_that_keep_its_mean():
+def test_long_curve_is_reduced_to_means():
     long = [(step, float(step % 2)) for step in range(1, 60_001)]
     chart = line_chart({"long": long}, smooth=False, top=1.0)
     drawn = points(chart.lines[0].path)
@@ -49,7 +49,7 @@ def test_a_long_training_is_drawn_with_few_points_that_keep_its_mean():
     assert {y for _, _, y in drawn} == {(TOP + BOTTOM) / 2}
 
 
-def test_smoothing_keeps_a_constant_and_stays_between_the_extremes():
+def test_smoothing_keeps_a_constant_and_reduces_noise():
     noisy = [(step, float(step * 7 % 5)) for step in range(200)]
     chart = line_chart({"noisy": noisy, "flat": [(step, 2.0) for step in range(200)]}, smooth=True, top=4.0)
     noisy_line, flat = chart.lines
@@ -64,7 +64,7 @@ def test_smoothing_keeps_a_constant_and_stays_between_the_extremes():
     st.booleans(),
     st.none() | st.floats(0.001, 1000),
 )
-def test_whatever_was_recorded_is_drawn_inside_the_frame(values, smooth, top):
+def test_all_points_are_inside_the_frame(values, smooth, top):
     chart = line_chart({"any": list(enumerate(values, 1))}, smooth=smooth, top=top)
     if chart is None:
         return
@@ -80,7 +80,7 @@ def test_whatever_was_recorded_is_drawn_inside_the_frame(values, smooth, top):
         assert len({tick.label for tick in ticks}) == len(ticks)
 
 
-def test_bars_count_every_value_once_side_by_side():
+def test_bars_count_every_value_once():
     chart = histogram({"content": [0.0, 0.04, 1.0], "style": [0.5] * 6}, bins=20)
     counts = {(bar.name, round((bar.x - LEFT) / (RIGHT - LEFT) * 20 - 0.5)): bar.count for bar in chart.bars}
     assert {key: count for key, count in counts.items() if count} == {

@@ -14,15 +14,15 @@ def flat(color: str, width: int = 16, height: int = 16) -> Image.Image:
 
 def box(sheet: Image.Image, color: str) -> tuple[int, int, int, int]:
     """Where a pure colour lies in the sheet."""
-    found = (
+    matches = (
         ImageChops.difference(sheet, Image.new("RGB", sheet.size, color)).convert("L").point(lambda v: v == 0)
     )
-    bounds = found.getbbox()
+    bounds = matches.getbbox()
     assert bounds is not None
     return bounds
 
 
-def test_rows_and_columns_stand_where_they_belong() -> None:
+def test_cells_are_placed_in_rows_and_columns() -> None:
     sheet = contact_sheet([[flat(RED), flat(BLUE)], [None, flat(GREEN)]], layout=SMALL)
     red, blue, green = (box(sheet, color) for color in (RED, BLUE, GREEN))
     for bounds in (red, blue, green):
@@ -33,7 +33,7 @@ def test_rows_and_columns_stand_where_they_belong() -> None:
     assert sheet.size == (blue[2] + SMALL.margin, green[3] + SMALL.margin)
 
 
-def test_everything_together_overlaps_nothing_and_stays_inside() -> None:
+def test_nothing_overlaps_or_leaves_the_margins() -> None:
     words = "a very long heading that says a lot about what is to be seen " * 3
     colors = [[f"#{10 * r:02x}{90 + 10 * c:02x}ff" for c in range(3)] for r in range(3)]
     sheet = contact_sheet(
@@ -55,21 +55,21 @@ def test_everything_together_overlaps_nothing_and_stays_inside() -> None:
 @pytest.mark.parametrize(
     ("size", "fitted"), [((10, 20), (32, 64)), ((2000, 100), (64, 3)), ((1, 1), (64, 64))]
 )
-def test_pictures_keep_their_shape(size: tuple[int, int], fitted: tuple[int, int]) -> None:
+def test_images_keep_their_aspect_ratio(size: tuple[int, int], fitted: tuple[int, int]) -> None:
     assert fit(flat(RED, *size), 64, 64).size == fitted
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "CMYK", "I;16", "1"])
-def test_pictures_of_any_mode_are_drawn(mode: str) -> None:
+def test_images_of_any_mode_are_drawn(mode: str) -> None:
     sheet = contact_sheet([[Image.new(mode, (8, 8))]], layout=SMALL)
     assert sheet.mode == "RGB"
 
 
-def test_transparent_pictures_lie_on_white() -> None:
+def test_transparent_images_are_put_on_white() -> None:
     assert fit(Image.new("RGBA", (4, 4), (255, 0, 0, 0)), 4, 4).getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_text_is_wrapped_and_cut_with_an_ellipsis() -> None:
+def test_text_is_wrapped_and_truncated_with_an_ellipsis() -> None:
     assert wrap("one two", 18, 1000, 2) == ["one two"]
     assert wrap("", 18, 100, 2) == []
     lines = wrap("word " * 50, 18, 120, 3)
@@ -78,10 +78,10 @@ def test_text_is_wrapped_and_cut_with_an_ellipsis() -> None:
     assert "".join(wrap("x" * 100, 18, 120, 99)) == "x" * 100
 
 
-def test_letters_the_font_lacks_do_not_become_boxes() -> None:
+def test_characters_without_a_glyph_are_replaced() -> None:
     assert wrap("Kapitän 狐", 18, 1000, 1) == ["Kapitan ?"]
 
 
-def test_a_sheet_of_nothing_is_an_error() -> None:
+def test_empty_sheet_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one"):
         contact_sheet([[]])

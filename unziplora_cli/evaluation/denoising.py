@@ -99,7 +99,7 @@ def measure_denoising(
     yield Phase("load base")
     with memory_guard("Use another device or a smaller batch-size."):
         texts = yield from encode_prompts(base, tuple(requests.values()), device=device, dtype=dtype)
-        unet = load_unet(base, device=device, dtype=dtype)
+        unet: Any = load_unet(base, device=device, dtype=dtype)
         settle_threads(unet)
         graphed = GraphedUNet(unet)
         for request in requests.values():
@@ -143,7 +143,8 @@ class _Predictor:
     batch_size: int
 
     def __call__(self, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        unet, predictions = self.graphed.unet, []
+        unet: Any = self.graphed.unet
+        predictions = []
         batches = zip(noisy.split(self.batch_size), timesteps.split(self.batch_size), strict=True)
         for latents, times in batches:
             conditioning = self.conditioning.expand(len(latents))

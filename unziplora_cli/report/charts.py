@@ -1,4 +1,4 @@
-"""Curves and bars as numbers for an SVG drawing: where each line runs and where the labels stand."""
+"""Line charts and histograms for the report, as SVG paths, rectangles and axis labels."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from statistics import fmean
 
 WIDTH, HEIGHT = 360.0, 220.0
 LEFT, RIGHT, TOP, BOTTOM = 42.0, 348.0, 12.0, 190.0
-"""The drawing in its own units, and the frame of its curves."""
+"""Size of a chart and the frame of its curves, in SVG units."""
 
 BUCKETS = 300
-"""A line has at most so many points."""
+"""Maximum number of points of a line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A label at a place along an axis."""
+    """A label on an axis at position ``place``."""
 
     place: float
     label: str
@@ -25,7 +25,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One curve as an SVG path, with its values at both ends; ``raw`` is it before smoothing, or empty."""
+    """One curve as an SVG path, with its first and last value; ``raw`` is the path before smoothing."""
 
     name: str
     path: str
@@ -36,7 +36,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class LineChart:
-    """Curves over the steps of a training."""
+    """Curves over training steps."""
 
     lines: tuple[Line, ...]
     x: tuple[Tick, ...]
@@ -45,7 +45,7 @@ class LineChart:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """An upright bar that stands for ``count`` things."""
+    """A vertical bar for ``count`` values."""
 
     name: str
     x: float
@@ -57,7 +57,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Bars side by side, over a value from 0 to 1."""
+    """Bars over values from 0 to 1."""
 
     bars: tuple[Bar, ...]
     x: tuple[Tick, ...]
@@ -65,13 +65,14 @@ class Histogram:
 
 
 Points = Sequence[tuple[int, float | None]]
-"""Steps and what was measured there; None where nothing was."""
+"""Steps and values; None where nothing was measured."""
 
 
 def line_chart(curves: Mapping[str, Points], *, smooth: bool, top: float | None = None) -> LineChart | None:
-    """Curves over their steps from zero up to ``top``, or as high as they need; None when there is no point.
+    """Draw curves with a vertical axis from 0 to ``top`` (default: their maximum).
 
-    With ``smooth`` each curve is a running mean over a twelfth of its length, and its raw values are kept.
+    With ``smooth`` each curve is a running mean over a twelfth of its length, drawn over its raw values.
+    Returns None if there is no value.
     """
     last = float(max((step for points in curves.values() for step, _ in points), default=1)) or 1.0
     thin = {name: _buckets(points) for name, points in curves.items()}
@@ -80,32 +81,32 @@ def line_chart(curves: Mapping[str, Points], *, smooth: bool, top: float | None 
     if not values:
         return None
     if top is None:
-        # A few raw values far above all others would press the smoothed line to the ground.
+        # A few outliers among the raw values would flatten the smoothed line.
         top = 1.1 * values[int(0.98 * (len(values) - 1))] if smooth else values[-1]
     top = top if top > 0 else 1.0
 
     def path(points: Sequence[tuple[float, float | None]]) -> str:
         return "".join(
-            f"{'L' if joined else 'M'}{_along(step / last):.1f} {_up(max(0.0, min(value / top, 1.0))):.1f}"
+            f"{'L' if joined else 'M'}{_x(step / last):.1f} {_y(max(0.0, min(value / top, 1.0))):.1f}"
             for joined, step, value in _joined(points)
         )
 
     lines = []
     for name, raw in thin.items():
         points = _smoothed(raw) if smooth else raw
-        known = _values(points)
-        lines.append(Line(name, path(points), known[0], known[-1], path(raw) if smooth else ""))
+        finite = _values(points)
+        lines.append(Line(name, path(points), finite[0], finite[-1], path(raw) if smooth else ""))
     return LineChart(
         tuple(lines),
-        tuple(Tick(_along(step / last), f"{step:,.0f}") for step in _round_steps(last, 4, whole=True)),
-        tuple(Tick(_up(value / top), f"{value:g}") for value in _round_steps(top, 4)),
+        tuple(Tick(_x(step / last), f"{step:,.0f}") for step in _round_steps(last, 4, whole=True)),
+        tuple(Tick(_y(value / top), f"{value:g}") for value in _round_steps(top, 4)),
     )
 
 
 def histogram(groups: Mapping[str, Sequence[float]], bins: int = 20) -> Histogram | None:
-    """How often each value in [0, 1] occurs, the groups side by side; None when there is no value."""
+    """Count the values in [0, 1] of each group, bars side by side; None if there is no value."""
     counts = {name: _count(values, bins) for name, values in groups.items()}
-    highest = max((max(each) for each in counts.values()), default=0)
+    highest = max(map(max, counts.values()), default=0)
     if highest == 0:
         return None
     slot = (RIGHT - LEFT) / bins
@@ -114,12 +115,12 @@ def histogram(groups: Mapping[str, Sequence[float]], bins: int = 20) -> Histogra
     for place, (name, numbers) in enumerate(counts.items()):
         for position, number in enumerate(numbers):
             x = LEFT + slot * (position + 0.07) + place * width
-            y = _up(number / highest)
+            y = _y(number / highest)
             bars.append(Bar(name, round(x, 1), round(y, 1), round(width, 1), round(BOTTOM - y, 1), number))
     return Histogram(
         tuple(bars),
-        tuple(Tick(_along(value / 4), f"{value / 4:g}") for value in range(5)),
-        tuple(Tick(_up(count / highest), f"{count:,.0f}") for count in _round_steps(highest, 4, whole=True)),
+        tuple(Tick(_x(value / 4), f"{value / 4:g}") for value in range(5)),
+        tuple(Tick(_y(count / highest), f"{count:,.0f}") for count in _round_steps(highest, 4, whole=True)),
     )
 
 
@@ -130,36 +131,36 @@ def _count(values: Sequence[float], bins: int) -> list[int]:
     return numbers
 
 
-def _along(part: float) -> float:
-    return LEFT + part * (RIGHT - LEFT)
+def _x(fraction: float) -> float:
+    return LEFT + fraction * (RIGHT - LEFT)
 
 
-def _up(part: float) -> float:
-    return BOTTOM - part * (BOTTOM - TOP)
+def _y(fraction: float) -> float:
+    return BOTTOM - fraction * (BOTTOM - TOP)
 
 
 def _buckets(points: Points) -> list[tuple[float, float | None]]:
-    """At most BUCKETS points, each the mean of as many neighbours; what is unknown or infinite is a gap."""
+    """Reduce to at most BUCKETS points, each a mean of neighbors; None and infinite values are gaps."""
     size = max(1, math.ceil(len(points) / BUCKETS))
     thin: list[tuple[float, float | None]] = []
     for first in range(0, len(points), size):
         part = points[first : first + size]
-        known = [value for _, value in part if value is not None and math.isfinite(value)]
-        thin.append((fmean(step for step, _ in part), fmean(known) if known else None))
+        finite = [value for _, value in part if value is not None and math.isfinite(value)]
+        thin.append((fmean(step for step, _ in part), fmean(finite) if finite else None))
     return thin
 
 
 def _smoothed(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float | None]]:
-    reach = len(points) // 24
+    half_window = len(points) // 24
     smooth: list[tuple[float, float | None]] = []
     for index, (step, value) in enumerate(points):
-        near = [v for _, v in points[max(0, index - reach) : index + reach + 1] if v is not None]
+        near = _values(points[max(0, index - half_window) : index + half_window + 1])
         smooth.append((step, None if value is None else fmean(near)))
     return smooth
 
 
 def _joined(points: Sequence[tuple[float, float | None]]) -> Iterator[tuple[bool, float, float]]:
-    """The known points, each with whether the one before it is known too."""
+    """The points with a value, each with whether the point before it has one."""
     before = None
     for step, value in points:
         if value is not None:
@@ -172,7 +173,7 @@ def _values(points: Sequence[tuple[float, float | None]]) -> list[float]:
 
 
 def _round_steps(end: float, about: int, *, whole: bool = False) -> list[float]:
-    """Round numbers from 0 to ``end``, at most ``about`` beside 0; with ``whole`` no fractions."""
+    """Round numbers from 0 to ``end``, at most ``about`` besides 0; integers with ``whole``."""
     power = 10.0 ** math.floor(math.log10(end / about))
     step = next(factor * power for factor in (1, 2, 5, 10) if end / (factor * power) <= about)
     step = max(1.0, step) if whole else step

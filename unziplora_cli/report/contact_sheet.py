@@ -1,4 +1,4 @@
-"""Labelled contact sheets: pictures in rows and columns with headings, on white."""
+"""Contact sheets: images in rows and columns with headings and captions, on white."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from unziplora_cli.images import to_rgb
+
 INK, SOFT, LINE, PAPER, EMPTY = "#1c1c1e", "#6e6e73", "#d8d8dc", "#ffffff", "#f6f6f8"
 LEADING = 1.3
 """Line height over font size."""
@@ -17,22 +19,22 @@ LEADING = 1.3
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A picture, or None for an empty place, and a line under it."""
+    """An image, or None for an empty cell, with a caption below it."""
 
-    picture: Image.Image | None
+    image: Image.Image | None
     caption: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """What stands over a column or beside a row: a text, a softer note, perhaps a small picture.
+    """The heading of a column or row: a text, a note in gray, and optionally a thumbnail.
 
-    Neighbours of the same ``group`` share a heading of their own.
+    Neighbors of the same ``group`` share one heading above their own.
     """
 
     text: str = ""
     note: str = ""
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
     group: str = ""
 
 
@@ -61,9 +63,9 @@ def contact_sheet(
     row_headings: Sequence[Heading | str] = (),
     layout: Layout | None = None,
 ) -> Image.Image:
-    """Draw a grid of pictures of any size; each is fitted into its cell, small ones enlarged crisply.
+    """Draw a grid of images of any size, each scaled to fit its cell.
 
-    Headings may be fewer than rows or columns. Raises ValueError when there is no cell at all.
+    There may be fewer headings than rows or columns. Raises ValueError if there is no cell.
     """
     if not any(rows):
         raise ValueError("a contact sheet needs at least one cell")
@@ -77,17 +79,15 @@ def contact_sheet(
     ).draw()
 
 
-def fit(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """The picture in RGB on white, scaled to touch the box."""
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, PAPER), picture.convert("RGBA"))
-    scale = min(width / picture.width, height / picture.height)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+def fit(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Convert an image to RGB on white and scale it to fit into a box."""
+    scale = min(width / image.width, height / image.height)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return to_rgb(image).resize(size, Image.Resampling.LANCZOS)
 
 
 def wrap(text: str, size: int, width: int, lines: int) -> list[str]:
-    """Break a text into at most ``lines`` lines of ``width`` pixels; an ellipsis stands for the rest."""
+    """Break a text into at most ``lines`` lines of ``width`` pixels; an ellipsis replaces the rest."""
     font = _font(size)
     done: list[str] = []
     line = ""
@@ -110,7 +110,7 @@ def wrap(text: str, size: int, width: int, lines: int) -> list[str]:
 
 @dataclass(slots=True)
 class _Block:
-    """Lines of text of one size and colour."""
+    """Lines of text of one size and color."""
 
     lines: list[str]
     size: int
@@ -139,7 +139,7 @@ class _Sheet:
     def draw(self) -> Image.Image:
         size = self.layout
         self.fitted = [
-            [fit(cell.picture, size.cell, size.cell) if cell.picture else None for cell in row]
+            [fit(cell.image, size.cell, size.cell) if cell.image else None for cell in row]
             for row in self.cells
         ]
         lefts = self._lefts()
@@ -163,9 +163,9 @@ class _Sheet:
         return sheet
 
     def _lefts(self) -> list[int]:
-        """The left edge of every column."""
+        """Left edges of the columns."""
         size = self.layout
-        x = size.margin + (size.row_label + size.gap if any(map(_says_something, self.rows)) else 0)
+        x = size.margin + (size.row_label + size.gap if any(map(_is_visible, self.rows)) else 0)
         lefts = []
         for number, heading in enumerate(self.columns):
             if number:
@@ -176,7 +176,7 @@ class _Sheet:
         return lefts
 
     def _tops(self, y: int) -> tuple[list[int], int]:
-        """The upper edge of every row, and the lower edge of the last."""
+        """Upper edges of the rows, and the lower edge of the last one."""
         size = self.layout
         tops = []
         for number, heading in enumerate(self.rows):
@@ -189,10 +189,10 @@ class _Sheet:
 
     def _row_height(self, number: int) -> int:
         heading = self._heading_height(self.rows[number], self.layout.row_label)
-        return max(self._picture_height(number) + self._captions_height(number), heading)
+        return max(self._image_height(number) + self._captions_height(number), heading)
 
-    def _picture_height(self, number: int) -> int:
-        return max((picture.height for picture in self.fitted[number] if picture), default=self.layout.cell)
+    def _image_height(self, number: int) -> int:
+        return max((image.height for image in self.fitted[number] if image), default=self.layout.cell)
 
     def _captions_height(self, number: int) -> int:
         return max((self._caption(cell).height for cell in self.cells[number]), default=0)
@@ -208,8 +208,8 @@ class _Sheet:
         ]
 
     def _heading_height(self, heading: Heading, width: int) -> int:
-        picture = self.layout.thumbnail + self.layout.gap // 2 if heading.picture else 0
-        return picture + sum(block.height for block in self._heading_blocks(heading, width))
+        image = self.layout.thumbnail + self.layout.gap // 2 if heading.image else 0
+        return image + sum(block.height for block in self._heading_blocks(heading, width))
 
     def _column_headings_height(self) -> int:
         size = self.layout
@@ -220,8 +220,8 @@ class _Sheet:
     def _draw_heading(
         self, sheet: Image.Image, canvas: ImageDraw.ImageDraw, heading: Heading, x: int, y: int, width: int
     ) -> None:
-        if heading.picture:
-            thumbnail = fit(heading.picture, self.layout.thumbnail, self.layout.thumbnail)
+        if heading.image:
+            thumbnail = fit(heading.image, self.layout.thumbnail, self.layout.thumbnail)
             sheet.paste(thumbnail, (x, y + self.layout.thumbnail - thumbnail.height))
             y += self.layout.thumbnail + self.layout.gap // 2
         for block in self._heading_blocks(heading, width):
@@ -254,35 +254,36 @@ class _Sheet:
                 y = tops[first] - size.gap // 2
                 canvas.line([(size.margin, y), (width - size.margin, y)], fill=LINE)
         for number, (heading, top) in enumerate(zip(self.rows, tops, strict=True)):
-            height = self._picture_height(number)
+            height = self._image_height(number)
             middle = top + (height - self._heading_height(heading, size.row_label)) // 2
             self._draw_heading(sheet, canvas, heading, size.margin, max(top, middle), size.row_label)
-            for cell, picture, x in zip(self.cells[number], self.fitted[number], lefts, strict=False):
-                if picture is None:
+            for cell, image, x in zip(self.cells[number], self.fitted[number], lefts, strict=False):
+                if image is None:
                     canvas.rectangle([x, top, x + size.cell - 1, top + height - 1], fill=EMPTY)
                 else:
-                    left = x + (size.cell - picture.width) // 2
-                    sheet.paste(picture, (left, top + (height - picture.height) // 2))
+                    left = x + (size.cell - image.width) // 2
+                    sheet.paste(image, (left, top + (height - image.height) // 2))
                 self._caption(cell).draw(canvas, x, top + height)
 
 
-def _headings(given: Sequence[Heading | str], count: int) -> list[Heading]:
-    known = [heading if isinstance(heading, Heading) else Heading(heading) for heading in given][:count]
-    return known + [Heading()] * (count - len(known))
+def _headings(headings: Sequence[Heading | str], count: int) -> list[Heading]:
+    """Exactly ``count`` headings, the missing ones empty."""
+    complete = [Heading(item) if isinstance(item, str) else item for item in headings][:count]
+    return complete + [Heading()] * (count - len(complete))
 
 
-def _says_something(heading: Heading) -> bool:
-    return bool(heading.text or heading.note or heading.picture)
+def _is_visible(heading: Heading) -> bool:
+    return bool(heading.text or heading.note or heading.image)
 
 
 def _runs(values: Sequence[str]) -> list[tuple[int, int]]:
-    """First and last index of every run of equal values."""
+    """First and last index of each run of equal values."""
     starts = [i for i, value in enumerate(values) if i == 0 or value != values[i - 1]]
     return list(zip(starts, [start - 1 for start in starts[1:]] + [len(values) - 1], strict=True))
 
 
 def _pieces(word: str, font: Any, width: int) -> list[str]:
-    """A word, or as much of it per piece as fits."""
+    """Break a word into pieces that fit the width."""
     pieces = []
     while font.getlength(word) > width and len(word) > 1:
         count = max(
@@ -295,12 +296,11 @@ def _pieces(word: str, font: Any, width: int) -> list[str]:
 
 @cache
 def _drawable(character: str) -> str:
-    """The character, or its plain letter where Pillow's font has no sign for it, or a question mark."""
+    """The character if Pillow's font has a glyph for it, otherwise its base letter or a question mark."""
     font = _font(16)
     unknown = bytes(font.getmask("\uffff"))
     candidates = (character, unicodedata.normalize("NFKD", character)[0])
-    known = (c for c in candidates if c.isspace() or bytes(font.getmask(c)) != unknown)
-    return next(known, "?")
+    return next((c for c in candidates if c.isspace() or bytes(font.getmask(c)) != unknown), "?")
 
 
 @cache

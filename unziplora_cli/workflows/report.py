@@ -92,7 +92,8 @@ class ProjectImages:
     @property
     def count(self) -> int:
         """Number of images."""
-        lists = (self.sources, self.sheets, *(part.images for part in (*self.groups, *self.validation)))
+        lists = [self.sources, self.sheets, *(group.images for group in self.groups)]
+        lists += [step.images for step in self.validation]
         return sum(map(len, lists))
 
 
