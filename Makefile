@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints/tested.txt
 	touch $@
 
 demo: setup
-	$(VENV)/bin/unziplora demo
+	$(VENV)/bin/unziplora demo --force
 
 test: setup lint
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadscope

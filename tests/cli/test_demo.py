@@ -1,7 +1,6 @@
 """The demonstration, with its trainings and drawings cut short."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -36,15 +35,16 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_the_demo_trains_draws_and_writes_one_sheet(unziplora, short, isolated_home, tmp_path):
-    """Also a second time, where its projects and its sheet exist already."""
+def test_the_demo_trains_generates_and_writes_one_sheet(unziplora, short, isolated_home, tmp_path):
+    """The second run replaces the projects, and with --force the sheet."""
     completed = unziplora("demo", "--out", tmp_path, "--device=cpu")
     assert completed.code == 0
-    assert "demo-fox: learned in" in completed.err
+    assert "demo-fox: trained in" in completed.err
     assert "unziplora combine demo-fox demo-cat" in completed.out
     store = ProjectStore(isolated_home)
 
-    result = unziplora("demo", "--out", tmp_path, "--device=cpu", "--json").envelope["result"]
+    completed = unziplora("demo", "--out", tmp_path, "--device=cpu", "--json", "--force")
+    result = completed.envelope["result"]
     assert [str(path) for path in tmp_path.iterdir()] == [result["sheet"]]
     with Image.open(result["sheet"]) as sheet:
         assert min(sheet.size) > 5 * PIXELS
@@ -54,17 +54,23 @@ def test_the_demo_trains_draws_and_writes_one_sheet(unziplora, short, isolated_h
     assert store.open("demo-fox").job.base.kind == "builtin"
 
 
-@pytest.mark.parametrize(("out", "code"), [("sheet.txt", 2), ("sheet", 2), ("file/sheet.png", 3)])
-def test_a_sheet_that_cannot_be_written_is_told_before_the_training(
+@pytest.mark.parametrize(
+    ("out", "code"), [("sheet.txt", 2), ("sheet", 2), ("file/sheet.png", 3), ("mine.png", 3)]
+)
+def test_a_sheet_that_cannot_be_written_is_refused_before_the_training(
     unziplora, monkeypatch, tmp_path, home_files, out, code
 ):
-    monkeypatch.setattr(demo, "train", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(demo, "train", lambda *_: pytest.fail("training started"))
     (tmp_path / "file").write_text("mine")
+    (tmp_path / "mine.png").write_text("mine")
     completed = unziplora("demo", "--out", tmp_path / out)
     assert (completed.code, completed.out) == (code, "")
-    assert "--out" in completed.message
+    assert ("--force" if out == "mine.png" else "--out") in completed.message
     assert home_files() == []
-    assert [path.name for path in Path(tmp_path).iterdir()] == ["file"]
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "file": "mine",
+        "mine.png": "mine",
+    }
 
 
 def test_ctrl_c_in_the_second_training_keeps_the_first(

@@ -1,4 +1,4 @@
-"""train --plan: tells what a training would take, and starts nothing."""
+"""train --plan: prints the estimate and starts nothing."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any
 
 import pytest
 
-from unziplora_cli.config import TrainConfig
+from unziplora_cli.config import resolve
 from unziplora_cli.sdxl import load
-from unziplora_cli.training import estimate, inputs, memory
-from unziplora_cli.training.estimate import PRESETS
-from unziplora_cli.training.memory import estimate_memory, profile_base, required_memory
-from unziplora_cli.workflows.estimate import estimate_training, shipped_sdxl
+from unziplora_cli.training import estimate, inputs
+from unziplora_cli.training.estimate import shipped_sdxl
+from unziplora_cli.training.memory import Target, estimate_memory, profile_base, required_memory
 
 GB = 10**9
+LOW_MEMORY = ("--gradient-checkpointing", "--quantize", "int8")
 
 
 @pytest.fixture(autouse=True)
 def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails a test that loads a part of a base, or asks for words."""
+    """Fails a test that loads a part of a base, or reads from the terminal."""
 
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a plan needs no weights and no words")
+        raise AssertionError("an estimate needs no weights and no words")
 
     for module in (load, inputs):
         for name in ("load_unet", "load_vae", "load_text_encoders"):
             monkeypatch.setattr(module, name, refuse, raising=False)
-    monkeypatch.setattr(estimate, "SECONDS_OF_MEASURING", 0.001)
+    monkeypatch.setattr(estimate, "MEASURING", 0.001)
 
     class Terminal:
         isatty = staticmethod(lambda: True)
@@ -41,32 +41,44 @@ def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Pretends that so many bytes are free."""
-    return lambda number: monkeypatch.setattr(memory, "free_memory", lambda _: int(number))
+    """Sets the number of bytes that are free."""
+    return lambda number: monkeypatch.setattr(estimate, "free_memory", lambda _: int(number))
 
 
-def test_a_plan_tells_and_writes_nothing(unziplora, photos, settings, isolated_home):
+@pytest.fixture
+def fast_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that is fast enough for SDXL."""
+    monkeypatch.setattr(estimate, "measure_rate", lambda *_, **__: 1e15)
+
+
+def required(**changes: Any) -> int:
+    """The bytes that SDXL requires with ``changes`` of the preset ``paper`` on a CPU."""
+    target = Target("cpu", "fp32")
+    memory = estimate_memory(profile_base(shipped_sdxl()), resolve("paper", changes), target)
+    return required_memory(memory, target)
+
+
+def test_an_estimate_writes_nothing(unziplora, photos, settings, isolated_home):
     completed = unziplora("train", photos / "fox.png", *settings, "--plan")
     assert completed.code == 0
-    assert "It fits." in completed.out
-    assert "must be free" in completed.out
-    assert "checkpoints up to" in completed.out
-    assert "under 0.1 s" in completed.out
+    assert "Fits: needs about" in completed.out
+    assert "checkpoints: up to" in completed.out
     assert not isolated_home.exists()
 
 
-def test_a_plan_is_an_envelope(unziplora, photos, settings):
-    envelope = unziplora("train", *photos.glob("*"), *settings, "--plan", "--json").envelope
+@pytest.mark.parametrize("option", ["--plan", "--estimate"])
+def test_an_estimate_as_json(option, unziplora, photos, settings):
+    envelope = unziplora("train", *photos.glob("*"), *settings, option, "--json").envelope
     plan = envelope["result"]["plan"]
     assert (plan["device"], plan["precision"], plan["projects"]) == ("cpu", "fp32", 2)
     assert plan["fits"]
-    assert plan["proposal"] is None
+    assert plan["fitting_command"] is None
     parts = plan["memory"]
-    steps = sum(parts[name] for name in ("frozen", "state", "saved", "working"))
-    assert plan["peak_memory_bytes"] == parts["process"] + max(steps, parts["texts"], parts["pictures"])
+    step = sum(parts[name] for name in ("frozen_weights", "trained_state", "activations", "temporary"))
+    assert plan["peak_memory_bytes"] == parts["process"] + max(step, parts["text_encoders"], parts["vae"])
 
 
-def test_sdxl_is_planned_before_it_is_fetched(unziplora, photos, free):
+def test_sdxl_is_estimated_before_it_is_downloaded(unziplora, photos, free, fast_cpu):
     free(64 * GB)
     completed = unziplora("train", photos / "fox.png", "--base=sdxl", "--device=cpu", "--plan")
     assert completed.code == 0
@@ -74,55 +86,57 @@ def test_sdxl_is_planned_before_it_is_fetched(unziplora, photos, free):
     assert "sdxl, rank 64, 1024 px" in completed.out
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_what_would_fit_is_a_line_that_works(
-    preset: str, unziplora: Callable[..., Any], photos: Path, free: Callable[[float], None]
+@pytest.mark.parametrize("options", [LOW_MEMORY[:1], LOW_MEMORY])
+def test_the_command_that_fits_fits(
+    options: tuple[str, ...],
+    unziplora: Callable[..., Any],
+    photos: Path,
+    free: Callable[[float], None],
+    fast_cpu: None,
 ) -> None:
-    """The line that is proposed, typed with --plan, says that it fits."""
-    free(enough_for(preset))
+    """The suggested command, with --plan, reports that it fits."""
+    changes: dict[str, Any] = {"gradient_checkpointing": True}
+    free(required(**changes, **({"quantize": "int8"} if options == LOW_MEMORY else {})))
     words = ["train", str(photos / "fox.png"), "--base=sdxl", "--device", "cpu", "--seed", "5"]
     completed = unziplora(*words, "--plan")
     assert completed.code == 0
-    assert "It will probably not fit. This would: " in completed.out
-    line = shlex.split(completed.out.split("This would: ")[1])
-    assert line == ["unziplora", *words, "--preset", preset]
-    again = unziplora(*line[1:], "--plan")
-    assert "It fits." in again.out
+    assert "Does not fit: needs about" in completed.out
+    command = shlex.split(completed.out.split("Settings that fit:")[1])
+    assert command == ["unziplora", *words, *options]
+    assert "Fits: needs about" in unziplora(*command[1:], "--plan").out
 
 
-def test_where_no_preset_fits_the_picture_shrinks(unziplora, photos, free):
-    free(enough_for("low-vram") - 0.8 * GB)
+def test_the_rank_is_lowered_if_nothing_else_fits(unziplora, photos, free, fast_cpu):
+    free(required(gradient_checkpointing=True, quantize="int8") - 0.5 * GB)
     words = ["train", str(photos / "fox.png"), "--base=sdxl", "--device", "cpu"]
     plan = unziplora(*words, "--plan", "--json").envelope["result"]["plan"]
     assert not plan["fits"]
-    smaller = ["unziplora", *words, "--preset", "low-vram", "--resolution"]
-    assert plan["proposal"].startswith(shlex.join(smaller))
+    assert plan["fitting_command"].startswith(shlex.join(["unziplora", *words, *LOW_MEMORY, "--rank"]))
     free(GB)
-    hopeless = unziplora(*words, "--plan")
-    assert "lower --resolution or --rank" in hopeless.out
+    completed = unziplora(*words, "--plan")
+    assert "Lower --resolution or --rank" in completed.out
+    assert "Settings that fit" not in completed.out
 
 
-def test_a_training_that_goes_on_takes_no_plan(unziplora):
+@pytest.mark.parametrize("gigabytes", [1, 64])
+def test_a_cpu_is_too_slow_for_sdxl_whatever_fits(unziplora, photos, free, monkeypatch, gigabytes):
+    """No days and no settings that fit are printed beside it."""
+    free(gigabytes * GB)
+    monkeypatch.setattr(estimate, "measure_rate", lambda *_, **__: 1e11)
+    words = ["train", photos / "fox.png", "--base=sdxl", "--device=cpu", "--plan"]
+    completed = unziplora(*words)
+    assert "sdxl needs a GPU" in completed.out
+    assert not any(text in completed.out for text in ("Fits:", "Does not fit", "Settings that fit"))
+    plan = unziplora(*words, "--json").envelope["result"]["plan"]
+    assert plan["too_slow"]
+    assert plan["fitting_command"] is None
+
+
+def test_a_resumed_training_has_no_estimate(unziplora):
     completed = unziplora("train", "--resume=fox", "--plan")
     assert completed.code == 2
-    assert "--plan" in completed.message
+    assert "accepts no plan" in completed.message
 
 
-def test_a_picture_that_is_none_is_refused(unziplora, settings, tmp_path):
+def test_a_missing_image_is_refused(unziplora, settings, tmp_path):
     assert unziplora("train", tmp_path / "none.png", *settings, "--plan").code == 2
-
-
-def enough_for(preset: str) -> int:
-    """The bytes that SDXL needs with ``preset`` on a CPU, and a little."""
-    from unziplora_cli.config import resolve
-    from unziplora_cli.training.memory import Target
-
-    target = Target("cpu", "fp32")
-    known = profile_base(shipped_sdxl())
-    return required_memory(estimate_memory(known, resolve(preset, {}), target), target) + GB // 100
-
-
-def test_the_plan_is_what_the_model_says(tmp_path):
-    plan = estimate_training(shipped_sdxl(), TrainConfig(rank=8), "cpu", {"rank": 8})
-    assert plan.fits == (plan.needed <= plan.free)
-    assert plan.seconds > plan.config.steps * plan.step_seconds

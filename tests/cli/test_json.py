@@ -1,7 +1,7 @@
 """--json of every command follows the shipped schema, on success and on failure."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,13 @@ import typer
 
 from tests.cli.envelopes import schema
 from tests.cli.test_completion import commands
-from tests.doctor.machines import SOUND
+from tests.doctor.machines import CPU_MACHINE
 from tests.hub_server import TOKEN, Hub, Repository
 from tests.test_model_cache import sdxl_files
 from unziplora_cli.cli import app
 from unziplora_cli.cli._output import Output
-from unziplora_cli.workflows import demo, doctor
+from unziplora_cli.doctor import checks
+from unziplora_cli.workflows import demo
 
 PROGRAM = {" ".join(path): node for path, node in commands(typer.main.get_command(app.app))}
 QUICK = "--steps=1 --device=cpu"
@@ -79,6 +80,12 @@ def test_every_command_has_an_example_and_a_schema() -> None:
     assert PROGRAM.keys() <= schema()["$defs"].keys()
 
 
+def finished_demo() -> Generator[None, None, demo.DemoResult]:
+    """A demo that yields nothing and returns a result."""
+    yield from ()
+    return demo.DemoResult(Path("x.png"), ("a", "b"), 4, 1.0)
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_successful_command_prints_an_envelope(
     name: str,
@@ -87,11 +94,9 @@ def test_every_successful_command_prints_an_envelope(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if name == "demo":  # its trainings take long and are tested elsewhere
-        monkeypatch.setattr(
-            demo, "demo", lambda *_, **__: iter([demo.Demonstrated(Path("x.png"), ("a", "b"), 4, 1.0)])
-        )
+        monkeypatch.setattr(demo, "demo", lambda *_, **__: finished_demo())
     if name == "doctor":  # tested elsewhere
-        monkeypatch.setattr(doctor, "collect_environment", lambda *_, **__: SOUND)
+        monkeypatch.setattr(checks, "collect_environment", lambda *_, **__: CPU_MACHINE)
     if name == "models remove":
         unziplora("models", "pull", "owner/name")
     completed = unziplora("--json", *fill(EXAMPLES[name]))

@@ -1,16 +1,18 @@
-"""Machines to run_checks: a sound one without a GPU, and what differs in others."""
+"""Environments to check: machines without problems, with and without a GPU."""
 
 from dataclasses import replace
 from typing import Any
 
-from unziplora_cli.doctor.checks import run_checks
-from unziplora_cli.doctor.environment import Base, Check, Environment, Gpu, Library, Place, Torch
+from unziplora_cli.cli._errors import remedy_text
+from unziplora_cli.doctor.checks import Check, run_checks
+from unziplora_cli.doctor.environment import CachedBase, Environment, Folder, Library, Torch
+from unziplora_cli.doctor.gpus import Gpu
 
 GB = 10**9
 H200 = Gpu("nvidia", "NVIDIA H200", 140 * GB, 139 * GB, "9.0")
 CUDA_TORCH = Torch("2.13.0+cu130", cuda="13.0", gpus=("NVIDIA H200",), kernels=("sm_80", "sm_90"), bf16=True)
 
-SOUND = Environment(
+CPU_MACHINE = Environment(
     tool_version="1.0",
     python="3.12.3",
     executable="/opt/env/bin/python",
@@ -30,14 +32,21 @@ SOUND = Environment(
     ),
     memory_total=16 * GB,
     memory_free=8 * GB,
-    home=Place("/home/ann/unziplora", 90 * GB, True),
-    cache=Place("/home/ann/hub", 90 * GB, True),
-    bases=(Base("mini"), Base("sdxl")),
+    home=Folder("/home/ann/unziplora", 90 * GB, True),
+    cache=Folder("/home/ann/hub", 90 * GB, True),
+    bases=(CachedBase("mini"), CachedBase("sdxl")),
 )
 
-WITH_GPU = replace(SOUND, gpus=(H200,), nvidia_driver="580.82.07", driver_cuda="13.0", torch=CUDA_TORCH)
+GPU_MACHINE = replace(
+    CPU_MACHINE, gpus=(H200,), nvidia_driver="580.82.07", driver_cuda="13.0", torch=CUDA_TORCH
+)
 
 
-def answer(name: str, machine: Environment = SOUND, **changes: Any) -> Check:
-    """The check of this name on a machine with some changes."""
-    return next(check for check in run_checks(replace(machine, **changes)) if check.name == name)
+def check(name: str, machine: Environment = CPU_MACHINE, **changes: Any) -> Check:
+    """The check ``name`` of a machine with some changes."""
+    return next(result for result in run_checks(replace(machine, **changes)) if result.name == name)
+
+
+def fixes(result: Check) -> list[str]:
+    """What to do, as text."""
+    return [remedy_text(remedy) for remedy in result.remedies]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from unziplora_cli.errors import OutOfMemory, UsageError
+from unziplora_cli.errors import OutOfMemory, Remedy, UsageError
 
 SMALL_NETWORK = 50_000_000
 """Parameters below which a second thread slows a step down."""
@@ -89,13 +89,13 @@ def empty_cache(device: torch.device) -> None:
 
 
 @contextmanager
-def memory_guard(advice: str | Callable[[], str]) -> Iterator[None]:
-    """Turn a failed allocation, on the GPU or in main memory, into OutOfMemory with ``advice`` as hint."""
+def memory_guard(advice: str | Callable[[], Sequence[Remedy]]) -> Iterator[None]:
+    """Turn a failed allocation, on the GPU or in main memory, into OutOfMemory with ``advice``."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         where = "device" if isinstance(error, torch.OutOfMemoryError | MemoryError) else "machine"
         if where == "machine" and "can't allocate memory" not in str(error):
             raise
-        hint = advice if isinstance(advice, str) else advice()
-        raise OutOfMemory(f"The {where} has too little memory for this.", hint=hint) from error
+        remedies = (Remedy(advice),) if isinstance(advice, str) else advice()
+        raise OutOfMemory(f"The {where} has too little memory for this.", *remedies) from error

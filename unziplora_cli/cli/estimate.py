@@ -1,23 +1,20 @@
-"""train --plan: what a training would take of this machine, and the line to type where it does not fit."""
+"""train --plan: what a training needs of this machine, and the command that fits if it does not."""
 
-from collections.abc import Sequence
+import shlex
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from unziplora_cli.cli._errors import hint
+from unziplora_cli.cli._errors import hint, remedy_text
 from unziplora_cli.cli._options import find_base, preset_for
-from unziplora_cli.cli._output import Session, Table, format_size
+from unziplora_cli.cli._output import Session, Table, format_duration, format_size
 from unziplora_cli.config import TrainConfig, check_settings, resolve
+from unziplora_cli.errors import Remedy
 
 if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
-    from unziplora_cli.workflows.estimate import TrainingEstimate
+    from unziplora_cli.training.estimate import TrainingEstimate
 
-NOT_REPEATED = ("--plan", "--json", "--quiet", "-q", "--verbose", "-v")
-
-
-def repeatable(typed: Sequence[str]) -> tuple[str, ...]:
-    """The words of a command line that a proposal repeats."""
-    return tuple(word for word in typed if word not in NOT_REPEATED)
+NOT_REPEATED = ("--plan", "--estimate", "--json", "--quiet", "-q", "--verbose", "-v")
 
 
 def show_estimate(
@@ -29,108 +26,114 @@ def show_estimate(
     device: str,
     settings: dict[str, Any],
 ) -> None:
-    """Print the plan of ``projects`` trainings, one after the other."""
-    from unziplora_cli.training.estimate import line
-    from unziplora_cli.workflows.estimate import estimate_training
+    """Print the estimate for ``projects`` trainings, one after the other."""
+    from unziplora_cli.training.estimate import estimate_training
 
     check_settings(TrainConfig, settings)
-    found = _base(session, base)
-    preset = preset or preset_for(found)
-    plan = estimate_training(found, resolve(preset, settings), device, settings)
-    command = None if plan.changes is None else line(repeatable(session.command_line), plan.changes)
+    ref = _find_base(session, base)
+    preset = preset or preset_for(ref)
+    estimate = estimate_training(ref, resolve(preset, settings), device)
+    command = _fitting_command(session, estimate)
     session.output.result(
-        {"plan": _summary(plan, preset, projects, command)},
-        table=Table(("", preset), _rows(plan, projects)),
-        text=_verdict(plan, command),
+        {"plan": _summary(estimate, preset, projects, command)},
+        table=Table(("", preset), _rows(estimate, projects)),
+        text=_conclusion(estimate, command),
     )
 
 
-def _base(session: Session, spec: str | None) -> "BaseRef":
-    """The base; SDXL need not be on this disk for a plan."""
+def _find_base(session: Session, spec: str | None) -> "BaseRef":
+    """The base; SDXL can be estimated before it is downloaded."""
     from unziplora_cli.sdxl.base import SDXL_ID, SDXL_REVISION, BaseNotCached
-    from unziplora_cli.workflows.estimate import shipped_sdxl
+    from unziplora_cli.training.estimate import shipped_sdxl
 
     try:
         return find_base(session, spec)
     except BaseNotCached as error:
         if error.id != SDXL_ID or error.revision not in (None, SDXL_REVISION):
             raise
-        session.output.message(f"{error.message} Fetch it with: {hint(error)}")
+        session.output.message(f"{error.message} {hint(error)}")
         return shipped_sdxl()
 
 
-def _rows(plan: "TrainingEstimate", projects: int) -> list[list[str]]:
-    config, memory = plan.config, plan.memory
-    about = "" if plan.step_class.startswith(("over", "under")) else "about "
-    each = f" for each of {projects} pictures" if projects > 1 else ""
+def _fitting_command(session: Session, estimate: "TrainingEstimate") -> str | None:
+    """The command of this run with settings that fit."""
+    if estimate.fitting_settings is None or estimate.too_slow:
+        return None
+    words = [word for word in session.command_line if word not in NOT_REPEATED]
+    options = remedy_text(Remedy(settings=estimate.fitting_settings))
+    return f"unziplora {shlex.join(words)} {options}"
+
+
+def _rows(estimate: "TrainingEstimate", projects: int) -> list[list[str]]:
+    config, memory = estimate.config, estimate.memory
+    step, total = (
+        f"about {estimate.time.step:.2g} s",
+        f"about {format_duration(estimate.time.total * projects)}",
+    )
+    if estimate.too_slow:
+        step, total = "over a minute", "several days or more"
+    per_image = f" for each of {projects} images" if projects > 1 else ""
+    parts = {
+        "frozen weights": memory.frozen_weights,
+        "trained parameters": memory.trained_state,
+        "activations": memory.activations,
+        "temporary": memory.temporary,
+    }
     return [
-        ["base", f"{plan.base}, rank {config.rank}, {config.resolution} px, batch {config.batch_size}"],
-        ["device", f"{plan.device} ({plan.name}), {plan.precision}"],
-        ["memory", f"about {format_size(memory.peak)} at most"],
-        ["", f"weights {format_size(memory.frozen)}, what is learned {format_size(memory.state)},"],
-        ["", f"activations {format_size(memory.saved)}, at work {format_size(memory.working)}"],
-        ["must be free", f"about {format_size(plan.needed)}"],
-        ["is free", f"{format_size(plan.free)} of {format_size(plan.total)}"],
-        ["a step", f"{about}{plan.step_class}"],
-        ["all steps", f"{config.steps}: about {_roughly(plan.seconds * projects)}"],
-        ["disk", f"{format_size(plan.project_bytes)}{each}"],
-        ["", f"checkpoints up to {format_size(plan.checkpoint_bytes)} until it is complete"],
+        ["base", f"{estimate.base}, rank {config.rank}, {config.resolution} px, batch {config.batch_size}"],
+        ["device", f"{estimate.device} ({estimate.device_name}), {estimate.precision}"],
+        ["peak memory", f"about {format_size(memory.peak)}"],
+        *(["", f"{format_size(size)} {name}"] for name, size in parts.items()),
+        ["required", f"about {format_size(estimate.required)} free"],
+        ["free now", f"{format_size(estimate.free)} of {format_size(estimate.total)}"],
+        ["step", step],
+        ["training", f"{config.steps} steps{per_image}: {total}"],
+        ["disk", f"{format_size(estimate.project_bytes)}{per_image}"],
+        ["", f"checkpoints: up to {format_size(estimate.checkpoint_bytes)} until the training completes"],
     ]
 
 
-def _verdict(plan: "TrainingEstimate", command: str | None) -> str:
-    if plan.fits:
-        return "It fits."
+def _conclusion(estimate: "TrainingEstimate", command: str | None) -> str:
+    if estimate.too_slow:
+        return (
+            f"{estimate.base} needs a GPU: a CPU is too slow. The built-in base trains on a CPU in minutes: "
+            "--base mini"
+        )
+    required, free = format_size(estimate.required), format_size(estimate.free)
+    if estimate.fits:
+        return f"Fits: needs about {required}, and {free} are free."
+    text = f"Does not fit: needs about {required}, but {free} are free."
     if command is not None:
-        return f"It will probably not fit. This would: {command}"
-    if plan.device == "cpu":
-        return "It will probably not fit: lower --resolution or --rank, or use a smaller base: --base mini"
+        return f"{text} Settings that fit:\n  {command}"
+    if estimate.device == "cpu":
+        return f"{text} Lower --resolution or --rank, or use a smaller base: --base mini"
     return (
-        "It will probably not fit, whatever the preset: lower --resolution or --rank further, or close what "
-        "uses this memory (nvidia-smi shows that)."
+        f"{text} Lower --resolution or --rank, or close other programs that use this memory "
+        "(nvidia-smi lists them)."
     )
 
 
-def _roughly(seconds: float) -> str:
-    """A duration of about two figures."""
-    if seconds < 60:
-        return f"{max(5, round(seconds / 5) * 5)} s"
-    if seconds < 3600:
-        return f"{round(seconds / 60)} min"
-    hours = seconds / 3600
-    return f"{hours:.1f} h" if hours < 10 else f"{hours:.0f} h"
-
-
-def _summary(plan: "TrainingEstimate", preset: str, projects: int, command: str | None) -> dict[str, Any]:
-    memory = plan.memory
+def _summary(estimate: "TrainingEstimate", preset: str, projects: int, command: str | None) -> dict[str, Any]:
     return {
-        "base": plan.base,
-        "device": plan.device,
-        "device_name": plan.name,
-        "precision": plan.precision,
+        "base": estimate.base,
+        "device": estimate.device,
+        "device_name": estimate.device_name,
+        "precision": estimate.precision,
         "preset": preset,
         "projects": projects,
-        "steps": plan.config.steps,
-        "fits": plan.fits,
-        "peak_memory_bytes": memory.peak,
-        "memory": {
-            "texts": memory.texts,
-            "pictures": memory.pictures,
-            "frozen": memory.frozen,
-            "state": memory.state,
-            "saved": memory.saved,
-            "working": memory.working,
-            "process": memory.process,
-        },
-        "needed_bytes": plan.needed,
-        "free_bytes": plan.free,
-        "total_bytes": plan.total,
-        "operations_per_step": plan.operations,
-        "operations_per_second": plan.rate,
-        "seconds_per_step": round(plan.step_seconds, 4),
-        "step_class": plan.step_class,
-        "seconds": round(plan.seconds * projects, 1),
-        "project_bytes": plan.project_bytes,
-        "checkpoint_bytes": plan.checkpoint_bytes,
-        "proposal": command,
+        "steps": estimate.config.steps,
+        "fits": estimate.fits,
+        "too_slow": estimate.too_slow,
+        "peak_memory_bytes": estimate.memory.peak,
+        "memory": asdict(estimate.memory),
+        "required_bytes": estimate.required,
+        "free_bytes": estimate.free,
+        "total_bytes": estimate.total,
+        "flops_per_step": estimate.time.flops,
+        "flops_per_second": estimate.rate,
+        "seconds_per_step": round(estimate.time.step, 4),
+        "seconds": round(estimate.time.total * projects, 1),
+        "project_bytes": estimate.project_bytes,
+        "checkpoint_bytes": estimate.checkpoint_bytes,
+        "fitting_command": command,
     }

@@ -17,7 +17,7 @@ from unziplora_cli.cli._options import (
     unfinished_names,
 )
 from unziplora_cli.cli._output import Session, format_duration, format_size
-from unziplora_cli.cli.estimate import repeatable, show_estimate
+from unziplora_cli.cli.estimate import show_estimate
 from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, Words, check_settings, resolve
 from unziplora_cli.errors import ProjectError, Remedy, UsageError
 from unziplora_cli.paths import process_rank
@@ -101,7 +101,9 @@ def train(
     plan: Annotated[
         bool,
         typer.Option(
-            "--plan", help="Start nothing: tell what it would take of this machine, and what would fit."
+            "--plan",
+            "--estimate",
+            help="Do not train: estimate memory, time and disk space, and suggest settings that fit.",
         ),
     ] = False,
     settings: dict[str, Any] | None = None,
@@ -176,8 +178,6 @@ def train(
             model,
             group,
             replaces=replacing[i],
-            typed=repeatable(session.command_line),
-            given=settings,
         )
         for i, group in enumerate(groups)
     ]

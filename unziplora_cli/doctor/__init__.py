@@ -1,4 +1,4 @@
-"""What this machine can do: ``machine`` looks, ``environment`` is what it saw, ``checks`` judge it.
+"""Check whether this machine can train: ``environment`` collects facts, ``checks`` draws conclusions.
 
-Nothing here imports torch, so that a broken or missing torch can be told of.
+Nothing here imports torch, so that a missing or broken torch is reported like any other problem.
 """

@@ -1,152 +1,415 @@
-"""What an environment means for training: a function per question, none of which looks at the machine."""
+"""What a machine's environment means for training: one function per question, which looks at nothing else."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
-from unziplora_cli.doctor.environment import (
-    GB,
-    PYTHONS,
-    Check,
-    Environment,
-    Library,
-    Place,
-    gigabytes,
-    release,
-)
-from unziplora_cli.doctor.gpu_checks import driver, gpu, gpu_memory, torch
-from unziplora_cli.doctor.reinstall import libraries_line
+from unziplora_cli.doctor.environment import Environment, Library, collect_environment, parse_version
+from unziplora_cli.doctor.gpus import Gpu
+from unziplora_cli.errors import Remedy
 
+PYTHONS = ("3.11", "3.12")
+"""The lowest and the newest Python that the tests run with."""
+
+GB = 10**9
+SDXL_GPU_MEMORY = 13.5 * GB
+"""Free GPU memory for SDXL at 1024 px and rank 64 in bf16."""
+LOW_VRAM_GPU_MEMORY = 7.3 * GB
+"""The same with the preset ``low-vram``."""
 SDXL_DOWNLOAD = 7 * GB
 SDXL_PROJECT = 6 * GB
-"""An SDXL project at rank 64 while it is trained: two checkpoints, the LoRAs and pictures."""
+"""An SDXL project at rank 64 during training: checkpoints, LoRAs and images."""
 MINI_MEMORY = 0.6 * GB
 MINI_PROJECT = 0.1 * GB
 
+PYTORCH_INDEX = "https://download.pytorch.org/whl"
+UPDATE_DRIVER = Remedy("Update NVIDIA's driver to 580 or later.")
+INSTALL_DRIVER = Remedy("Install NVIDIA's driver.")
+
+Level = Literal["ok", "note", "problem"]
+"""``problem``: blocks training, or keeps it off the GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The answer to one question, and what to do about it, in order."""
+
+    name: str
+    level: Level
+    message: str
+    remedies: tuple[Remedy, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorReport:
+    """The checks, and the environment that they judged."""
+
+    environment: Environment
+    checks: tuple[Check, ...]
+
+    @property
+    def blocked(self) -> bool:
+        """Whether something keeps this machine, or its GPU, from training."""
+        return any(check.level == "problem" for check in self.checks)
+
+
+def diagnose(home: Path, *, online: bool = False) -> DoctorReport:
+    """Check this machine; uses the network only when ``online``."""
+    environment = collect_environment(home, online=online)
+    return DoctorReport(environment, run_checks(environment))
+
 
 def run_checks(env: Environment) -> tuple[Check, ...]:
-    """All checks, in the order in which a person would fix things."""
-    answers = (question(env) for question in QUESTIONS)
-    return tuple(answer for answer in answers if answer is not None)
+    """All checks, in the order in which problems should be fixed."""
+    results = (check(env) for check in CHECKS)
+    return tuple(result for result in results if result is not None)
 
 
-def python(env: Environment) -> Check:
-    """Is Python one that was tested?"""
+def check_python(env: Environment) -> Check:
     lowest, newest = PYTHONS
     name = f"Python {env.python} on {env.system} {env.machine}"
-    version = release(env.python)[:2]
-    if version < release(lowest):
-        return Check("python", "problem", f"{name}: too old.", f"Install Python {lowest} to {newest}.")
+    version = parse_version(env.python)[:2]
+    if version < parse_version(lowest):
+        remedy = Remedy(f"Install Python {lowest} to {newest}.")
+        return Check("python", "problem", f"{name} is too old.", (remedy,))
     if env.is_emulated:
-        fix = "Install a Python for arm64, and unziplora with it."
-        return Check("python", "problem", f"{name} under Rosetta: it cannot use this Mac's GPU.", fix)
-    if version > release(newest):
-        return Check("python", "note", f"{name}: newer than the tested {lowest} to {newest}.")
+        remedy = Remedy("Install Python for arm64, and unziplora with it.")
+        return Check("python", "problem", f"{name} under Rosetta cannot use this Mac's GPU.", (remedy,))
+    if version > parse_version(newest):
+        return Check("python", "note", f"{name} is newer than the tested {lowest} to {newest}.")
     return Check("python", "ok", name)
 
 
-def memory(env: Environment) -> Check | None:
-    """Is enough main memory free for the built-in base?"""
+def check_torch(env: Environment) -> Check:
+    library = env.library("torch")
+    build = cuda_build(env) if env.gpus_of("nvidia") else None
+    reinstall = install_torch(env, build)
+    if env.torch.error and (library is None or library.version is None):
+        return Check("torch", "problem", "torch is not installed.", reinstall)
+    if env.torch.error:
+        version = library.version if library else ""
+        return Check("torch", "problem", f"torch {version} is broken: {env.torch.error}.", reinstall)
+    version = env.torch.version or ""
+    name = f"torch {version}, built for {_built_for(env)}"
+    if library and parse_version(version) < parse_version(library.lowest):
+        message = f"{name}, is older than {library.lowest}, the lowest tested version."
+        return Check("torch", "problem", message, reinstall)
+    if library and library.tested and parse_version(version) > parse_version(library.tested):
+        return Check("torch", "note", f"{name}, is newer than {library.tested}, the newest tested version.")
+    return Check("torch", "ok", name)
+
+
+def check_gpu(env: Environment) -> Check:
+    """Whether torch can use the GPU, or why not."""
+    if env.torch.gpus:
+        unsupported = [gpu for gpu in env.gpus_of("nvidia") if not _has_kernels(gpu, env.torch.kernels)]
+        if unsupported:
+            capability = unsupported[0].capability
+            message = f"This torch does not support {_names(unsupported)} (capability {capability})."
+            return Check("gpu", "problem", message, install_torch(env, cuda_build(env)))
+        bf16 = "" if env.torch.bf16 else "; it does not support bf16, so fp16 is used"
+        return Check("gpu", "ok", f"{', '.join(env.torch.gpus)}: torch can use it{bf16}")
+    if env.torch.mps:
+        return Check("gpu", "ok", "Apple GPU: torch can use it through MPS")
+    if env.torch.error:
+        message = f"{_names(env.gpus)}; fix torch first." if env.gpus else "None found."
+        return Check("gpu", "note", message)
+    if env.gpus_of("nvidia"):
+        return _check_unused_nvidia(env)
+    if env.gpus_of("amd"):
+        return _check_unused_amd(env)
+    if env.gpus_of("apple"):
+        message = "Apple GPU, but torch cannot use it: MPS needs macOS 14 or later."
+        return Check("gpu", "note", message, (Remedy("Update macOS."), *install_torch(env)))
+    return Check("gpu", "ok", "none: the built-in base trains on the CPU, SDXL needs a GPU")
+
+
+def _check_unused_nvidia(env: Environment) -> Check:
+    """The first reason why torch does not see an NVIDIA GPU."""
+    name = _names(env.gpus_of("nvidia"))
+    build = cuda_build(env)
+
+    def problem(message: str, *remedies: Remedy) -> Check:
+        return Check("gpu", "problem", message, remedies)
+
+    if env.torch.cuda is None:
+        message = f"{name} is present, but torch {env.torch.version} was built for {_built_for(env)} only."
+        if env.nvidia_driver is None:
+            return problem(message, INSTALL_DRIVER, *install_torch(env, "cu126"))
+        if build is None:
+            message += f" NVIDIA's driver {env.nvidia_driver} is too old, too."
+            return problem(message, UPDATE_DRIVER, *install_torch(env, "cu130"))
+        return problem(message, *install_torch(env, build))
+    if env.visible_gpus is not None and env.visible_gpus.strip() in ("", "-1", "NoDevFiles"):
+        message = f"{name} is hidden: CUDA_VISIBLE_DEVICES is {env.visible_gpus!r}."
+        return problem(message, Remedy("Unset the variable CUDA_VISIBLE_DEVICES."))
+    if env.nvidia_driver is None:
+        docker = Remedy("In Docker, start the container with", settings={"gpus": "all"})
+        message = f"{name} is present, but NVIDIA's driver is missing or not visible in this container."
+        return problem(message, INSTALL_DRIVER, docker)
+    if env.driver_cuda and parse_version(env.torch.cuda)[:1] > parse_version(env.driver_cuda)[:1]:
+        message = (
+            f"{name} has driver {env.nvidia_driver} for CUDA {env.driver_cuda}, "
+            f"but this torch needs CUDA {env.torch.cuda}."
+        )
+        return problem(message, *(install_torch(env, build) if build else (UPDATE_DRIVER,)))
+    warning = f": {env.torch.warning}" if env.torch.warning else "."
+    message = f"{name} is present, but torch cannot use it{warning}"
+    return problem(message, *install_torch(env, build or "cu126"))
+
+
+def _check_unused_amd(env: Environment) -> Check:
+    name = _names(env.gpus_of("amd"))
+    if env.torch.hip is None:
+        message = f"{name} is present, but torch {env.torch.version} is not the build for ROCm."
+        remedy = Remedy(
+            "If ROCm supports this GPU, install the build for ROCm: "
+            "https://pytorch.org/get-started/locally/ names the index to install torch from."
+        )
+        return Check("gpu", "note", message, (remedy,))
+    remedy = Remedy("Add your user to the groups render and video, then log in again.")
+    message = f"{name} is present, but torch for ROCm {env.torch.hip} cannot use it."
+    return Check("gpu", "problem", message, (remedy,))
+
+
+def check_driver(env: Environment) -> Check | None:
+    if not env.gpus_of("nvidia") or env.nvidia_driver is None:
+        return None
+    supports = f", for CUDA up to {env.driver_cuda}" if env.driver_cuda else ""
+    message = f"NVIDIA {env.nvidia_driver}{supports}"
+    if cuda_build(env) is None:
+        return Check("driver", "problem", f"{message}: too old for every supported torch.", (UPDATE_DRIVER,))
+    return Check("driver", "ok", message)
+
+
+def check_kernels(env: Environment) -> Check | None:
+    """Whether the fused kernels run: Triton compiles them with a C compiler."""
+    if not env.torch.gpus:
+        return None
+    problem = env.torch.kernel_problem
+    if not problem:
+        return Check("fused kernels", "ok", "Triton can compile them")
+    if "compiler" in problem:
+        remedy = Remedy("Install gcc or clang, on Debian and Ubuntu with", "apt install gcc", program="sudo")
+    else:
+        package = "triton-windows" if env.system == "Windows" else "triton"
+        remedy = _pip(env, "install", package, advice="Install Triton")
+    return Check("fused kernels", "note", f"{problem} Training works, but is slower.", (remedy,))
+
+
+def check_gpu_memory(env: Environment) -> Check | None:
+    """Whether enough GPU memory is free for SDXL."""
+    gpus = [gpu for gpu in env.gpus if gpu.memory_free is not None]
+    if not gpus:
+        return None
+    best = max(gpus, key=lambda gpu: gpu.memory_free or 0)
+    free, total = best.memory_free or 0, best.memory_total or 0
+    message = f"{_gigabytes(free)} of {_gigabytes(total)} free on {best.name or best.vendor}"
+    if free >= SDXL_GPU_MEMORY:
+        return Check("gpu memory", "ok", message)
+    message += f"; SDXL at 1024 px and rank 64 needs {_gigabytes(SDXL_GPU_MEMORY)}"
+    if total >= SDXL_GPU_MEMORY:
+        remedy = Remedy("Close programs that use it (nvidia-smi lists them).")
+    elif free >= LOW_VRAM_GPU_MEMORY:
+        remedy = Remedy("Train with", settings={"preset": "low-vram"})
+    else:
+        message += f", {_gigabytes(LOW_VRAM_GPU_MEMORY)} with the preset low-vram"
+        remedy = Remedy("See which settings fit", "train", ("IMAGE",), {"plan": True})
+    return Check("gpu memory", "note", f"{message}.", (remedy,))
+
+
+def check_memory(env: Environment) -> Check | None:
+    """Whether enough main memory is free for the built-in base."""
     if env.memory_free is None:
         return None
-    message = f"{gigabytes(env.memory_free)} of {gigabytes(env.memory_total or 0)} free"
+    message = f"{_gigabytes(env.memory_free)} of {_gigabytes(env.memory_total or 0)} free"
     if env.memory_free < MINI_MEMORY:
-        need = f"even the built-in base takes {gigabytes(MINI_MEMORY)}"
-        return Check("memory", "problem", f"{message}; {need}.", "Close other programs.")
+        message += f"; even the built-in base needs {_gigabytes(MINI_MEMORY)}."
+        return Check("memory", "problem", message, (Remedy("Close other programs."),))
     return Check("memory", "ok", message)
 
 
-def libraries(env: Environment) -> Check:
-    """Are the other libraries there, importable, and of tested versions?"""
-    others = [each for each in env.libraries if each.name != "torch"]
-    missing = [each for each in others if each.version is None]
-    old = [each for each in others if each.version and release(each.version) < release(each.lowest)]
-    broken = [each for each in others if each.version and each.error and each not in old]
+def check_libraries(env: Environment) -> Check:
+    """Whether all other libraries are installed, importable, and of tested versions."""
+    libraries = [library for library in env.libraries if library.name != "torch"]
+    missing = [library for library in libraries if library.version is None]
+    old = [library for library in libraries if library.version and _is_older(library)]
+    broken = [library for library in libraries if library.version and library.error and library not in old]
     if missing or old or broken:
-        reasons = [f"{each.name} is not installed" for each in missing]
-        reasons += [f"{each.name} {each.version} is older than {each.lowest}" for each in old]
-        reasons += [f"{each.name} {each.version} cannot be imported ({each.error})" for each in broken]
-        return Check(
-            "libraries", "problem", "; ".join(reasons) + ".", libraries_line(env, missing + old or broken)
-        )
-    newer = [each for each in others if _newer(each)]
+        reasons = [f"{library.name} is not installed" for library in missing]
+        reasons += [f"{library.name} {library.version} is older than {library.lowest}" for library in old]
+        reasons += [
+            f"{library.name} {library.version} cannot be imported ({library.error})" for library in broken
+        ]
+        remedy = install_libraries(env, missing + old or broken)
+        return Check("libraries", "problem", "; ".join(reasons) + ".", (remedy,))
+    newer = [library for library in libraries if _is_newer(library)]
     if newer:
-        listed = ", ".join(f"{each.name} {each.version} (tested: {each.tested})" for each in newer)
-        return Check("libraries", "note", f"newer than what was tested: {listed}")
-    return Check("libraries", "ok", f"{len(others)} of tested versions")
+        names = ", ".join(f"{library.name} {library.version} (tested: {library.tested})" for library in newer)
+        return Check("libraries", "note", f"newer than the tested versions: {names}")
+    return Check("libraries", "ok", f"{len(libraries)} of tested versions")
 
 
-def home(env: Environment) -> Check:
-    """Can projects be written, and is there room for them?"""
-    message = f"{gigabytes(env.home.free)} free at {env.home.path}"
-    elsewhere = "Choose another folder: --home FOLDER or the variable UNZIPLORA_HOME."
+def check_home(env: Environment) -> Check:
+    """Whether projects can be written, and have enough space."""
+    message = f"{_gigabytes(env.home.free)} free at {env.home.path}"
+    remedies = (Remedy("Set UNZIPLORA_HOME to another folder, or use", settings={"home": "FOLDER"}),)
     if not env.home.writable:
-        return Check("home", "problem", f"{env.home.path} cannot be written.", elsewhere)
+        return Check("home", "problem", f"{env.home.path} is not writable.", remedies)
     if env.home.free < MINI_PROJECT:
-        return Check("home", "problem", f"{message}: full.", elsewhere)
+        return Check("home", "problem", f"{message}: the disk is full.", remedies)
     if env.home.free < SDXL_PROJECT:
-        need = f"training with SDXL takes up to {gigabytes(SDXL_PROJECT)}"
-        return Check("home", "note", f"{message}; {need}.", elsewhere)
+        message += f"; training with SDXL needs up to {_gigabytes(SDXL_PROJECT)}."
+        return Check("home", "note", message, remedies)
     return Check("home", "ok", message)
 
 
-def cache(env: Environment) -> Check:
-    """Is there room for SDXL, and are the bases whole?"""
-    message = f"{gigabytes(env.cache.free)} free at {env.cache.path}"
+def check_cache(env: Environment) -> Check:
+    """Whether the bases are complete, and SDXL has enough space."""
+    message = f"{_gigabytes(env.cache.free)} free at {env.cache.path}"
     if env.cache_error:
-        return Check("cache", "note", f"{message}; the bases in it cannot be listed: {env.cache_error}.")
-    built_in = next((each for each in env.bases if each.spec == "mini"), None)
-    if built_in is None or built_in.problem:
-        lack = built_in.problem if built_in else "it is missing"
-        fix = "Install unziplora again."
-        return Check("cache", "problem", f"The built-in base is damaged: {lack.rstrip('.')}.", fix)
-    damaged = [each for each in env.bases if each.problem]
-    if damaged:
-        return Check("cache", "note", f"{damaged[0].spec}: {damaged[0].problem}", _fetch(damaged[0].spec))
+        return Check("cache", "note", f"{message}; its bases cannot be listed: {env.cache_error}.")
+    builtin = next((base for base in env.bases if base.spec == "mini"), None)
+    if builtin is None or builtin.problem:
+        problem = builtin.problem if builtin else "it is missing"
+        remedy = Remedy("Install unziplora again.")
+        return Check("cache", "problem", f"The built-in base is damaged: {problem.rstrip('.')}.", (remedy,))
+    damaged = next((base for base in env.bases if base.problem), None)
+    if damaged is not None:
+        remove = Remedy("", "models remove", (damaged.spec,))
+        download = Remedy("", "models pull", (damaged.spec,))
+        return Check("cache", "note", f"{damaged.spec}: {damaged.problem}", (remove, download))
     if env.unfinished_bytes:
-        message += (
-            f"; {gigabytes(env.unfinished_bytes)} of downloads that broke off (a pull goes on from there)"
-        )
-        return Check("cache", "note", message, "unziplora models list")
-    names = ", ".join(each.spec for each in env.bases)
-    if "sdxl" in names.split(", "):
-        return Check("cache", "ok", f"{message}; bases: {names}")
-    if not _enough(env.cache):
-        fix = "Make room, or point HF_HOME at another disk."
-        return Check("cache", "note", f"{message}; SDXL takes {gigabytes(SDXL_DOWNLOAD)}.", fix)
-    return Check("cache", "ok", f"{message}; bases: {names} (SDXL: unziplora models pull sdxl)")
+        message += f"; {_gigabytes(env.unfinished_bytes)} of interrupted downloads, which can be resumed"
+        return Check("cache", "note", message, (Remedy("List them", "models list"),))
+    names = [base.spec for base in env.bases]
+    bases = f"{message}; bases: {', '.join(names)}"
+    if "sdxl" in names:
+        return Check("cache", "ok", bases)
+    if not env.cache.writable or env.cache.free < SDXL_DOWNLOAD:
+        remedy = Remedy("Free disk space, or set HF_HOME to a folder on another disk.")
+        return Check("cache", "note", f"{message}; SDXL needs {_gigabytes(SDXL_DOWNLOAD)}.", (remedy,))
+    return Check("cache", "ok", bases, (Remedy("Download SDXL", "models pull", ("sdxl",)),))
 
 
-def hub(env: Environment) -> Check | None:
-    """Does the model hub answer? Asked only with --online."""
+def check_hub(env: Environment) -> Check | None:
     if env.hub is None:
         return None
     if env.hub.error:
-        message = f"{env.hub.url} does not answer: {env.hub.error}."
-        return Check("hub", "note", message, "Check the connection; behind a proxy, set HTTPS_PROXY.")
+        remedy = Remedy("Check the connection; behind a proxy, set HTTPS_PROXY.")
+        return Check("hub", "note", f"{env.hub.url} does not answer: {env.hub.error}.", (remedy,))
     return Check("hub", "ok", f"{env.hub.url} answers")
 
 
-QUESTIONS: tuple[Callable[[Environment], Check | None], ...] = (
-    python,
-    torch,
-    gpu,
-    driver,
-    gpu_memory,
-    memory,
-    libraries,
-    home,
-    cache,
-    hub,
+CHECKS: tuple[Callable[[Environment], Check | None], ...] = (
+    check_python,
+    check_torch,
+    check_gpu,
+    check_driver,
+    check_kernels,
+    check_gpu_memory,
+    check_memory,
+    check_libraries,
+    check_home,
+    check_cache,
+    check_hub,
 )
 
 
-def _newer(library: Library) -> bool:
-    tested = library.tested
-    return bool(tested and library.version and release(library.version) > release(tested))
+# Installing libraries
 
 
-def _enough(place: Place) -> bool:
-    return place.writable and place.free >= SDXL_DOWNLOAD
+def install_torch(env: Environment, build: str | None = None) -> tuple[Remedy, ...]:
+    """The commands that install torch; ``build`` is a folder of PyTorch's index, such as ``cu130``.
+
+    pip keeps an installed torch of the right version even if it is another build, so it is uninstalled first.
+    """
+    torch = env.library("torch")
+    wanted = f"torch>={torch.lowest}" if torch else "torch"
+    index = {"index_url": f"{PYTORCH_INDEX}/{build}"} if build else {}
+    if env.installer == "uv":
+        return (_pip(env, "install", wanted, reinstall_package="torch", **index),)
+    return (_pip(env, "uninstall", "-y", "torch"), _pip(env, "install", wanted, **index))
 
 
-def _fetch(spec: str) -> str:
-    return f"unziplora models remove {spec}, then: unziplora models pull {spec}"
+def install_libraries(env: Environment, libraries: Sequence[Library]) -> Remedy:
+    """The command that upgrades missing and old libraries, or reinstalls broken ones."""
+    wanted = [f"{library.name}>={library.lowest}" for library in libraries]
+    if any(library.error for library in libraries):
+        return _pip(env, "install", *wanted, force_reinstall=True, no_deps=True)
+    return _pip(env, "install", *wanted, upgrade=True)
+
+
+def _pip(env: Environment, action: str, *arguments: str, advice: str = "", **settings: Any) -> Remedy:
+    """A command of the installer that unziplora was installed with."""
+    match env.installer:
+        case "pipx":
+            return Remedy(advice, f"runpip unziplora {action}", arguments, settings, program="pipx")
+        case "pip":
+            return Remedy(advice, f"-m pip {action}", arguments, settings, program=env.executable)
+        case "uv":
+            settings = {"python": env.executable, **settings}
+            return Remedy(advice, f"pip {action}", arguments, settings, program="uv")
+
+
+def cuda_build(env: Environment) -> str | None:
+    """The build of torch for this machine's driver and GPUs; None when the driver is too old for any.
+
+    CUDA 13 needs driver 580 and a GPU of capability 7.5 or more, CUDA 12 driver 525; GPUs of capability 10
+    and more need CUDA 12.8.
+    """
+    supported = parse_version(env.driver_cuda) if env.driver_cuda else _cuda_of(env.nvidia_driver)
+    capabilities = [parse_version(gpu.capability) for gpu in env.gpus_of("nvidia") if gpu.capability]
+    oldest, newest = min(capabilities, default=(8,)), max(capabilities, default=(8,))
+    if supported >= (13,) and oldest >= (7, 5):
+        return "cu130"
+    if supported >= (12, 8) and newest >= (10,):
+        return "cu128"
+    return "cu126" if supported >= (12,) else None
+
+
+def _cuda_of(driver: str | None) -> tuple[int, ...]:
+    """The CUDA version of a driver; CUDA 12 if the driver is unknown."""
+    number = parse_version(driver) if driver else (525,)
+    return (13,) if number >= (580,) else (12,) if number >= (525,) else (11,)
+
+
+def _built_for(env: Environment) -> str:
+    if env.torch.hip:
+        return f"ROCm {env.torch.hip}"
+    if env.torch.cuda:
+        return f"CUDA {env.torch.cuda}"
+    return "Apple's GPU and the CPU" if env.system == "Darwin" else "the CPU"
+
+
+def _has_kernels(gpu: Gpu, kernels: tuple[str, ...]) -> bool:
+    """Whether torch has machine code for the GPU's architecture, or intermediate code to compile for it."""
+    if gpu.capability is None or not kernels:
+        return True
+    capability = tuple(int(part) for part in gpu.capability.split("."))
+    for kernel in kernels:
+        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", kernel)
+        if match:
+            built = (int(match[2]), int(match[3]))
+            if built <= capability and (match[1] == "compute" or built[0] == capability[0]):
+                return True
+    return False
+
+
+def _names(gpus: Iterable[Gpu]) -> str:
+    titles = {"nvidia": "an NVIDIA GPU", "amd": "an AMD GPU", "intel": "an Intel GPU", "apple": "Apple GPU"}
+    return ", ".join(dict.fromkeys(gpu.name or titles[gpu.vendor] for gpu in gpus))
+
+
+def _is_older(library: Library) -> bool:
+    return parse_version(library.version or "") < parse_version(library.lowest)
+
+
+def _is_newer(library: Library) -> bool:
+    return bool(library.tested) and parse_version(library.version or "") > parse_version(library.tested)
+
+
+def _gigabytes(number: float) -> str:
+    return f"{number / GB:.1f} GB"

@@ -1,77 +1,37 @@
-"""Version numbers, and the range of each library that was tested."""
+"""Everything about a machine that decides whether it can train, collected into one frozen record."""
 
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-PYTHONS = ("3.11", "3.12")
-"""The lowest and the newest Python that the tests run with."""
+import unziplora_cli
+from unziplora_cli import paths, resources
+from unziplora_cli.doctor import gpus
+from unziplora_cli.doctor.gpus import Gpu, Vendor
+from unziplora_cli.doctor.probe import reason
 
-
-def release(version: str) -> tuple[int, ...]:
-    """The numbers of a version, for comparing: `2.13.0+cpu` is (2, 13), as `2.13` is."""
-    numbers = re.match(r"\d+(\.\d+)*", version)
-    parts = [int(part) for part in numbers.group().split(".")] if numbers else []
-    while parts and parts[-1] == 0:
-        parts.pop()
-    return tuple(parts)
-
-
-def read_pins(path: Path) -> dict[str, str]:
-    """The versions of a constraints file by the library's name, with dashes."""
-    pins = re.findall(r"^([\w.-]+)==([^\s;]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
-    return {name.replace("_", "-").lower(): version for name, version in pins}
-
-
-# The answer to one question about a machine.
-
-
-Level = Literal["ok", "note", "problem"]
-"""Fine; worth knowing; blocks training or keeps it off the GPU."""
-
-GB = 10**9
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """The answer to one question, and the line to type that mends what is wrong."""
-
-    name: str
-    level: Level
-    message: str
-    fix: str = ""
-
-
-def gigabytes(number: float) -> str:
-    """Bytes as `6.9 GB`."""
-    return f"{number / GB:.1f} GB"
-
-
-# Everything about a machine that decides whether it can train, as one frozen record.
-
-
-Vendor = Literal["nvidia", "amd", "intel", "apple"]
 Installer = Literal["pipx", "pip", "uv"]
 
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """One GPU, found without torch; memory in bytes, `capability` as NVIDIA's `9.0`; None: unknown."""
-
-    vendor: Vendor
-    name: str = ""
-    memory_total: int | None = None
-    memory_free: int | None = None
-    capability: str | None = None
+PROBE_TIMEOUT = 300.0
+"""Seconds for importing torch and the other libraries, which takes long from a cold disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Torch:
-    """What importing torch in a process of its own told; `error` is why it could not be imported.
+    """What importing torch in a separate process reported; ``error`` is why the import failed.
 
-    `cuda` and `hip` are the versions that it was built for, `kernels` the GPU generations (`sm_90`);
-    `warning` is what it said when it looked for a GPU.
+    ``cuda`` and ``hip`` are the versions that torch was built for, ``kernels`` the GPU architectures
+    (``sm_90``). ``warning`` is what torch printed when it looked for a GPU; ``kernel_problem`` is why Triton
+    cannot run the fused kernels on it.
     """
 
     version: str | None = None
@@ -83,13 +43,14 @@ class Torch:
     kernels: tuple[str, ...] = ()
     bf16: bool = False
     mps: bool = False
+    kernel_problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """A library that unziplora needs: the one here, the lowest and the newest that were tested.
+    """A library that unziplora needs: the installed version, the lowest and the newest tested ones.
 
-    `error` is why it could not be imported.
+    ``error`` is why it cannot be imported.
     """
 
     name: str
@@ -100,8 +61,8 @@ class Library:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A folder, made or not, and the free bytes of its disk."""
+class Folder:
+    """A folder, whether it exists or not, and the free bytes of its disk."""
 
     path: str
     free: int
@@ -109,8 +70,8 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
-    """A base model on this disk; `problem` is what it lacks."""
+class CachedBase:
+    """A base model on this disk; ``problem`` is what is wrong with it."""
 
     spec: str
     problem: str = ""
@@ -118,7 +79,7 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """Whether the model hub answered, and why it did not."""
+    """The model hub's address, and why it did not answer."""
 
     url: str
     error: str = ""
@@ -126,7 +87,7 @@ class Hub:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """One machine. `hub` is None when the network was not asked for."""
+    """One machine. ``hub`` is None when the network was not to be used."""
 
     tool_version: str
     python: str
@@ -143,17 +104,172 @@ class Environment:
     libraries: tuple[Library, ...]
     memory_total: int | None
     memory_free: int | None
-    home: Place
-    cache: Place
-    bases: tuple[Base, ...]
+    home: Folder
+    cache: Folder
+    bases: tuple[CachedBase, ...]
     cache_error: str = ""
     unfinished_bytes: int = 0
     hub: Hub | None = None
 
-    def of(self, vendor: Vendor) -> tuple[Gpu, ...]:
-        """The GPUs of one vendor."""
+    def gpus_of(self, vendor: Vendor) -> tuple[Gpu, ...]:
         return tuple(gpu for gpu in self.gpus if gpu.vendor == vendor)
 
     def library(self, name: str) -> Library | None:
-        """A library by its name."""
-        return next((each for each in self.libraries if each.name == name), None)
+        return next((library for library in self.libraries if library.name == name), None)
+
+
+def parse_version(version: str) -> tuple[int, ...]:
+    """The numbers of a version without trailing zeros, for comparing: ``2.13.0+cpu`` is (2, 13)."""
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    parts = [int(part) for part in numbers.group().split(".")] if numbers else []
+    while parts and parts[-1] == 0:
+        parts.pop()
+    return tuple(parts)
+
+
+def read_pins(path: Path) -> dict[str, str]:
+    """The versions in a constraints file by the library's name, with dashes."""
+    pins = re.findall(r"^([\w.-]+)==([^\s;]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {name.replace("_", "-").lower(): version for name, version in pins}
+
+
+def collect_environment(home: Path, *, online: bool) -> Environment:
+    """The facts about this machine; sends one request to the model hub only when ``online``."""
+    torch, import_errors = _run_probe()
+    found_gpus = gpus.find_gpus()
+    total, free = _main_memory()
+    cache = paths.hub_cache()
+    bases, cache_error = _cached_bases()
+    return Environment(
+        tool_version=unziplora_cli.__version__,
+        python=platform.python_version(),
+        executable=sys.executable,
+        installer=_installer(),
+        system=platform.system(),
+        machine=platform.machine(),
+        is_emulated=gpus.is_emulated(),
+        gpus=found_gpus.gpus,
+        nvidia_driver=found_gpus.driver,
+        driver_cuda=found_gpus.cuda,
+        visible_gpus=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        torch=torch,
+        libraries=_libraries(import_errors),
+        memory_total=total,
+        memory_free=free,
+        home=_folder(home),
+        cache=_folder(cache),
+        bases=bases,
+        cache_error=cache_error,
+        unfinished_bytes=_unfinished_bytes(cache),
+        hub=_ask_hub() if online else None,
+    )
+
+
+def _run_probe() -> tuple[Torch, dict[str, str]]:
+    """What the probe reports of torch, and why other libraries cannot be imported."""
+    command = [sys.executable, "-P", "-m", "unziplora_cli.doctor.probe"]
+    package = str(Path(unziplora_cli.__file__).parents[1])
+    search = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    try:
+        process = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PROBE_TIMEOUT,
+            env={**os.environ, "PYTHONPATH": search},
+        )
+    except subprocess.TimeoutExpired:
+        return Torch(error=f"importing it took more than {PROBE_TIMEOUT:.0f} s"), {}
+    try:
+        report = json.loads(process.stdout.strip().rpartition("\n")[2])
+    except ValueError:
+        last = (process.stderr.strip().splitlines() or ["no output"])[-1]
+        return Torch(error=f"importing it ended the process with code {process.returncode}: {last}"), {}
+    torch: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in report["torch"].items()
+    }
+    return Torch(**torch), report["errors"]
+
+
+def _installer() -> Installer:
+    prefix = Path(sys.prefix)
+    if prefix.parent.name == "venvs" and "pipx" in str(prefix.parent.parent).lower():
+        return "pipx"
+    return "pip" if importlib.util.find_spec("pip") else "uv"
+
+
+def _libraries(import_errors: dict[str, str]) -> tuple[Library, ...]:
+    """Every library that unziplora needs, and those of its extras that are installed."""
+    lowest, tested = (read_pins(resources.constraints(f"{name}.txt")) for name in ("lowest", "tested"))
+    names = {"PIL.Image": "pillow", "pynvml": "nvidia-ml-py"}
+    errors = {names.get(name, name.replace("_", "-")): error for name, error in import_errors.items()}
+    libraries = []
+    for name, minimum in lowest.items():
+        version = _version(name)
+        if version is not None or name in tested:
+            libraries.append(Library(name, version, minimum, tested.get(name, ""), errors.get(name, "")))
+    return tuple(libraries)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _main_memory() -> tuple[int | None, int | None]:
+    """Bytes of main memory, all and available; None if unknown."""
+    try:
+        import psutil
+
+        memory = psutil.virtual_memory()
+        return int(memory.total), int(memory.available)
+    except Exception:  # psutil may be missing or broken
+        return None, None
+
+
+def _folder(path: Path) -> Folder:
+    """A folder, judged by its nearest parent that exists."""
+    existing = next(parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent))
+    writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    try:
+        free = shutil.disk_usage(existing).free
+    except OSError:
+        free, writable = 0, False
+    return Folder(str(path), free, writable)
+
+
+def _cached_bases() -> tuple[tuple[CachedBase, ...], str]:
+    """The bases on this disk, and why they cannot be listed."""
+    from unziplora_cli.model_cache import list_models
+
+    try:
+        return tuple(CachedBase(model.spec, model.problem) for model in list_models()), ""
+    except Exception as error:  # huggingface_hub may be missing or broken, the cache unreadable
+        return (), reason(error)
+
+
+def _unfinished_bytes(cache: Path) -> int:
+    """Bytes of interrupted downloads."""
+    sizes = []
+    for path in cache.glob("models--*/blobs/*.incomplete"):
+        try:
+            sizes.append(path.stat().st_size)
+        except OSError:
+            continue
+    return sum(sizes)
+
+
+def _ask_hub() -> Hub:
+    """Whether the model hub answers; no token is sent."""
+    import urllib.request
+
+    url = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    request = urllib.request.Request(f"{url}/api/models?limit=1", headers={"User-Agent": "unziplora"})
+    try:
+        with urllib.request.urlopen(request, timeout=15):
+            return Hub(url)
+    except (OSError, ValueError) as error:
+        return Hub(url, reason(error))

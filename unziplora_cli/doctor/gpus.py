@@ -1,114 +1,137 @@
-"""The GPUs of this machine, found without torch: NVIDIA's tool, the kernel's files, Apple's chips."""
+"""Find GPUs without torch: with NVIDIA's management library, Linux's device files, and the type of a Mac."""
 
 import platform
 import re
-import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from unziplora_cli.doctor.environment import Gpu, Vendor
-
-_VENDORS: dict[str, Vendor] = {"0x10de": "nvidia", "0x1002": "amd", "0x8086": "intel"}
-_QUERY = "name,memory.total,memory.free,compute_cap,driver_version"
-_MIB = 1024 * 1024
+Vendor = Literal["nvidia", "amd", "intel", "apple"]
+_PCI_VENDORS: dict[str, Vendor] = {"0x10de": "nvidia", "0x1002": "amd", "0x8086": "intel"}
 
 
-def find() -> tuple[str | None, str | None, tuple[Gpu, ...]]:
-    """NVIDIA's driver, the CUDA version that it supports, and all GPUs."""
-    tool = shutil.which("nvidia-smi") or "/usr/lib/wsl/lib/nvidia-smi"
-    driver, nvidia = read_smi(_output(tool, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"))
-    cuda = read_cuda(_output(tool)) if nvidia else None
-    kernel_driver, others = read_kernel_files(Path("/"))
-    if nvidia:
-        others = tuple(gpu for gpu in others if gpu.vendor != "nvidia")
-    apple = (Gpu("apple", "Apple GPU"),) if _apple_silicon() else ()
-    return driver or kernel_driver, cuda, (*nvidia, *others, *apple)
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU; memory in bytes, ``capability`` as NVIDIA's ``9.0``; None if unknown."""
+
+    vendor: Vendor
+    name: str = ""
+    memory_total: int | None = None
+    memory_free: int | None = None
+    capability: str | None = None
 
 
-def read_smi(text: str) -> tuple[str | None, tuple[Gpu, ...]]:
-    """The driver and the GPUs of one line per GPU in the order of the query."""
-    driver, found = None, []
-    for line in text.splitlines():
-        cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) == len(_QUERY.split(",")):
-            name, total, free, capability, driver = cells
-            known = re.fullmatch(r"\d+\.\d+", capability)
+@dataclass(frozen=True, slots=True)
+class FoundGpus:
+    """All GPUs, NVIDIA's driver, and the newest CUDA version that the driver supports."""
+
+    gpus: tuple[Gpu, ...] = ()
+    driver: str | None = None
+    cuda: str | None = None
+
+
+def find_gpus() -> FoundGpus:
+    """The GPUs of every vendor, also those without a driver."""
+    nvidia, files = read_nvml(), read_device_files(Path("/"))
+    others = tuple(gpu for gpu in files.gpus if not (nvidia.gpus and gpu.vendor == "nvidia"))
+    apple = (Gpu("apple", "Apple GPU"),) if _is_apple_silicon() else ()
+    return FoundGpus((*nvidia.gpus, *others, *apple), nvidia.driver or files.driver, nvidia.cuda)
+
+
+def read_nvml() -> FoundGpus:
+    """What NVIDIA's management library reports; nothing if the library or the driver is missing."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:
+        return FoundGpus()
+
+    def ask(function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except pynvml.NVMLError:  # not supported by this GPU or driver
+            return None
+
+    try:
+        version = ask(pynvml.nvmlSystemGetCudaDriverVersion_v2)
+        found = []
+        for index in range(ask(pynvml.nvmlDeviceGetCount) or 0):
+            handle = ask(pynvml.nvmlDeviceGetHandleByIndex, index)
+            memory = ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
+            capability = ask(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
             found.append(
-                Gpu("nvidia", name, _mebibytes(total), _mebibytes(free), capability if known else None)
+                Gpu(
+                    "nvidia",
+                    ask(pynvml.nvmlDeviceGetName, handle) or "",
+                    int(memory.total) if memory else None,
+                    int(memory.free) if memory else None,
+                    "{}.{}".format(*capability) if capability else None,
+                )
             )
-    return driver, tuple(found)
+        cuda = f"{version // 1000}.{version % 1000 // 10}" if version else None
+        return FoundGpus(tuple(found), ask(pynvml.nvmlSystemGetDriverVersion), cuda)
+    finally:
+        ask(pynvml.nvmlShutdown)
 
 
-def read_cuda(text: str) -> str | None:
-    """The CUDA version in the head of nvidia-smi's table."""
-    version = re.search(r"CUDA Version:\s*(\d+\.\d+)", text)
-    return version.group(1) if version else None
-
-
-def read_kernel_files(root: Path) -> tuple[str | None, tuple[Gpu, ...]]:
-    """NVIDIA's driver and the GPUs that Linux's /proc and /sys tell of, below `root`."""
-    version = re.search(r"Kernel Module.*?(\d+\.\d+(?:\.\d+)*)", _text(root / "proc/driver/nvidia/version"))
-    nvidia = tuple(_proc_gpus(root / "proc/driver/nvidia/gpus"))
+def read_device_files(root: Path) -> FoundGpus:
+    """NVIDIA's driver and the GPUs according to Linux's /proc and /sys below ``root``."""
+    version = re.search(r"Kernel Module.*?(\d+\.\d+(?:\.\d+)*)", _read(root / "proc/driver/nvidia/version"))
+    nvidia = tuple(_nvidia_gpus(root / "proc/driver/nvidia/gpus"))
     amd = tuple(_amd_gpus(root / "sys/class/drm"))
     named = {gpu.vendor for gpu in (*nvidia, *amd)}
     rest = tuple(gpu for gpu in _pci_gpus(root / "sys/bus/pci/devices") if gpu.vendor not in named)
-    return version.group(1) if version else None, (*nvidia, *amd, *rest)
+    return FoundGpus((*nvidia, *amd, *rest), version.group(1) if version else None)
 
 
 def is_emulated() -> bool:
-    """Whether this is a Python for Intel on an Apple chip, which cannot use its GPU."""
+    """Whether this is a Python for Intel processors on an Apple chip, which cannot use its GPU."""
     if (platform.system(), platform.machine()) != ("Darwin", "x86_64"):
         return False
-    return _output("/usr/sbin/sysctl", "-n", "hw.optional.arm64").strip() == "1"
+    command = ("/usr/sbin/sysctl", "-n", "hw.optional.arm64")
+    try:
+        process = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return process.stdout.strip() == "1"
 
 
-def _apple_silicon() -> bool:
+def _is_apple_silicon() -> bool:
     return (platform.system(), platform.machine()) == ("Darwin", "arm64") or is_emulated()
 
 
-def _proc_gpus(folder: Path) -> Iterator[Gpu]:
+def _nvidia_gpus(folder: Path) -> Iterator[Gpu]:
     for file in sorted(folder.glob("*/information")):
-        model = re.search(r"Model:\s*(.+)", _text(file))
+        model = re.search(r"Model:\s*(.+)", _read(file))
         yield Gpu("nvidia", model.group(1).strip() if model else "")
 
 
 def _amd_gpus(folder: Path) -> Iterator[Gpu]:
     for card in sorted(folder.glob("card[0-9]*/device")):
-        if _text(card / "vendor").strip() == "0x1002":
-            total, used = (_number(card / f"mem_info_vram_{kind}") for kind in ("total", "used"))
+        if _read(card / "vendor").strip() == "0x1002":
+            total, used = (_read_number(card / f"mem_info_vram_{kind}") for kind in ("total", "used"))
             free = total - used if total is not None and used is not None else None
-            yield Gpu("amd", _text(card / "product_name").strip(), total, free)
+            yield Gpu("amd", _read(card / "product_name").strip(), total, free)
 
 
 def _pci_gpus(folder: Path) -> Iterator[Gpu]:
     """Display controllers (PCI class 03) by their vendor."""
     for device in sorted(folder.glob("*")):
-        vendor = _VENDORS.get(_text(device / "vendor").strip())
-        if vendor and _text(device / "class").startswith("0x03"):
+        vendor = _PCI_VENDORS.get(_read(device / "vendor").strip())
+        if vendor and _read(device / "class").startswith("0x03"):
             yield Gpu(vendor)
 
 
-def _output(*command: str) -> str:
-    """What a program prints; nothing where it is missing, fails or hangs."""
-    try:
-        ended = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return ended.stdout if ended.returncode == 0 else ""
-
-
-def _text(file: Path) -> str:
+def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
 
-def _number(file: Path) -> int | None:
-    text = _text(file).strip()
+def _read_number(file: Path) -> int | None:
+    text = _read(file).strip()
     return int(text) if text.isdecimal() else None
-
-
-def _mebibytes(cell: str) -> int | None:
-    return int(cell) * _MIB if cell.isdecimal() else None

@@ -1,13 +1,14 @@
-"""What a U-Net is made of, in the order of computation, from its configuration alone.
+"""The modules of a U-Net in the order of computation, from its configuration alone.
 
-The network is built without numbers (torch's ``meta`` device), so nothing is loaded and any layout that
-diffusers knows is counted as it is.
+The estimate of memory and time is computed from this profile. The U-Net is built on torch's ``meta`` device,
+so no weights are loaded and every layout that diffusers supports is counted as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Literal
 
 import torch
@@ -17,153 +18,154 @@ from torch import nn
 from unziplora_cli.accel.fused_lora import TEXT_PROJECTIONS
 from unziplora_cli.method.inject import adapted_projections
 
-Kind = Literal["convolution", "resnet", "entry", "block", "exit", "end"]
-"""``entry`` and ``exit`` are what surrounds a stack of transformer blocks, ``end`` the last norm and
-convolution."""
+ModuleKind = Literal[
+    "convolution", "resnet", "transformer_in", "transformer_block", "transformer_out", "output"
+]
+"""``transformer_in`` and ``transformer_out`` surround a stack of transformer blocks; ``output`` is the last
+norm and convolution."""
+LayerInput = Literal["pixels", "text", "vector"]
+"""What a layer is applied to: every pixel, every token of the prompt, or one vector per image."""
 
 
 @dataclass(frozen=True, slots=True)
-class Linear:
-    """A linear layer or convolution [out, in]; ``taps`` are the pixels that one output sees.
-
-    ``reads`` says what it is applied to: every pixel, every token of the text, or one vector per picture.
-    """
+class LayerProfile:
+    """A linear layer or convolution [out, in]; ``kernel`` is the number of input pixels per output pixel."""
 
     inputs: int
     outputs: int
-    taps: int = 1
-    reads: Literal["pixels", "text", "vector"] = "pixels"
+    kernel: int = 1
+    applied_to: LayerInput = "pixels"
 
     @property
     def weights(self) -> int:
-        return self.inputs * self.outputs * self.taps
+        return self.inputs * self.outputs * self.kernel
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleProfile:
-    """One step of the computation, whose output was halved ``level`` times.
+    """One module of the U-Net, at a resolution halved ``level`` times.
 
-    ``inputs`` and ``outputs`` are channels, ``inner`` the width inside the feed-forward layer. ``layers`` are
-    frozen, ``projections`` adapted; ``weights`` counts every parameter of both. ``region`` is the stack of
-    transformer blocks that it belongs to.
+    ``inputs`` and ``outputs`` are channels, ``feed_forward`` is the inner width of the feed-forward layer.
+    ``frozen`` layers are not adapted, ``adapted`` projections are. ``region`` names the stack of transformer
+    blocks that the module belongs to. ``downsamples``: the input has twice the resolution of the output.
     """
 
-    kind: Kind
+    kind: ModuleKind
     level: int
     inputs: int
     outputs: int
-    weights: int
-    layers: tuple[Linear, ...]
-    projections: tuple[Linear, ...] = ()
+    frozen: tuple[LayerProfile, ...]
+    adapted: tuple[LayerProfile, ...] = ()
     region: str = ""
     heads: int = 0
-    inner: int = 0
-    halves: bool = False
-    """Its input was halved once less than its output."""
+    feed_forward: int = 0
+    downsamples: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class UNetProfile:
-    """All parts of a U-Net; ``timing`` are the layers that embed time and size, ``weights`` counts all
-    parameters."""
+    """A U-Net: its modules, the layers that embed timestep and image size, and the parameter count."""
 
-    parts: tuple[ModuleProfile, ...]
-    timing: tuple[Linear, ...]
-    weights: int
+    modules: tuple[ModuleProfile, ...]
+    embeddings: tuple[LayerProfile, ...]
+    parameters: int
 
-    def projections(self) -> Iterator[Linear]:
+    def projections(self) -> Iterator[LayerProfile]:
         """All projections that the method adapts."""
-        for part in self.parts:
-            yield from part.projections
+        for module in self.modules:
+            yield from module.adapted
 
-    def layers(self) -> Iterator[Linear]:
+    def layers(self) -> Iterator[LayerProfile]:
         """All linear layers and convolutions, adapted or not."""
-        yield from self.timing
-        for part in self.parts:
-            yield from (*part.layers, *part.projections)
+        yield from self.embeddings
+        for module in self.modules:
+            yield from (*module.frozen, *module.adapted)
 
-    def learning(self) -> tuple[ModuleProfile, ...]:
-        """The parts that gradients pass: all from the first adapted projection on."""
-        first = next(i for i, part in enumerate(self.parts) if part.projections)
-        return self.parts[first:]
+    def first_adapted(self) -> int:
+        """The index of the first module with adapted projections; the backward pass ends there."""
+        return next(i for i, module in enumerate(self.modules) if module.adapted)
 
 
 def profile_unet(config: Mapping[str, Any]) -> UNetProfile:
-    """The parts of the U-Net that diffusers makes of ``config``."""
+    """The profile of the U-Net that diffusers builds from ``config``."""
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(dict(config))
+    names = {module: name for name, module in unet.named_modules()}
     adapted = set(adapted_projections(unet).values())
-    parts: list[ModuleProfile] = []
-
-    def add(kind: Kind, level: int, *modules: nn.Module | None, **more: Any) -> None:
-        found = [each for each in modules if each is not None]
-        parts.append(_part(kind, level, found, adapted, **more))
-
-    add("convolution", 0, unet.conv_in)
+    profiles: list[ModuleProfile] = []
     level = 0
-    blocks = [
-        *((f"down_blocks.{i}", block) for i, block in enumerate(unet.down_blocks)),
-        *((("mid_block", unet.mid_block),) if unet.mid_block is not None else ()),
-        *((f"up_blocks.{i}", block) for i, block in enumerate(unet.up_blocks)),
-    ]
-    for name, block in blocks:
-        attentions = [a for a in getattr(block, "attentions", ()) if hasattr(a, "transformer_blocks")]
-        resnets = list(block.resnets)
-        if name == "mid_block":  # one more, in front
-            add("resnet", level, resnets.pop(0))
-        for i in range(max(len(resnets), len(attentions))):
-            after = name == "mid_block"
-            if not after and i < len(resnets):
-                add("resnet", level, resnets[i])
-            if i < len(attentions):
-                stack, region = attentions[i], f"{name}.attentions.{i}"
-                add("entry", level, stack.norm, stack.proj_in, region=region)
-                for each in stack.transformer_blocks:
-                    heads, inner = each.attn1.heads, each.ff.net[2].in_features
-                    add("block", level, each, region=region, heads=heads, inner=inner)
-                add("exit", level, stack.proj_out, region=region)
-            if after and i < len(resnets):
-                add("resnet", level, resnets[i])
+
+    def add(kind: ModuleKind, *modules: nn.Module | None, **details: Any) -> None:
+        profiles.append(_profile_module(kind, level, modules, adapted, details))
+
+    add("convolution", unet.conv_in)
+    for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
+        for module in () if block is None else _in_order(block, middle=block is unet.mid_block):
+            if not hasattr(module, "transformer_blocks"):
+                add("resnet", module)
+                continue
+            region = names[module]
+            add("transformer_in", module.norm, module.proj_in, region=region)
+            for transformer in module.transformer_blocks:
+                width = transformer.ff.net[2].in_features
+                heads = transformer.attn1.heads
+                add("transformer_block", transformer, region=region, heads=heads, feed_forward=width)
+            add("transformer_out", module.proj_out, region=region)
         for sampler in getattr(block, "downsamplers", None) or ():
             level += 1
-            add("convolution", level, sampler, halves=True)
+            add("convolution", sampler, downsamples=True)
         for sampler in getattr(block, "upsamplers", None) or ():
             level -= 1
-            add("convolution", level, sampler)
-    add("end", 0, unet.conv_norm_out, unet.conv_out)
-    timing = tuple(
-        _linear(each, "vector")
+            add("convolution", sampler)
+    add("output", unet.conv_norm_out, unet.conv_out)
+    embeddings = tuple(
+        _profile_layer(layer, "vector")
         for module in (unet.time_embedding, getattr(unet, "add_embedding", None))
         if module is not None
-        for each in module.modules()
-        if isinstance(each, nn.Linear)
+        for layer in module.modules()
+        if isinstance(layer, nn.Linear)
     )
-    weights = sum(each.numel() for each in unet.parameters())
-    return UNetProfile(tuple(parts), timing, weights)
+    return UNetProfile(tuple(profiles), embeddings, sum(parameter.numel() for parameter in unet.parameters()))
 
 
-def _part(
-    kind: Kind, level: int, modules: list[nn.Module], adapted: set[nn.Linear], **more: Any
+def _in_order(block: nn.Module, *, middle: bool) -> Iterator[nn.Module]:
+    """Resnets and transformers of a block, alternating; the middle block begins with one more resnet."""
+    resnets = list(block.resnets)  # type: ignore[arg-type]
+    attentions = getattr(block, "attentions", ())
+    transformers = [module for module in attentions if hasattr(module, "transformer_blocks")]
+    if middle:
+        yield resnets.pop(0)
+    for pair in zip_longest(transformers, resnets) if middle else zip_longest(resnets, transformers):
+        yield from (module for module in pair if module is not None)
+
+
+def _profile_module(
+    kind: ModuleKind,
+    level: int,
+    modules: tuple[nn.Module | None, ...],
+    adapted: set[nn.Linear],
+    details: Mapping[str, Any],
 ) -> ModuleProfile:
-    named = [(name, each) for module in modules for name, each in module.named_modules()]
-    layers: list[Linear] = []
-    projections: list[Linear] = []
-    for name, each in named:
-        if isinstance(each, nn.Linear | nn.Conv2d):
-            text = f".{name}".endswith(TEXT_PROJECTIONS)
-            reads = "text" if text else "vector" if name.endswith("time_emb_proj") else "pixels"
-            (projections if each in adapted else layers).append(_linear(each, reads))
-    main = [each for each in (*layers, *projections) if each.reads == "pixels"]
-    if kind == "block":
-        inputs = outputs = projections[0].inputs
+    frozen: list[LayerProfile] = []
+    trained: list[LayerProfile] = []
+    for module in modules:
+        for name, layer in module.named_modules() if module is not None else ():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                text = f".{name}".endswith(TEXT_PROJECTIONS)
+                applied_to: LayerInput = (
+                    "text" if text else "vector" if name.endswith("time_emb_proj") else "pixels"
+                )
+                (trained if layer in adapted else frozen).append(_profile_layer(layer, applied_to))
+    if kind == "transformer_block":
+        inputs = outputs = trained[0].inputs
     else:
-        inputs, outputs = main[0].inputs, main[-1 if kind != "resnet" else 0].outputs
-    weights = sum(each.numel() for module in modules for each in module.parameters())
-    return ModuleProfile(kind, level, inputs, outputs, weights, tuple(layers), tuple(projections), **more)
+        main = [layer for layer in frozen if layer.applied_to == "pixels"]
+        inputs, outputs = main[0].inputs, main[0 if kind == "resnet" else -1].outputs
+    return ModuleProfile(kind, level, inputs, outputs, tuple(frozen), tuple(trained), **details)
 
 
-def _linear(module: nn.Linear | nn.Conv2d, reads: Any) -> Linear:
-    if isinstance(module, nn.Linear):
-        return Linear(module.in_features, module.out_features, reads=reads)
-    inputs, outputs = module.in_channels // module.groups, module.out_channels
-    return Linear(inputs, outputs, module.kernel_size[0] * module.kernel_size[1], reads)
+def _profile_layer(layer: nn.Linear | nn.Conv2d, applied_to: LayerInput) -> LayerProfile:
+    if isinstance(layer, nn.Linear):
+        return LayerProfile(layer.in_features, layer.out_features, applied_to=applied_to)
+    kernel = layer.kernel_size[0] * layer.kernel_size[1]
+    return LayerProfile(layer.in_channels // layer.groups, layer.out_channels, kernel, applied_to)

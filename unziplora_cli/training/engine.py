@@ -26,9 +26,10 @@ from unziplora_cli.training.callbacks import DivergenceMonitor, MetricLogger, Va
 from unziplora_cli.training.captured_step import CapturedStep, capturable
 from unziplora_cli.training.checkpoint import Checkpoints, TrainingState
 from unziplora_cli.training.destyle import add_destyled_images
-from unziplora_cli.training.estimate import MemoryAdvisor
+from unziplora_cli.training.estimate import MemoryAdvisor, target_of
 from unziplora_cli.training.events import Event, Finished, Notice, Phase
 from unziplora_cli.training.inputs import InputCache, TrainingInputs
+from unziplora_cli.training.memory import free_memory
 from unziplora_cli.training.optimizer import build_lr_scheduler, build_optimizer
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.training.step import TrainingStep, parameter_groups
@@ -51,8 +52,15 @@ def train(request: TrainRequest, input_cache: InputCache | None = None) -> Itera
     dtype = pick_dtype(request.config.precision, device)
     accelerator = _accelerator(request, device, dtype)
     precision = PRECISION_NAMES[dtype]
-    memory_advisor = MemoryAdvisor(request, device, precision)
-    with memory_guard(memory_advisor.advice):
+    advisor = MemoryAdvisor(
+        base=request.base,
+        config=request.config,
+        target=target_of(device, dtype),
+        free=free_memory(device),
+        checkpoints=request.checkpoints or request.folder / CHECKPOINTS,
+        resume=request.job.name if request.resume else "",
+    )
+    with memory_guard(advisor.remedies):
         inputs = None
         for event in input_cache.inputs(request, accelerator, dtype):
             if isinstance(event, TrainingInputs):
@@ -61,7 +69,7 @@ def train(request: TrainRequest, input_cache: InputCache | None = None) -> Itera
                 yield event
         assert inputs is not None
 
-        if device.type == "cuda" and (warning := memory_advisor.warning()):
+        if device.type == "cuda" and (warning := advisor.warning()):
             yield Notice(warning)
         yield Phase("load U-Net", request.base.id)
         unet = input_cache.unet(request, accelerator.device, dtype)

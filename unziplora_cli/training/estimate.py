@@ -1,116 +1,119 @@
-"""How long a training step takes, about: what it computes over what the device does with large products.
+"""Estimate a training before it starts: time, memory, and settings that fit.
 
-On a GPU part of it does not grow with the picture: weights are read, folded and updated::
+The time of a step is its floating-point operations over the rate of large matrix products, but on a GPU part
+of it does not grow with the image, because every weight is read, fused and updated once per pass::
 
-    seconds = (operations / efficiency + handling * weights) / rate
+    seconds = (FLOP / efficiency + intensity * weights) / rate
 
-A step is the forward pass and the gradients with respect to activations, for adapted projections also those
-with respect to their folded weights::
+One pass forward and back, over all modules of the U-Net::
 
-    operations = 2 * sum over layers of weights * pixels * (1 + passes back) + attention + folding
-    attention  = 4 pixels * keys * width, and 2.5 times that back
-    folding    = 4 * 2 out * in * 2 rank per projection: made, made again, and the gradients of both factors
+    FLOP      = 2 * weights * pixels * (1 + backward passes) + attention + fusing
+    attention = 4 * pixels * keys * width, and 2.5 times that in the backward pass
+    fusing    = 4 * 2 out * in * 2 rank per projection: fused, fused again, and the gradients of both factors
 
-With gradient checkpointing blocks and resnets are computed twice.
+The backward pass computes gradients of activations, and of the fused weights of adapted projections. With
+gradient checkpointing, transformer blocks and resnets are computed twice.
 """
 
 from __future__ import annotations
 
 import os
-import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from unziplora_cli.accel.device import PRECISION_NAMES, SMALL_NETWORK, pick_device, pick_dtype
 from unziplora_cli.accel.fused_modules import kernels_available
-from unziplora_cli.config import TrainConfig, resolve
-from unziplora_cli.errors import UsageError
-from unziplora_cli.projects.unfinished import CHECKPOINTS
-from unziplora_cli.sdxl.profile import ModuleProfile
+from unziplora_cli.config import TrainConfig
+from unziplora_cli.errors import Remedy
+from unziplora_cli.sdxl.base import SDXL_CONFIG, SDXL_ID, SDXL_REVISION, BaseRef, check_trainable
 from unziplora_cli.training.memory import (
-    Base,
+    RECOMPUTED,
+    BaseProfile,
+    MemoryEstimate,
     Target,
+    checkpoints_bytes,
     estimate_memory,
     free_memory,
     passes,
-    pixels_of,
+    pixels,
     profile_base,
+    project_bytes,
     required_memory,
+    total_memory,
 )
-from unziplora_cli.training.request import TrainRequest
 
-# What was measured, and not derived.
+# Measured with SDXL on an H200, and with the built-in base on a CPU.
 EFFICIENCY = {"cuda": 0.62, "mps": 0.3, "cpu": 0.13}
-"""The share of the rate of large products that a step reaches: attention, norms, small layers are slower."""
-HANDLING, CHECKPOINTED = 7.3e3, 17.8e3
-"""Operations that a CUDA device could make while it handles a weight once per pass; where activations are
-computed again, and weights are kept in int8."""
-RECORDED, LAUNCHED = 0.1e-3, 3e-3
-"""Seconds that a part of the U-Net takes at least, forward and back: replayed, or launched by Python."""
+"""The share of the rate of large products that a step reaches."""
+INTENSITY, INTENSITY_LOW_MEMORY = 7.3e3, 17.8e3
+"""Arithmetic intensity (FLOP per weight and pass) below which a GPU waits for memory; the second value is for
+gradient checkpointing and int8 weights."""
+REPLAYED, LAUNCHED = 0.1e-3, 3e-3
+"""Seconds that a module of the U-Net takes at least: replayed from a CUDA graph, or launched from Python."""
 LOADING = {"cuda": 30.0, "mps": 60.0, "cpu": 10.0}
-"""Seconds before the first step: libraries, texts, pictures, the U-Net."""
-SECONDS_OF_MEASURING = 0.2
+"""Seconds before the first step: libraries, prompts, images, the U-Net."""
+MEASURING = 0.2
+"""Seconds for measuring the rate of large products."""
+TOO_LONG = 48 * 3600.0
+"""Seconds above which a training on a CPU is not worth starting."""
 
-CLASSES = (
-    (0.1, "under 0.1 s"),
-    (0.3, "0.1 to 0.3 s"),
-    (1.0, "0.3 to 1 s"),
-    (3.0, "1 to 3 s"),
-    (10.0, "3 to 10 s"),
-)
-SLOWEST = "over 10 s"
+Changes = Mapping[str, Any]
+"""Settings of a training by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimeEstimate:
-    """About how long a step and the whole training take, in seconds; ``operations`` are a step's."""
+    """Floating-point operations per step, seconds per step, and seconds of the whole training."""
 
-    operations: float
+    flops: float
     step: float
     total: float
 
-    @property
-    def step_class(self) -> str:
-        """The step's time in words."""
-        return next((words for limit, words in CLASSES if self.step < limit), SLOWEST)
 
-
-def estimate_time(base: Base, config: TrainConfig, target: Target, rate: float) -> TimeEstimate:
-    """The pace on a device that makes ``rate`` operations per second of large products."""
+def estimate_time(base: BaseProfile, config: TrainConfig, target: Target, rate: float) -> TimeEstimate:
+    """The time of a training on a device that computes large products at ``rate`` FLOP/s."""
     count = passes(config)
-    operations = count * count_flops(base, config)
-    handling = 0.0
+    flops = count * count_flops(base, config)
+    weight_access = minimum = 0.0
     if target.device == "cuda":
-        handling = count * base.unet.weights * (CHECKPOINTED if config.gradient_checkpointing else HANDLING)
-    recorded = target.device == "cuda" and config.capture and target.precision != "fp16"
-    least = (RECORDED if recorded else LAUNCHED if target.device != "cpu" else 0.0) * len(base.unet.parts)
-    step = max((operations / EFFICIENCY[target.device] + handling) / rate, count * least)
-    return TimeEstimate(operations, step, LOADING[target.device] + config.steps * step)
+        intensity = INTENSITY_LOW_MEMORY if config.gradient_checkpointing else INTENSITY
+        weight_access = count * base.unet.parameters * intensity
+    if target.device != "cpu":
+        graphs = target.device == "cuda" and config.capture and target.precision != "fp16"
+        minimum = count * len(base.unet.modules) * (REPLAYED if graphs else LAUNCHED)
+    step = max((flops / EFFICIENCY[target.device] + weight_access) / rate, minimum)
+    return TimeEstimate(flops, step, LOADING[target.device] + config.steps * step)
 
 
-def count_flops(base: Base, config: TrainConfig) -> float:
-    """Floating-point operations of one pass forward and back."""
-    learning = set(map(id, base.unet.learning()))
+def count_flops(base: BaseProfile, config: TrainConfig) -> float:
+    """Floating-point operations of one forward and backward pass."""
+    first = base.unet.first_adapted()
     total = 0.0
-    for part in base.unet.parts:
-        pixels = pixels_of(part, config, base) * config.batch_size
-        keys = pixels_of(part, config, base) + base.tokens if part.kind == "block" else 0
-        plain = 2.0 * pixels * sum(each.weights for each in part.layers if each.reads == "pixels")
-        adapted = 2.0 * pixels * sum(each.weights for each in part.projections if each.reads == "pixels")
-        attention = 4.0 * pixels * keys * part.inputs
-        total += plain + adapted + attention
-        if id(part) in learning:
-            total += plain + 2.0 * adapted + 2.5 * attention + _folding(part, config.rank)
-            if config.gradient_checkpointing and part.kind in ("block", "resnet"):
-                total += plain + adapted + attention
+    for i, module in enumerate(base.unet.modules):
+        area = pixels(module, config, base)
+        batch = 2.0 * area * config.batch_size
+        frozen = sum(layer.weights for layer in module.frozen if layer.applied_to == "pixels")
+        adapted = sum(layer.weights for layer in module.adapted if layer.applied_to == "pixels")
+        attention = 0.0
+        if module.kind == "transformer_block":
+            attention = 2 * batch * (area + base.tokens) * module.inputs
+        forward = batch * (frozen + adapted) + attention
+        total += forward
+        if i >= first:
+            fusing = 4 * 2.0 * adapted * 2 * config.rank
+            total += batch * (frozen + 2 * adapted) + 2.5 * attention + fusing
+            if config.gradient_checkpointing and module.kind in RECOMPUTED:
+                total += forward
     return total
 
 
-def measure_flops(device: torch.device, dtype: torch.dtype, *, one_thread: bool = False) -> float:
-    """Operations per second of ``device`` in large products; on a CPU with as many threads as a training."""
+def measure_rate(device: torch.device, dtype: torch.dtype, *, one_thread: bool = False) -> float:
+    """FLOP/s of large matrix products on ``device``; on a CPU with as many threads as a training uses."""
     side = 512 if device.type == "cpu" else 4096
     matrix = torch.ones(side, side, device=device, dtype=dtype)
     threads = torch.get_num_threads()
@@ -118,168 +121,201 @@ def measure_flops(device: torch.device, dtype: torch.dtype, *, one_thread: bool 
         torch.set_num_threads(1)
     try:
         _multiply(matrix, 1)
-        count, began = 0, time.perf_counter()
-        while count == 0 or time.perf_counter() - began < SECONDS_OF_MEASURING:
+        count, started = 0, time.perf_counter()
+        while count == 0 or time.perf_counter() - started < MEASURING:
             _multiply(matrix, 4)
             count += 4
-        return count * 2.0 * side**3 / (time.perf_counter() - began)
+        return count * 2.0 * side**3 / (time.perf_counter() - started)
     finally:
         torch.set_num_threads(threads)
 
 
 def _multiply(matrix: torch.Tensor, times: int) -> None:
-    """Square ``matrix`` so often, and wait for it."""
     for _ in range(times):
         product = matrix @ matrix
-    float(product[0, 0])
+    float(product[0, 0])  # waits for the device
 
 
-def _folding(part: ModuleProfile, rank: int) -> float:
-    weights = sum(each.weights for each in part.projections if each.reads == "pixels")
-    return 4.0 * 2.0 * weights * 2 * rank
-
-
-# Which settings would fit where a training does not, as the line to type.
-
-
-PRESETS = ("fast", "low-vram")
-"""Tried in this order: the first only learns less, the second is slower, too."""
-
-Changes = Mapping[str, Any]
-"""Settings by name, and ``preset``."""
+# Settings that fit
 
 
 def find_fitting_settings(
-    base: Base, config: TrainConfig, target: Target, free: int, given: Mapping[str, Any] | None = None
-) -> Changes | None:
-    """What to add so that training takes less than ``config`` does and no more than ``free`` bytes, or None.
+    base: BaseProfile, config: TrainConfig, target: Target, free: int
+) -> dict[str, Any] | None:
+    """The fewest changes of ``config`` with which the training needs at most ``free`` bytes, or None."""
 
-    The settings that the user has ``given`` stay (left out: all that are not the defaults). When no preset is
-    enough, batch, resolution and rank go down, in this order.
-    """
-    before = estimate_memory(base, config, target).peak
-    for changes in _candidates(config, _given(config, given)):
-        preset, settings = changes["preset"], {k: v for k, v in changes.items() if k != "preset"}
-        try:
-            changed = resolve(preset, {**_given(config, given), **settings})
-        except UsageError:  # the user's own settings and this preset's exclude each other
-            continue
-        memory = estimate_memory(base, changed, target)
-        if memory.peak < before and required_memory(memory, target) <= free:
-            return changes
-    return None
+    def fits(changes: Changes) -> bool:
+        changed_target = replace(target, precision=changes.get("precision", target.precision))
+        memory = estimate_memory(base, replace(config, **changes), changed_target)
+        return required_memory(memory, changed_target) <= free
 
-
-def options(changes: Changes) -> list[str]:
-    """``changes`` as the words of a command line."""
-    return [word for name, value in changes.items() for word in ("--" + name.replace("_", "-"), str(value))]
+    changes: dict[str, Any] = {}
+    for change in _memory_savers(config, target):
+        changes.update(change)
+        if fits(changes):
+            break
+    else:
+        return None
+    for name in reversed(list(changes)):
+        others = {key: value for key, value in changes.items() if key != name}
+        if fits(others):
+            changes = others
+    return changes
 
 
-def line(typed: Sequence[str], changes: Changes, *more: str) -> str:
-    """The command that was ``typed``, with ``changes`` in place of what it said of them, and ``more``."""
-    flags = {"--" + name.replace("_", "-") for name in changes} | set(more)
-    kept, skip = [], False
-    for word in typed:
-        if not skip and word.split("=")[0] not in flags:
-            kept.append(word)
-        skip = not skip and word in flags and word not in more
-    return shlex.join(["unziplora", *kept, *options(changes), *more])
-
-
-def lower(config: TrainConfig, precision: str) -> list[Changes]:
-    """Single changes that each take less memory, beside a preset."""
-    ways: list[Changes] = []
-    if not (config.gradient_checkpointing and config.quantize == "int8"):
-        ways.append({"preset": "low-vram"})
-    if precision == "fp32":
-        ways.append({"precision": "bf16"})
+def _memory_savers(config: TrainConfig, target: Target) -> Iterator[dict[str, Any]]:
+    """Changes to apply in this order: first those that keep the result."""
+    if target.device == "cuda" and target.precision == "fp32":
+        yield {"precision": "bf16"}
+    if not config.gradient_checkpointing:
+        yield {"gradient_checkpointing": True}
+    if config.quantize != "int8":
+        yield {"quantize": "int8"}
     if config.batch_size > 1:
-        ways.append({"batch_size": 1})
-    return [
-        *ways,
-        {"resolution": config.resolution // 2 // 8 * 8},
-        *([{"rank": config.rank // 2}] if config.rank > 1 else []),
-    ]
+        yield {"batch_size": 1}
+    for rank_divisor, resolution_share in ((2, 0.75), (4, 0.5), (8, 0.5)):
+        if config.rank // rank_divisor:
+            yield {"rank": config.rank // rank_divisor}
+        side = int(config.resolution * resolution_share)
+        yield {"resolution": side // 64 * 64 or max(32, side // 8 * 8)}
 
 
-def _candidates(config: TrainConfig, given: Mapping[str, Any]) -> Iterator[Changes]:
-    for preset in PRESETS:
-        yield {"preset": preset}
-    batch = {"batch_size": 1} if config.batch_size > 1 else {}
-    if batch:
-        yield {"preset": PRESETS[-1], **batch}
-    for share in (0.75, 0.5):
-        resolution = {"resolution": _smaller(config.resolution, share)}
-        yield {"preset": PRESETS[-1], **batch, **resolution}
-        for rank in (config.rank // 2, config.rank // 4, config.rank // 8):
-            if rank:
-                yield {"preset": PRESETS[-1], **batch, **resolution, "rank": rank}
-
-
-def _smaller(resolution: int, share: float) -> int:
-    """A share of ``resolution``, in whole 64 where there are any."""
-    pixels = int(resolution * share)
-    return pixels // 64 * 64 or max(32, pixels // 8 * 8)
-
-
-def _given(config: TrainConfig, given: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    if given is not None:
-        return given
-    values = {each.name: getattr(config, each.name) for each in fields(config)}
-    return {each.name: values[each.name] for each in fields(config) if values[each.name] != each.default}
-
-
-# What a training tells of its memory: before it is short, and when it was.
-
-
-def target_of(device: torch.device, precision: str) -> Target:
-    """Where ``device`` computes in ``precision`` (fp32, bf16 or fp16)."""
-    return Target(device.type, precision, kernels_available(device))
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class MemoryAdvisor:
-    """The memory of one training; ``free`` is what there was before it began."""
+    """Warns before a training that may not fit, and says which settings need less memory when it did not.
 
-    request: TrainRequest
-    device: torch.device
-    precision: str
-    free: int = field(init=False)
+    ``free`` are the bytes that were free before the training began. ``resume`` names the project of a resumed
+    training, whose settings cannot change. Other settings replace what is in ``checkpoints``.
+    """
 
-    def __post_init__(self) -> None:
-        self.free = free_memory(self.device)
+    base: BaseRef
+    config: TrainConfig
+    target: Target
+    free: int
+    checkpoints: Path
+    resume: str = ""
 
     def warning(self) -> str:
-        """That it will probably not fit, and what would; empty when it fits."""
-        request, target = self.request, target_of(self.device, self.precision)
-        need = required_memory(estimate_memory(profile_base(request.base), request.config, target), target)
-        if need <= self.free:
+        """That the training may run out of memory, and settings that fit; empty when it fits."""
+        memory = estimate_memory(profile_base(self.base), self.config, self.target)
+        required = required_memory(memory, self.target)
+        if required <= self.free:
             return ""
-        what = f"This takes about {need / 1e9:.1f} GB of the GPU, of which {self.free / 1e9:.1f} GB are free"
-        changes = None if request.resume else self._proposal()
-        return f"{what}: it may not fit." + (f" This would: {self._line(changes)}" if changes else "")
+        text = (
+            f"Training needs about {required / 1e9:.1f} GB of GPU memory, but "
+            f"{self.free / 1e9:.1f} GB are free: it may run out of memory."
+        )
+        changes = None if self.resume else self._fitting_settings()
+        if changes:
+            settings = (f"{name.replace('_', '-')} {_plain(value)}" for name, value in changes.items())
+            text += f" Settings that fit: {', '.join(settings)}."
+        return text
 
-    def advice(self) -> str:
-        """What to type when memory ran out."""
-        request = self.request
-        ways = [" ".join(options(each)) for each in lower(request.config, self.precision)]
-        if request.resume:  # its settings are decided
-            go_on = f"unziplora train --resume {request.job.name}"
-            return f"Close what else uses this memory, then: {go_on}   Or begin anew with --force {ways[0]}"
-        changes = self._proposal()
-        if not request.typed:
-            first = [" ".join(options(changes))] if changes else []
-            return "Try " + ", then ".join(dict.fromkeys(first + ways)) + "."
-        changes = changes or lower(request.config, self.precision)[0]
-        rest = [way for way in ways if way != " ".join(options(changes))]
-        return f"{self._line(changes)}   If that is not enough: {', '.join(rest)}"
+    def remedies(self) -> tuple[Remedy, ...]:
+        """What to do after running out of memory."""
+        changes = self._fitting_settings() or next(_memory_savers(self.config, self.target))
+        if self.resume:
+            return (
+                Remedy(
+                    "Close other programs that use this memory", "train", settings={"resume": self.resume}
+                ),
+                Remedy("Or start again", settings={**changes, "force": True}),
+            )
+        started = any(self.checkpoints.glob("step-*.safetensors"))
+        restart = {"force": True} if started else {}
+        smaller = {"resolution": max(32, self.config.resolution // 16 * 8)}
+        return (
+            Remedy("Use settings that need less memory", settings={**changes, **restart}),
+            *(() if "resolution" in changes else (Remedy("If that is not enough, add", settings=smaller),)),
+        )
 
-    def _proposal(self) -> Changes | None:
-        target, base = target_of(self.device, self.precision), profile_base(self.request.base)
-        return find_fitting_settings(base, self.request.config, target, self.free, self.request.given)
+    def _fitting_settings(self) -> dict[str, Any] | None:
+        return find_fitting_settings(profile_base(self.base), self.config, self.target, self.free)
 
-    def _line(self, changes: Changes) -> str:
-        """The command; a training that was cut off and has other settings gives way."""
-        request = self.request
-        kept = any((request.checkpoints or request.folder / CHECKPOINTS).glob("step-*.safetensors"))
-        return line(request.typed, changes, *(["--force"] if kept else []))
+
+def _plain(value: object) -> str:
+    return "on" if value is True else str(value)
+
+
+def target_of(device: torch.device, dtype: torch.dtype) -> Target:
+    """The target of a training on ``device`` in ``dtype``."""
+    return Target(device.type, PRECISION_NAMES[dtype], kernels_available(device))
+
+
+# The whole estimate
+
+
+@dataclass(frozen=True)
+class TrainingEstimate:
+    """The estimate for one project; bytes, seconds and FLOP/s.
+
+    ``required`` bytes must be free, ``free`` of ``total`` are. ``fitting_settings`` are changes with which a
+    training fits that does not.
+    """
+
+    base: str
+    device: str
+    device_name: str
+    precision: str
+    config: TrainConfig
+    memory: MemoryEstimate
+    required: int
+    free: int
+    total: int
+    time: TimeEstimate
+    rate: float
+    project_bytes: int
+    checkpoint_bytes: int
+    fitting_settings: Changes | None
+
+    @property
+    def fits(self) -> bool:
+        return self.required <= self.free
+
+    @property
+    def too_slow(self) -> bool:
+        """Whether the base needs a GPU, but there is only a CPU."""
+        return self.device == "cpu" and self.time.total > TOO_LONG
+
+
+def estimate_training(base: BaseRef, config: TrainConfig, device_name: str) -> TrainingEstimate:
+    """Estimate a training on this machine from configuration files alone; nothing is loaded or written.
+
+    Raises UsageError for a device or precision that this machine does not have, ModelError for a base that
+    cannot be trained.
+    """
+    check_trainable(base)
+    device = pick_device(device_name)
+    dtype = pick_dtype(config.precision, device)
+    target, profile = target_of(device, dtype), profile_base(base)
+    memory = estimate_memory(profile, config, target)
+    required, free = required_memory(memory, target), free_memory(device)
+    rate = measure_rate(device, dtype, one_thread=profile.unet.parameters < SMALL_NETWORK)
+    fitting = None if required <= free else find_fitting_settings(profile, config, target, free)
+    return TrainingEstimate(
+        base=base.spec,
+        device=str(device),
+        device_name=_name(device),
+        precision=target.precision,
+        config=config,
+        memory=memory,
+        required=required,
+        free=free,
+        total=total_memory(device),
+        time=estimate_time(profile, config, target, rate),
+        rate=rate,
+        project_bytes=project_bytes(profile.unet, config),
+        checkpoint_bytes=checkpoints_bytes(profile.unet, config),
+        fitting_settings=fitting,
+    )
+
+
+def shipped_sdxl() -> BaseRef:
+    """SDXL by its configuration files, which ship with the package; for an estimate before the download."""
+    return BaseRef("sdxl", "folder", SDXL_ID, SDXL_CONFIG, SDXL_REVISION, None, SDXL_REVISION)
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return {"mps": "Apple GPU", "cpu": "CPU"}[device.type]

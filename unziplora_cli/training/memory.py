@@ -1,9 +1,32 @@
-"""How much memory a training has taken, and how much it could take."""
+"""How much memory a device has and a training takes.
+
+:func:`estimate_memory` needs only the settings and the configuration files of the base. A training goes
+through three phases; its peak is the largest of theirs (on the CPU, plus the process itself)::
+
+    text encoders   their weights
+    vae             weights in float32 + feature maps of the training image
+    step            frozen weights + trained state + the largest of
+                    - backward pass at module i of the U-Net: activations saved by autograd up to i,
+                      gradients of the modules after i, fused weights of i's region with their gradients,
+                      temporary tensors of i
+                    - optimizer step: all gradients
+
+    frozen weights  2 bytes per weight in bf16 and fp16, 4 in fp32, 1 in int8; no text projections on a GPU
+    trained state   4 bytes per trained parameter + the optimizer's moments
+    activations     values per image and pixel that autograd saves:
+                    transformer block  11 width + 2 inner width (3 without fused GEGLU)
+                    resnet             2 (in + out) (3 without fused group norm)
+                    convolution        in
+
+With gradient checkpointing, autograd saves the input of each transformer block and resnet, and everything
+else for one of them at a time. The memory of a second CUDA graph, recorded only where it fits, is not
+counted.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +35,44 @@ import torch
 from unziplora_cli.accel.int8 import MIN_WEIGHTS
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.sdxl.base import BaseRef, component_config, vae_scale_factor
-from unziplora_cli.sdxl.profile import Linear, ModuleProfile, UNetProfile, profile_unet
+from unziplora_cli.sdxl.profile import LayerProfile, ModuleProfile, UNetProfile, profile_unet
 from unziplora_cli.training.checkpoint import KEPT
+
+GIB = 2**30
+
+# Measured on NVIDIA H100 and H200 GPUs and on Linux CPUs.
+WORKSPACES = int(0.2 * GIB)
+"""Bytes of cuDNN, cuBLAS and attention workspaces and of CUDA graphs' own buffers."""
+CUDA_CONTEXT = int(0.5 * GIB)
+"""Bytes that CUDA itself takes, beside what torch allocates."""
+FRAGMENTATION = int(1.0 * GIB)
+"""Bytes that torch's allocator reserves and cannot use."""
+PROCESS = 500_000_000
+"""Bytes of main memory for Python and the libraries."""
+VAE_FEATURE_MAPS = 6.1
+"""Feature maps [first block's channels, height, width] in memory at once while the VAE encodes an image."""
+FUSED_COPIES = 3
+"""Copies of a region's weights in its backward pass: fused, their gradients, the stacked gradients."""
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+MOMENTS = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}
+"""Bytes of optimizer state per trained parameter."""
+CLIP = {
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+}
+"""Defaults of transformers' CLIPTextConfig."""
+HEADER_BYTES = 1100
+"""Bytes per projection in the headers of a project's three weight files."""
+RECOMPUTED = ("transformer_block", "resnet")
+"""The modules whose activations gradient checkpointing computes again."""
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes in use so far: torch's on a GPU, the whole process's on the CPU."""
+    """The peak in bytes so far: of torch's allocator on a GPU, of the process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
@@ -33,14 +88,14 @@ def peak_memory(device: torch.device) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """The bytes that a training could take of ``device``: what nobody else holds."""
+    """The bytes of ``device`` that this process can use, including those that it holds now."""
     import psutil
 
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) + int(CONTEXT)
-    own = psutil.Process().memory_info().rss if device.type == "cpu" else 0
-    return int(psutil.virtual_memory().available) + own
+        return free + torch.cuda.memory_reserved(device) + CUDA_CONTEXT
+    held = psutil.Process().memory_info().rss if device.type == "cpu" else 0
+    return int(psutil.virtual_memory().available) + held
 
 
 def total_memory(device: torch.device) -> int:
@@ -52,60 +107,9 @@ def total_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().total)
 
 
-# How much memory a training will take, from its settings and the base's configurations alone.
-#
-# A training on a GPU goes through three phases, and its peak is the largest of theirs::
-#
-#   texts     the two text encoders
-#   pictures  the VAE in float32 + PLANES feature maps of the picture's size
-#   steps     frozen + state + the largest of
-#             - backward pass at part i of the U-Net: what autograd saved of the parts up to i, the gradients
-#               of those after i, the folded weights of i's region and their gradients, and what i works with
-#             - update: all gradients
-#
-#   frozen    the base's weights: 2 bytes in bf16 and fp16, 4 in fp32, 1 in int8 where a layer is large; those
-#             that read texts wait on the CPU
-#   state     per trained number 4 bytes and the optimiser's own
-#   saved     values that the backward pass needs, per picture and pixel of a part:
-#             block 11 width + 2 inner (+ inner where GEGLU is not fused), resnet 2 (in + out) (3 where group
-#             norm and SiLU are not fused), convolution in; low-precision copies of what is trained
-#
-# Where a second recording of the step fits, CUDA takes up to the size of all gradients more; that
-# is not counted.
-#
-# With gradient checkpointing only the input of a block or resnet is saved, and all the rest for one part at a
-# time. Bytes everywhere; a GiB is 2^30 of them.
-
-
-GIB = 2**30
-
-# What was measured, and not derived.
-KERNELS = 0.2 * GIB
-"""Workspaces of cuDNN, cuBLAS and of attention's backward pass on an NVIDIA GPU, and graphs' own buffers."""
-CONTEXT = 0.5 * GIB
-"""What CUDA itself takes of a card, beside torch's peak."""
-FRAGMENTS = 1.0 * GIB
-"""What torch's allocator cannot use of what it holds."""
-PROCESS = 0.5e9
-"""The program with its libraries in main memory."""
-PLANES = 6.1
-"""Feature maps [channels of the first block, height, width] that encoding a picture holds at once."""
-FOLDED_COPIES = 3
-"""Of a region's weights in its backward pass: folded, the gradient of each, and all gradients stacked."""
-
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-CLIP = {
-    **{"vocab_size": 49408, "max_position_embeddings": 77, "hidden_size": 512},
-    **{"intermediate_size": 2048, "num_hidden_layers": 12},
-}
-"""What transformers takes where a text encoder's configuration says nothing."""
-MOMENTS = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}
-"""What an optimiser keeps per trained number."""
-
-
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a training computes: ``device`` is cpu, cuda or mps; ``fused``: with the fused kernels."""
+    """Where a training runs: the device type (cpu, cuda, mps), the base's precision, fused modules or not."""
 
     device: str
     precision: str
@@ -113,221 +117,222 @@ class Target:
 
     @property
     def bytes(self) -> int:
-        """Of one number of the base."""
+        """Bytes of one weight of the base."""
         return BYTES[self.precision]
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
-    """What has to be known of a base: its U-Net's parts and the configurations of the rest."""
+class BaseProfile:
+    """What the estimate needs of a base; ``vae_scale_factor``: pixels per latent pixel along one side."""
 
     unet: UNetProfile
     vae: Mapping[str, Any]
-    texts: tuple[Mapping[str, Any], ...]
-    factor: int
-    """Pixels per latent pixel along one side."""
+    text_encoders: tuple[Mapping[str, Any], ...]
+    vae_scale_factor: int
 
     @property
     def tokens(self) -> int:
-        return int({**CLIP, **self.texts[0]}["max_position_embeddings"])
+        return int({**CLIP, **self.text_encoders[0]}["max_position_embeddings"])
 
 
-def profile_base(ref: BaseRef) -> Base:
-    """What the configurations of ``ref`` say; none of its weights is read."""
-    texts = tuple(component_config(ref, name) for name in ("text_encoder", "text_encoder_2"))
-    return Base(
-        profile_unet(component_config(ref, "unet")),
-        component_config(ref, "vae"),
-        texts,
-        vae_scale_factor(ref),
-    )
+def profile_base(ref: BaseRef) -> BaseProfile:
+    """The profile of a base, from its configuration files."""
+    text_encoders = tuple(component_config(ref, name) for name in ("text_encoder", "text_encoder_2"))
+    unet = profile_unet(component_config(ref, "unet"))
+    return BaseProfile(unet, component_config(ref, "vae"), text_encoders, vae_scale_factor(ref))
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """The peak of each phase in bytes, and what the steps' is made of."""
+class MemoryEstimate:
+    """Bytes: the peaks of encoding prompts and images, and the parts of a training step's peak.
 
-    texts: int
-    pictures: int
-    frozen: int
-    state: int
-    saved: int
-    """By autograd for the backward pass."""
-    working: int
-    """What comes on top at the worst moment: gradients, folded weights, workspaces."""
+    ``temporary`` is what a step needs beside weights, state and activations at its worst moment: gradients,
+    fused weights and workspaces. ``process`` is the program itself where it shares the device's memory.
+    """
+
+    text_encoders: int
+    vae: int
+    frozen_weights: int
+    trained_state: int
+    activations: int
+    temporary: int
     process: int = 0
-    """The program itself, where its memory is the device's."""
 
     @property
-    def steps(self) -> int:
-        return self.frozen + self.state + self.saved + self.working
+    def step(self) -> int:
+        """The peak of a training step."""
+        return self.frozen_weights + self.trained_state + self.activations + self.temporary
 
     @property
     def peak(self) -> int:
-        """As the manifest records it."""
-        return self.process + max(self.texts, self.pictures, self.steps)
+        """The peak of the training, as the manifest records it."""
+        return self.process + max(self.text_encoders, self.vae, self.step)
 
 
-def estimate_memory(base: Base, config: TrainConfig, target: Target) -> Memory:
-    """What training on ``base`` with ``config`` takes of ``target``."""
-    frozen, trained = frozen_bytes(base.unet, config, target), trained_parameters(base.unet, config.rank)
-    state = trained * (4 + MOMENTS[config.optimizer])
-    saved, worst = _steps(base, config, target, trained)
-    return Memory(
-        texts=sum(map(text_encoder_parameters, base.texts)) * target.bytes,
-        pictures=_encoding(base, config),
-        frozen=frozen,
-        state=state,
-        saved=saved,
-        working=worst - saved,
-        process=int(PROCESS) if target.device == "cpu" else 0,
+def estimate_memory(base: BaseProfile, config: TrainConfig, target: Target) -> MemoryEstimate:
+    """The memory of a training on ``base`` with ``config``."""
+    trained = trained_parameters(base.unet, config.rank)
+    activations, worst = _step_bytes(base, config, target, trained)
+    return MemoryEstimate(
+        text_encoders=sum(map(text_encoder_parameters, base.text_encoders)) * target.bytes,
+        vae=_vae_bytes(base, config),
+        frozen_weights=_frozen_bytes(base.unet, config, target),
+        trained_state=trained * (4 + MOMENTS[config.optimizer]),
+        activations=activations,
+        temporary=worst - activations,
+        process=PROCESS if target.device == "cpu" else 0,
     )
 
 
-def required_memory(memory: Memory, target: Target) -> int:
-    """What must be free on the device."""
-    extra = CONTEXT + FRAGMENTS if target.device == "cuda" else 0
-    return memory.peak + int(extra)
+def required_memory(memory: MemoryEstimate, target: Target) -> int:
+    """The bytes that must be free on the device before the training."""
+    return memory.peak + (CUDA_CONTEXT + FRAGMENTATION if target.device == "cuda" else 0)
 
 
 def trained_parameters(unet: UNetProfile, rank: int) -> int:
-    """LoRA and merge weights of both branches."""
-    return 2 * sum(rank * (each.inputs + each.outputs) + each.outputs for each in unet.projections())
+    """The number of LoRA parameters and merge weights of both branches."""
+    return 2 * sum(rank * (layer.inputs + layer.outputs) + layer.outputs for layer in unet.projections())
 
 
-def frozen_bytes(unet: UNetProfile, config: TrainConfig, target: Target) -> int:
-    """The base's weights on the device while steps are made."""
-    total = unet.weights * target.bytes
+def text_encoder_parameters(config: Mapping[str, Any]) -> int:
+    """The weights of a CLIP text encoder: embeddings; per layer four attention projections and an MLP."""
+    values = {**CLIP, **config}
+    width, inner, layers = values["hidden_size"], values["intermediate_size"], values["num_hidden_layers"]
+    embeddings = values["vocab_size"] + values["max_position_embeddings"]
+    return int(width * (embeddings + layers * (4 * width + 2 * inner)))
+
+
+def pixels(module: ModuleProfile, config: TrainConfig, base: BaseProfile) -> int:
+    """Latent pixels of one image at the resolution of ``module``."""
+    side = config.resolution // base.vae_scale_factor
+    return (-(-side // 2**module.level)) ** 2
+
+
+def passes(config: TrainConfig) -> int:
+    """Forward passes per step: one per batch, and one for the class images of each branch."""
+    class_images = bool(config.destyle_images or config.prior_content) + bool(config.prior_style)
+    return config.grad_accumulation * (1 + class_images)
+
+
+def _frozen_bytes(unet: UNetProfile, config: TrainConfig, target: Target) -> int:
+    total = unet.parameters * target.bytes
     for layer in unet.layers():
-        if target.device != "cpu" and layer.reads == "text":
+        if target.device != "cpu" and layer.applied_to == "text":
             total -= layer.weights * target.bytes
         elif _quantized(layer, config):
             total -= layer.weights * (target.bytes - 1)
     return total
 
 
-def saved_activations(part: ModuleProfile, pixels: int, tokens: int, *, fused: bool) -> int:
-    """Numbers that autograd saves of one picture with ``pixels`` at the part's level."""
-    match part.kind:
-        case "convolution":
-            return part.inputs * pixels * (4 if part.halves else 1)
-        case "resnet":
-            return (2 if fused else 3) * (part.inputs + part.outputs) * pixels
-        case "entry":
-            return part.inputs * pixels
-        case "block":
-            inner = (2 if fused else 3) * part.inner
-            return (11 * part.inputs + inner) * pixels + 2 * part.inputs * tokens
-        case "end":
-            return (2 if fused else 3) * part.inputs * pixels
-    return 0
-
-
-def statistics(part: ModuleProfile, pixels: int) -> int:
-    """Float32 numbers beside them: mean and spread of three layer norms, the log-sum of each attention."""
-    return (6 + 2 * part.heads) * pixels if part.kind == "block" else 0
-
-
-def pixels_of(part: ModuleProfile, config: TrainConfig, base: Base) -> int:
-    """Latent pixels of one picture at the level of ``part``."""
-    side = config.resolution // base.factor
-    return (-(-side // 2**part.level)) ** 2
-
-
-def passes(config: TrainConfig) -> int:
-    """How often a step goes through the U-Net: for the picture, and for each branch's class pictures."""
-    classes = bool(config.destyle_images or config.prior_content) + bool(config.prior_style)
-    return config.grad_accumulation * (1 + classes)
-
-
-def text_encoder_parameters(config: Mapping[str, Any]) -> int:
-    """Parameters of a CLIP text encoder: its vocabulary, and per layer four projections and a network."""
-    values = {**CLIP, **config}
-    width, inner, layers = values["hidden_size"], values["intermediate_size"], values["num_hidden_layers"]
-    vocabulary = values["vocab_size"] + values["max_position_embeddings"]
-    return int(width * (vocabulary + layers * (4 * width + 2 * inner)))
-
-
-def _steps(base: Base, config: TrainConfig, target: Target, trained: int) -> tuple[int, int]:
-    """What autograd holds when the backward pass begins; the most that there is beside weights and state."""
-    parts = base.unet.learning()
-    again = config.gradient_checkpointing
-    whole = [_saved(part, base, config, target) for part in parts]
-    kept = [
-        _input(part, base, config, target) if again and part.kind in ("block", "resnet") else saved
-        for part, saved in zip(parts, whole, strict=True)
+def _step_bytes(base: BaseProfile, config: TrainConfig, target: Target, trained: int) -> tuple[int, int]:
+    """The activations when the backward pass begins; the most that a step needs beside weights and state."""
+    first = base.unet.first_adapted()
+    modules = base.unet.modules[first:]
+    checkpointed = config.gradient_checkpointing
+    activations = [_activation_bytes(module, base, config, target) for module in modules]
+    saved = [
+        _input_bytes(module, base, config, target) if checkpointed and module.kind in RECOMPUTED else size
+        for module, size in zip(modules, activations, strict=True)
     ]
-    numbers = [config.rank * 2 * sum(p.inputs + p.outputs for p in part.projections) for part in parts]
-    copies = 0 if again else sum(numbers) * target.bytes
-    several = passes(config) > 1  # the gradients of the first are there while the next computes
-    gradients = 4 * trained if several else 0
-    workspace = int(KERNELS) if target.device == "cuda" else 0
-    before = [part for part in base.unet.parts[: -len(parts)] if again and part.kind == "resnet"]
-    saved = sum(kept) + copies + sum(_input(part, base, config, target) for part in before)
+    lora_parameters = [
+        2 * config.rank * sum(layer.inputs + layer.outputs for layer in module.adapted) for module in modules
+    ]
+    total = sum(saved)
+    if checkpointed:  # diffusers checkpoints the modules before the first adapted one, too
+        before = [module for module in base.unet.modules[:first] if module.kind == "resnet"]
+        total += sum(_input_bytes(module, base, config, target) for module in before)
+    else:  # copies of the LoRA parameters in the precision of the base
+        total += sum(lora_parameters) * target.bytes
+    accumulates = passes(config) > 1  # the gradients of the first pass stay while the next pass computes
+    gradients = 4 * trained if accumulates else 0
+    remaining = total
     worst = 4 * trained
-    left = saved
-    for part, full, held, count in reversed(list(zip(parts, whole, kept, numbers, strict=True))):
-        region = [part] if again or not part.region else [p for p in parts if p.region == part.region]
-        folded = sum(p.weights for each in region for p in each.projections if p.reads != "text")
-        moment = left + gradients + FOLDED_COPIES * folded * target.bytes + _work(part, base, config, target)
-        worst = max(worst, moment + (full if full != held else 0))
-        left -= held
-        if not several:
-            gradients += 4 * count
-    return saved, worst + workspace
+    for i, module in reversed(list(enumerate(modules))):
+        region = [module]
+        if module.region and not checkpointed:
+            region = [other for other in modules if other.region == module.region]
+        fused = FUSED_COPIES * sum(_pixel_weights(other.adapted) for other in region) * target.bytes
+        recomputed = activations[i] if activations[i] != saved[i] else 0
+        temporary = fused + recomputed + _temporary_bytes(module, base, config, target)
+        worst = max(worst, remaining + gradients + temporary)
+        remaining -= saved[i]
+        if not accumulates:
+            gradients += 4 * lora_parameters[i]
+    return total, worst + (WORKSPACES if target.device == "cuda" else 0)
 
 
-def _saved(part: ModuleProfile, base: Base, config: TrainConfig, target: Target) -> int:
-    pixels = pixels_of(part, config, base)
-    values = saved_activations(part, pixels, base.tokens, fused=target.fused)
-    found = config.batch_size * (values * target.bytes + 4 * statistics(part, pixels))
-    eight = [each for each in (*part.layers, *part.projections) if _quantized(each, config)]
-    return found + sum(each.weights for each in eight if each.reads != "text") * target.bytes
+def _activation_bytes(module: ModuleProfile, base: BaseProfile, config: TrainConfig, target: Target) -> int:
+    """What autograd saves of ``module``: activations, float32 statistics, and unpacked int8 weights."""
+    area = pixels(module, config, base)
+    copies = 2 if target.fused else 3
+    values = statistics = 0
+    match module.kind:
+        case "convolution":
+            values = module.inputs * area * (4 if module.downsamples else 1)
+        case "resnet":
+            values = copies * (module.inputs + module.outputs) * area
+        case "transformer_in":
+            values = module.inputs * area
+        case "transformer_block":
+            width = 11 * module.inputs + copies * module.feed_forward
+            values = width * area + 2 * module.inputs * base.tokens
+            statistics = (6 + 2 * module.heads) * area  # three layer norms; log-sums of attention
+        case "output":
+            values = copies * module.inputs * area
+    quantized = [layer for layer in (*module.frozen, *module.adapted) if _quantized(layer, config)]
+    per_batch = config.batch_size * (values * target.bytes + 4 * statistics)
+    return per_batch + _pixel_weights(quantized) * target.bytes
 
 
-def _input(part: ModuleProfile, base: Base, config: TrainConfig, target: Target) -> int:
-    return config.batch_size * part.inputs * pixels_of(part, config, base) * target.bytes
+def _input_bytes(module: ModuleProfile, base: BaseProfile, config: TrainConfig, target: Target) -> int:
+    return config.batch_size * module.inputs * pixels(module, config, base) * target.bytes
 
 
-def _work(part: ModuleProfile, base: Base, config: TrainConfig, target: Target) -> int:
-    """Gradients on their way: in a block of the feed-forward layer's input, elsewhere of in- and output."""
-    values = part.inputs + 3 * part.inner if part.kind == "block" else 2 * (part.inputs + part.outputs)
-    return config.batch_size * values * pixels_of(part, config, base) * target.bytes
+def _temporary_bytes(module: ModuleProfile, base: BaseProfile, config: TrainConfig, target: Target) -> int:
+    """Gradients of activations: of a transformer block's feed-forward layer, else of input and output."""
+    if module.kind == "transformer_block":
+        values = module.inputs + 3 * module.feed_forward
+    else:
+        values = 2 * (module.inputs + module.outputs)
+    return config.batch_size * values * pixels(module, config, base) * target.bytes
 
 
-def _encoding(base: Base, config: TrainConfig) -> int:
-    """The VAE at work on one crop, in float32."""
+def _vae_bytes(base: BaseProfile, config: TrainConfig) -> int:
+    """The float32 VAE while it encodes one crop."""
     widths = [int(width) for width in base.vae["block_out_channels"]]
     weights = 65 * int(base.vae.get("layers_per_block", 2)) * sum(width**2 for width in widths)
-    return int(4 * (weights + PLANES * widths[0] * config.resolution**2))
+    return int(4 * (weights + VAE_FEATURE_MAPS * widths[0] * config.resolution**2))
 
 
-def _quantized(layer: Linear, config: TrainConfig) -> bool:
+def _pixel_weights(layers: Sequence[LayerProfile]) -> int:
+    return sum(layer.weights for layer in layers if layer.applied_to != "text")
+
+
+def _quantized(layer: LayerProfile, config: TrainConfig) -> bool:
     return config.quantize == "int8" and layer.weights >= MIN_WEIGHTS
 
 
-# How much disk a training will take, from its settings and the U-Net's configuration alone.
-
-
-NAMES = 1100
-"""Bytes per projection in the headers of a project's three files."""
+# Disk space
 
 
 def project_bytes(unet: UNetProfile, config: TrainConfig) -> int:
-    """The files of the finished project, LoRAs in fp16, merge weights in fp32; those saved on the way too."""
-    saved = config.steps // config.save_every if config.save_every else 0
-    columns, layers = sum(each.outputs for each in unet.projections()), len(list(unet.projections()))
-    files = 2 * (trained_parameters(unet, config.rank) - 2 * columns) + 8 * columns + NAMES * layers
-    return files * (1 + saved)
+    """All weight files of a project and of ``save_every``: LoRAs in fp16, merge weights in fp32."""
+    saves = config.steps // config.save_every if config.save_every else 0
+    columns = sum(layer.outputs for layer in unet.projections())
+    lora_parameters = trained_parameters(unet, config.rank) - 2 * columns
+    headers = HEADER_BYTES * len(list(unet.projections()))
+    return (2 * lora_parameters + 8 * columns + headers) * (1 + saves)
 
 
 def checkpoint_bytes(unet: UNetProfile, config: TrainConfig) -> int:
-    """One checkpoint: every trained number with two moments, and per column gate, score and mask."""
-    columns = 2 * sum(each.outputs for each in unet.projections())
+    """One checkpoint: each trained parameter with two moments; per column a gate, a score and a mask."""
+    columns = 2 * sum(layer.outputs for layer in unet.projections())
     return 12 * (trained_parameters(unet, config.rank) + 2 * columns) + columns
 
 
 def checkpoints_bytes(unet: UNetProfile, config: TrainConfig) -> int:
-    """All that lie on the disk at once: the last two, and the next while it is written; none on the way with
-    ``checkpoint_every`` 0."""
+    """All checkpoints on disk at once: the ones that are kept, and the next while it is written.
+
+    With ``checkpoint_every`` 0 there is only the one that an interruption writes.
+    """
     return (1 if config.checkpoint_every == 0 else 1 + KEPT) * checkpoint_bytes(unet, config)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.job import Job
@@ -22,8 +22,7 @@ class TrainRequest:
     ``saved/``, ``validation/`` and ``logs/``. ``metadata`` goes into the weight files, by part.
 
     ``resume`` continues after the newest valid checkpoint in ``checkpoints``, by default the one in
-    ``folder``. ``replaces`` allows the new project to replace an older one of its name. ``typed`` are the
-    words of the command line and ``given`` the settings in it; suggestions repeat them.
+    ``folder``. ``replaces`` allows the new project to replace an older one of its name.
     """
 
     job: Job
@@ -34,8 +33,6 @@ class TrainRequest:
     replaces: bool = False
     checkpoints: Path | None = None
     metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    typed: Sequence[str] = ()
-    given: Mapping[str, Any] | None = None
 
     @property
     def config(self) -> TrainConfig:

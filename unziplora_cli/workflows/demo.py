@@ -1,17 +1,18 @@
-"""The whole flow on the built-in base and pictures: two trainings, and one sheet of what they learned."""
+"""The demo: two trainings with the built-in base, and one sheet of what their LoRAs generate."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unziplora_cli import resources
-from unziplora_cli.config import GenerateConfig, Words, resolve, resolve_generate
-from unziplora_cli.errors import ProjectError, UsageError
-from unziplora_cli.files import check_writable
+from unziplora_cli.config import Words, resolve, resolve_generate
+from unziplora_cli.errors import Remedy, UsageError
+from unziplora_cli.events import Notice
+from unziplora_cli.files import atomic_write, check_writable, claimed, refuse_existing
 from unziplora_cli.job import Job, now
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.prompts import make_prompts
@@ -27,35 +28,31 @@ from unziplora_cli.workflows.provenance import base_record
 from unziplora_cli.workflows.train import TrainedProject, read_sources, train
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from unziplora_cli.sdxl.base import BaseRef
     from unziplora_cli.training.events import Event
 
 PRESET = "mini"
 SHEET = "unziplora-demo.png"
-FIRST, SECOND = "fox", "cat"
+SAMPLES = ("fox", "cat")
 SCENES = ("on a beach", "in the snow", "in space")
 OTHER_SUBJECTS = ("house", "rocket", "teapot", "mushroom")
-SOFTER = 0.6
-"""Style strength of the combined scenes: at full strength the picture's own background wins."""
+SCENE_STYLE_STRENGTH = 0.6
+"""At full strength, the style LoRA paints the background of the training image over the scene."""
+
+Row = tuple[str, str, list[tuple[str, GenerateSpec]]]
+"""Title and note of a row, and a caption with what to generate for each cell."""
 
 
 @dataclass(frozen=True)
-class Demonstrated:
-    """What the demo made; the last thing that :func:`demo` tells."""
+class DemoResult:
+    """The file of the sheet, the names of both projects, the number of images and the seconds it took."""
 
     sheet: Path
     projects: tuple[str, str]
-    pictures: int
+    images: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One row of the sheet: what it shows, and a picture order with a caption for each cell."""
-
-    title: str
-    note: str
-    cells: tuple[tuple[str, GenerateSpec], ...]
 
 
 def demo(
@@ -63,41 +60,43 @@ def demo(
     out: Path,
     *,
     device: str = "auto",
-) -> Iterator[Event | TrainedProject | Demonstrated]:
-    """Train on two shipped pictures, then draw what the base knew and what each LoRA learned onto one sheet.
+    force: bool = False,
+) -> Generator[Event | TrainedProject, None, DemoResult]:
+    """Train ``demo-fox`` and ``demo-cat``, and write a sheet with images of the base, each LoRA and both.
 
-    The projects are called ``demo-fox`` and ``demo-cat``; older ones of these names are replaced. ``out`` is
-    a picture file, or a folder to put one in; raises UsageError or ProjectError at once when it cannot be.
+    ``out`` is an image file or a folder; an existing file is replaced only with ``force``. Raises UsageError
+    or ProjectError before the training if it cannot be written.
     """
     from unziplora_cli.sdxl.base import resolve_base
 
     started = time.monotonic()
-    out = _sheet_file(out)
+    out = _sheet_file(out, force=force)
     base, _ = resolve_base("mini", offline=True)
     projects: list[Project] = []
-    for sample in (FIRST, SECOND):
+    for sample in SAMPLES:
         for event in train(_request(sample, base, device), store):
             if isinstance(event, TrainedProject):
                 projects.append(event.project)
-            yield event
-    rows = _rows(projects[0], projects[1], base, resolve_generate(PRESET, {}))
-    sheet, count = yield from _generate_sheet(rows, projects, base, device)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(out)
-    except OSError as error:
-        raise ProjectError(
-            f"Cannot write {out}: {error.strerror or error}.", hint="Choose another place with --out."
-        ) from error
-    yield Demonstrated(out, (projects[0].name, projects[1].name), count, time.monotonic() - started)
+                yield Notice(f"{event.project.name}: trained in {event.seconds:.0f} s")
+            else:
+                yield event
+    first, second = projects
+    sheet, count = yield from _generate_sheet(first, second, base, device)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with claimed(out, force=force), atomic_write(out) as temporary:
+        sheet.save(temporary, format=out.suffix[1:].replace("jpg", "jpeg"))
+    return DemoResult(out, (first.name, second.name), count, time.monotonic() - started)
 
 
-def _sheet_file(out: Path) -> Path:
+def _sheet_file(out: Path, *, force: bool) -> Path:
     if out.is_dir():
         out /= SHEET
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise UsageError(f"{out} is no picture file.", hint=f"Write the sheet to --out {SHEET}")
+        raise UsageError(
+            f"{out} is not an image file.", Remedy("Write the sheet to", settings={"out": SHEET})
+        )
     check_writable(out.parent)
+    refuse_existing([out], force=force)
     return out
 
 
@@ -117,71 +116,65 @@ def _request(name: str, base: BaseRef, device: str) -> TrainRequest:
     return TrainRequest(job, base, (sample.image,), replaces=True)
 
 
-def _rows(first: Project, second: Project, base: BaseRef, config: GenerateConfig) -> tuple[_Row, ...]:
-    words, style, other = first.job.words, first.job.words.style, second.job.words
-    softer = replace(config, style_strength=SOFTER)
+def _rows(first: Project, second: Project, base: BaseRef) -> list[Row]:
+    words, prompts, other = first.manifest.job.words, first.manifest.job.prompts, second.manifest.job.words
+    style = words.style
+    config = resolve_generate(PRESET, {})
+    scene_config = replace(config, style_strength=SCENE_STYLE_STRENGTH)
 
-    def order(settings: GenerateConfig = config, **parts: Any) -> GenerateSpec:
-        return GenerateSpec(base, settings, **parts)
+    def spec(**parts: Any) -> GenerateSpec:
+        return GenerateSpec(base, **{"config": config, **parts})
 
-    def known(prompt: str) -> tuple[str, GenerateSpec]:
-        return f"“{prompt}”", order(overrides={"full": prompt})
+    def scenes(**parts: Any) -> list[tuple[str, GenerateSpec]]:
+        return [(scene, spec(prompt=scene, **parts)) for scene in SCENES]
 
-    return (
-        _Row(
+    before = (prompts.content, prompts.style, f"a house in {style} style")
+    return [
+        (
             "before",
             f"the base alone knows neither this {words.subject} nor {style}",
-            (
-                known(first.job.prompts.content),
-                known(first.job.prompts.style),
-                known(f"a house in {style} style"),
-            ),
+            [(f"“{prompt}”", spec(overrides={"full": prompt})) for prompt in before],
         ),
-        _Row(
+        (
             "content",
             f"this {words.subject}, without {style}",
-            (
-                (f"“{first.job.prompts.content}”", order(content=first)),
-                *((scene, order(content=first, prompt=scene)) for scene in SCENES),
-            ),
+            [(f"“{prompts.content}”", spec(content=first)), *scenes(content=first)],
         ),
-        _Row(
+        (
             "style",
             f"{style}, without the {words.subject}",
-            tuple((f"a {noun}", order(style=first, subject=noun)) for noun in OTHER_SUBJECTS),
+            [(f"a {noun}", spec(style=first, subject=noun)) for noun in OTHER_SUBJECTS],
         ),
-        _Row(
+        (
             "combined",
-            f"both, with the learned merge weights; in the scenes the style at {SOFTER:.0%}",
-            (
-                (f"“{first.job.prompts.full}”", order(content=first, style=first)),
-                *((scene, order(softer, content=first, style=first, prompt=scene)) for scene in SCENES),
-            ),
+            f"both, with the learned merge weights; in the scenes the style at {SCENE_STYLE_STRENGTH:.0%}",
+            [
+                (f"“{prompts.full}”", spec(content=first, style=first)),
+                *scenes(content=first, style=first, config=scene_config),
+            ],
         ),
-        _Row(
+        (
             "crossed",
-            "with a second picture",
-            (
-                (f"this {words.subject}, {other.style}", order(content=first, style=second)),
-                (f"the {other.subject}, {style}", order(content=second, style=first)),
-                (f"a house, {other.style}", order(style=second, subject="house")),
-            ),
+            "with a second image",
+            [
+                (f"this {words.subject}, {other.style}", spec(content=first, style=second)),
+                (f"the {other.subject}, {style}", spec(content=second, style=first)),
+                (f"a house, {other.style}", spec(style=second, subject="house")),
+            ],
         ),
-    )
+    ]
 
 
 def _generate_sheet(
-    rows: tuple[_Row, ...],
-    projects: list[Project],
-    base: BaseRef,
-    device: str,
-) -> Generator[Event, None, tuple[Any, int]]:
+    first: Project, second: Project, base: BaseRef, device: str
+) -> Generator[Event, None, tuple[Image.Image, int]]:
+    """The sheet, and the number of generated images on it."""
     from unziplora_cli.report.contact_sheet import Cell, Heading, contact_sheet
     from unziplora_cli.sdxl.generate import GeneratedImage
 
-    shelf = AdapterCache()
-    orders = [order for row in rows for _, order in row.cells]
-    requests = [shelf.request(order) for order in orders]
+    rows = _rows(first, second, base)
+    cache = AdapterCache()
+    requests = [cache.request(spec) for _, _, row in rows for _, spec in row]
     images = []
     for event in generate_requests(requests, base, ComputeConfig(device=device)):
         if isinstance(event, GeneratedImage):
@@ -189,13 +182,13 @@ def _generate_sheet(
         else:
             yield event
     remaining = iter(images)
-    cells = [[Cell(next(remaining), caption) for caption, _ in row.cells] for row in rows]
-    cells[0].insert(0, Cell(source_image(projects[0]), "the one picture it learns from"))
-    cells[-1].insert(0, Cell(source_image(projects[1]), "the second picture"))
+    cells = [[Cell(next(remaining), caption) for caption, _ in row] for _, _, row in rows]
+    cells[0].insert(0, Cell(source_image(first), "the only image it learns from"))
+    cells[-1].insert(0, Cell(source_image(second), "the second image"))
     sheet = contact_sheet(
         cells,
-        title="One picture, taken apart and put together again",
-        subtitle="Trained on this machine, offline, on the built-in base.",
-        row_headings=[Heading(row.title, row.note) for row in rows],
+        title="One image, separated into content and style, and combined again",
+        subtitle="Trained on this machine, offline, with the built-in base.",
+        row_headings=[Heading(title, note) for title, note, _ in rows],
     )
-    return sheet, len(requests)
+    return sheet, len(images)
