@@ -27,13 +27,13 @@ from diffusers.optimization import get_scheduler
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from unziplora_cli.accel.fused_lora import fuse_lora, projections
+from unziplora_cli.accel.fused_lora import fuse_lora, unfuse_lora
 from unziplora_cli.method.blocks import policy
 from unziplora_cli.method.inject import eject, extract, inject, load_branch
 from unziplora_cli.method.layer import BRANCHES, Branch, DualLoRALinear
 from unziplora_cli.method.lora import LoRAWeights
 from unziplora_cli.method.schedule import Action, Schedule
-from unziplora_cli.method.separation import Layers, Separation, TrainedLayers, separate, set_mode
+from unziplora_cli.method.separation import Layers, Separation, TrainedLayers, projections, separate, set_mode
 from unziplora_cli.sdxl.attention import join_prompts, separate_prompts
 from unziplora_cli.sdxl.sampling import sample
 from unziplora_cli.sdxl.text import (
@@ -43,8 +43,7 @@ from unziplora_cli.sdxl.text import (
     predict_noise,
     unconditional,
 )
-from unziplora_cli.training.captured_step import CapturedStep
-from unziplora_cli.training.step import Batch, TrainingStep, parameter_groups
+from unziplora_cli.training.step import Batch, CapturedStep, TrainingStep, parameter_groups
 
 GUIDANCE = 5.0
 SAMPLING_STEPS = 4
@@ -192,7 +191,7 @@ class Observer:
         self.separation.apply(action, layers)
         if self.compare_gradients:
             self._gradients("masked", layers, ("merge",))
-        if action is Action.CHOOSE:
+        if action is Action.SELECT:
             self._columns(layers)
 
     def _gradients(self, moment: str, layers: TrainedLayers, parts: tuple[str, ...]) -> None:
@@ -354,7 +353,7 @@ def free_run(recording: Recording, table: Table, dtype: torch.dtype) -> tuple[UN
             )
         compare_states(recording, table, layers, states, number)
 
-    if recording.schedule.chooses:
+    if recording.schedule.selects:
         separate(folds)
     if single:
         compare_update(recording, table, layers, states)
@@ -424,7 +423,7 @@ def teacher_forced(recording: Recording, table: Table) -> None:
                 parameter = part.get_parameter(quantity)
                 parameter.data.copy_(states[f"{before}.{name}.{branch}.{quantity}"])
                 parameter.grad = gradients.get(f"step{step:02d}.backward.{name}.{branch}.{quantity}")
-        recording.separation.apply(Action.CHOOSE, layers)
+        recording.separation.apply(Action.SELECT, layers)
         for name, branch, part in branches(layers):
             key = f"step{step:02d}.{name}.{branch}"
             off = (part.score - events[f"{key}.score"]) * part.down.shape[1]  # in rows
@@ -445,7 +444,7 @@ def teacher_forced(recording: Recording, table: Table) -> None:
 
 
 def compare_layers(recording: Recording, table: Table) -> None:
-    """Which projections are adapted, how wide they are, and who chooses columns in them."""
+    """Which projections are adapted, how wide they are, and who selects columns in them."""
     expected = recording.meta["layers"]
     layers = recording.initial_layers(recording.unet())
     actual = {
@@ -554,6 +553,7 @@ def forwards(recording: Recording, table: Table, unet: UNet2DConditionModel, lay
         load_branch(layers, branch, saved[branch])
     check("infer_both_no_merger", "imported, without merge weights, abs.", three, "imported_forward_abs")
 
+    unfuse_lora(unet)
     eject(unet)
     join_prompts(unet)
     for key, told in (("plain", three), ("plain_content_prompt", alone["content"])):

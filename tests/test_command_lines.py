@@ -28,8 +28,6 @@ EXEMPT = {"doctor/gpus.py", "hub.py"}
 
 # Modules that still word command lines. Delete a line once it is clean.
 TO_CLEAN = {
-    "accel/device.py",
-    "accel/merged_unet.py",
     "config.py",
     "projects/folders.py",
     "projects/manifest.py",

@@ -25,7 +25,6 @@ LAYERS = (
     ("cli",),
     ("__main__",),
 )
-TO_CLEAN = {("accel", "sdxl"), ("method", "accel")}
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 
@@ -56,11 +55,11 @@ def test_imports_point_down():
         if part == "__init__":
             continue
         for other in set(imports(file)) - {part, "__version__"}:
-            if LEVEL[other] >= LEVEL[part] and (part, other) not in TO_CLEAN:
+            if LEVEL[other] >= LEVEL[part]:
                 wrong.append(f"{file.relative_to(PACKAGE)} imports {other}")
     assert wrong == []
 
 
 def test_the_method_knows_nothing_of_the_project():
     for file in (PACKAGE / "method").glob("*.py"):
-        assert set(imports(file)) <= {"method", "accel"}
+        assert set(imports(file)) <= {"method"}

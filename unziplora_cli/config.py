@@ -183,6 +183,11 @@ class TrainConfig(Checked):
     capture: bool = training(
         True, "On an NVIDIA GPU, record steps and echoes once and replay them; off: launch every kernel anew."
     )
+    fuse: bool = training(
+        True,
+        "Fuse the LoRAs into the weights of the base and, on a GPU, use fused kernels; off: compute every "
+        "layer as the method defines it, which is slower.",
+    )
     seed: int = training(0, "Seed of everything random.", min=0, max=SEED_MAX)
 
     max_grad_norm: float = optimization(1.0, "Largest joint norm of all gradients.", above=0.0, max=1e6)

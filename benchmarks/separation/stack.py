@@ -279,8 +279,8 @@ class Stack:
             self._act(actions)
             update()
             yield step + 1, self.losses
-        chooses = self._of(lambda job: job.schedule.chooses)[:, None] > 0
-        self.columns.gate.copy_(torch.where(chooses, self.columns.mask.float(), self.columns.gate))
+        selects = self._of(lambda job: job.schedule.selects)[:, None] > 0
+        self.columns.gate.copy_(torch.where(selects, self.columns.mask.float(), self.columns.gate))
 
     def _fill(self, step: int, actions: Sequence[Action]) -> None:
         """Put the inputs of ``step`` where the captured graphs read them."""
@@ -380,14 +380,14 @@ class Stack:
     def _act(self, actions: Sequence[Action]) -> None:
         """What the schedules say between backward and clipping, gating apart."""
         scores = [
-            action is Action.CHOOSE or (action is Action.SCORE and job.config.accumulate_importance)
+            action is Action.SELECT or (action is Action.SCORE and job.config.accumulate_importance)
             for action, job in zip(actions, self.jobs, strict=True)
         ]
-        opens, chooses = ([action is which for action in actions] for which in (Action.OPEN, Action.CHOOSE))
+        opens, selects = ([action is which for action in actions] for which in (Action.OPEN, Action.SELECT))
         if any(scores):
             self._score(torch.tensor(scores, device=self.device)[:, None])
-        if any(chooses):
-            acts = torch.tensor(chooses, device=self.device)[:, None]
+        if any(selects):
+            acts = torch.tensor(selects, device=self.device)[:, None]
             self._choose(acts)
             self.columns.gate.copy_(torch.where(acts, self.columns.mask.float(), self.columns.gate))
         if any(opens):
@@ -412,7 +412,7 @@ class Stack:
                 part.score.copy_(torch.where(acts, scores, part.score))
 
     def _choose(self, acts: Tensor) -> None:
-        """:func:`unziplora_cli.method.importance.choose_columns` for all trainings."""
+        """:func:`unziplora_cli.method.importance.select_columns` for all trainings."""
         ratio = [job.config.column_ratio for job in self.jobs]
         strict, avoid, blocks = (
             self._of(lambda job, name=name: getattr(job.config, name))[:, None] > 0

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed_methods.measurement import Measurement, synchronize
 from benchmarks.speed_methods.task import TOKENS, Setting, meta_unet, pooled_width
-from unziplora_cli.accel.device import settle_threads
+from unziplora_cli.accel.device import limit_threads
 from unziplora_cli.method.inject import adapted_projections
 from unziplora_cli.sdxl.base import vae_scale_factor
 
@@ -20,7 +20,7 @@ from unziplora_cli.sdxl.base import vae_scale_factor
 def floor(setting: Setting) -> Measurement:
     """The operations of a step at the rate of a large matrix product in the training dtype."""
     unet = meta_unet(setting.base)
-    settle_threads(unet)
+    limit_threads(unet)
     operations = step_operations(unet, setting.resolution // vae_scale_factor(setting.base))
     rate = product_rate(setting.device, setting.dtype)
     note = f"{operations / 1e12:.3g} TFLOP at {rate / 1e12:.3g} TFLOP/s"

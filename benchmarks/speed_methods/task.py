@@ -14,7 +14,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from benchmarks.random_sdxl import random_weights
-from unziplora_cli.accel.device import pick_dtype, settle_threads
+from unziplora_cli.accel.device import limit_threads, pick_dtype
 from unziplora_cli.config import Prompts
 from unziplora_cli.sdxl.base import BaseRef, component_config, vae_scale_factor
 
@@ -75,7 +75,7 @@ def random_unet(setting: Setting) -> UNet2DConditionModel:
     The values of the weights do not change the time. Its layers are unmodified.
     """
     unet = random_weights(meta_unet(setting.base).to(setting.dtype), str(setting.device)).to(setting.dtype)
-    settle_threads(unet)
+    limit_threads(unet)
     if setting.device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(setting.device)

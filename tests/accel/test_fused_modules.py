@@ -1,13 +1,21 @@
+import inspect
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import Transformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 from tests.tiny_base import unet_config
 from unziplora_cli.accel import fused_modules
-from unziplora_cli.accel.fused_modules import fuse_modules, kernels_available
+from unziplora_cli.accel.device import SlowPathWarning
+from unziplora_cli.accel.fused_modules import (
+    compiler_problem,
+    fuse_modules,
+    kernel_problem,
+    kernels_available,
+)
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
@@ -37,29 +45,62 @@ def test_a_cpu_has_no_fused_kernels(unet: UNet2DConditionModel) -> None:
     assert state(unet) == before
 
 
-def test_a_machine_without_triton_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_triton_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_modules, "find_spec", lambda name: None)
-    assert not kernels_available.__wrapped__(torch.device("cuda"))
+    assert kernel_problem.__wrapped__(torch.device("cuda")) == "Triton is not installed."
 
 
-def test_triton_that_cannot_run_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_compiler_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_modules, "find_spec", lambda name: object())
-    assert not kernels_available.__wrapped__(torch.device("cuda", 99))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(fused_modules.shutil, "which", lambda name: None)
+    assert "C compiler" in kernel_problem.__wrapped__(torch.device("cuda", 99))
+
+
+def test_compiler_named_by_cc_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_modules, "find_spec", lambda name: object())
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert "no-such-compiler" in compiler_problem()
+
+
+def test_failing_triton_is_reported_once_with_its_reason(
+    unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The former version swallowed whatever Triton raised."""
+    monkeypatch.setattr(fused_modules, "find_spec", lambda name: object())
+    monkeypatch.setattr(fused_modules, "compiler_problem", lambda: None)
+    reason = kernel_problem.__wrapped__(torch.device("cuda", 99))
+    assert reason.startswith("Triton cannot run a kernel (")
+
+    class OnGPU(nn.Module):
+        def parameters(self):
+            yield SimpleNamespace(device=torch.device("cuda", 99))
+
+    monkeypatch.setattr(fused_modules, "kernel_problem", lambda device: reason)
+    with pytest.warns(SlowPathWarning, match="Triton cannot run"):
+        assert not fuse_modules(OnGPU())
+
+
+def test_the_private_method_of_diffusers_still_exists() -> None:
+    """ChannelsLastTransformer overrides it; without it, the plain class stays."""
+    method = inspect.signature(Transformer2DModel._get_output_for_continuous_inputs)
+    expected = ["self", "hidden_states", "residual", "batch_size", "height", "width", "inner_dim"]
+    assert list(method.parameters) == expected
 
 
 @pytest.mark.usefixtures("anywhere")
 def test_every_kind_of_module_is_swapped_once(unet: UNet2DConditionModel) -> None:
     names = list(unet.state_dict())
     assert fuse_modules(unet)
-    faster_state = state(unet)
+    fused_state = state(unet)
     kinds = {type(module) for module in unet.modules()}
-    assert kinds >= set(fused_modules._FASTER.values())
-    assert not kinds & set(fused_modules._FASTER)
+    assert kinds >= set(fused_modules._FUSED.values())
+    assert not kinds & set(fused_modules._FUSED)
     assert list(unet.state_dict()) == names
     assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
     assert fuse_modules(unet)
-    assert state(unet) == faster_state
+    assert state(unet) == fused_state
 
 
 @pytest.mark.usefixtures("anywhere")

@@ -48,7 +48,7 @@ def test_the_replay_compared(table: Table, quantity: str) -> None:
 ACTIONS = {
     "activate_False": Action.OPEN,
     "accumulate": Action.SCORE,
-    "select": Action.CHOOSE,
+    "select": Action.SELECT,
     "zeroout": Action.GATE,
 }
 EXAMPLES = {

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from unziplora_cli.method.importance import choose_columns, column_scores, top_columns
+from unziplora_cli.method.importance import column_scores, select_columns, top_columns
 from unziplora_cli.method.layer import DualLoRALinear
 from unziplora_cli.method.schedule import Action
 from unziplora_cli.method.separation import Separation
@@ -52,7 +52,7 @@ def test_style_keeps_off_the_columns_of_content() -> None:
     layer = with_gradients()
     for branch in layer.branches():
         branch.score.copy_(torch.arange(20.0))
-    choose_columns(layer, "both", 0.2, strict=False)
+    select_columns(layer, "both", 0.2, strict=False)
     assert layer.content.mask.nonzero().flatten().tolist() == [16, 17, 18, 19]
     assert layer.style.mask.nonzero().flatten().tolist() == [12, 13, 14, 15]
 
@@ -61,7 +61,7 @@ def test_overlap_is_allowed_when_asked() -> None:
     layer = with_gradients()
     for branch in layer.branches():
         branch.score.copy_(torch.arange(20.0))
-    choose_columns(layer, "both", 0.2, avoid_overlap=False, strict=False)
+    select_columns(layer, "both", 0.2, avoid_overlap=False, strict=False)
     assert torch.equal(layer.content.mask, layer.style.mask)
 
 
@@ -70,7 +70,7 @@ def test_the_owner_of_a_block_keeps_every_column(selective: str) -> None:
     layer = with_gradients()
     for branch in layer.branches():
         branch.score.copy_(torch.arange(20.0))
-    choose_columns(layer, selective, 0.2, strict=False)  # type: ignore[arg-type]
+    select_columns(layer, selective, 0.2, strict=False)  # type: ignore[arg-type]
     chosen, owner = (layer.content, layer.style) if selective == "content" else (layer.style, layer.content)
     assert owner.mask.all()
     assert chosen.mask.sum() == 4
@@ -79,9 +79,9 @@ def test_the_owner_of_a_block_keeps_every_column(selective: str) -> None:
 def test_masks_only_grow() -> None:
     layer = with_gradients()
     layer.content.score.copy_(torch.arange(20.0))
-    choose_columns(layer, "content", 0.1, strict=False)
+    select_columns(layer, "content", 0.1, strict=False)
     layer.content.score.copy_(-torch.arange(20.0))
-    choose_columns(layer, "content", 0.1, strict=False)
+    select_columns(layer, "content", 0.1, strict=False)
     assert layer.content.mask.nonzero().flatten().tolist() == [0, 1, 18, 19]
 
 
@@ -89,12 +89,12 @@ def test_accumulated_scores_are_the_sum_over_the_importance_steps() -> None:
     layers = {"mid_block.attentions.0.transformer_blocks.0.attn1.to_q": (layer := with_gradients())}
     one = column_scores(layer.content, "magnitude")
     accumulating = Separation(score="magnitude", accumulate=True)
-    for action in (Action.OPEN, Action.SCORE, Action.SCORE, Action.CHOOSE):
+    for action in (Action.OPEN, Action.SCORE, Action.SCORE, Action.SELECT):
         accumulating.apply(action, layers)
     torch.testing.assert_close(layer.content.score, 3 * one)
     layer.content.score.zero_()
     last_only = Separation(score="magnitude")
-    for action in (Action.OPEN, Action.SCORE, Action.CHOOSE):
+    for action in (Action.OPEN, Action.SCORE, Action.SELECT):
         last_only.apply(action, layers)
     torch.testing.assert_close(layer.content.score, one)
 

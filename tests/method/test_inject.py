@@ -108,5 +108,5 @@ def test_a_lora_of_another_shape_is_refused(unet: UNet2DConditionModel) -> None:
     layers = inject(unet, 4)
     wrong = extract(layers, "content")
     eject(unet)
-    with pytest.raises(ValueError, match="the layer wants"):
+    with pytest.raises(ValueError, match="the layer needs"):
         load_branch(inject(unet, 2), "content", wrong)

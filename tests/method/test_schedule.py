@@ -24,7 +24,7 @@ def test_separated_follows_from_the_actions_taken() -> None:
                     match schedule.action(step):
                         case Action.OPEN:
                             separated = False
-                        case Action.CHOOSE:
+                        case Action.SELECT:
                             separated = True
 
 
@@ -33,13 +33,13 @@ def test_chooses_tells_whether_a_choice_is_ever_made() -> None:
         for windows in range(1, 6):
             for importance_steps in range(1, 6):
                 schedule = Schedule(steps, windows, importance_steps)
-                made = any(schedule.action(step) is Action.CHOOSE for step in range(steps))
-                assert schedule.chooses == made
+                made = any(schedule.action(step) is Action.SELECT for step in range(steps))
+                assert schedule.selects == made
 
 
 def test_the_paper_recalibrates_three_times_in_600_steps() -> None:
     schedule = Schedule(600, 3)
-    assert [step for step in range(600) if schedule.action(step) is Action.CHOOSE] == [1, 201, 401]
+    assert [step for step in range(600) if schedule.action(step) is Action.SELECT] == [1, 201, 401]
 
 
 def test_without_column_separation_nothing_happens() -> None:

@@ -10,8 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.sdxl.adapters import generated, random_branches, random_lora
-from unziplora_cli.accel.cuda_graph import GraphedUNet
-from unziplora_cli.accel.merged_unet import fuse, restore
+from unziplora_cli.accel.fused_lora import fuse_pair, unfuse_pair
 from unziplora_cli.adapters.lora_file import write_lora
 from unziplora_cli.config import GenerateConfig, Prompts
 from unziplora_cli.errors import AdapterError
@@ -31,7 +30,14 @@ from unziplora_cli.sdxl.generate import (
 )
 from unziplora_cli.sdxl.load import load_scheduler, load_unet
 from unziplora_cli.sdxl.sampling import initial_noise, sample
-from unziplora_cli.sdxl.text import Conditioning, TextEncoders, concat_conditionings, encode, predict_noise
+from unziplora_cli.sdxl.text import (
+    Conditioning,
+    GraphedUNet,
+    TextEncoders,
+    concat_conditionings,
+    encode,
+    predict_noise,
+)
 
 CPU = torch.device("cpu")
 PROMPTS = Prompts("a monadikos fox in sketch style", "a monadikos fox", "a fox in sketch style")
@@ -51,10 +57,10 @@ def unet(base: BaseRef) -> UNet2DConditionModel:
 def product_latents(base: BaseRef, unet: UNet2DConditionModel, request: ImageRequest) -> Tensor:
     """The latents that the product draws."""
     texts = run(encode_prompts(base, [request], device=CPU, dtype=torch.float32))
-    originals = fuse(unet, request.weighted)
+    originals = fuse_pair(unet, request.weighted)
     conditioning = make_conditioning(base, request, texts, device=CPU, dtype=torch.float32)
     *_, latents = denoise(base, GraphedUNet(unet), request, list(request.seeds), *conditioning)
-    restore(unet, originals)
+    unfuse_pair(unet, originals)
     return latents
 
 
@@ -176,10 +182,10 @@ def test_strength_scales_the_update(base: BaseRef, unet: UNet2DConditionModel) -
 def test_restoring_the_base_is_exact(base: BaseRef) -> None:
     unet = load_unet(base, device=CPU, dtype=torch.bfloat16)
     before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
-    originals = fuse(unet, random_branches(unet, "content", "style"))
+    originals = fuse_pair(unet, random_branches(unet, "content", "style"))
     changed = [name for name, tensor in unet.state_dict().items() if not torch.equal(tensor, before[name])]
     assert len(changed) == len(originals) == 136 * 6 // 8
-    restore(unet, originals)
+    unfuse_pair(unet, originals)
     assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
 
 

@@ -6,11 +6,10 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from tests.sdxl.adapters import random_branches
-from unziplora_cli.accel.cuda_graph import GraphedUNet
-from unziplora_cli.accel.merged_unet import cache_text, fuse
+from unziplora_cli.accel.fused_lora import cache_text, fuse_pair
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.sdxl.load import load_unet
-from unziplora_cli.sdxl.text import Conditioning, predict_noise_merged
+from unziplora_cli.sdxl.text import Conditioning, GraphedUNet, predict_noise_merged
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda")
@@ -53,6 +52,6 @@ def test_it_follows_weights_and_cached_texts(unet: UNet2DConditionModel) -> None
     for _ in range(2):
         branches = random_branches(unet, "content", "style")
         cond = texts(unet)
-        fuse(unet, branches)
-        cache_text(unet, branches, cond)
+        fuse_pair(unet, branches)
+        cache_text(unet, branches, cond.full, cond.content, cond.style)
         compare(predict, cond)

@@ -1,69 +1,84 @@
-"""The U-Net's forward pass recorded once as a CUDA graph and then replayed, step after step of a drawing."""
+"""CUDA graphs: thousands of kernels recorded once and replayed with a single launch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, Generic, TypeVar
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from unziplora_cli.sdxl.text import Conditioning, predict_noise_merged
+from unziplora_cli.accel.device import SlowPathWarning
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class _Recording:
-    """``graph`` reads ``inputs`` and writes ``noise``, all of which stay in place."""
+class Recording(Generic[T]):
+    """One call of a function, recorded as a CUDA graph.
 
-    graph: torch.cuda.CUDAGraph
-    inputs: Sequence[Tensor]
-    noise: Tensor
-
-
-@dataclass(slots=True)
-class GraphedUNet:
-    """:func:`~unziplora_cli.sdxl.text.predict_noise_merged` of ``unet``, float32 in and out.
-
-    The second call in a row with inputs of the same kind records, later ones replay. The weights, and keys
-    and values that were cached, may change between calls where they are, but must stay there. The network is
-    called as it is with ``records`` off, away from CUDA, and where a recording cannot be had, as for want of
-    memory.
+    The graph reads copies of ``inputs`` and writes ``output``, all of which stay where they are. Everything
+    else that the function reads must stay in place too. It uses the memory pool of ``share``, if given.
+    Raises RuntimeError if the call cannot be recorded, for example torch.OutOfMemoryError.
     """
 
-    unet: UNet2DConditionModel
-    records: bool = True
-    _kinds: Sequence[tuple[torch.Size, torch.dtype]] = field(default=(), init=False)
-    _recording: _Recording | None = field(default=None, init=False)
+    def __init__(
+        self,
+        function: Callable[..., T],
+        inputs: Sequence[Tensor] = (),
+        *,
+        share: Recording[Any] | None = None,
+    ) -> None:
+        self.inputs = [tensor.clone() for tensor in inputs]
+        self.graph = torch.cuda.CUDAGraph()
+        device = torch.cuda.device(inputs[0].device) if inputs else nullcontext()
+        with device, torch.cuda.graph(self.graph, pool=share and share.graph.pool()):
+            self.output = function(*self.inputs)
 
-    def __call__(self, noisy: Tensor, timestep: Tensor, told: Conditioning) -> Tensor:
-        """``noisy`` [batch, channels, height, width], ``timestep`` [] or [batch] -> noise of that shape."""
-        inputs = (noisy, timestep.to(noisy.device), *(getattr(told, f.name) for f in fields(told)))
-        kinds = [(each.shape, each.dtype) for each in inputs]
-        if not self.records or noisy.device.type != "cuda" or kinds != self._kinds:
+    def replay(self, inputs: Sequence[Tensor] = ()) -> T:
+        """Run the recorded call on ``inputs``; the next replay overwrites the tensors in the output."""
+        for recorded, value in zip(self.inputs, inputs, strict=True):
+            recorded.copy_(value)
+        self.graph.replay()
+        return self.output
+
+
+class GraphedFunction:
+    """``function`` of tensors to one tensor, replayed from a CUDA graph where that is possible.
+
+    The second call in a row with inputs of the same shapes and dtypes records, later ones replay. The
+    function is called as it is if not ``enabled``, on other devices, and if recording fails; this is reported
+    once by a :class:`SlowPathWarning`.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], *, enabled: bool = True) -> None:
+        self.function = function
+        self.enabled = enabled
+        self._kinds: Sequence[tuple[torch.Size, torch.dtype]] = ()
+        self._recording: Recording[Tensor] | None = None
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The output for ``inputs``, all on one device; never overwritten by later calls."""
+        kinds = [(tensor.shape, tensor.dtype) for tensor in inputs]
+        if not self.enabled or inputs[0].device.type != "cuda" or kinds != self._kinds:
             self._recording, self._kinds = None, kinds
-            return self._predict(*inputs)
+            return self.function(*inputs)
         if self._recording is None:
-            self._recording = self._record(inputs)
-        if self._recording is None:
-            self.records = False
-            return self._predict(*inputs)
-        for kept, new in zip(self._recording.inputs, inputs, strict=True):
-            kept.copy_(new)
-        self._recording.graph.replay()
-        return self._recording.noise.clone()
+            try:
+                self._recording = Recording(self.function, inputs)
+            except RuntimeError as error:
+                self.enabled = False
+                warn_not_recorded(error)
+                return self.function(*inputs)
+        return self._recording.replay(inputs).clone()
 
-    def _predict(self, noisy: Tensor, timestep: Tensor, *told: Tensor) -> Tensor:
-        return predict_noise_merged(
-            self.unet, noisy.to(self.unet.dtype), timestep, Conditioning(*told)
-        ).float()
 
-    def _record(self, inputs: Sequence[Tensor]) -> _Recording | None:
-        inputs = [each.clone() for each in inputs]
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.device(inputs[0].device), torch.cuda.graph(graph):
-                noise = self._predict(*inputs)
-        except RuntimeError:
-            return None
-        return _Recording(graph, inputs, noise)
+def warn_not_recorded(error: RuntimeError) -> None:
+    """Report that kernels are launched one by one because a CUDA graph could not be recorded."""
+    reason = str(error).strip().partition("\n")[0]
+    warnings.warn(
+        f"CUDA graphs are not used, which is slower: recording failed ({reason}).",
+        SlowPathWarning,
+        stacklevel=3,
+    )

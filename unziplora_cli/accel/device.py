@@ -1,4 +1,4 @@
-"""Where to compute, in which number format, and what to say when memory runs out."""
+"""Which device and number format to compute with, CPU threads, and out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from unziplora_cli.errors import OutOfMemory, Remedy, UsageError
 
 SMALL_NETWORK = 50_000_000
-"""Parameters below which a second thread slows a step down."""
+"""Number of parameters below which a second CPU thread slows a step down."""
 
 _THREADS = torch.get_num_threads()
 
@@ -21,10 +21,15 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 PRECISION_NAMES = {dtype: name for name, dtype in PRECISIONS.items()}
 
 
-def pick_device(name: str = "auto") -> torch.device:
-    """``auto`` (the first GPU, else Apple's, else the CPU), ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+class SlowPathWarning(UserWarning):
+    """An acceleration cannot be used on this machine; the message says which one and why."""
 
-    Raises UsageError when this machine has no such device.
+
+def pick_device(name: str = "auto") -> torch.device:
+    """``auto`` (the first NVIDIA or AMD GPU, else Apple's, else the CPU), ``cpu``, ``cuda``, ``cuda:1`` or
+    ``mps``.
+
+    Raises UsageError if this machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -32,49 +37,51 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(
-            f"There is no device {name!r}.", hint="Use auto, cpu, cuda, cuda:N or mps."
+            f"There is no device {name!r}.", Remedy("Use auto, cpu, cuda, cuda:N or mps.")
         ) from error
-    present = {
+    count = {
         "cpu": 1,
         "cuda": torch.cuda.device_count(),
         "mps": int(torch.backends.mps.is_available()),
     }.get(device.type, 0)
-    if (device.index or 0) >= present:
+    if (device.index or 0) >= count:
         raise UsageError(
             f"This machine has no device {name!r} that torch {torch.__version__} can use.",
-            hint="Use --device auto; `unziplora doctor` tells what this machine can do.",
+            Remedy("Let the program choose", settings={"device": "auto"}),
+            Remedy("See what this machine can do", command="doctor"),
         )
     return device
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """``fp32``, ``bf16``, ``fp16``, or ``auto``: bf16 on a GPU that has it, else fp16 there, fp32 elsewhere.
+    """``fp32``, ``bf16``, ``fp16``, or ``auto``: bf16 on a GPU that supports it, else fp16 there; fp32 on
+    other devices.
 
-    Raises UsageError for fp16 away from a GPU.
+    Raises UsageError for fp16 on a CPU.
     """
     if precision == "auto":
         if device.type != "cuda":
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if precision == "fp16" and device.type == "cpu":
-        raise UsageError("fp16 needs a GPU.", hint="Use --precision fp32 or bf16 on a CPU.")
+        raise UsageError("fp16 needs a GPU.", Remedy("Use fp32 or bf16", settings={"precision": "fp32"}))
     return PRECISIONS[precision]
 
 
-def start_threads() -> None:
-    """Compute with as many threads as the program began with.
+def reset_threads() -> None:
+    """Use as many CPU threads as the program started with.
 
-    Sums depend on their number in the last bit: a work that is to give the same bits in every process begins
-    with this, whatever the process did before.
+    Sums depend on the number of threads in the last bit: call this before work whose bits must be the same in
+    every process, whatever the process did before.
     """
     torch.set_num_threads(_THREADS)
 
 
-def settle_threads(network: nn.Module) -> None:
-    """On a CPU, compute a small network with one thread, unless $OMP_NUM_THREADS says otherwise.
+def limit_threads(network: nn.Module) -> None:
+    """Compute a small network with one CPU thread, unless ``OMP_NUM_THREADS`` is set.
 
-    Its operations are so short that waiting for a second thread costs more than that thread saves: on two
-    cores a step of the built-in base takes 0.09 s with one thread, idle or busy, and 0.25 s with two.
+    Its operations are so short that synchronizing threads costs more than a second thread saves: on two
+    cores, a step of the built-in base takes 0.09 s with one thread and 0.25 s with two.
     """
     small = sum(parameter.numel() for parameter in network.parameters()) < SMALL_NETWORK
     if small and "OMP_NUM_THREADS" not in os.environ:
@@ -82,7 +89,7 @@ def settle_threads(network: nn.Module) -> None:
 
 
 def empty_cache(device: torch.device) -> None:
-    """Collect garbage, then return the memory that torch caches but does not use to ``device``."""
+    """Return the memory of unreferenced tensors to ``device``."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -90,7 +97,7 @@ def empty_cache(device: torch.device) -> None:
 
 @contextmanager
 def memory_guard(advice: str | Callable[[], Sequence[Remedy]]) -> Iterator[None]:
-    """Turn a failed allocation, on the GPU or in main memory, into OutOfMemory with ``advice``."""
+    """Raise OutOfMemory with ``advice`` if an allocation fails, on the GPU or in main memory."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -98,4 +105,4 @@ def memory_guard(advice: str | Callable[[], Sequence[Remedy]]) -> Iterator[None]
         if where == "machine" and "can't allocate memory" not in str(error):
             raise
         remedies = (Remedy(advice),) if isinstance(advice, str) else advice()
-        raise OutOfMemory(f"The {where} has too little memory for this.", *remedies) from error
+        raise OutOfMemory(f"The {where} does not have enough memory for this.", *remedies) from error

@@ -1,12 +1,15 @@
 """Make an unmodified diffusers U-Net faster on a GPU: fused kernels, and one memory layout from end to end.
 
-Convolutions on tensor cores want channels_last, and so do the linear layers of the transformers; diffusers'
-own code goes back and forth. Modules keep their place, names and parameters and only change their class, so
-that state dicts, adapters and attention processors work as before.
+Tensor cores need channels_last for convolutions, and so do the linear layers of the transformers; diffusers'
+own code converts back and forth. Modules keep their place, names and parameters and only change their class,
+so that state dicts, adapters and attention processors work as before.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+import warnings
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -17,33 +20,66 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
+from unziplora_cli.accel.device import SlowPathWarning
+
 
 def fuse_modules(unet: nn.Module) -> bool:
-    """Put ``unet``, whose own weights must be frozen, on the fused kernels; False where they cannot run.
+    """Use the fused kernels in ``unet``, whose weights must be frozen; False if they do not run there.
 
-    In float32 the results differ from the plain network's by rounding alone. A second call changes nothing.
+    In float32 the results differ from the plain network's by rounding only. A second call changes nothing. A
+    GPU on which the kernels cannot run is reported by a :class:`~unziplora_cli.accel.device.SlowPathWarning`.
     """
-    if not kernels_available(next(unet.parameters()).device):
+    device = next(unet.parameters()).device
+    if not kernels_available(device):
+        if device.type == "cuda":
+            warnings.warn(
+                f"The fused kernels are not used, which is slower: {kernel_problem(device)}",
+                SlowPathWarning,
+                stacklevel=2,
+            )
         return False
     for module in unet.modules():
-        if _is_plain(module):
-            module.__class__ = _FASTER.get(type(module), type(module))
+        if _is_supported(module):
+            module.__class__ = _FUSED.get(type(module), type(module))
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return True
 
 
-@cache
 def kernels_available(device: torch.device) -> bool:
-    """Whether the fused kernels run on ``device``: a GPU, with Triton and the C compiler that it calls."""
-    if device.type != "cuda" or find_spec("triton") is None:
-        return False
+    """Whether the fused kernels run on ``device``."""
+    return kernel_problem(device) is None
+
+
+@cache
+def kernel_problem(device: torch.device) -> str | None:
+    """Why the fused kernels do not run on ``device``, as a sentence; None if they do, by running one."""
+    if device.type != "cuda":
+        return "They need an NVIDIA or AMD GPU."
+    if find_spec("triton") is None:
+        return compiler_problem()
     try:
         from unziplora_cli.accel.kernels.geglu import geglu
 
         geglu(torch.zeros(1, 2, device=device))
-    except Exception:  # whatever a missing compiler, header or driver makes Triton raise
-        return False
-    return True
+    except Exception as error:  # a missing compiler, header or driver can raise anything in Triton
+        reason = str(error).strip().partition("\n")[0]
+        return compiler_problem() or f"Triton cannot run a kernel ({type(error).__name__}: {reason})."
+    return None
+
+
+def compiler_problem() -> str | None:
+    """What is missing to compile Triton kernels, as a sentence: Triton, or the C compiler that it calls.
+
+    Triton uses ``$CC``, else gcc or clang. None if both are there.
+    """
+    if find_spec("triton") is None:
+        return "Triton is not installed."
+    compiler = os.environ.get("CC")
+    if compiler and shutil.which(compiler) is None:
+        return f"The C compiler that $CC names was not found: {compiler}."
+    if not compiler and not any(map(shutil.which, ("gcc", "clang"))):
+        return "Triton needs a C compiler (gcc or clang), and none was found."
+    return None
 
 
 class FusedGEGLU(GEGLU):
@@ -56,7 +92,7 @@ class FusedGEGLU(GEGLU):
 
 
 class FusedGroupNorm(nn.GroupNorm):
-    """``x`` [batch, channels, height, width] -> the same shape in channels_last, through SiLU if asked."""
+    """``x`` [batch, channels, height, width] -> the same shape in channels_last, with or without SiLU."""
 
     def forward(self, x: Tensor, *, silu: bool = False) -> Tensor:
         from unziplora_cli.accel.kernels.group_norm import group_norm
@@ -65,38 +101,41 @@ class FusedGroupNorm(nn.GroupNorm):
 
 
 class FusedResnetBlock(ResnetBlock2D):
-    """Both norms take the SiLU that follows; no division by a scale of 1, no copy before the shortcut."""
+    """Both norms include the SiLU that follows; no division by a scale of 1, no copy before the shortcut."""
 
     def forward(self, input_tensor: Tensor, temb: Tensor) -> Tensor:
-        """[batch, in, height, width] and the embedded time [batch, width] -> [batch, out, height, width]."""
+        """[batch, in, height, width] and the time embedding [batch, width] -> [batch, out, height, width]."""
         hidden = self.conv1(self.norm1(input_tensor, silu=True))
         hidden = hidden + self.time_emb_proj(self.nonlinearity(temb))[:, :, None, None]
         hidden = self.conv2(self.dropout(self.norm2(hidden, silu=True)))
-        shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
+        shortcut: Tensor = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
         return shortcut + hidden
 
 
 class ChannelsLastTransformer(Transformer2DModel):
-    """Leaves the pixels in channels_last, in which the blocks wrote them."""
+    """Keeps the pixels in channels_last, as the transformer blocks wrote them.
+
+    Overrides a private method of diffusers; :func:`_is_supported` checks that it exists.
+    """
 
     def _get_output_for_continuous_inputs(
         self, hidden_states: Tensor, residual: Tensor, batch_size: int, height: int, width: int, **_: Any
     ) -> Tensor:
-        """[batch, pixels, width] and the block's input [batch, out, height, width] -> projected, the sum."""
-        projected = self.proj_out(hidden_states)  # [batch, pixels, out]
-        return projected.unflatten(1, (height, width)).permute(0, 3, 1, 2) + residual
+        """[batch, pixels, width] -> projected, plus the input of the block [batch, out, height, width]."""
+        projected: Tensor = self.proj_out(hidden_states)  # type: ignore[attr-defined]
+        return torch.unflatten(projected, 1, (height, width)).permute(0, 3, 1, 2) + residual
 
 
-_FASTER: dict[type[nn.Module], type[nn.Module]] = {
+_FUSED: dict[type[nn.Module], type[nn.Module]] = {
     GEGLU: FusedGEGLU,
     nn.GroupNorm: FusedGroupNorm,
     ResnetBlock2D: FusedResnetBlock,
-    Transformer2DModel: ChannelsLastTransformer,
+    Transformer2DModel: ChannelsLastTransformer,  # type: ignore[dict-item]
 }
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether ``module`` is of the kind that SDXL has, where its class comes in several."""
+def _is_supported(module: nn.Module) -> bool:
+    """Whether ``module`` is of the variant that SDXL uses, if its class has several."""
     if isinstance(module, ResnetBlock2D):
         return (
             module.upsample is None
@@ -108,5 +147,7 @@ def _is_plain(module: nn.Module) -> bool:
             and isinstance(module.nonlinearity, nn.SiLU)
         )
     if isinstance(module, Transformer2DModel):
-        return module.is_input_continuous and module.use_linear_projection
+        # A private method: without it the plain class stays, which is slower and equally right.
+        overridable = hasattr(Transformer2DModel, "_get_output_for_continuous_inputs")
+        return overridable and bool(module.is_input_continuous and module.use_linear_projection)
     return True

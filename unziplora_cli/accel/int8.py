@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MIN_WEIGHTS = 100_000
-"""Smaller layers stay as they are: there is nothing to be gained."""
+"""Smaller layers are not quantized: it would save next to nothing."""
 
 
-class _Eight:
-    """Weights as whole numbers from -127 to 127 times one scale per output channel.
+class _Int8Weight:
+    """Integer weights from -127 to 127 times one scale per output channel.
 
-    ``weight`` makes them anew at every use; autograd keeps that copy, so memory is saved only where
-    activations are recomputed, or where nothing is learned.
+    ``weight`` is computed at every use. Autograd keeps that copy, so memory is saved only if activations are
+    recomputed or without gradients.
     """
 
     levels: Tensor
@@ -22,11 +22,11 @@ class _Eight:
 
     @property
     def weight(self) -> Tensor:
-        """The weights in their former precision and shape."""
+        """The dequantized weights, in their original dtype and shape."""
         return self.levels * self.scale
 
     def quantize(self, weight: Tensor) -> None:
-        """Round ``weight`` [out, ...] to the nearest level."""
+        """Store ``weight`` [out, ...] rounded to the nearest level."""
         largest = weight.float().abs().flatten(1).amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
         scale = (largest / 127.0).view(-1, *[1] * (weight.ndim - 1))
         levels = (weight.float() / scale).round_().to(torch.int8)
@@ -34,8 +34,8 @@ class _Eight:
         self.register_buffer("scale", scale.to(weight.dtype))  # type: ignore[attr-defined]
 
 
-class Int8Linear(_Eight, nn.Linear):
-    """A frozen linear layer whose weights take one byte each."""
+class Int8Linear(_Int8Weight, nn.Linear):  # type: ignore[override]
+    """A frozen linear layer with one byte per weight."""
 
     def __init__(self, linear: nn.Linear) -> None:
         nn.Module.__init__(self)
@@ -47,8 +47,8 @@ class Int8Linear(_Eight, nn.Linear):
         return F.linear(input, self.weight, self.bias)
 
 
-class Int8Conv2d(_Eight, nn.Module):
-    """A frozen convolution whose weights take one byte each."""
+class Int8Conv2d(_Int8Weight, nn.Module):
+    """A frozen convolution with one byte per weight."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
@@ -62,8 +62,9 @@ class Int8Conv2d(_Eight, nn.Module):
 
 
 def quantize(network: nn.Module, device: torch.device) -> None:
-    """Give every large linear layer and convolution of ``network`` eight bits per weight, and move all to
-    ``device``, layer by layer, so that it never holds more.
+    """Quantize every large linear layer and convolution of ``network`` to int8, and move it to ``device``.
+
+    Layers are moved one by one, so that ``device`` never holds the original weights.
     """
     for name in [name for name, _ in network.named_modules()]:
         module = network.get_submodule(name)

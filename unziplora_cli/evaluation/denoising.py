@@ -13,15 +13,14 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
-from unziplora_cli.accel.cuda_graph import GraphedUNet
-from unziplora_cli.accel.device import memory_guard, settle_threads
-from unziplora_cli.accel.merged_unet import cache_text, check_fit, fuse, restore
+from unziplora_cli.accel.device import limit_threads, memory_guard
+from unziplora_cli.accel.fused_lora import cache_text, check_fit, fuse_pair, unfuse_pair
 from unziplora_cli.events import Event, Phase, Progress
 from unziplora_cli.method.lora import LoRAPair
 from unziplora_cli.sdxl.base import BaseRef, component_config, predicts_velocity
 from unziplora_cli.sdxl.generate import ImageRequest, encode_prompts, make_conditioning
 from unziplora_cli.sdxl.load import load_unet
-from unziplora_cli.sdxl.text import Conditioning
+from unziplora_cli.sdxl.text import Conditioning, GraphedUNet
 
 RECONSTRUCTION_STEPS = 20
 """DDIM steps over the whole noise schedule."""
@@ -100,7 +99,7 @@ def measure_denoising(
     with memory_guard("Use another device or a smaller batch-size."):
         texts = yield from encode_prompts(base, tuple(requests.values()), device=device, dtype=dtype)
         unet: Any = load_unet(base, device=device, dtype=dtype)
-        settle_threads(unet)
+        limit_threads(unet)
         graphed = GraphedUNet(unet)
         for request in requests.values():
             check_fit(unet, request.branches)
@@ -114,8 +113,8 @@ def measure_denoising(
         for done, (name, request) in enumerate(requests.items()):
             yield Progress("measure denoising", done, len(requests))
             if request.branches is not fused:
-                restore(unet, originals)
-                originals, fused = fuse(unet, request.branches), request.branches
+                unfuse_pair(unet, originals)
+                originals, fused = fuse_pair(unet, request.branches), request.branches
             conditioning, _ = make_conditioning(base, request, texts, device=device, dtype=dtype)
             predict = _Predictor(graphed, request.branches, conditioning, batch_size)
             prediction = predict(noisy, drawn.timesteps)
@@ -148,7 +147,7 @@ class _Predictor:
         batches = zip(noisy.split(self.batch_size), timesteps.split(self.batch_size), strict=True)
         for latents, times in batches:
             conditioning = self.conditioning.expand(len(latents))
-            cache_text(unet, self.branches, conditioning)
+            cache_text(unet, self.branches, conditioning.full, conditioning.content, conditioning.style)
             predictions.append(self.graphed(latents.to(unet.device), times, conditioning).cpu())
         return torch.cat(predictions)
 

@@ -1,8 +1,9 @@
-"""Block separation: which part of SDXL's U-Net belongs wholly to one branch (paper, section 3.4).
+"""Block separation: which block of SDXL's U-Net belongs to which branch (paper, section 3.4).
 
-B-LoRA found that two blocks of SDXL's decoder decide most: ``up_blocks.0.attentions.0`` what is shown,
-``up_blocks.0.attentions.1`` how. UnZipLoRA gives the first to content and the second to style, and the outer
-decoder, which paints texture, to style. The owner keeps every column there; the other branch chooses.
+B-LoRA found that two blocks of SDXL's decoder matter most: ``up_blocks.0.attentions.0`` for content and
+``up_blocks.0.attentions.1`` for style. UnZipLoRA gives the first to content, and the second and the outer
+decoder, which paints texture, to style. The owner of a block keeps every column there; the other branch
+selects columns.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 Policy = Literal["both", "content", "style"]
-"""Which branch is limited to chosen columns; under ``content`` or ``style`` the other branch keeps every
-column."""
+"""Which branch is limited to selected columns; under ``content`` or ``style`` the other branch keeps all."""
 
 SELECTIVE: dict[str, Policy] = {
     "up_blocks.0.attentions.0.": "style",
@@ -22,7 +22,7 @@ SELECTIVE: dict[str, Policy] = {
 
 
 def policy(layer: str, *, block_separation: bool = True) -> Policy:
-    """Which branch of ``layer`` must choose columns; without block separation always both.
+    """Which branch of ``layer`` selects columns; always both without block separation.
 
     >>> policy("up_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q")
     'content'

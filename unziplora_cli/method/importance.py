@@ -1,4 +1,4 @@
-"""Column importance and the choice of columns (paper, section 3.3)."""
+"""Column importance and column selection (paper, section 3.3)."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ ImportanceScore = Literal["count", "magnitude"]
 def column_scores(
     branch: Branch, score: ImportanceScore, *, threshold: float = 1e-5, loss_scale: float = 1.0
 ) -> Tensor:
-    """How much each output column of ``branch`` matters, from the gradients of one backward pass.
+    """The importance of each output column of ``branch``, from the gradients of one backward pass.
 
     With W = A^T B^T and its first-order change dW = (dA^T B^T + A^T dB^T) * merge, both [in, out]:
 
     - ``count``: the share of rows i with ``|W * dW|[i, j] > threshold``, as in the reference implementation.
-      Its fp16 gradients still carry the factor of loss scaling at that moment; ``loss_scale`` states it;
-    - ``magnitude``: the mean of ``|W * dW|[i, j]`` over the rows, free of threshold and scale.
+      Its fp16 gradients are still multiplied by the loss scale there; ``loss_scale`` is that factor;
+    - ``magnitude``: the mean of ``|W * dW|[i, j]`` over the rows, which needs neither threshold nor scale.
 
-    What is no finite number counts nothing. Returns [out]. The two [in, out] matrices live only inside this
-    call.
+    NaN and infinity count as 0. Returns [out]. The two [in, out] matrices exist only inside this call. Raises
+    RuntimeError without gradients.
     """
     down, up = branch.down, branch.up
     if down.grad is None or up.grad is None:
@@ -40,10 +40,10 @@ def column_scores(
 
 
 def top_columns(scores: Tensor, ratio: float, *, strict: bool) -> Tensor:
-    """The best ``int(out * ratio)`` columns of ``scores`` [out], as a boolean mask [out].
+    """The n = ``int(out * ratio)`` best columns of ``scores`` [out], as a boolean mask [out].
 
-    ``strict`` keeps only what lies above the last of them, as the reference does: at most n - 1 columns,
-    fewer where scores tie. Columns scored -inf are never chosen.
+    ``strict`` keeps only scores above the n-th, as the reference does: at most n - 1 columns, fewer if scores
+    tie. Columns with score -inf are never selected.
     """
     n = int(scores.shape[0] * ratio)
     if n == 0:
@@ -51,19 +51,19 @@ def top_columns(scores: Tensor, ratio: float, *, strict: bool) -> Tensor:
     best, columns = torch.topk(scores, n)
     if strict:
         return scores > best[-1]
-    chosen = torch.zeros_like(scores, dtype=torch.bool)
-    chosen[columns] = True
-    return chosen & (scores > -torch.inf)
+    selected = torch.zeros_like(scores, dtype=torch.bool)
+    selected[columns] = True
+    return selected & (scores > -torch.inf)
 
 
-def choose_columns(
+def select_columns(
     layer: DualLoRALinear, policy: Policy, ratio: float, *, avoid_overlap: bool = True, strict: bool = True
 ) -> None:
-    """Add each branch's best columns to its mask, from the scores held by the layer.
+    """Add each branch's best columns to its mask, by the scores stored in the layer.
 
-    Masks only grow. Under policy ``both`` style keeps off every column that content holds
-    (``avoid_overlap``); content never gives way. Under ``content`` or ``style`` only that branch chooses, the
-    other takes all columns.
+    Masks only grow. Under policy ``both``, style avoids every column in content's mask (``avoid_overlap``);
+    content never avoids style's. Under ``content`` or ``style`` only that branch selects; the other takes all
+    columns.
     """
     content, style = layer.branches()
     if policy == "style":

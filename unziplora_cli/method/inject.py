@@ -1,12 +1,11 @@
-"""Put the two branches into a U-Net, take them out again, and carry their weights in and out."""
+"""Put the two branches into a U-Net, remove them, and load and extract their weights."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from unziplora_cli.accel.fused_lora import unfuse_lora
-from unziplora_cli.method.layer import DualLoRALinear, LoRAStart
+from unziplora_cli.method.layer import Branch, DualLoRALinear, LoRAStart
 from unziplora_cli.method.lora import LoRA, LoRAWeights, MergeWeights
 from unziplora_cli.method.separation import Layers
 
@@ -16,7 +15,7 @@ PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 def adapted_projections(network: nn.Module) -> dict[str, nn.Linear]:
     """The query, key, value and output projections of every attention in ``network``, by name.
 
-    SDXL's U-Net has 560 of them. Feed-forward, convolutions and text encoders are left alone.
+    SDXL's U-Net has 560 of them. Feed-forward layers, convolutions and text encoders are not adapted.
     """
     return {
         name: module
@@ -30,8 +29,8 @@ def inject(
 ) -> dict[str, DualLoRALinear]:
     """Replace every adapted projection by a dual one and freeze the rest; returns the new layers by name.
 
-    The start values depend on ``seed`` alone, whatever the device and precision of ``network``. Raises
-    ValueError when there is nothing to adapt or the network is adapted already.
+    The start values depend only on ``seed``, not on the device or dtype of ``network``. Raises ValueError if
+    there is nothing to adapt or the network is adapted already.
     """
     projections = adapted_projections(network)
     if not projections:
@@ -49,38 +48,36 @@ def inject(
 
 
 def eject(network: nn.Module) -> None:
-    """Undo :func:`inject`, and any folding: every dual layer gives way to the very linear layer it wraps."""
-    unfuse_lora(network)
+    """Undo :func:`inject`: replace every dual layer by the linear layer that it wraps."""
     for name, module in list(network.named_modules()):
         if isinstance(module, DualLoRALinear):
             network.set_submodule(name, module.base)
 
 
 def extract(layers: Layers, branch: str) -> dict[str, LoRAWeights]:
-    """The LoRA of one branch, closed columns zeroed, merge weights *not* applied; detached copies in float32
-    on CPU."""
+    """The LoRA of one branch, closed columns zeroed, without merge weights; float32 copies on the CPU."""
     lora = {}
     for name, layer in layers.items():
-        part = layer.content if branch == "content" else layer.style
+        part = _branch(layer, branch)
         up = part.up.detach() * part.gate[:, None]
         lora[name] = LoRAWeights(down=part.down.detach().float().cpu().clone(), up=up.float().cpu().clone())
     return lora
 
 
 def extract_merge(layers: Layers, branch: str) -> dict[str, torch.Tensor]:
-    """The merge weights of one branch; detached float32 copies on CPU."""
-    parts = {n: layer.content if branch == "content" else layer.style for n, layer in layers.items()}
-    return {name: part.merge.detach().float().cpu().clone() for name, part in parts.items()}
+    """The merge weights of one branch; float32 copies on the CPU."""
+    merges = {name: _branch(layer, branch).merge for name, layer in layers.items()}
+    return {name: merge.detach().float().cpu().clone() for name, merge in merges.items()}
 
 
 @torch.no_grad()
 def load_branch(layers: Layers, branch: str, lora: LoRA, merge: MergeWeights | None = None) -> None:
-    """Fill one branch from saved weights with all columns open; a layer that ``lora`` lacks becomes zero.
+    """Fill one branch with saved weights and open all columns; a layer missing from ``lora`` becomes zero.
 
-    Raises ValueError when a weight does not fit its layer.
+    Raises ValueError if a weight does not fit its layer.
     """
     for name, layer in layers.items():
-        part = layer.content if branch == "content" else layer.style
+        part = _branch(layer, branch)
         part.open()
         part.merge.fill_(1.0)
         if name not in lora:
@@ -90,9 +87,13 @@ def load_branch(layers: Layers, branch: str, lora: LoRA, merge: MergeWeights | N
         if weights.down.shape != part.down.shape or weights.up.shape != part.up.shape:
             raise ValueError(
                 f"{name}: the LoRA is {tuple(weights.up.shape)} x {tuple(weights.down.shape)}, "
-                f"the layer wants {tuple(part.up.shape)} x {tuple(part.down.shape)}"
+                f"the layer needs {tuple(part.up.shape)} x {tuple(part.down.shape)}"
             )
         part.down.copy_(weights.down)
         part.up.copy_(weights.up)
         if merge is not None and name in merge:
             part.merge.copy_(merge[name])
+
+
+def _branch(layer: DualLoRALinear, name: str) -> Branch:
+    return layer.content if name == "content" else layer.style

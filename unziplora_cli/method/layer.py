@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +19,10 @@ class Branch(nn.Module):
     """The low-rank update of one branch, with its merge weight and its columns.
 
     ``down`` [rank, in], ``up`` [out, rank]; ``merge`` [out] starts at one. A *column* is one output feature,
-    that is a row of ``up``. All may have a leading dimension.
+    that is, a row of ``up``. ``mask`` [out] holds the columns selected so far; ``gate`` [out] is what the
+    forward pass multiplies by: the mask while the branches are separated, ones while all columns are open.
 
-    ``mask`` [out] holds the columns chosen so far; ``gate`` [out] is what the forward multiplies by: the mask
-    while the branches are separated, ones while every column is open.
+    All of them may share one leading dimension, for several projections of one shape.
     """
 
     down: nn.Parameter
@@ -42,7 +43,7 @@ class Branch(nn.Module):
         self.register_buffer("score", up.new_zeros(columns))
 
     @classmethod
-    def drawn(
+    def random(
         cls,
         in_features: int,
         out_features: int,
@@ -50,22 +51,44 @@ class Branch(nn.Module):
         generator: torch.Generator | None = None,
         start: LoRAStart = "noise",
     ) -> Branch:
-        """A branch of which both matrices are Normal(0, 1/rank), so that it acts from the first step on.
+        """A branch whose matrices are both Normal(0, 1/rank), so that it acts from the first step on.
 
-        With start ``zero``, ``up`` is zero.
+        With ``start="zero"``, ``up`` is zero.
         """
         std = 1.0 / rank
         down = torch.empty(rank, in_features).normal_(std=std, generator=generator)
         up = torch.empty(out_features, rank).normal_(std=std, generator=generator)
         return cls(down, up if start == "noise" else torch.zeros_like(up))
 
+    def factors(self, dtype: torch.dtype, *, merged: bool) -> tuple[Tensor, Tensor]:
+        """A [rank, in] and B [out, rank] of the update in ``dtype``, the rows of B scaled per column.
+
+        The scale is ``gate``, times ``merge`` if ``merged``. It is applied in the branch's own precision.
+        """
+        scale = self.merge * self.gate if merged else self.gate
+        return self.down.to(dtype), (self.up * scale[..., None]).to(dtype)
+
     def open(self) -> None:
         """Let every column take part; the mask is kept."""
         self.gate.fill_(1.0)
 
     def close(self) -> None:
-        """Let only the chosen columns take part."""
+        """Let only the selected columns take part."""
         self.gate.copy_(self.mask)
+
+
+class AdaptedLayer(Protocol):
+    """What is trained: one projection, or several whose branches are held in shared tensors."""
+
+    content: Branch
+    style: Branch
+    mode: Mode
+
+    def branches(self) -> tuple[Branch, Branch]:
+        """The content and the style branch, in that order."""
+
+    def projections(self, name: str) -> Iterator[tuple[str, DualLoRALinear]]:
+        """Each single projection by name, with its gradients; the layer itself is called ``name``."""
 
 
 class DualLoRALinear(nn.Module):
@@ -77,9 +100,6 @@ class DualLoRALinear(nn.Module):
 
     In mode ``content`` or ``style`` that branch acts alone and without its merge weight. The in x out matrix
     ``B A`` is never formed: the column factors scale the rows of ``B``.
-
-    While fused, ``fused_weight`` is W + B A [out, in], ``cached_projection`` the y of a text, and
-    ``fused_qkv`` the fused weight of query, key and value.
     """
 
     def __init__(
@@ -91,12 +111,9 @@ class DualLoRALinear(nn.Module):
     ):
         super().__init__()
         self.base = base.requires_grad_(False)
-        self.content = Branch.drawn(base.in_features, base.out_features, rank, generator, start)
-        self.style = Branch.drawn(base.in_features, base.out_features, rank, generator, start)
+        self.content = Branch.random(base.in_features, base.out_features, rank, generator, start)
+        self.style = Branch.random(base.in_features, base.out_features, rank, generator, start)
         self.mode: Mode = "both"
-        self.fused_weight: Tensor | None = None
-        self.fused_qkv: Tensor | None = None
-        self.cached_projection: Tensor | None = None
 
     @property
     def in_features(self) -> int:
@@ -110,28 +127,19 @@ class DualLoRALinear(nn.Module):
         """The content and the style branch, in that order."""
         return self.content, self.style
 
+    def projections(self, name: str) -> Iterator[tuple[str, DualLoRALinear]]:
+        """This projection under ``name``."""
+        yield name, self
+
     def forward(self, x: Tensor, x_content: Tensor | None = None, x_style: Tensor | None = None) -> Tensor:
-        """Project ``x`` [..., in] to [..., out].
+        """Project ``x`` [..., in] to [..., out], in the dtype of ``x`` and of the base.
 
-        ``x_content`` and ``x_style`` [..., in] are what the branches see where prompts are separated (keys
-        and values of cross-attention); left out, both branches see ``x``.
+        ``x_content`` and ``x_style`` [..., in] are the inputs of the branches where prompts are separated
+        (keys and values of cross-attention). Default: ``x``.
         """
-        if self.cached_projection is not None:
-            return self.cached_projection
-        if self.fused_weight is not None:
-            return F.linear(x, self.fused_weight, self.base.bias)
         y: Tensor = self.base(x)
-        if self.mode != "both":
-            branch, own = (self.content, x_content) if self.mode == "content" else (self.style, x_style)
-            return y + F.linear(
-                F.linear(x if own is None else own, branch.down), branch.up * branch.gate[:, None]
-            )
-
-        content_up = self.content.up * (self.content.merge * self.content.gate)[:, None]
-        style_up = self.style.up * (self.style.merge * self.style.gate)[:, None]
-        if x_content is None and x_style is None:
-            down = torch.cat([self.content.down, self.style.down])  # [2 rank, in]
-            up = torch.cat([content_up, style_up], dim=1)  # [out, 2 rank]
-            return y + F.linear(F.linear(x, down), up)
-        y = y + F.linear(F.linear(x if x_content is None else x_content, self.content.down), content_up)
-        return y + F.linear(F.linear(x if x_style is None else x_style, self.style.down), style_up)
+        for name, branch, x_branch in zip(BRANCHES, self.branches(), (x_content, x_style), strict=True):
+            if self.mode in ("both", name):
+                down, up = branch.factors(x.dtype, merged=self.mode == "both")
+                y = y + F.linear(F.linear(x if x_branch is None else x_branch, down), up)
+        return y

@@ -1,4 +1,4 @@
-"""LoRA weights outside a network: what is saved, loaded, merged and exchanged with other programs."""
+"""LoRA weights outside a network: as saved, loaded, and imported from or exported to other programs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LoRA = Mapping[str, LoRAWeights]
 """Layer name inside the U-Net (diffusers spelling, ``….attn1.to_out.0``) -> its weights."""
 
 MergeWeights = Mapping[str, Tensor]
-"""Layer name -> learned factor in [0, 1] of every output column, [out]."""
+"""Layer name -> learned factor in [0, 1] of each output column, [out]."""
 
 
 @dataclass(frozen=True, slots=True)

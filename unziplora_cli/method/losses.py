@@ -7,14 +7,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from unziplora_cli.accel.fused_lora import FusedLoRA
-from unziplora_cli.method.layer import DualLoRALinear
+from unziplora_cli.method.layer import AdaptedLayer
 
 
 def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean squared error between predicted and true noise, in at least float32.
 
-    Both are [batch, channels, height, width]; ``weight`` [batch] scales each picture's own mean.
+    Both are [batch, channels, height, width]; ``weight`` [batch] scales the mean of each image.
     """
     dtype = torch.promote_types(prediction.dtype, torch.float32)
     squared = (prediction.to(dtype) - target.to(dtype)).square()
@@ -24,24 +23,23 @@ def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = N
 
 
 def min_snr_weight(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float) -> Tensor:
-    """min(SNR, gamma) / SNR for noise prediction (Hang et al., arXiv 2303.09556), [batch]."""
+    """min(SNR, gamma) / SNR for noise prediction (Hang et al., arXiv 2303.09556). Returns [batch]."""
     signal = alphas_cumprod[timesteps]
     snr = signal / (1.0 - signal)
     return snr.clamp(max=gamma) / snr
 
 
 def min_snr_velocity_weight(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float) -> Tensor:
-    """min(SNR, gamma) / (SNR + 1) for velocity prediction (the same paper), [batch]; SNR may be 0."""
+    """min(SNR, gamma) / (SNR + 1) for velocity prediction (same paper), [batch]; finite at SNR 0."""
     signal = alphas_cumprod[timesteps]
     return torch.minimum(signal, gamma * (1.0 - signal))
 
 
-def overlap_penalty(layers: Iterable[DualLoRALinear | FusedLoRA]) -> Tensor:
-    """How much content and style share columns: the mean over layers of mean(merge_c * merge_s) on open
-    columns.
+def overlap_penalty(layers: Iterable[AdaptedLayer]) -> Tensor:
+    """How much content and style share columns: the mean of |merge_c * gate_c * merge_s * gate_s|, a scalar.
 
-    A scalar. The mean runs over all columns of a layer, shared or not, and every layer weighs the same. Only
-    merge weights receive a gradient from it.
+    The mean runs over all columns of a layer, shared or not, then over the layers, which all weigh the same.
+    Only merge weights receive a gradient.
     """
     pairs = [layer.branches() for layer in layers]
     content, style = (

@@ -1,52 +1,49 @@
-"""Acting on all layers of a network as the schedule says (paper, section 3.3 and 3.4)."""
+"""Column separation of all layers of a network (paper, sections 3.3 and 3.4)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from unziplora_cli.accel.fused_lora import FusedLoRA, projections
 from unziplora_cli.method.blocks import policy
-from unziplora_cli.method.importance import ImportanceScore, choose_columns, column_scores
-from unziplora_cli.method.layer import DualLoRALinear, Mode
+from unziplora_cli.method.importance import ImportanceScore, column_scores, select_columns
+from unziplora_cli.method.layer import AdaptedLayer, DualLoRALinear, Mode
 from unziplora_cli.method.schedule import Action
 
 Layers = Mapping[str, DualLoRALinear]
-TrainedLayers = Mapping[str, DualLoRALinear | FusedLoRA]
-"""What is trained: single layers, or folds of them."""
+TrainedLayers = Mapping[str, AdaptedLayer]
 
 
 @dataclass(frozen=True, slots=True)
 class Separation:
-    """How columns are scored, chosen and gated; the defaults are the reference implementation's."""
+    """How columns are scored, selected and gated; the defaults are those of the reference implementation."""
 
     column_ratio: float = 0.1
     block_separation: bool = True
     avoid_overlap: bool = True
     own_columns: bool = False
-    """Merge weights learn on all columns of their branch; otherwise only on columns that both branches
-    hold."""
+    """Merge weights learn on all columns of their branch; otherwise only on those that both branches use."""
     score: ImportanceScore = "count"
     threshold: float = 1e-5
     loss_scale: float = 1.0
-    """Factor that the threshold's gradients carry and the actual ones do not."""
+    """Factor by which the gradients are multiplied before they are compared with the threshold."""
     accumulate: bool = False
-    """Sum the scores of all importance steps; otherwise the last one decides."""
+    """Sum the scores of all importance steps; otherwise only the last one counts."""
     strict: bool = True
 
     def apply(self, action: Action, layers: TrainedLayers) -> None:
-        """Carry out ``action`` between backward and clipping."""
+        """Perform ``action`` between the backward pass and clipping."""
         match action:
             case Action.OPEN:
                 open_window(layers)
             case Action.SCORE if self.accumulate:
                 self._score(layers)
-            case Action.CHOOSE:
+            case Action.SELECT:
                 self._score(layers)
-                self._choose(layers)
+                self._select(layers)
                 separate(layers)
             case Action.GATE:
                 self._gate(layers)
@@ -59,10 +56,10 @@ class Separation:
                 )
                 branch.score.copy_(branch.score + scores if self.accumulate else scores)
 
-    def _choose(self, layers: TrainedLayers) -> None:
+    def _select(self, layers: TrainedLayers) -> None:
         for name, layer in projections(layers):
             selective = policy(name, block_separation=self.block_separation)
-            choose_columns(
+            select_columns(
                 layer, selective, self.column_ratio, avoid_overlap=self.avoid_overlap, strict=self.strict
             )
 
@@ -74,10 +71,16 @@ class Separation:
                     branch.merge.grad.mul_(branch.mask if self.own_columns else shared)
 
 
-def open_window(layers: TrainedLayers) -> None:
-    """Let every column take part and let the merge weights rest, from the next step on.
+def projections(layers: TrainedLayers) -> Iterator[tuple[str, DualLoRALinear]]:
+    """Every single projection by name, with its gradients."""
+    for name, layer in layers.items():
+        yield from layer.projections(name)
 
-    The gradients of the step at hand stay: the merge weights still take this step.
+
+def open_window(layers: TrainedLayers) -> None:
+    """Open every column and stop training the merge weights, from the next step on.
+
+    Gradients are kept, so the merge weights are still updated in the current step.
     """
     for layer in layers.values():
         for branch in layer.branches():
@@ -87,7 +90,7 @@ def open_window(layers: TrainedLayers) -> None:
 
 
 def separate(layers: TrainedLayers) -> None:
-    """Let only the chosen columns take part and let the merge weights learn."""
+    """Close all but the selected columns and train the merge weights."""
     for layer in layers.values():
         for branch in layer.branches():
             branch.close()
@@ -96,28 +99,28 @@ def separate(layers: TrainedLayers) -> None:
 
 @torch.no_grad()
 def clamp_merge_weights(layers: TrainedLayers) -> None:
-    """Keep every merge weight in [0, 1], in place, after an optimiser step."""
+    """Clamp every merge weight to [0, 1] in place, after an optimizer step."""
     for layer in layers.values():
         for branch in layer.branches():
             branch.merge.clamp_(0.0, 1.0)
 
 
 def set_mode(layers: TrainedLayers, mode: Mode) -> None:
-    """Let both branches act, or one of them alone."""
+    """Enable both branches, or one of them alone."""
     for layer in layers.values():
         layer.mode = mode
 
 
 def set_learning(layers: TrainedLayers, branch: str, learning: bool) -> None:
-    """Let the LoRA of one branch receive gradients, or not."""
+    """Enable or disable gradients of one branch's LoRA."""
     for parameter in lora_parameters(layers, branch):
         parameter.requires_grad_(learning)
 
 
 def lora_parameters(layers: TrainedLayers, branch: str) -> list[nn.Parameter]:
-    """All ``down`` and ``up`` of one branch."""
-    chosen = [layer.get_submodule(branch) for layer in layers.values()]
-    return [p for part in chosen for p in (part.get_parameter("down"), part.get_parameter("up"))]
+    """Every ``down`` and ``up`` of one branch."""
+    parts = [layer.content if branch == "content" else layer.style for layer in layers.values()]
+    return [parameter for part in parts for parameter in (part.down, part.up)]
 
 
 def merge_parameters(layers: TrainedLayers) -> list[nn.Parameter]:
@@ -126,7 +129,7 @@ def merge_parameters(layers: TrainedLayers) -> list[nn.Parameter]:
 
 
 def shared_columns(layers: Iterable[DualLoRALinear]) -> tuple[int, int]:
-    """How many columns both branches hold, and how many there are."""
+    """The number of columns in both masks, and of all columns."""
     shared = total = 0
     for layer in layers:
         shared += int((layer.content.mask & layer.style.mask).sum())

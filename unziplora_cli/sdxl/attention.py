@@ -1,10 +1,10 @@
-"""Prompt separation: each branch reads its own prompt inside an unmodified diffusers U-Net (paper, section
-3.2)."""
+"""Prompt separation: each branch has its own prompt in an unmodified diffusers U-Net (paper, section 3.2)."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
@@ -13,10 +13,10 @@ from unziplora_cli.accel.fused_lora import project_qkv
 
 
 class DualPromptProcessor:
-    """Scaled-dot-product attention whose keys and values sum a base, a content and a style term.
+    """Scaled-dot-product attention whose keys and values are the sum of a base, a content and a style term.
 
-    The three texts meet inside the key and value projections, token by token; one ordinary attention follows.
-    Self-attention, and cross-attention given no branch texts, work as diffusers' own.
+    The three texts are added inside the key and value projections, token by token; one ordinary attention
+    follows. Self-attention, and cross-attention without branch texts, equal diffusers' own.
     """
 
     def __call__(
@@ -29,8 +29,7 @@ class DualPromptProcessor:
         content_states: Tensor | None = None,
         style_states: Tensor | None = None,
     ) -> Tensor:
-        """``hidden_states`` [batch, pixels, width], the three texts [batch, tokens, text width] -> as the
-        first."""
+        """``hidden_states`` [batch, pixels, width] -> the same shape; texts [batch, tokens, text width]."""
         if encoder_hidden_states is None:
             query, key, value = project_qkv(attn.to_q, attn.to_k, attn.to_v, hidden_states)
         elif content_states is None and style_states is None:
@@ -40,30 +39,29 @@ class DualPromptProcessor:
             query = attn.to_q(hidden_states)
             texts = (encoder_hidden_states, content_states, style_states)
             key, value = attn.to_k(*texts), attn.to_v(*texts)
-        return attn.to_out[1](attn.to_out[0](attend(query, key, value, attn.heads)))
+        output: Tensor = attn.to_out[1](attn.to_out[0](attend(query, key, value, attn.heads)))
+        return output
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    """Multi-head attention of [batch, pixels, width] on [batch, tokens, width]."""
-    query, key, value = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key, value))
-    return (
-        F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(-2)
-    )  # [batch, pixels, width]
+    """Multi-head attention of [batch, pixels, width] to [batch, tokens, width]; returns the former shape."""
+    query, key, value = (torch.unflatten(t, -1, (heads, -1)).transpose(1, 2) for t in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(-2)
 
 
 def separate_prompts(unet: nn.Module) -> None:
     """Make every attention of ``unet`` accept ``content_states`` and ``style_states``.
 
-    They are given to the U-Net's forward through ``cross_attention_kwargs``.
+    Pass them to the U-Net's forward through ``cross_attention_kwargs``; see :func:`branch_texts`.
     """
     unet.set_attn_processor(DualPromptProcessor())  # type: ignore[operator]
 
 
 def join_prompts(unet: nn.Module) -> None:
     """Undo :func:`separate_prompts`."""
-    unet.set_attn_processor(AttnProcessor2_0())  # type: ignore[operator]
+    unet.set_attn_processor(AttnProcessor2_0())  # type: ignore[operator, no-untyped-call]
 
 
 def branch_texts(content: Tensor, style: Tensor) -> dict[str, Any]:
-    """The two branch texts as ``cross_attention_kwargs``, each [batch, tokens, text width]."""
+    """The ``cross_attention_kwargs`` for the texts of both branches, each [batch, tokens, text width]."""
     return {"content_states": content, "style_states": style}

@@ -11,9 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 import unziplora_cli
-from unziplora_cli.accel.cuda_graph import GraphedUNet
-from unziplora_cli.accel.device import empty_cache, memory_guard, settle_threads
-from unziplora_cli.accel.merged_unet import cache_text, check_fit, fuse, restore
+from unziplora_cli.accel.device import empty_cache, limit_threads, memory_guard
+from unziplora_cli.accel.fused_lora import cache_text, check_fit, fuse_pair, unfuse_pair
 from unziplora_cli.config import GenerateConfig, Prompts
 from unziplora_cli.events import Event, Notice, Phase, Progress
 from unziplora_cli.method.lora import LoRAPair
@@ -23,6 +22,7 @@ from unziplora_cli.sdxl.load import load_scheduler, load_text_encoders, load_une
 from unziplora_cli.sdxl.sampling import initial_noise, sample_steps
 from unziplora_cli.sdxl.text import (
     Conditioning,
+    GraphedUNet,
     TextEmbeddings,
     concat_conditionings,
     encode,
@@ -105,7 +105,7 @@ def generate(
     with memory_guard(_ADVICE):
         texts = yield from encode_prompts(base, requests, device=device, dtype=dtype)
         unet = load_unet(base, device=device, dtype=dtype)
-        settle_threads(unet)
+        limit_threads(unet)
         for request in requests:
             check_fit(unet, request.branches)
         decoder = load_vae_decoder(base, device=device, dtype=dtype, vae=vae)
@@ -114,9 +114,9 @@ def generate(
         for number, request in enumerate(requests):
             fused_already = number > 0 and _same_weights(request, requests[number - 1])
             if not fused_already:
-                restore(unet, originals)
+                unfuse_pair(unet, originals)
                 last = all(_same_weights(request, later) for later in requests[number + 1 :])
-                originals = fuse(unet, request.weighted, keep=not last)
+                originals = fuse_pair(unet, request.weighted, keep=not last)
             cond, uncond = make_conditioning(base, request, texts, device=device, dtype=dtype)
             for first in range(0, request.config.count, batch_size):
                 seeds = request.seeds[first : first + batch_size]
@@ -196,7 +196,7 @@ def denoise(
     batch = cond.expand(len(seeds))
     if config.guidance > 1.0:
         batch = concat_conditionings(uncond.expand(len(seeds)), batch)
-    cache_text(unet, request.weighted, batch)
+    cache_text(unet, request.weighted, batch.full, batch.content, batch.style)
     return sample_steps(
         lambda noisy, timestep: predict(noisy, timestep, batch),
         load_scheduler(base, config.scheduler),

@@ -98,18 +98,24 @@ def load_vae_decoder(
 
 
 def load_unet(
-    base: BaseRef, *, device: torch.device | str, dtype: torch.dtype, eight_bits: bool = False
+    base: BaseRef,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    eight_bits: bool = False,
+    fuse: bool = True,
 ) -> UNet2DConditionModel:
     """The U-Net, frozen, with fused kernels on a GPU; raises ModelError.
 
-    With ``eight_bits`` its large weights are stored as int8.
+    With ``eight_bits`` its large weights are stored as int8; without ``fuse`` it has no fused kernels.
     """
     with _loading(base, "U-Net"):
         model = _diffusers_model(UNet2DConditionModel, base, "unet", dtype)
     if eight_bits:
         quantize(model, torch.device(device))
     unet = _frozen(model, device)
-    fuse_modules(unet)
+    if fuse:
+        fuse_modules(unet)
     return unet
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unziplora_cli.accel.cuda_graph import GraphedFunction
 from unziplora_cli.sdxl.attention import branch_texts
 
 
@@ -182,3 +183,24 @@ def _predict(unet: nn.Module, noisy: Tensor, timesteps: Tensor, cond: Conditioni
         **kwargs,
     )[0]
     return prediction
+
+
+class GraphedUNet:
+    """:func:`predict_noise_merged` of ``unet``, float32 in and out, replayed from a CUDA graph if possible.
+
+    The weights and the cached texts may change between calls, but only in place. See
+    :class:`~unziplora_cli.accel.cuda_graph.GraphedFunction`; ``enabled=False`` launches every kernel.
+    """
+
+    def __init__(self, unet: Any, *, enabled: bool = True) -> None:
+        self.unet = unet
+        self._function = GraphedFunction(self._predict, enabled=enabled)
+
+    def __call__(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        """``noisy`` [batch, channels, height, width], ``timestep`` [] or [batch] -> noise of that shape."""
+        tensors = (getattr(conditioning, part.name) for part in fields(conditioning))
+        return self._function(noisy, timestep.to(noisy.device), *tensors)
+
+    def _predict(self, noisy: Tensor, timestep: Tensor, *tensors: Tensor) -> Tensor:
+        noisy = noisy.to(self.unet.dtype)
+        return predict_noise_merged(self.unet, noisy, timestep, Conditioning(*tensors)).float()

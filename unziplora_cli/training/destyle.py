@@ -22,12 +22,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from unziplora_cli.accel.cuda_graph import GraphedUNet
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.sdxl.latents import LatentDistribution
 from unziplora_cli.sdxl.load import alphas_cumprod
-from unziplora_cli.sdxl.text import Conditioning, unconditional
+from unziplora_cli.sdxl.text import Conditioning, GraphedUNet, unconditional
 from unziplora_cli.training.inputs import DestyleConditioning, Prior, TrainingInputs
 from unziplora_cli.training.noise import ECHO, derive_seed, noise_of
 
@@ -57,7 +56,7 @@ def add_destyled_images(
     texts = destyle_conditioning(inputs.echo, empty, config)
     texts = {name: told.to(device=device, dtype=unet.dtype) for name, told in texts.items()}
     alphas = alphas_cumprod(base)
-    replayed = GraphedUNet(unet, records=config.capture)
+    replayed = GraphedUNet(unet, enabled=config.capture)
 
     @torch.no_grad()
     def predict(noisy: Tensor, timestep: Tensor, text: str) -> Tensor:

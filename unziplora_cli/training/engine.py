@@ -11,19 +11,18 @@ from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from unziplora_cli.accel.device import PRECISION_NAMES, memory_guard, pick_device, pick_dtype, start_threads
-from unziplora_cli.accel.fused_lora import fuse_lora
+from unziplora_cli.accel.device import PRECISION_NAMES, memory_guard, pick_device, pick_dtype, reset_threads
+from unziplora_cli.accel.fused_lora import fuse_lora, unfuse_lora
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.method.inject import eject, inject
 from unziplora_cli.method.layer import LoRAStart
 from unziplora_cli.method.schedule import Schedule
-from unziplora_cli.method.separation import Separation
+from unziplora_cli.method.separation import Separation, TrainedLayers
 from unziplora_cli.projects.unfinished import CHECKPOINTS
 from unziplora_cli.sdxl.attention import separate_prompts
 from unziplora_cli.sdxl.load import alphas_cumprod
 from unziplora_cli.training.batches import BatchSource
 from unziplora_cli.training.callbacks import DivergenceMonitor, MetricLogger, Validation, check_tracker
-from unziplora_cli.training.captured_step import CapturedStep, capturable
 from unziplora_cli.training.checkpoint import Checkpoints, TrainingState
 from unziplora_cli.training.destyle import add_destyled_images
 from unziplora_cli.training.estimate import MemoryAdvisor, target_of
@@ -32,7 +31,7 @@ from unziplora_cli.training.inputs import InputCache, TrainingInputs
 from unziplora_cli.training.memory import free_memory
 from unziplora_cli.training.optimizer import build_lr_scheduler, build_optimizer
 from unziplora_cli.training.request import TrainRequest
-from unziplora_cli.training.step import TrainingStep, parameter_groups
+from unziplora_cli.training.step import CapturedStep, TrainingStep, capturable, parameter_groups
 from unziplora_cli.training.trainer import Run
 
 
@@ -47,7 +46,7 @@ def train(request: TrainRequest, input_cache: InputCache | None = None) -> Itera
     input_cache = input_cache or InputCache()
     check_tracker(request.config.tracker)
     request.folder.mkdir(parents=True, exist_ok=True)
-    start_threads()
+    reset_threads()
     device = pick_device(request.job.device)
     dtype = pick_dtype(request.config.precision, device)
     accelerator = _accelerator(request, device, dtype)
@@ -83,6 +82,7 @@ def train(request: TrainRequest, input_cache: InputCache | None = None) -> Itera
         run.metric_logger.close()
         result = run.result()
         del run
+        unfuse_lora(unet)
         eject(unet)
         input_cache.keep(unet)
         yield Finished(result)
@@ -104,11 +104,13 @@ def _prepare(
         _checkpoint_gradients(unet)
     start: LoRAStart = "zero" if config.start == "zero" else "noise"
     layers = inject(unet, config.rank, seed=config.seed, start=start)
-    folds = fuse_lora(unet, layers, by_block=config.gradient_checkpointing)
+    trained: TrainedLayers = layers
+    if config.fuse:
+        trained = fuse_lora(unet, layers, by_block=config.gradient_checkpointing)
     optimizer = build_optimizer(
         config,
         parameter_groups(
-            folds, content_lr=config.content_lr, style_lr=config.style_lr, merge_lr=config.merge_lr
+            trained, content_lr=config.content_lr, style_lr=config.style_lr, merge_lr=config.merge_lr
         ),
     )
     lr_scheduler = build_lr_scheduler(config, optimizer)
@@ -117,7 +119,7 @@ def _prepare(
     )
     step = TrainingStep(
         unet=unet,
-        layers=folds,
+        layers=trained,
         optimizer=accelerator.prepare_optimizer(optimizer),
         lr_scheduler=lr_scheduler,
         accelerator=accelerator,
@@ -144,7 +146,7 @@ def _prepare(
             accelerator.num_processes,
         ),
         step=CapturedStep(step) if config.capture and capturable(step) else step,
-        state=TrainingState(folds, optimizer, lr_scheduler, accelerator.scaler),
+        state=TrainingState(trained, optimizer, lr_scheduler, accelerator.scaler),
         validation=Validation(request, inputs, unet, layers),
         metric_logger=metric_logger,
         checkpoints=Checkpoints(request.checkpoints or request.folder / CHECKPOINTS, config.checkpoint_every),

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from unziplora_cli.accel.device import empty_cache, settle_threads
+from unziplora_cli.accel.device import empty_cache, limit_threads
 from unziplora_cli.config import GenerateConfig, Prompts, TrainConfig
 from unziplora_cli.errors import ProjectError, UsageError
 from unziplora_cli.images import load_image
@@ -253,9 +253,11 @@ class InputCache:
         unet, self._unet = self._unet, None
         if unet is None:
             eight_bits = request.config.quantize == "int8"
-            unet = load_unet(request.base, device=device, dtype=dtype, eight_bits=eight_bits)
+            unet = load_unet(
+                request.base, device=device, dtype=dtype, eight_bits=eight_bits, fuse=request.config.fuse
+            )
         empty_cache(device)
-        settle_threads(unet)
+        limit_threads(unet)
         return unet
 
     def keep(self, unet: UNet2DConditionModel) -> None:

@@ -26,7 +26,6 @@ from unziplora_cli.projects.unfinished import checkpoint_steps
 from unziplora_cli.training import callbacks
 from unziplora_cli.training.batches import BatchSource
 from unziplora_cli.training.callbacks import WINDOW, DivergenceMonitor, MetricLogger, Validation
-from unziplora_cli.training.captured_step import CapturedStep
 from unziplora_cli.training.checkpoint import Checkpoints, Identity, TrainingState, closed, write_layers
 from unziplora_cli.training.events import (
     ColumnsChosen,
@@ -40,7 +39,7 @@ from unziplora_cli.training.events import (
 )
 from unziplora_cli.training.memory import peak_memory
 from unziplora_cli.training.request import TrainRequest
-from unziplora_cli.training.step import StepResult, TrainingStep
+from unziplora_cli.training.step import CapturedStep, StepResult, TrainingStep
 
 GPU_STEPS_PER_READING = 10
 """Reading a number from a GPU waits for it, so losses are read this often only."""
@@ -120,7 +119,7 @@ class Run:
     def _after(self, step: int) -> Iterator[Event]:
         """What is due after ``step``: column maps, pictures, files."""
         config = self.request.config
-        if self.schedule.action(step) is Action.CHOOSE:
+        if self.schedule.action(step) is Action.SELECT:
             self.metric_logger.columns(self.done, self.layers)
             yield _columns_chosen(self.done, self.layers)
             bare = _bare_layers(self.layers)
@@ -133,7 +132,7 @@ class Run:
             return
         if config.validate_every and self.done % config.validate_every == 0:
             if isinstance(self.step, CapturedStep):
-                self.step.give_up()
+                self.step.release()
             yield Validated(self.done, self.validation.draw(self.done))
         if config.save_every and self.done % config.save_every == 0:
             yield self._save()
@@ -209,7 +208,7 @@ class Run:
 
     def _chosen(self) -> bool:
         """Whether columns were chosen, so that only they may take part."""
-        return self.schedule.chooses and self.done > self.request.config.importance_steps
+        return self.schedule.selects and self.done > self.request.config.importance_steps
 
     def _checkpoint(self) -> Iterator[Event]:
         """Write a checkpoint; a disk that has no room for it is no reason to stop."""

@@ -270,7 +270,7 @@ def unet_config(base: BaseRecord) -> Mapping[str, Any]:
 
 def check_compatible(base: BaseRecord, loras: LoRAPair) -> None:
     """Raise AdapterError unless the base's U-Net has every layer of the LoRAs, in the same shape."""
-    from unziplora_cli.accel.merged_unet import check_fit
+    from unziplora_cli.accel.fused_lora import check_fit
     from unziplora_cli.sdxl.meta import meta_unet
 
     check_fit(meta_unet(unet_config(base)), loras)

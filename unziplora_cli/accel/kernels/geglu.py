@@ -1,7 +1,7 @@
-"""The gated linear unit of SDXL's feed-forward layers in one kernel each way, in Triton.
+"""The gated linear unit of SDXL's feed-forward layers as one kernel each for forward and backward, in Triton.
 
-torch takes four (chunk, gelu, product, and in the backward a concatenation), each of which reads and writes a
-whole activation.
+torch needs four (chunk, gelu, product and, backward, a concatenation), each of which reads and writes a whole
+activation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def geglu(hidden: Tensor) -> Tensor:
 
 class GEGLU(torch.autograd.Function):
     """With the normal distribution ``P`` and its density ``p``: ``y = v g P(g)``, ``dv = dy g P(g)``,
-    ``dg = dy v (P(g) + g p(g))``. Saves its input alone.
+    ``dg = dy v (P(g) + g p(g))``. Saves only its input.
     """
 
     @staticmethod

@@ -1,8 +1,8 @@
-"""Group normalisation, with SiLU where one follows, of channels_last activations, in Triton.
+"""Group normalization of channels_last activations, optionally followed by SiLU, in Triton.
 
-The pixels are summed in chunks, the chunks combined per group, the result applied: two readings of ``x`` and
-one writing, where torch's own kernels want the channels first and leave SiLU to a further pass. Sums have one
-fixed order, so that equal inputs give equal bits.
+Sums over chunks of pixels, then over the chunks of a group, then the result: two reads of ``x`` and one
+write. torch's own kernels need channels_first and run SiLU as another pass. The order of summation is fixed,
+so that equal inputs give equal bits.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ PIXELS, CHANNELS = tl.constexpr(128), tl.constexpr(64)
 WARPS = 8
 
 MAX_CHUNKS = 64
-"""One program adds up the sums of so many chunks at most."""
+"""Largest number of chunks whose sums one program adds up."""
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, silu: bool) -> Tensor:
-    """``f((x - mean) / sqrt(var + eps) * weight + bias)``, f = SiLU or nothing, mean and var of each group.
+    """``f((x - mean) / sqrt(var + eps) * weight + bias)``, f = SiLU or identity, mean and var per group.
 
     ``x`` [batch, channels, height, width] -> the same shape and dtype, in channels_last; an ``x`` in another
-    layout is copied first. ``weight`` and ``bias`` [channels] are constants: ValueError if they are to learn.
+    layout is copied first. Raises ValueError if ``weight`` or ``bias`` [channels] require gradients.
     """
     if torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad):
-        raise ValueError("this group_norm has no gradient for its weight and bias: freeze them")
+        raise ValueError("this group_norm has no gradient for weight and bias: freeze them")
     return GroupNorm.apply(x, groups, weight, bias, eps, silu)
 
 
 class GroupNorm(torch.autograd.Function):
     """With ``n = (x - mean) * rstd``, ``z = n * weight + bias`` and ``dn = dz * weight``:
-    ``dx = rstd * (dn - mean(dn) - n * mean(dn * n))``, where a mean is that of a group.
+    ``dx = rstd * (dn - mean(dn) - n * mean(dn * n))``, each mean over a group.
 
     Saves x, and in float32 the groups' mean and rstd [batch, groups].
     """
@@ -110,10 +110,10 @@ def _chunks(x: Tensor) -> tuple[int, int, int, int, int]:
 
 @triton.jit
 def _moments(x, part_mean, part_m2, pixels, channels, chunk):
-    """Mean and sum of squares around it of each channel in one chunk: [batch, chunks, channels].
+    """Mean and sum of squared deviations of each channel in one chunk: [batch, chunks, channels].
 
-    Each tile is centred on its own mean before it is squared, and tiles are joined by Chan's formula: no
-    digits are lost where a mean is far larger than the deviation.
+    Each tile is centred on its own mean before it is squared, and tiles are combined by Chan's formula: no
+    digits are lost if the mean is much larger than the deviation.
     """
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     image = tl.program_id(2).to(tl.int64)
@@ -126,13 +126,13 @@ def _moments(x, part_mean, part_m2, pixels, channels, chunk):
         inside = (pixel < last)[:, None] & (channel < channels)[None, :]
         at = (image * pixels + pixel)[:, None] * channels + channel[None, :]
         tile = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-        seen = (start - first).to(tl.float32)
+        count = (start - first).to(tl.float32)
         new = tl.minimum(last - start, PIXELS).to(tl.float32)
         tile_mean = tl.sum(tile, axis=0) / new
         centred = tl.where(inside, tile - tile_mean[None, :], 0.0)
         delta = tile_mean - mean
-        m2 += tl.sum(centred * centred, axis=0) + delta * delta * (seen * new / (seen + new))
-        mean += delta * (new / (seen + new))
+        m2 += tl.sum(centred * centred, axis=0) + delta * delta * (count * new / (count + new))
+        mean += delta * (new / (count + new))
     at = (image * tl.num_programs(0) + tl.program_id(0)) * channels + channel
     tl.store(part_mean + at, mean, mask=channel < channels)
     tl.store(part_m2 + at, m2, mask=channel < channels)
