@@ -70,7 +70,7 @@ def test_it_goes_on_to_the_very_same_files(unziplora, train, cut_off, isolated_h
 def test_the_same_command_without_a_terminal_says_what_to_type(unziplora, train, cut_off, isolated_home):
     completed = unziplora(*train)
     assert completed.code == 3
-    assert "was cut off after step 4 of 6." in completed.message
+    assert "stopped after step 4 of 6." in completed.message
     assert "unziplora train --resume fox" in completed.message
     assert "--force" in completed.message
 
@@ -81,7 +81,7 @@ def test_the_same_command_on_a_terminal_offers_to_go_on(
     monkeypatch.setattr(sys, "stdin", Terminal("y"))
     completed = unziplora(*train)
     assert completed.code == 0
-    assert "was cut off after step 4 of 6. Resume it?" in completed.message
+    assert "stopped after step 4 of 6. Resume it?" in completed.message
     assert "Going on after step 4." in completed.err
 
 
@@ -117,7 +117,7 @@ def test_force_replaces_another(unziplora, train, cut_off, isolated_home):
 def test_force_goes_on_with_the_same(unziplora, train, cut_off):
     completed = unziplora(*train, "--force")
     assert completed.code == 0
-    assert "the same training was cut off after step 4 of 6; resuming it." in completed.message
+    assert "the same training stopped after step 4 of 6; resuming it." in completed.message
 
 
 def test_another_command_is_told_where_it_differs(unziplora, train, cut_off):
@@ -152,7 +152,7 @@ def test_resume_refuses_everything_but_its_own_settings(unziplora, cut_off, more
     completed = unziplora("train", "--resume", "fox", *more)
     assert completed.code == 2
     assert f"accepts no {name}." in completed.message
-    assert "It accepts checkpoint-every, content-lr, device, " in completed.message
+    assert "These may change: checkpoint-every, content-lr, device, " in completed.message
 
 
 def test_learning_rates_may_change(unziplora, cut_off, isolated_home):

@@ -220,8 +220,8 @@ def test_words_are_asked_for_with_the_file_name_as_a_hint(
     on_terminal("", "pop art")
     completed = unziplora("train", photos / "rose.jpg", *settings)
     assert completed.code == 0
-    assert "What does it show (rose.jpg) [rose]:" in completed.err
-    assert "How is it drawn (rose.jpg):" in completed.err
+    assert "Subject, one or two words (rose.jpg) [rose]:" in completed.err
+    assert "Style, one or two words (rose.jpg):" in completed.err
     words = ProjectStore(isolated_home).open("rose").job.words
     assert (words.subject, words.style) == ("rose", "pop art")
 
@@ -401,8 +401,8 @@ def test_a_training_on_a_real_terminal(photos, settings, isolated_home):
     os.close(ours)
     lines = on_screen(text.decode())
     assert process.returncode == 0, lines
-    assert any("What does it show (rose.jpg) [rose]:" in line for line in lines)
-    assert any("How is it drawn (rose.jpg):" in line for line in lines)
+    assert any("Subject, one or two words (rose.jpg) [rose]:" in line for line in lines)
+    assert any("Style, one or two words (rose.jpg):" in line for line in lines)
     assert any("6/6" in line and "s/step" in line for line in lines)
     assert "Traceback" not in text.decode()
     bar = [line for line in lines if "s/step" in line or "\u2501" in line]

@@ -140,7 +140,7 @@ def verify(ctx: typer.Context, model: Annotated[str, ANY_MODEL]) -> None:
 def remove(
     ctx: typer.Context,
     model: Annotated[str, MODEL],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
     """Delete a base model from Hugging Face's cache, for every program that uses it."""
     from unziplora_cli import model_cache

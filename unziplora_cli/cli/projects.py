@@ -29,94 +29,84 @@ def list_projects(ctx: typer.Context) -> None:
     session: Session = ctx.obj
     store = session.store()
     projects, damaged = store.list()
-    unfinished, lost = store.all_unfinished()
-    damaged += lost
+    unfinished, damaged_trainings = store.all_unfinished()
+    damaged += damaged_trainings
     data = {
-        "projects": [_summary(project) for project in projects],
-        "unfinished": [_progress(each) for each in unfinished],
-        "damaged": [{"name": each.name, "reason": each.reason} for each in damaged],
+        "projects": [
+            {**_summary(project), "state": project.manifest.state, "steps_done": project.manifest.steps_done}
+            for project in projects
+        ],
+        "unfinished": [
+            {**_summary(training), "steps_kept": training.step, "steps": training.job.config.steps}
+            for training in unfinished
+        ],
+        "damaged": [{"name": folder.name, "reason": folder.reason} for folder in damaged],
     }
     if not projects and not unfinished and not damaged:
-        session.output.result(data, text="No projects yet. Make one: unziplora train PICTURE")
+        session.output.result(data, text="No projects yet. Create one: unziplora train IMAGE")
         return
-    rows = [
-        [
-            project.name,
-            project.job.words.subject,
-            project.job.words.style,
-            project.job.base.spec,
-            _steps(project),
-            project.job.created[:10],
-            format_size(project.size()),
-        ]
-        for project in projects
-    ]
+    rows = [_row(project, _steps(project)) for project in projects]
     rows += [
-        [
-            each.name,
-            each.job.words.subject,
-            each.job.words.style,
-            each.job.base.spec,
-            f"unfinished, {each.step} of {each.job.config.steps}",
-            each.job.created[:10],
-            format_size(each.size()),
-        ]
-        for each in unfinished
+        _row(training, f"unfinished, {training.step} of {training.job.config.steps}")
+        for training in unfinished
     ]
-    rows += [[each.name, "damaged", "", "", "", "", ""] for each in damaged]
+    rows += [[folder.name, "damaged", "", "", "", "", ""] for folder in damaged]
     columns = ("name", "subject", "style", "base", "steps", "created", "size")
     session.output.result(data, table=Table(columns, rows))
-    for each in damaged:
-        session.output.message(f"{each.name}: {each.reason}")
+    for folder in damaged:
+        session.output.message(f"{folder.name}: {folder.reason}")
 
 
 def show(ctx: typer.Context, project: Annotated[str, PROJECT]) -> None:
-    """Show what a project was made of."""
+    """Show the images, words, settings and files of a project."""
     session: Session = ctx.obj
-    found = session.store().open(project)
-    manifest, job = found.manifest, found.job
+    opened = session.store().open(project)
+    manifest, job = opened.manifest, opened.job
     rows = [
-        ["folder", str(found.folder)],
+        ["folder", str(opened.folder)],
         ["created", f"{job.created} by unziplora {job.tool_version}"],
         ["base", " ".join(filter(None, (job.base.spec, job.base.revision)))],
-        *(["image", f"{each.file}, {each.width} x {each.height} {each.format}"] for each in job.images),
+        *(["image", f"{image.file}, {image.width} x {image.height} {image.format}"] for image in job.images),
         ["subject", job.words.subject],
         ["style", job.words.style],
         ["trigger", job.words.trigger],
         ["full prompt", job.prompts.full],
         ["content prompt", job.prompts.content],
         ["style prompt", job.prompts.style],
-        *_training(found),
-        *([each.role, f"{each.path}, {format_size(each.bytes)}"] for each in manifest.artifacts),
+        *_training_rows(opened),
+        *(
+            [artifact.role, f"{artifact.path}, {format_size(artifact.bytes)}"]
+            for artifact in manifest.artifacts
+        ),
         *([name, f"{value:.4g}"] for name, value in manifest.metrics.items()),
         *evaluation_rows(manifest.evaluation),
     ]
-    data = {"folder": str(found.folder), "bytes": found.size(), "manifest": asdict(manifest)}
-    session.output.result(data, table=Table((found.name, ""), rows))
+    data = {"folder": str(opened.folder), "bytes": opened.size(), "manifest": asdict(manifest)}
+    session.output.result(data, table=Table((opened.name, ""), rows))
 
 
 def verify(ctx: typer.Context, project: Annotated[str, PROJECT]) -> None:
-    """Check that a project's files are whole and unchanged."""
+    """Check that the files of a project are complete and unchanged."""
     session: Session = ctx.obj
-    found = session.store().verify(project)
-    if found.problems:
-        damage = "; ".join(f"{each.path} {each.reason}" for each in found.problems)
+    verification = session.store().verify(project)
+    problems, checked = verification.problems, verification.checked
+    if problems:
+        damage = "; ".join(f"{problem.path} {problem.reason}" for problem in problems)
         raise ProjectError(
-            f"{len(found.problems)} of {found.checked} files of {project!r} are damaged: {damage}.",
-            Remedy("Restore them from a copy, or train again", settings={"force": True}),
+            f"{len(problems)} of {checked} files of {project!r} are damaged: {damage}.",
+            Remedy("Restore them from a backup, or train again", settings={"force": True}),
         )
     session.output.result(
-        {"name": project, "checked": found.checked},
-        text=f"{project}: all {found.checked} files are as they were written.",
+        {"name": project, "checked": checked}, text=f"{project}: all {checked} files are unchanged."
     )
 
 
 def rename(
     ctx: typer.Context,
     project: Annotated[str, PROJECT],
-    new_name: Annotated[str, typer.Argument(help="Its new name.", show_default=False)],
+    new_name: Annotated[str, typer.Argument(help="New name.", show_default=False)],
 ) -> None:
-    """Give a project another name."""
+    """Rename a project."""
     session: Session = ctx.obj
     renamed = session.store().rename(project, new_name)
     session.output.result(
@@ -128,12 +118,12 @@ def rename(
 def remove(
     ctx: typer.Context,
     project: Annotated[str, PROJECT],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     unfinished: Annotated[
-        bool, typer.Option("--unfinished", help="Only the training of that name that was cut off.")
+        bool, typer.Option("--unfinished", help="Delete only the unfinished training of this name.")
     ] = False,
 ) -> None:
-    """Delete a project with all its files and pictures."""
+    """Delete a project with all its files and images."""
     session: Session = ctx.obj
     store = session.store()
     folders = " and ".join(map(str, store.to_remove(project, unfinished=unfinished)))
@@ -146,22 +136,25 @@ def remove(
     session.output.result({"removed": project}, text=f"Removed {project}.")
 
 
-def _summary(project: "Project") -> dict[str, Any]:
-    manifest, job = project.manifest, project.job
+def _summary(item: "Project | Unfinished") -> dict[str, Any]:
     return {
-        "name": project.name,
-        "folder": str(project.folder),
-        "subject": job.words.subject,
-        "style": job.words.style,
-        "base": job.base.spec,
-        "state": manifest.state,
-        "steps_done": manifest.steps_done,
-        "created": job.created,
-        "bytes": project.size(),
+        "name": item.name,
+        "folder": str(item.folder),
+        "subject": item.job.words.subject,
+        "style": item.job.words.style,
+        "base": item.job.base.spec,
+        "created": item.job.created,
+        "bytes": item.size(),
     }
 
 
-def _training(project: "Project") -> list[list[str]]:
+def _row(item: "Project | Unfinished", steps: str) -> list[str]:
+    job = item.job
+    size = format_size(item.size())
+    return [item.name, job.words.subject, job.words.style, job.base.spec, steps, job.created[:10], size]
+
+
+def _training_rows(project: "Project") -> list[list[str]]:
     job = project.job
     if job.settings is None:
         return [["training", "imported"]]
@@ -172,24 +165,8 @@ def _training(project: "Project") -> list[list[str]]:
     ]
 
 
-def _progress(training: "Unfinished") -> dict[str, Any]:
-    return {
-        "name": training.name,
-        "folder": str(training.folder),
-        "subject": training.job.words.subject,
-        "style": training.job.words.style,
-        "base": training.job.base.spec,
-        "steps_kept": training.step,
-        "steps": training.job.config.steps,
-        "created": training.job.created,
-        "bytes": training.size(),
-    }
-
-
 def _steps(project: "Project") -> str:
     if project.job.settings is None:
         return "imported"
     done = str(project.manifest.steps_done)
-    if project.manifest.state == "complete":
-        return done
-    return f"{done} of {project.job.settings.steps}"
+    return done if project.manifest.state == "complete" else f"{done} of {project.job.settings.steps}"

@@ -1,4 +1,4 @@
-"""train: from pictures to projects, and on with one that was cut off."""
+"""train: creates projects from images, and resumes unfinished trainings."""
 
 import sys
 from dataclasses import replace
@@ -16,7 +16,7 @@ from unziplora_cli.cli._options import (
     preset_for,
     unfinished_names,
 )
-from unziplora_cli.cli._output import Session, format_duration, format_size
+from unziplora_cli.cli._output import ProgressDisplay, Session, format_duration, format_size
 from unziplora_cli.cli.estimate import show_estimate
 from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, Words, check_settings, resolve
 from unziplora_cli.errors import ProjectError, Remedy, UsageError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from unziplora_cli.training.request import TrainRequest
     from unziplora_cli.workflows.train import TrainedProject
 
-PANEL = "Pictures"
+PANEL = "Images"
 ACCEPTED_ON_RESUME = {"resume", "device", *MUTABLE_ON_RESUME}
 """Parameters that may be given with --resume."""
 
@@ -50,27 +50,30 @@ def train(
     ] = None,
     subject: Annotated[
         list[str] | None,
-        typer.Option(help="What the picture shows, in a word or two; once, or once per picture."),
+        typer.Option(help="Subject, one or two words (for example: fox); once, or once per image."),
     ] = None,
     style: Annotated[
         list[str] | None,
-        typer.Option(help="How it is drawn, in a word or two; once, or once per picture."),
+        typer.Option(help="Style, one or two words (for example: watercolor); once, or once per image."),
     ] = None,
-    trigger: Annotated[str, typer.Option(help="Rare word that will name this one subject.")] = "monadikos",
+    trigger: Annotated[
+        str, typer.Option(help="Rare word that stands for this particular subject.")
+    ] = "monadikos",
     name: Annotated[
-        str | None, typer.Option(help="Name of the project; left out: the file's name.", show_default=False)
+        str | None, typer.Option(help="Name of the project; default: the file name.", show_default=False)
     ] = None,
     together: Annotated[
         bool,
-        typer.Option("--together", help="All pictures show one subject in one style: make one project."),
+        typer.Option(
+            "--together", help="Create one project from all images, which show one subject in one style."
+        ),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a project of the same name.")] = False,
     resume: Annotated[
         str | None,
         typer.Option(
             metavar="PROJECT",
-            help="Go on with a training that was cut off; takes no pictures, and of the settings only "
-            "learning rates and how often to save.",
+            help="Resume an unfinished training; only learning rates and save intervals may change.",
             show_default=False,
             autocompletion=unfinished_names,
         ),
@@ -78,7 +81,7 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Shipped preset or a .toml file; left out: paper, or mini on the built-in base.",
+            help="Name of a preset or a .toml file; default: paper, or mini on the built-in base.",
             show_default=False,
         ),
     ] = None,
@@ -86,29 +89,32 @@ def train(
     vae: Annotated[str | None, VAE] = None,
     device: Annotated[str, DEVICE] = "auto",
     full_prompt: Annotated[
-        str | None, typer.Option(help="The whole full prompt.", show_default=False)
+        str | None, typer.Option(help="The complete full prompt.", show_default=False)
     ] = None,
     content_prompt: Annotated[
-        str | None, typer.Option(help="The whole content prompt.", show_default=False)
+        str | None, typer.Option(help="The complete content prompt.", show_default=False)
     ] = None,
     style_prompt: Annotated[
-        str | None, typer.Option(help="The whole style prompt.", show_default=False)
+        str | None, typer.Option(help="The complete style prompt.", show_default=False)
     ] = None,
     validation_prompt: Annotated[
         str | None,
-        typer.Option(help="Scene of the validation pictures, as --prompt elsewhere.", show_default=False),
+        typer.Option(
+            help="Scene of the validation images, or a sentence with {subject} and {style}.",
+            show_default=False,
+        ),
     ] = None,
     plan: Annotated[
         bool,
         typer.Option(
             "--plan",
             "--estimate",
-            help="Do not train: estimate memory, time and disk space, and suggest settings that fit.",
+            help="Only estimate memory, time and disk space, and suggest settings that fit.",
         ),
     ] = False,
     settings: dict[str, Any] | None = None,
 ) -> None:
-    """Learn a content LoRA and a style LoRA from one picture, both at once, with their merge weights."""
+    """Learn a content LoRA and a style LoRA from one image."""
     from unziplora_cli.job import Job, now
     from unziplora_cli.prompts import make_prompts
     from unziplora_cli.training.request import TrainRequest
@@ -133,7 +139,7 @@ def train(
     groups: list[tuple[Path, ...]] = [tuple(images)] if together else [(image,) for image in images]
     if name is not None and len(groups) > 1:
         raise UsageError(
-            "--name names one project, but there are several images.", Remedy("Omit the option name.")
+            "--name names one project, but there are several images.", Remedy("Run it without --name.")
         )
     sources = [read_sources(group) for group in groups]
     names = _names(groups, name)
@@ -188,9 +194,9 @@ def train(
 
 
 def _done(store: "ProjectStore", names: list[str]) -> set[str]:
-    """The finished ones of several projects, if another one of them was cut off."""
-    cut_off = {name for name in names if store.unfinished(name) is not None}
-    return {name for name in names if store.exists(name)} - cut_off if cut_off else set()
+    """The complete projects among `names`, if another one is unfinished."""
+    unfinished = {name for name in names if store.unfinished(name) is not None}
+    return {name for name in names if store.exists(name)} - unfinished if unfinished else set()
 
 
 def _refuse_fixed(ctx: typer.Context) -> None:
@@ -198,13 +204,13 @@ def _refuse_fixed(ctx: typer.Context) -> None:
     for parameter in ctx.command.params:
         name = parameter.name or ""
         source = ctx.get_parameter_source(name)
-        given = source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
-        if given and name not in ACCEPTED_ON_RESUME:
+        is_given = source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
+        if is_given and name not in ACCEPTED_ON_RESUME:
             accepted = ", ".join(sorted(ACCEPTED_ON_RESUME - {"resume"})).replace("_", "-")
             what = "image" if name == "images" else name.replace("_", "-")
             raise UsageError(
-                f"--resume continues a training as it began, so it accepts no {what}.",
-                Remedy(f"It accepts {accepted}."),
+                f"A resumed training keeps its settings, so --resume accepts no {what}.",
+                Remedy(f"These may change: {accepted}."),
             )
 
 
@@ -224,16 +230,16 @@ def _offer_resume(session: Session, store: "ProjectStore", request: "TrainReques
     if not different:
         resume = not on_terminal and request.replaces
         if resume:
-            output.message(f"{name}: the same training was cut off {where}; resuming it.")
+            output.message(f"{name}: the same training stopped {where}; resuming it.")
         elif on_terminal:
-            question = f"The training of {name!r} was cut off {where}. Resume it?"
+            question = f"The training of {name!r} stopped {where}. Resume it?"
             resume = output.confirm(question, instead=Remedy(settings={"resume": name}))
         if resume:
             return request_to_resume(store, name, {}, request.job.device)
     discard = f"Discard the training of {name!r} {where} and start again?"
     if not request.replaces and not (on_terminal and output.confirm(discard, instead=FORCE)):
         raise ProjectError(
-            f"The training of {name!r} was cut off {where}"
+            f"The training of {name!r} stopped {where}"
             + (f" and differs: {'; '.join(different)}." if different else "."),
             Remedy("Resume it", "train", settings={"resume": name}),
             Remedy("Start again", settings={"force": True}),
@@ -260,7 +266,6 @@ def _finish(session: Session, requests: "list[TrainRequest]", store: "ProjectSto
 def _train(
     session: Session, request: "TrainRequest", store: "ProjectStore", cache: "InputCache"
 ) -> "TrainedProject":
-    from unziplora_cli.cli._output import ProgressDisplay
     from unziplora_cli.workflows.train import TrainedProject, train
 
     name, prompts = request.job.name, request.job.prompts
@@ -290,7 +295,7 @@ def _names(groups: list[tuple[Path, ...]], name: str | None) -> list[str]:
         if chosen in names[:i]:
             first, second = groups[names.index(chosen)][0], groups[i][0]
             raise UsageError(
-                f"{first} and {second} would both become the project {chosen!r}.",
+                f"{first} and {second} would both create the project {chosen!r}.",
                 Remedy("Train them one by one under different names", settings={"name": "NAME"}),
                 Remedy("Or as one project", settings={"together": True}),
             )
@@ -298,7 +303,7 @@ def _names(groups: list[tuple[Path, ...]], name: str | None) -> list[str]:
 
 
 def _may_replace(session: Session, store: "ProjectStore", name: str, *, force: bool) -> bool:
-    """Whether an older project of this name may go; raises ProjectError when there is one that may not."""
+    """Whether an existing project of this name may be replaced; raises ProjectError if not."""
     if process_rank() == 0:
         store.check_unused(name)
     if force or not store.exists(name) or store.unfinished(name) is not None:
@@ -348,7 +353,7 @@ def _summary(finished: "TrainedProject") -> dict[str, Any]:
     return {
         "name": finished.project.name,
         "folder": str(finished.project.folder),
-        "files": {each.role: str(finished.project.folder / each.path) for each in manifest.artifacts},
+        "files": {file.role: str(finished.project.folder / file.path) for file in manifest.artifacts},
         "steps": manifest.steps_done,
         "seconds": manifest.seconds,
         "seconds_per_step": round(finished.seconds_per_step, 4),
@@ -360,8 +365,8 @@ def _closing(finished: "TrainedProject") -> str:
     project, manifest = finished.project, finished.project.manifest
     lines = [
         f"{project.name}: {manifest.steps_done} steps in {format_duration(finished.seconds)} "
-        f"({finished.seconds_per_step:.2f} s a step, {format_size(manifest.peak_memory_bytes or 0)} at most)",
-        *(f"  {each.role:8} {project.folder / each.path}" for each in manifest.artifacts),
+        f"({finished.seconds_per_step:.2f} s per step, peak {format_size(manifest.peak_memory_bytes or 0)})",
+        *(f"  {file.role:8} {project.folder / file.path}" for file in manifest.artifacts),
         f'Next: unziplora combine {project.name} --prompt "on a beach"',
     ]
     return "\n".join(lines)
