@@ -32,7 +32,6 @@ TO_CLEAN = {
     "projects/folders.py",
     "projects/manifest.py",
     "projects/store.py",
-    "sdxl/generate.py",
     "training/callbacks.py",
     "training/checkpoint.py",
     "training/inputs.py",

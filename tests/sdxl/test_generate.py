@@ -55,7 +55,7 @@ def unet(base: BaseRef) -> UNet2DConditionModel:
 
 
 def product_latents(base: BaseRef, unet: UNet2DConditionModel, request: ImageRequest) -> Tensor:
-    """The latents that the product draws."""
+    """The latents that the product generates."""
     texts = run(encode_prompts(base, [request], device=CPU, dtype=torch.float32))
     originals = fuse_pair(unet, request.weighted)
     conditioning = make_conditioning(base, request, texts, device=CPU, dtype=torch.float32)
@@ -64,10 +64,10 @@ def product_latents(base: BaseRef, unet: UNet2DConditionModel, request: ImageReq
     return latents
 
 
-def drawn_by_layers(
+def latents_from_layers(
     base: BaseRef, unet: UNet2DConditionModel, encoders: TextEncoders, request: ImageRequest
 ) -> Tensor:
-    """The same picture from the trained layers themselves, with zeros fused or kept.
+    """The same latents from the trained layers themselves, with zeros fused or kept.
 
     The conditioning is spelled out from the paper's release: branches see zeros in the unconditional half,
     and a negative prompt is for the base alone; a single LoRA is an ordinary pipeline with one prompt.
@@ -111,7 +111,7 @@ def drawn_by_layers(
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 @pytest.mark.parametrize("negative", ["", "sketch"])
 @pytest.mark.parametrize("names", [("content", "style"), ("content",), ("style",), ()], ids="+".join)
-def test_fused_drawing_equals_the_trained_layers(
+def test_fused_generation_equals_the_trained_layers(
     base: BaseRef,
     unet: UNet2DConditionModel,
     encoders: TextEncoders,
@@ -122,12 +122,12 @@ def test_fused_drawing_equals_the_trained_layers(
     request = ImageRequest(
         PROMPTS, random_branches(unet, *names), settings(negative_prompt=negative, guidance=guidance, seed=7)
     )
-    expected = drawn_by_layers(base, unet, encoders, request)
+    expected = latents_from_layers(base, unet, encoders, request)
     scale = expected.abs().max()
     assert (product_latents(base, unet, request) - expected).abs().max() < 1e-5 * max(1.0, scale)
 
 
-def test_every_part_of_the_method_shows_in_the_picture(base: BaseRef, unet: UNet2DConditionModel) -> None:
+def test_every_part_of_the_method_changes_the_image(base: BaseRef, unet: UNet2DConditionModel) -> None:
     """The comparison above would be uncond if branches, prompts or merge weights hardly changed anything."""
     both = random_branches(unet, "content", "style")
     plain = product_latents(base, unet, ImageRequest(PROMPTS, both, settings()))
@@ -189,9 +189,7 @@ def test_restoring_the_base_is_exact(base: BaseRef) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
 
 
-def test_texts_are_projected_once_per_picture_not_once_per_step(
-    base: BaseRef, unet: UNet2DConditionModel
-) -> None:
+def test_texts_are_projected_once_per_image(base: BaseRef, unet: UNet2DConditionModel) -> None:
     calls: list[str] = []
     hooks = []
     for name, module in unet.named_modules():
@@ -233,7 +231,7 @@ def test_many_requests_share_one_loading_and_do_not_disturb_each_other(
     assert all(one.tobytes() == other.tobytes() for one, other in zip(alone, together, strict=True))
 
 
-def test_a_batch_draws_what_single_pictures_would(base: BaseRef, unet: UNet2DConditionModel) -> None:
+def test_a_batch_gives_the_same_images_as_single_requests(base: BaseRef, unet: UNet2DConditionModel) -> None:
     both = random_branches(unet, "content", "style")
     request = ImageRequest(PROMPTS, both, settings(count=3, seed=5, scheduler="ddpm"))
     one_by_one = images(base, [request])
@@ -243,7 +241,7 @@ def test_a_batch_draws_what_single_pictures_would(base: BaseRef, unet: UNet2DCon
     assert len({image.tobytes() for image in batched}) == 3
 
 
-def test_half_precision_draws_the_same_picture(base: BaseRef, unet: UNet2DConditionModel) -> None:
+def test_half_precision_gives_nearly_the_same_image(base: BaseRef, unet: UNet2DConditionModel) -> None:
     requests = [ImageRequest(PROMPTS, random_branches(unet, "content", "style"), settings(count=2))]
     half = [np.asarray(image, dtype=float) for image in images(base, requests, dtype=torch.bfloat16)]
     full = [np.asarray(image, dtype=float) for image in images(base, requests)]
@@ -252,7 +250,7 @@ def test_half_precision_draws_the_same_picture(base: BaseRef, unet: UNet2DCondit
         assert np.abs(one - other).mean() < 0.2 * apart
 
 
-def test_a_single_seed_draws_the_same_picture_inside_any_count(base: BaseRef) -> None:
+def test_a_seed_gives_the_same_image_with_any_count(base: BaseRef) -> None:
     four = images(base, [ImageRequest(PROMPTS, config=settings(count=4))])
     third = images(base, [ImageRequest(PROMPTS, config=settings(seed=2))])
     assert four[2].tobytes() == third[0].tobytes()
@@ -269,7 +267,7 @@ def test_progress_counts_steps_and_images(base: BaseRef) -> None:
     ]
 
 
-def test_parameters_say_how_to_draw_the_picture_again(base: BaseRef) -> None:
+def test_parameters_reproduce_the_image(base: BaseRef) -> None:
     request = ImageRequest(
         PROMPTS, config=settings(seed=3, negative_prompt="sketch"), notes={"command": "content"}
     )

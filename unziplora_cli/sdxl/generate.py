@@ -33,7 +33,7 @@ from unziplora_cli.sdxl.text import (
 )
 
 PARAMETERS_SCHEMA = 1
-_ADVICE = "Generate smaller images (--width, --height) or use another device (--device)."
+_ADVICE = "Generate smaller images (width, height), or use another device."
 
 PromptEmbeddings = Mapping[str | None, TextEmbeddings]
 """Prompt -> its embeddings; under None "no text", unless the base uses zeros for it."""
