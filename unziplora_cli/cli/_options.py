@@ -126,7 +126,7 @@ VAE = typer.Option(
     help="Another VAE: a folder or a Hugging Face id, such as madebyollin/sdxl-vae-fp16-fix.",
     show_default=False,
 )
-DEVICE = typer.Option(help="auto, cpu, cuda, cuda:N or mps.")
+DEVICE = typer.Option(help="Device: auto, cpu, cuda, cuda:N or mps.")
 
 
 def find_base(session: Session, spec: str | None) -> "BaseRef":
