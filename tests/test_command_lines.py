@@ -28,18 +28,13 @@ EXEMPT = {"doctor/gpus.py", "hub.py"}
 
 # Modules that still word command lines. Delete a line once it is clean.
 TO_CLEAN = {
-    "config.py",
     "projects/folders.py",
-    "projects/manifest.py",
     "projects/store.py",
     "training/callbacks.py",
     "training/checkpoint.py",
     "training/inputs.py",
     "training/optimizer.py",
     "training/trainer.py",
-    "workflows/replay.py",
-    "workflows/resume.py",
-    "workflows/train.py",
 }
 
 

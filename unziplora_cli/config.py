@@ -135,7 +135,7 @@ def _within(value: float, limits: Mapping[str, Any]) -> bool:
     return above_lowest and value <= limits["max"] and on_grid
 
 
-# Settings are frozen dataclasses. Presets override their defaults, and options override presets. Every field has
+# Settings are frozen dataclasses. Presets override their defaults, options override presets. Every field has
 # its help text and its range, from which the command line builds its options.
 
 

@@ -85,7 +85,9 @@ def test_escape_sequences_in_a_file_name_are_replaced(unziplora, tmp_path):
 def test_words_with_escape_sequences_are_rejected(assert_fails, photos, option):
     words = {"--subject": "fox", "--style": "ink", option: "fo\x1b[31mx"}
     given = [f"{name}={value}" for name, value in words.items()]
-    assert "which is no text" in assert_fails(2, "train", photos / "fox.png", *given, "--base=mini")
+    assert "contains the control character" in assert_fails(
+        2, "train", photos / "fox.png", *given, "--base=mini"
+    )
 
 
 def test_a_manifest_with_escape_sequences_is_damaged(two_projects, unziplora):
