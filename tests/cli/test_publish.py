@@ -98,7 +98,7 @@ def test_parameters_of_the_wrong_type_fall_back_to_the_projects_prompt(
     Image.new("RGB", (64, 64)).save(drawn / "images/one.png", pnginfo=info)
     completed = unziplora("push", "fox", "me/fox", "--dry-run", "--out", tmp_path / "out")
     assert completed.code == 0
-    prompt = manifest.read(drawn).prompts.full
+    prompt = manifest.read(drawn).job.prompts.full
     assert f"![{prompt}](images/1.png)" in (tmp_path / "out/README.md").read_text()
 
 

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def fox(make_project: Callable[..., Project]) -> Callable[..., Project]:
             words=words,
             prompts=make_prompts(words),
             base=BaseRecord("mini", "builtin", "mini", None, MINI.fingerprint),
-            training=asdict(resolve("mini", {})),
+            settings=resolve("mini", {}),
             **changes,
         )
         shutil.copyfile(resources.samples()["fox"].image, project.folder / "source.png")
@@ -132,7 +132,7 @@ def test_project_in_use_is_refused(fox, store):
 
 
 def test_project_without_training_image_is_refused(fox, store):
-    project = fox(0.0, source=())
+    project = fox(0.0, images=())
     with pytest.raises(ProjectError, match="no training image"):
         evaluate_now(request(project), store)
 
