@@ -57,12 +57,12 @@ def read_nvml() -> FoundGpus:
 
     try:
         version = ask(pynvml.nvmlSystemGetCudaDriverVersion_v2)
-        found = []
+        devices = []
         for index in range(ask(pynvml.nvmlDeviceGetCount) or 0):
             handle = ask(pynvml.nvmlDeviceGetHandleByIndex, index)
             memory = ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
             capability = ask(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
-            found.append(
+            devices.append(
                 Gpu(
                     "nvidia",
                     ask(pynvml.nvmlDeviceGetName, handle) or "",
@@ -72,7 +72,7 @@ def read_nvml() -> FoundGpus:
                 )
             )
         cuda = f"{version // 1000}.{version % 1000 // 10}" if version else None
-        return FoundGpus(tuple(found), ask(pynvml.nvmlSystemGetDriverVersion), cuda)
+        return FoundGpus(tuple(devices), ask(pynvml.nvmlSystemGetDriverVersion), cuda)
     finally:
         ask(pynvml.nvmlShutdown)
 

@@ -128,7 +128,7 @@ def profile_unet(config: Mapping[str, Any]) -> UNetProfile:
     return UNetProfile(tuple(profiles), embeddings, sum(parameter.numel() for parameter in unet.parameters()))
 
 
-def _in_order(block: nn.Module, *, middle: bool) -> Iterator[nn.Module]:
+def _in_order(block: nn.Module, *, middle: bool) -> Iterator[Any]:
     """Resnets and transformers of a block, alternating; the middle block begins with one more resnet."""
     resnets = list(block.resnets)  # type: ignore[arg-type]
     attentions = getattr(block, "attentions", ())

@@ -205,7 +205,7 @@ def text_encoder_parameters(config: Mapping[str, Any]) -> int:
 def pixels(module: ModuleProfile, config: TrainConfig, base: BaseProfile) -> int:
     """Latent pixels of one image at the resolution of ``module``."""
     side = config.resolution // base.vae_scale_factor
-    return (-(-side // 2**module.level)) ** 2
+    return int(-(-side // 2**module.level)) ** 2
 
 
 def passes(config: TrainConfig) -> int:

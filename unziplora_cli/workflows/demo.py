@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unziplora_cli import resources
-from unziplora_cli.config import Words, resolve, resolve_generate
+from unziplora_cli.config import ComputeConfig, Words, resolve, resolve_generate
 from unziplora_cli.errors import Remedy, UsageError
 from unziplora_cli.events import Notice
 from unziplora_cli.files import atomic_write, check_writable, claimed, refuse_existing
@@ -19,7 +19,6 @@ from unziplora_cli.prompts import make_prompts
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.workflows.generate import (
     AdapterCache,
-    ComputeConfig,
     GenerateSpec,
     generate_requests,
     source_image,
@@ -61,7 +60,7 @@ def demo(
     *,
     device: str = "auto",
     force: bool = False,
-) -> Generator[Event | TrainedProject, None, DemoResult]:
+) -> Generator[Event, None, DemoResult]:
     """Train ``demo-fox`` and ``demo-cat``, and write a sheet with images of the base, each LoRA and both.
 
     ``out`` is an image file or a folder; an existing file is replaced only with ``force``. Raises UsageError
