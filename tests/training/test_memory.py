@@ -155,6 +155,7 @@ def test_larger_settings_need_more_memory(sdxl: BaseProfile) -> None:
     assert peak(gradient_checkpointing=True, quantize="int8") < peak(gradient_checkpointing=True) < default
     assert peak(quantize="int8") > default, "without checkpointing, autograd saves the unpacked weights"
     assert peak(destyle_images=8) > default, "the gradients of the first pass stay during the second"
+    assert peak(fuse=False) > default, "text projections stay on the GPU"
     assert peak(optimizer="adamw8bit") < default < peak(optimizer="prodigy")
 
 

@@ -54,7 +54,7 @@ def train(request: TrainRequest, input_cache: InputCache | None = None) -> Itera
     advisor = MemoryAdvisor(
         base=request.base,
         config=request.config,
-        target=target_of(device, dtype),
+        target=target_of(device, dtype, fuse=request.config.fuse),
         free=free_memory(device),
         checkpoints=request.checkpoints or request.folder / CHECKPOINTS,
         resume=request.job.name if request.resume else "",

@@ -237,9 +237,9 @@ def _plain(value: object) -> str:
     return "on" if value is True else str(value)
 
 
-def target_of(device: torch.device, dtype: torch.dtype) -> Target:
-    """The target of a training on ``device`` in ``dtype``."""
-    return Target(device.type, PRECISION_NAMES[dtype], kernels_available(device))
+def target_of(device: torch.device, dtype: torch.dtype, *, fuse: bool) -> Target:
+    """The target of a training on ``device`` in ``dtype``; ``fuse`` is the setting of that name."""
+    return Target(device.type, PRECISION_NAMES[dtype], fuse and kernels_available(device))
 
 
 # The whole estimate
@@ -287,7 +287,7 @@ def estimate_training(base: BaseRef, config: TrainConfig, device_name: str) -> T
     check_trainable(base)
     device = pick_device(device_name)
     dtype = pick_dtype(config.precision, device)
-    target, profile = target_of(device, dtype), profile_base(base)
+    target, profile = target_of(device, dtype, fuse=config.fuse), profile_base(base)
     memory = estimate_memory(profile, config, target)
     required, free = required_memory(memory, target), free_memory(device)
     rate = measure_rate(device, dtype, one_thread=profile.unet.parameters < SMALL_NETWORK)

@@ -11,7 +11,7 @@ through three phases; its peak is the largest of theirs (on the CPU, plus the pr
                       temporary tensors of i
                     - optimizer step: all gradients
 
-    frozen weights  2 bytes per weight in bf16 and fp16, 4 in fp32, 1 in int8; no text projections on a GPU
+    frozen weights  2 bytes per weight in bf16 and fp16, 4 in fp32, 1 in int8; on a GPU no text projections
     trained state   4 bytes per trained parameter + the optimizer's moments
     activations     values per image and pixel that autograd saves:
                     transformer block  11 width + 2 inner width (3 without fused GEGLU)
@@ -19,8 +19,8 @@ through three phases; its peak is the largest of theirs (on the CPU, plus the pr
                     convolution        in
 
 With gradient checkpointing, autograd saves the input of each transformer block and resnet, and everything
-else for one of them at a time. The memory of a second CUDA graph, recorded only where it fits, is not
-counted.
+else for one of them at a time. Neither counted are
+a second CUDA graph, recorded only where it fits, nor the activations of LoRAs that are not fused.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def passes(config: TrainConfig) -> int:
 def _frozen_bytes(unet: UNetProfile, config: TrainConfig, target: Target) -> int:
     total = unet.parameters * target.bytes
     for layer in unet.layers():
-        if target.device != "cpu" and layer.applied_to == "text":
+        if config.fuse and target.device != "cpu" and layer.applied_to == "text":
             total -= layer.weights * target.bytes
         elif _quantized(layer, config):
             total -= layer.weights * (target.bytes - 1)
