@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from unziplora_cli.events import run
 from unziplora_cli.training.engine import train
-from unziplora_cli.training.events import Finished
 from unziplora_cli.training.request import TrainRequest
 
 PLAIN = {
@@ -25,9 +25,7 @@ def test_plain_image_trains(kind: str, make_request: Callable[..., TrainRequest]
     picture = tmp_path / "plain.png"
     Image.new(mode, (80, 64), colour).save(picture)
     request = make_request(tmp_path / "run", steps=4, recalibrations=1, request={"images": (picture,)})
-    *_, last = train(request)
-    assert isinstance(last, Finished)
-    result = last.result
+    result = run(train(request))
     assert all(isfinite(loss) for loss in result.losses)
     for lora in (result.content, result.style):
         assert all(weights.up.isfinite().all() and weights.down.isfinite().all() for weights in lora.values())

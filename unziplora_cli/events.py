@@ -60,15 +60,30 @@ class Progress:
 Event = Phase | Notice | Progress
 
 
+def observe(
+    operation: Generator[EventT, None, ResultT], on_event: Callable[[EventT], object]
+) -> Generator[EventT, None, ResultT]:
+    """Pass the events and the result of ``operation`` on, and call ``on_event`` with each event first."""
+    try:
+        while True:
+            try:
+                event = next(operation)
+            except StopIteration as end:
+                result: ResultT = end.value
+                return result
+            on_event(event)
+            yield event
+    finally:
+        operation.close()
+
+
 def run(
-    operation: Generator[EventT, None, ResultT], on_event: Callable[[EventT], object] | None = None
+    operation: Generator[EventT, None, ResultT], on_event: Callable[[EventT], object] = lambda event: None
 ) -> ResultT:
-    """Run ``operation`` to its end, pass every event to ``on_event``, and return the result."""
+    """Run ``operation`` to its end, call ``on_event`` with each event, and return the result."""
     while True:
         try:
-            event = next(operation)
+            on_event(next(operation))
         except StopIteration as end:
             result: ResultT = end.value
             return result
-        if on_event is not None:
-            on_event(event)

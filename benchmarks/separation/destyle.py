@@ -1,4 +1,4 @@
-"""Destyled images of many trainings at once, by `unziplora_cli.training.destyle`."""
+"""The destyled images of many trainings, made as `unziplora_cli.training.destyle` makes those of one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from benchmarks.separation.stack import Job
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.sdxl.text import Conditioning, predict_noise_merged
-from unziplora_cli.training.destyle import destyle_conditioning, echo, fresh_noise
-from unziplora_cli.training.inputs import DestyleConditioning
+from unziplora_cli.training.destyle import DestyleConditioning, destyle, fresh_noise, plain_prompt
 
 
 @torch.no_grad()
@@ -25,54 +24,54 @@ def destyle_all(
     time_ids: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Destyled latents [jobs, count, channels, h, w] of ``images`` [samples, channels, h, w].
+    """Latents [jobs, destyled images, channels, h, w] from ``images`` [samples, channels, h, w].
 
-    Trainings without destyled images get zeros; all others use the same count.
+    Trainings without destyled images get zeros; all others must ask for the same number.
     """
     count = max(job.config.destyle_images for job in jobs)
-    latents = torch.zeros(len(jobs), count, *images.shape[1:], device=images.device)
-    ids = time_ids.to(images.device, dtype)
+    device = images.device
+    alphas_cumprod, ids = alphas_cumprod.to(device), time_ids.to(device, dtype)
+    latents = torch.zeros(len(jobs), count, *images.shape[1:], device=device)
 
     def conditioning(prompts: list[str]) -> Conditioning:
         embeddings = [texts(prompt) for prompt in prompts]
         tokens, pooled = (torch.cat([embedding[part] for embedding in embeddings]) for part in range(2))
-        result = Conditioning.from_prompt(tokens, pooled, ids.expand(len(prompts), -1))
-        return result.to(device=images.device, dtype=dtype)
+        batch = Conditioning.from_prompt(tokens, pooled, ids.expand(len(prompts), -1))
+        return batch.to(device=device, dtype=dtype)
 
-    for config, positions in _by_settings(jobs).items():
-        prompts = [jobs[position].prompts for position in positions]
-        encoded = DestyleConditioning(
-            conditioning([config.destyle_prompt.replace("{content}", item.content) for item in prompts]),
-            conditioning([item.full for item in prompts]),
-            conditioning([item.content for item in prompts]),
+    def predict(noisy: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
+        return predict_noise_merged(unet, noisy.to(dtype), timestep.to(device), cond).float()
+
+    for config, indices in _group_by_settings(jobs).items():
+        prompts = [jobs[index].prompts for index in indices]
+        destyle_conditioning = DestyleConditioning.from_prompts(
+            conditioning([str(plain_prompt(config, prompt)) for prompt in prompts]),
+            conditioning([prompt.full for prompt in prompts]),
+            conditioning([prompt.content for prompt in prompts]),
+            config,
         )
-        conditions = destyle_conditioning(encoded, None, config)
-
-        def predict(noisy: Tensor, timestep: Tensor, text: str, conditions=conditions) -> Tensor:  # type: ignore[no-untyped-def]
-            prediction = predict_noise_merged(
-                unet, noisy.to(dtype), timestep.to(noisy.device), conditions[text]
-            )
-            return prediction.float()
-
-        sources = images[[jobs[position].sample for position in positions]]
+        batch = images[[jobs[index].sample for index in indices]]
         for number in range(count):
-            noise = [
-                fresh_noise(jobs[position].config.seed, number, sources[:1].shape) for position in positions
-            ]
-            fresh = torch.cat(noise).to(sources.device)
-            latents[positions, number] = echo(
-                predict, alphas_cumprod.to(sources.device), sources, fresh, config, number
+            noise = [fresh_noise(jobs[index].config.seed, number, batch[:1].shape) for index in indices]
+            latents[indices, number] = destyle(
+                predict,
+                alphas_cumprod,
+                batch,
+                torch.cat(noise).to(device),
+                destyle_conditioning,
+                config,
+                number,
             )
     return latents
 
 
-def _by_settings(jobs: Sequence[Job]) -> dict[TrainConfig, list[int]]:
-    """Positions of the trainings with equal destyling settings, by the settings of the first one."""
+def _group_by_settings(jobs: Sequence[Job]) -> dict[TrainConfig, list[int]]:
+    """The indices of the jobs with equal destyling settings, by the configuration of the first of them."""
     groups: dict[tuple[object, ...], list[int]] = {}
-    for position, job in enumerate(jobs):
+    for index, job in enumerate(jobs):
         if job.config.destyle_images:
             settings = {
                 name: value for name, value in asdict(job.config).items() if name.startswith("destyle")
             }
-            groups.setdefault(tuple(settings.values()), []).append(position)
-    return {jobs[positions[0]].config: positions for positions in groups.values()}
+            groups.setdefault(tuple(settings.values()), []).append(index)
+    return {jobs[indices[0]].config: indices for indices in groups.values()}

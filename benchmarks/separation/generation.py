@@ -14,7 +14,7 @@ from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.sdxl.load import load_scheduler
 from unziplora_cli.sdxl.sampling import initial_noise, sample
 from unziplora_cli.sdxl.text import unconditional
-from unziplora_cli.training.noise import add_noise, draw
+from unziplora_cli.training.noise import add_noise, step_noise
 
 TIMES = (100, 250, 400, 550, 700, 850)
 """Timesteps at which the reconstruction error is measured."""
@@ -69,7 +69,9 @@ def reconstruction_errors(stack: Stack, requests: Sequence[ImageRequest], *, bat
             cond = stack.told([request.prompts for request in batch])
             for number, timestep in enumerate(TIMES):
                 noise = (
-                    draw(17, number, 0, 1, shape, 1, timesteps=total).noise.to(stack.device).expand_as(images)
+                    step_noise(17, number, 0, 1, shape, 1, timesteps=total)
+                    .noise.to(stack.device)
+                    .expand_as(images)
                 )
                 times = torch.full((len(batch),), timestep, device=stack.device)
                 noisy = add_noise(images, noise, stack.alphas_cumprod.to(stack.device), times)

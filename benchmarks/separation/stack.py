@@ -24,7 +24,7 @@ from unziplora_cli.method.losses import min_snr_weight
 from unziplora_cli.method.schedule import Action, Schedule
 from unziplora_cli.sdxl.attention import separate_prompts
 from unziplora_cli.sdxl.text import Conditioning, predict_noise
-from unziplora_cli.training.noise import CONTENT_PRIOR_STREAM, add_noise, draw
+from unziplora_cli.training.noise import CONTENT_PRIOR_STREAM, add_noise, step_noise
 
 
 @dataclass(frozen=True)
@@ -287,7 +287,7 @@ class Stack:
         keys = sorted({(job.config.seed, job.config.timestep_bias) for job in self.jobs})
         pick = torch.tensor([keys.index((job.config.seed, job.config.timestep_bias)) for job in self.jobs])
         shape, total = tuple(self.latents.shape[2:]), len(self.alphas_cumprod)
-        main = [draw(seed, step, 0, 1, shape, 1, timesteps=total, bias=bias) for seed, bias in keys]
+        main = [step_noise(seed, step, 0, 1, shape, 1, timesteps=total, bias=bias) for seed, bias in keys]
         times = torch.cat([each.timesteps for each in main])[pick]
         noise, posterior = (
             torch.cat([getattr(each, part) for each in main]).to(self.device)[pick.to(self.device)]
@@ -300,7 +300,9 @@ class Stack:
         if self.echoes is not None:
             crops = self.echoes.shape[1]
             prior = [
-                draw(seed, step, 0, 1, shape, crops, stream=CONTENT_PRIOR_STREAM, timesteps=total, bias=bias)
+                step_noise(
+                    seed, step, 0, 1, shape, crops, stream=CONTENT_PRIOR_STREAM, timesteps=total, bias=bias
+                )
                 for seed, bias in keys
             ]
             noise = torch.cat([each.noise for each in prior]).to(self.device)[pick.to(self.device)]

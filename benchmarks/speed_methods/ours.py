@@ -12,9 +12,10 @@ from PIL import Image, ImageDraw
 from benchmarks.speed_methods.measurement import Measurement
 from benchmarks.speed_methods.task import PROMPTS, Setting
 from unziplora_cli.config import TrainConfig, Words, resolve
+from unziplora_cli.events import run
 from unziplora_cli.job import Job, now
 from unziplora_cli.training.engine import train
-from unziplora_cli.training.events import Finished, Phase, StepDone
+from unziplora_cli.training.events import Event, Phase, StepDone
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.workflows.provenance import base_record
 
@@ -35,19 +36,20 @@ def trained(setting: Setting, preset: str, **changes: int) -> Measurement:
     settled = config.importance_steps + SETTLING_STEPS
     ready, first, last_step = 0.0, (0, 0.0), 0
     readings = []
-    memory = 0
+
+    def watch(event: Event) -> None:
+        nonlocal ready, first, last_step
+        if isinstance(event, Phase) and event.name == "train":
+            ready = time.perf_counter() - began
+        elif isinstance(event, StepDone):
+            if not last_step:
+                first = event.step, time.perf_counter() - began
+            if last_step >= settled:
+                readings.append(event.seconds)
+            last_step = event.step
+
     with tempfile.TemporaryDirectory() as folder:
-        for event in train(_request(setting, config, Path(folder))):
-            if isinstance(event, Phase) and event.name == "train":
-                ready = time.perf_counter() - began
-            elif isinstance(event, StepDone):
-                if not last_step:
-                    first = event.step, time.perf_counter() - began
-                if last_step >= settled:
-                    readings.append(event.seconds)
-                last_step = event.step
-            elif isinstance(event, Finished):
-                memory = event.result.memory
+        memory = run(train(_request(setting, config, Path(folder))), watch).memory
     seconds = statistics.median(readings)
     choosing = first[1] - ready - first[0] * seconds  # more than the first steps take at full speed
     full = resolve(preset, {})

@@ -22,7 +22,7 @@ from unziplora_cli.adapters.columns import (
 from unziplora_cli.method.inject import extract, extract_merge, inject
 from unziplora_cli.method.lora import LoRAPair, LoRAWeights
 from unziplora_cli.method.separation import shared_columns
-from unziplora_cli.training.checkpoint import closed
+from unziplora_cli.training.checkpoint import chosen_columns_only
 
 DOWN = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 MID = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -86,7 +86,7 @@ def test_files_reproduce_the_masks_of_the_layers_they_came_from():
     for layer in layers.values():
         for branch in layer.branches():
             branch.mask.copy_(torch.rand(branch.mask.shape, generator=generator) < 0.3)
-    with closed(layers):
+    with chosen_columns_only(layers):
         loras = [extract(layers, branch) for branch in ("content", "style")]
         merges = [extract_merge(layers, branch) for branch in ("content", "style")]
     columns = read_columns(LoRAPair(*loras, *merges))

@@ -14,12 +14,13 @@ from benchmarks.separation.scenes import samples
 from benchmarks.separation.stack import Job, Stack
 from tests.jobs import make_job
 from unziplora_cli.config import Prompts, TrainConfig
+from unziplora_cli.events import run
 from unziplora_cli.sdxl.base import resolve_base
 from unziplora_cli.sdxl.latents import crop_image, encode_latents
 from unziplora_cli.sdxl.load import alphas_cumprod, load_text_encoders, load_unet, load_vae
 from unziplora_cli.sdxl.text import encode, time_ids
 from unziplora_cli.training.engine import train
-from unziplora_cli.training.events import Finished, StepDone
+from unziplora_cli.training.events import Event, StepDone
 from unziplora_cli.training.request import TrainRequest
 
 PROMPTS = (
@@ -89,8 +90,8 @@ def test_a_stack_trains_every_pair_as_a_single_training_does(
         folder.mkdir()
         job = make_job(prompts=PROMPTS[number], settings=config, device="cpu")
         request = TrainRequest(job, base, (images[number],), folder)
-        events = list(train(request))
-        result = next(event.result for event in events if isinstance(event, Finished))
+        events: list[Event] = []
+        result = run(train(request), events.append)
         expected = [event.reconstruction for event in events if isinstance(event, StepDone)]
         if config.snr_gamma is None:  # the program's value is weighted, the stack's is not
             np.testing.assert_allclose(losses[:, number].numpy(), expected, rtol=2e-4)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -12,15 +12,21 @@ from PIL import Image
 
 from tests.jobs import JOB_FIELDS, make_job
 from unziplora_cli.config import Prompts, TrainConfig
+from unziplora_cli.events import run
 from unziplora_cli.method.inject import inject
 from unziplora_cli.method.schedule import Schedule
 from unziplora_cli.method.separation import Layers, Separation
 from unziplora_cli.sdxl.attention import separate_prompts
 from unziplora_cli.sdxl.base import BaseRef, resolve_base
 from unziplora_cli.sdxl.load import load_unet
+from unziplora_cli.training.engine import train
+from unziplora_cli.training.events import Event, TrainResult
+from unziplora_cli.training.inputs import InputCache
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.training.step import TrainingStep, parameter_groups
 from unziplora_cli.workflows.train import read_sources
+
+EventT = TypeVar("EventT", bound=Event)
 
 PROMPTS = Prompts("a monadikos fox in sketch style", "a monadikos fox", "a fox in sketch style")
 
@@ -64,6 +70,35 @@ def make_request(base: BaseRef, picture: Path) -> Callable[..., TrainRequest]:
         return TrainRequest(job=job, base=base, folder=folder, **values)
 
     return make
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """The events and the result of a training."""
+
+    events: list[Event]
+    result: TrainResult
+
+    def only(self, kind: type[EventT]) -> list[EventT]:
+        """The events of one type."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def run_training(request: TrainRequest, input_cache: InputCache | None = None) -> TrainingRun:
+    """Run a training to its end."""
+    events: list[Event] = []
+    return TrainingRun(events, run(train(request, input_cache), events.append))
+
+
+def assert_equal_results(result: TrainResult, expected: TrainResult) -> None:
+    """Two trainings learned the same to the last bit."""
+    assert result.losses == expected.losses
+    for branch in ("content", "style"):
+        for name, weights in getattr(expected, branch).items():
+            assert torch.equal(weights.up, getattr(result, branch)[name].up)
+            assert torch.equal(weights.down, getattr(result, branch)[name].down)
+        for name, merge in getattr(expected, f"{branch}_merge").items():
+            assert torch.equal(merge, getattr(result, f"{branch}_merge")[name])
 
 
 @dataclass

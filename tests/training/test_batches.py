@@ -15,7 +15,7 @@ from unziplora_cli.sdxl.latents import LatentDistribution
 from unziplora_cli.sdxl.text import Conditioning
 from unziplora_cli.training.batches import BatchSource
 from unziplora_cli.training.inputs import Prior, TrainingInputs
-from unziplora_cli.training.noise import draw
+from unziplora_cli.training.noise import step_noise
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.training.step import Batch
 
@@ -146,7 +146,7 @@ def test_the_target_is_what_diffusers_says_that_the_base_predicts(
     batches = source(batch_size=2)
     batches.inputs = replace(batches.inputs, velocity=velocity)
     (batch,) = batches(4)[0]
-    drawn = draw(batches.config.seed, 4, 0, 2, (4, 8, 8), 3)
+    drawn = step_noise(batches.config.seed, 4, 0, 2, (4, 8, 8), 3)
     clean = batches.inputs.latents[0].sample(drawn.crop, drawn.posterior)
     noisy = noising.add_noise(clean, drawn.noise, batch.timesteps)
     torch.testing.assert_close(batch.noisy, noisy, rtol=1e-3, atol=1e-3)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from unziplora_cli.events import run
 from unziplora_cli.training.engine import train
-from unziplora_cli.training.events import Finished, Stopped, TrainResult
+from unziplora_cli.training.events import TrainResult
 from unziplora_cli.training.request import TrainRequest
 
 Make = Callable[..., TrainRequest]
@@ -17,8 +18,7 @@ pytestmark = pytest.mark.gpu
 
 
 def learned(request: TrainRequest) -> TrainResult:
-    results = [event.result for event in train(request) if isinstance(event, Finished | Stopped)]
-    return results[-1]
+    return run(train(request))
 
 
 def distance(one: TrainResult, other: TrainResult) -> float:

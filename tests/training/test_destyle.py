@@ -1,137 +1,198 @@
-"""Echoes: made by following a picture into noise and back, and learned by the content branch alone."""
+"""Destyled images: DDIM inversion and guided denoising, and how the content branch learns from them."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDIMInverseScheduler, DDIMScheduler
 from torch import Tensor
 
+from tests.training.conftest import run_training
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.method.inject import extract, inject
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.sdxl.load import alphas_cumprod, load_unet
 from unziplora_cli.sdxl.text import Conditioning
-from unziplora_cli.training.destyle import ddim, destyle_conditioning, echo
-from unziplora_cli.training.engine import train
-from unziplora_cli.training.events import Finished, TrainResult
-from unziplora_cli.training.inputs import DestyleConditioning
-from unziplora_cli.training.noise import add_noise, draw, noise_of, velocity
+from unziplora_cli.training.destyle import DestyleConditioning, ddim_step, ddim_times, destyle
+from unziplora_cli.training.noise import add_noise, step_noise, velocity
 from unziplora_cli.training.request import TrainRequest
 
 Make = Callable[..., TrainRequest]
 
 
+def constant(value: float) -> Conditioning:
+    return Conditioning.from_prompt(
+        torch.full((1, 2, 3), value), torch.full((1, 3), value), torch.zeros(1, 6)
+    )
+
+
+PLAIN, FULL, CONTENT = (constant(value) for value in (1.0, 2.0, 3.0))
+CONTRAST = DestyleConditioning.from_prompts(PLAIN, FULL, CONTENT, TrainConfig(destyle_contrast=True))
+
+
 @pytest.fixture
-def curve(base: BaseRef) -> Tensor:
+def alphas(base: BaseRef) -> Tensor:
     """The cumulative alphas of the base."""
     return alphas_cumprod(base)
 
 
-def test_a_ddim_step_back_undoes_the_step_there(curve: Tensor) -> None:
-    latents, noise = torch.randn(2, 1, 4, 8, 8).unbind()
-    there = ddim(latents, noise, curve[100], curve[600])
-    torch.testing.assert_close(ddim(there, noise, curve[600], curve[100]), latents, atol=1e-5, rtol=1e-5)
+@pytest.fixture
+def zero_snr_alphas() -> Tensor:
+    """Cumulative alphas that end at 0 (zero terminal SNR)."""
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", rescale_betas_zero_snr=True
+    )
+    assert float(scheduler.alphas_cumprod[-1]) == 0.0
+    return scheduler.alphas_cumprod
 
 
-def test_a_velocity_means_the_noise_it_was_made_of(curve: Tensor) -> None:
+def settings(strength: float, guidance: float = 1.0, fresh: float = 0.0, images: int = 1) -> TrainConfig:
+    return TrainConfig(
+        destyle_images=images,
+        destyle_strength=strength,
+        destyle_guidance=guidance,
+        destyle_fresh_noise=fresh,
+    )
+
+
+def test_a_reversed_step_undoes_a_step(alphas: Tensor) -> None:
+    latents, prediction = torch.randn(2, 1, 4, 8, 8).unbind()
+    noisier = ddim_step(latents, prediction, alphas[100], alphas[600], velocity=False)
+    restored = ddim_step(noisier, prediction, alphas[600], alphas[100], velocity=False)
+    torch.testing.assert_close(restored, latents, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("predicts", ["noise", "velocity"])
+def test_steps_equal_those_of_diffusers(predicts: str) -> None:
+    schedulers = [
+        kind(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            prediction_type="epsilon" if predicts == "noise" else "v_prediction",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            timestep_spacing="leading",
+        )
+        for kind in (DDIMScheduler, DDIMInverseScheduler)
+    ]
+    alphas = schedulers[0].alphas_cumprod
+    latents, prediction = torch.randn(2, 1, 4, 8, 8).unbind()
+    for scheduler, (start, end) in zip(schedulers, [(500, 450), (450, 500)], strict=True):
+        scheduler.set_timesteps(20)
+        timestep = 500 if isinstance(scheduler, DDIMScheduler) else end
+        expected = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+        result = ddim_step(latents, prediction, alphas[start], alphas[end], velocity=predicts == "velocity")
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_velocity_and_noise_of_one_image_give_the_same_step(alphas: Tensor) -> None:
     clean, noise = torch.randn(2, 1, 4, 8, 8).unbind()
     at = torch.tensor([700])
-    noisy = add_noise(clean, noise, curve, at)
-    found = noise_of(velocity(clean, noise, curve, at), noisy, curve[at])
-    torch.testing.assert_close(found, noise, atol=1e-5, rtol=1e-5)
+    noisy = add_noise(clean, noise, alphas, at)
+    expected = add_noise(clean, noise, alphas, torch.tensor([300]))
+    from_noise = ddim_step(noisy, noise, alphas[700], alphas[300], velocity=False)
+    from_velocity = ddim_step(
+        noisy, velocity(clean, noise, alphas, at), alphas[700], alphas[300], velocity=True
+    )
+    torch.testing.assert_close(from_noise, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(from_velocity, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_an_echo_of_a_model_that_hears_no_text_is_the_picture_unless_noise_is_fresh(curve: Tensor) -> None:
-    picture, noise, other = torch.randn(3, 1, 4, 8, 8).unbind()
+@pytest.mark.parametrize("number", range(8))
+def test_zero_terminal_snr_gives_the_right_image(zero_snr_alphas: Tensor, number: int) -> None:
+    """A base that knows the clean image: at alpha 0 its velocity is -clean, and the result is that image."""
+    image, target = torch.randn(2, 1, 4, 8, 8).unbind()
 
-    def predict(noisy: Tensor, timestep: Tensor, text: str) -> Tensor:
-        return noise
+    def predict(noisy: Tensor, timestep: Tensor, text: Conditioning) -> Tensor:
+        alpha = zero_snr_alphas[timestep]
+        clean = target if text is PLAIN else image
+        return (alpha.sqrt() * noisy - clean) / (1.0 - alpha).sqrt()
 
-    kept, fresh = (
-        echo(
-            predict,
-            curve,
-            picture,
-            other,
-            TrainConfig(destyle_images=1, destyle_strength=0.5, destyle_fresh_noise=share),
-            0,
-        )
+    config = settings(strength=0.9, images=8)  # the strength of the last image is 1.0
+    result = destyle(predict, zero_snr_alphas, image, image, CONTRAST, config, number, velocity=True)
+    assert result.isfinite().all()
+    # The last step, to alpha = zero_snr_alphas[0], keeps (1 - alpha) of the noise.
+    torch.testing.assert_close(result, target, atol=0.1, rtol=0.0)
+
+
+def test_zero_terminal_snr_with_predicted_noise_stops_before_pure_noise(zero_snr_alphas: Tensor) -> None:
+    assert ddim_times(1.0, zero_snr_alphas, velocity=True)[-1] == 999
+    assert ddim_times(1.0, zero_snr_alphas, velocity=False)[-1] == 998
+    image, noise = torch.randn(2, 1, 4, 8, 8).unbind()
+    result = destyle(
+        lambda *_: noise, zero_snr_alphas, image, noise, CONTRAST, settings(1.0), 0, velocity=False
+    )
+    torch.testing.assert_close(result, image, atol=1e-2, rtol=0.0)
+
+
+def test_a_constant_prediction_restores_the_image_unless_noise_is_fresh(alphas: Tensor) -> None:
+    image, prediction, noise = torch.randn(3, 1, 4, 8, 8).unbind()
+    kept, changed = (
+        destyle(lambda *_: prediction, alphas, image, noise, CONTRAST, settings(0.5, fresh=share), 0)
         for share in (0.0, 0.5)
     )
-    torch.testing.assert_close(kept, picture, atol=1e-4, rtol=1e-4)
-    assert (fresh - picture).abs().mean() > 0.1
+    torch.testing.assert_close(kept, image, atol=1e-4, rtol=1e-4)
+    assert (changed - image).abs().mean() > 0.1
 
 
-def test_an_echo_leans_towards_its_prompt(curve: Tensor) -> None:
-    picture = torch.zeros(1, 4, 8, 8)
-    wanted = torch.ones(1, 4, 8, 8)
+def test_strength_moves_the_image_towards_the_prompt(alphas: Tensor) -> None:
+    image, target = torch.zeros(1, 4, 8, 8), torch.ones(1, 4, 8, 8)
 
-    def predict(noisy: Tensor, timestep: Tensor, text: str) -> Tensor:
-        alpha = curve[timestep]
-        clean = wanted if text == "echo" else picture
-        return (noisy - alpha.sqrt() * clean) / (1.0 - alpha).sqrt()
+    def predict(noisy: Tensor, timestep: Tensor, text: Conditioning) -> Tensor:
+        alpha = alphas[timestep]
+        return (noisy - alpha.sqrt() * (target if text is PLAIN else image)) / (1.0 - alpha).sqrt()
 
     near, far = (
-        echo(
-            predict,
-            curve,
-            picture,
-            picture,
-            TrainConfig(destyle_images=1, destyle_strength=s, destyle_fresh_noise=0.0),
-            0,
-        ).mean()
-        for s in (0.3, 0.9)
+        destyle(predict, alphas, image, image, CONTRAST, settings(strength, guidance=3.5), 0).mean()
+        for strength in (0.3, 0.9)
     )
     assert far > near > 0.0
 
 
-def test_guidance_changes_only_what_the_two_prompts_differ_in(curve: Tensor) -> None:
-    # Two exact denoisers whose clean pictures share one half and differ in the other: the shared half comes
-    # back as it was, and guidance 2 takes the other to twice the difference.
-    picture, wanted = torch.zeros(2, 1, 4, 8, 8).unbind()
-    picture[..., :4] = wanted[..., :4] = 0.7
-    wanted[..., 4:] = 0.1
+def test_guidance_changes_only_what_the_prompts_differ_in(alphas: Tensor) -> None:
+    # Two exact denoisers whose clean images share one half: that half returns unchanged, and guidance 2 moves
+    # the other half by twice the difference.
+    image, target = torch.zeros(2, 1, 4, 8, 8).unbind()
+    image[..., :4] = target[..., :4] = 0.7
+    target[..., 4:] = 0.1
 
-    def predict(noisy: Tensor, timestep: Tensor, text: str) -> Tensor:
-        alpha = curve[timestep]
-        return (noisy - alpha.sqrt() * (wanted if text == "echo" else picture)) / (1.0 - alpha).sqrt()
+    def predict(noisy: Tensor, timestep: Tensor, text: Conditioning) -> Tensor:
+        alpha = alphas[timestep]
+        return (noisy - alpha.sqrt() * (target if text is PLAIN else image)) / (1.0 - alpha).sqrt()
 
-    config = TrainConfig(
-        destyle_images=1, destyle_strength=0.9, destyle_fresh_noise=0.0, destyle_guidance=2.0
-    )
-    found = echo(predict, curve, picture, picture, config, 0)
-    torch.testing.assert_close(found[..., :4], picture[..., :4], atol=1e-3, rtol=0.0)
-    torch.testing.assert_close(found[..., 4:], 2.0 * wanted[..., 4:], atol=0.02, rtol=0.0)
+    result = destyle(predict, alphas, image, image, CONTRAST, settings(0.9, guidance=2.0), 0)
+    torch.testing.assert_close(result[..., :4], image[..., :4], atol=1e-3, rtol=0.0)
+    torch.testing.assert_close(result[..., 4:], 2.0 * target[..., 4:], atol=0.02, rtol=0.0)
 
 
 @pytest.mark.parametrize("contrast", [True, False])
-def test_an_echo_hears_the_style_only_when_it_is_to_be_led_away_from_it(contrast: bool) -> None:
-    shown, full, content = (
-        Conditioning.from_prompt(torch.full((1, 2, 3), value), torch.full((1, 3), value), torch.zeros(1, 6))
-        for value in (1.0, 2.0, 3.0)
-    )
+def test_the_full_prompt_is_used_only_with_contrast(contrast: bool) -> None:
     config = TrainConfig(destyle_images=1, destyle_contrast=contrast)
-    texts = destyle_conditioning(DestyleConditioning(shown, full, content), None, config)
-    assert texts["echo"] is shown
-    assert texts["picture"] is (full if contrast else content)
-    assert texts["away"] is full if contrast else not texts["away"].full.any()
+    texts = DestyleConditioning.from_prompts(PLAIN, FULL, CONTENT, config)
+    assert texts.cond is PLAIN
+    assert texts.content is CONTENT
+    assert texts.inversion is (FULL if contrast else CONTENT)
+    assert texts.uncond is FULL if contrast else not texts.uncond.full.any()
 
 
-def test_the_echoes_of_one_training_differ_and_are_the_same_again(make_request: Make, tmp_path: Path) -> None:
+def test_destyled_images_are_reproducible_and_depend_on_the_strength(
+    make_request: Make, tmp_path: Path
+) -> None:
     first, again = (
-        finished(make_request(tmp_path / name, steps=6, destyle_images=2, importance_steps=1))
+        run_training(make_request(tmp_path / name, steps=6, destyle_images=2, importance_steps=1)).result
         for name in ("a", "b")
     )
     assert first.losses == again.losses
-    other = finished(make_request(tmp_path / "c", steps=6, destyle_images=2, destyle_strength=0.3))
-    assert other.losses != first.losses
+    request = make_request(tmp_path / "c", steps=6, destyle_images=2, destyle_strength=0.3)
+    assert run_training(request).result.losses != first.losses
 
 
-def test_with_echoes_alone_the_picture_teaches_the_content_lora_nothing(
+def test_with_destyled_images_only_the_training_image_teaches_the_content_lora_nothing(
     make_request: Make, base: BaseRef, tmp_path: Path
 ) -> None:
-    # No timestep of a training as short as this one lies above the floor: nothing is left to learn from.
+    # No timestep of so short a training is above the minimum: the content branch has nothing to learn from.
     request = make_request(
         tmp_path,
         steps=6,
@@ -141,7 +202,7 @@ def test_with_echoes_alone_the_picture_teaches_the_content_lora_nothing(
         column_separation=False,
         weight_decay=0.0,
     )
-    result = finished(request)
+    result = run_training(request).result
     unet = load_unet(base, device="cpu", dtype=torch.float32)
     layers = inject(unet, request.config.rank, seed=request.config.seed)
     start = {branch: extract(layers, branch) for branch in ("content", "style")}
@@ -149,24 +210,18 @@ def test_with_echoes_alone_the_picture_teaches_the_content_lora_nothing(
     assert not any(torch.equal(result.style[name].up, weights.up) for name, weights in start["style"].items())
 
 
-def test_a_bias_moves_timesteps_towards_noise() -> None:
+def test_timestep_bias_shifts_the_mean_timestep() -> None:
     def mean(bias: float) -> float:
-        drawn = [draw(0, step, 0, 4, (1, 1, 1), 1, bias=bias).timesteps for step in range(500)]
-        return float(torch.cat(drawn).float().mean()) / 1000.0
+        timesteps = [step_noise(0, step, 0, 4, (1, 1, 1), 1, bias=bias).timesteps for step in range(500)]
+        return float(torch.cat(timesteps).float().mean()) / 1000.0
 
     assert mean(0.0) == pytest.approx(1 / 2, abs=0.02)
-    assert mean(1.0) == pytest.approx(2 / 3, abs=0.02)  # of a density of t: E[t] = 2/3
+    assert mean(1.0) == pytest.approx(2 / 3, abs=0.02)  # of the density t: E[t] = 2/3
     assert mean(2.0) == pytest.approx(3 / 4, abs=0.02)
 
 
-def test_loras_that_start_at_zero_leave_the_base_as_it_is(
-    make_request: Make, base: BaseRef, tmp_path: Path
-) -> None:
+def test_loras_started_at_zero_leave_the_base_unchanged(base: BaseRef) -> None:
     unet = load_unet(base, device="cpu", dtype=torch.float32)
     layers = inject(unet, 4, start="zero")
-    assert all(not branch.up.any() and branch.down.any() for l in layers.values() for branch in l.branches())
-
-
-def finished(request: TrainRequest) -> TrainResult:
-    """The result of a training."""
-    return next(event.result for event in train(request) if isinstance(event, Finished))
+    branches = [branch for layer in layers.values() for branch in layer.branches()]
+    assert all(not branch.up.any() and branch.down.any() for branch in branches)

@@ -22,7 +22,7 @@ from unziplora_cli.sdxl.attention import separate_prompts
 from unziplora_cli.training import engine, estimate, inputs
 from unziplora_cli.training.engine import train
 from unziplora_cli.training.estimate import count_flops, estimate_time, find_fitting_settings, shipped_sdxl
-from unziplora_cli.training.events import Finished, Notice, Phase
+from unziplora_cli.training.events import Notice, Phase
 from unziplora_cli.training.memory import GIB, BaseProfile, Target, passes, profile_base
 
 GPU = Target("cuda", "bf16", fused=True)
@@ -171,7 +171,7 @@ def test_a_warning_precedes_the_unet_if_the_training_may_not_fit(
     for free in (10**8, 10**10):
         monkeypatch.setattr(engine, "free_memory", lambda _, free=free: free)
         events[free] = list(train(make_request(tmp_path / str(free))))
-        assert isinstance(events[free][-1], Finished)
+        assert events[free][-1] == Phase("finish")
 
     def warnings(free: int) -> list[Notice]:
         return [event for event in events[free] if isinstance(event, Notice) and "GPU" in event.text]

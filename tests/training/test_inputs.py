@@ -1,4 +1,4 @@
-"""Several pictures in one command: nothing is loaded twice, and nothing of one picture reaches the next."""
+"""Several images in one command: models are loaded once, and the results are those of separate trainings."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,25 +7,23 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.training.conftest import run_training
 from unziplora_cli.config import Prompts
 from unziplora_cli.training import inputs
-from unziplora_cli.training.engine import train
-from unziplora_cli.training.events import Finished, TrainResult
+from unziplora_cli.training.events import TrainResult
 from unziplora_cli.training.inputs import InputCache
 from unziplora_cli.training.request import TrainRequest
 
 Make = Callable[..., TrainRequest]
 
 
-def result(request: TrainRequest, shared: InputCache | None = None) -> TrainResult:
-    *_, last = train(request, shared)
-    assert isinstance(last, Finished)
-    return last.result
+def learn(request: TrainRequest, input_cache: InputCache | None = None) -> TrainResult:
+    return run_training(request, input_cache).result
 
 
 @pytest.fixture
-def two(make_request: Make, tmp_path: Path) -> tuple[TrainRequest, TrainRequest]:
-    """Two pictures with prompts of their own, each beside class pictures."""
+def two_requests(make_request: Make, tmp_path: Path) -> tuple[TrainRequest, TrainRequest]:
+    """Two images with different prompts, both with class images."""
     other, classes = tmp_path / "rose.png", tmp_path / "classes"
     Image.radial_gradient("L").resize((80, 80)).convert("RGB").save(other)
     classes.mkdir()
@@ -38,10 +36,10 @@ def two(make_request: Make, tmp_path: Path) -> tuple[TrainRequest, TrainRequest]
     )
 
 
-def test_a_second_picture_loads_nothing_and_learns_what_it_learns_alone(
-    two: tuple[TrainRequest, TrainRequest], monkeypatch: pytest.MonkeyPatch
+def test_shared_cache_loads_once_and_changes_no_number(
+    two_requests: tuple[TrainRequest, TrainRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = [result(each) for each in two]
+    alone = [learn(request) for request in two_requests]
     loaded = []
     for module, name in ((inputs, "load_text_encoders"), (inputs, "load_vae"), (inputs, "load_unet")):
         original = getattr(module, name)
@@ -51,8 +49,8 @@ def test_a_second_picture_loads_nothing_and_learns_what_it_learns_alone(
             return original(*args, **kwargs)
 
         monkeypatch.setattr(module, name, load)
-    shared = InputCache(two)
-    together = [result(each, shared) for each in two]
+    input_cache = InputCache(two_requests)
+    together = [learn(request, input_cache) for request in two_requests]
     assert loaded == ["load_text_encoders", "load_vae", "load_unet"]
     for one, other in zip(alone, together, strict=True):
         assert one.losses == other.losses
@@ -62,10 +60,10 @@ def test_a_second_picture_loads_nothing_and_learns_what_it_learns_alone(
     assert together[0].losses != together[1].losses
 
 
-def test_a_workshop_that_does_not_know_a_picture_encodes_it(
-    two: tuple[TrainRequest, TrainRequest],
+def test_cache_encodes_an_image_that_was_not_pending(
+    two_requests: tuple[TrainRequest, TrainRequest],
 ) -> None:
-    shared = InputCache(two[:1])
-    first, second = (result(each, shared) for each in two)
+    input_cache = InputCache(two_requests[:1])
+    first, second = (learn(request, input_cache) for request in two_requests)
     assert first.losses != second.losses
-    assert second.losses == result(two[1]).losses
+    assert second.losses == learn(two_requests[1]).losses

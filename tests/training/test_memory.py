@@ -26,7 +26,7 @@ from unziplora_cli.sdxl.attention import separate_prompts
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.training import memory
 from unziplora_cli.training.checkpoint import TrainingState, write_layers
-from unziplora_cli.training.engine import _checkpoint_gradients
+from unziplora_cli.training.engine import _enable_gradient_checkpointing
 from unziplora_cli.training.estimate import shipped_sdxl
 from unziplora_cli.training.memory import (
     GIB,
@@ -122,7 +122,7 @@ def test_activations_are_those_that_autograd_saves(
         fuse_with_cpu_kernels(unet, monkeypatch)
     separate_prompts(unet)
     if checkpointed:
-        _checkpoint_gradients(unet)
+        _enable_gradient_checkpointing(unet)
     groups = fuse_lora(unet, inject(unet, 4), by_block=checkpointed)
     settings = TrainConfig(rank=4, resolution=8 * SIDE, batch_size=BATCH, gradient_checkpointing=checkpointed)
     expected = estimate_memory(small_base(), settings, Target("cpu", "fp32", fused)).activations
@@ -133,7 +133,7 @@ def test_files_have_the_estimated_sizes(tmp_path: Path) -> None:
     profile = small_base().unet
     layers = inject(UNet2DConditionModel(**CONFIG).requires_grad_(False), 8)
     settings = TrainConfig(rank=8)
-    write_layers(tmp_path, layers, {}, chosen=False)
+    write_layers(tmp_path, layers, {}, chosen_only=False)
     written = sum(file.stat().st_size for file in tmp_path.iterdir())
     assert project_bytes(profile, settings) == pytest.approx(written, rel=0.15)
     assert project_bytes(profile, replace(settings, save_every=200)) == 4 * project_bytes(profile, settings)

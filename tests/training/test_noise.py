@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from unziplora_cli.training.noise import CONTENT_PRIOR_STREAM, StepNoise, add_noise, derive_seed, draw
+from unziplora_cli.training.noise import CONTENT_PRIOR_STREAM, StepNoise, add_noise, derive_seed, step_noise
 
 SHAPE = (4, 8, 8)
 
@@ -19,18 +19,18 @@ def same(a: StepNoise, b: StepNoise) -> bool:
 def test_the_global_generator_neither_matters_nor_moves() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = draw(0, 5, 0, 2, SHAPE, 8)
+    first = step_noise(0, 5, 0, 2, SHAPE, 8)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    assert same(first, draw(0, 5, 0, 2, SHAPE, 8))
+    assert same(first, step_noise(0, 5, 0, 2, SHAPE, 8))
 
 
 @pytest.mark.parametrize(
     ("where", "stream"), [((1, 5, 0), 0), ((0, 6, 0), 0), ((0, 5, 1), 0), ((0, 5, 0), CONTENT_PRIOR_STREAM)]
 )
 def test_every_place_has_its_own_numbers(where: tuple[int, int, int], stream: int) -> None:
-    first = draw(0, 5, 0, 1, SHAPE, 8)
-    assert not torch.equal(first.noise, draw(*where, 1, SHAPE, 8, stream=stream).noise)
+    first = step_noise(0, 5, 0, 1, SHAPE, 8)
+    assert not torch.equal(first.noise, step_noise(*where, 1, SHAPE, 8, stream=stream).noise)
     assert not torch.equal(first.noise, first.posterior)
 
 
@@ -42,7 +42,7 @@ def test_seeds_of_neighbours_do_not_collide() -> None:
 
 
 def test_timesteps_and_crops_are_uniform() -> None:
-    drawn = [draw(0, step, 0, 16, (1, 1, 1), 4, timesteps=10) for step in range(400)]
+    drawn = [step_noise(0, step, 0, 16, (1, 1, 1), 4, timesteps=10) for step in range(400)]
     for name, count in (("timesteps", 10), ("crop", 4)):
         values = torch.cat([getattr(d, name) for d in drawn])
         shares = torch.bincount(values, minlength=count) / len(values)
@@ -51,7 +51,7 @@ def test_timesteps_and_crops_are_uniform() -> None:
 
 
 def test_noise_is_standard_normal() -> None:
-    values = torch.cat([draw(0, step, 0, 1, SHAPE, 1).noise.flatten() for step in range(100)])
+    values = torch.cat([step_noise(0, step, 0, 1, SHAPE, 1).noise.flatten() for step in range(100)])
     assert abs(float(values.mean())) < 0.02
     assert abs(float(values.std()) - 1) < 0.02
 

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from unziplora_cli.workflows.provenance import base_record
 from unziplora_cli.workflows.train import TrainedProject, read_sources, split_by_process, train
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-Events = Iterator[events.Event]
+Events = Generator[events.Event, None, events.TrainResult]
 
 
 @pytest.fixture
@@ -64,14 +64,14 @@ def finish(request: TrainRequest, input_cache: object) -> Events:
     losses = (*[1.0] * 10, *[0.5] * 10)
     result = events.TrainResult(lora(1), lora(2), merge(), merge(), 600, losses, 9.0, 10, "cpu", "fp32")
     yield events.StepDone(600, 600, "joint", 0.5, 0.5, None, 1.0, (1e-4,) * 3, 0.015, 10)
-    yield events.Finished(result)
+    return result
 
 
 def stop(request: TrainRequest, input_cache: object) -> Events:
     one_row(request)
     result = events.TrainResult(lora(7), lora(8), merge(), merge(), 7, (1.0,) * 7, 9.0, 10, "cpu", "fp32")
-    yield events.Stopped(result)
-    raise Interrupted("Stopped.")
+    yield events.Phase("train")
+    return result
 
 
 def stop_at_once(request: TrainRequest, input_cache: object) -> Events:
@@ -141,7 +141,7 @@ def test_a_training_that_fails_after_a_checkpoint_can_go_on(store, tmp_path, mon
 
     def go_on(request: TrainRequest, input_cache: object) -> Events:
         asked.append(request)
-        yield from finish(request, input_cache)
+        return (yield from finish(request, input_cache))
 
     monkeypatch.setattr(engine, "train", go_on)
     list(train(replace(request, resume=True, images=()), store))

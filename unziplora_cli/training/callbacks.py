@@ -1,11 +1,11 @@
-"""What happens beside the steps: history file, trackers, validation images, divergence check."""
+"""What happens beside the training steps: history file, divergence check, trackers, validation images."""
 
 from __future__ import annotations
 
 import csv
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from unziplora_cli.errors import ProjectError
 from unziplora_cli.files import atomic_write
 from unziplora_cli.method.layer import BRANCHES, Mode
 from unziplora_cli.method.separation import Layers, set_mode
-from unziplora_cli.sdxl.base import vae_scale_factor
+from unziplora_cli.sdxl.base import BaseRef, vae_scale_factor
 from unziplora_cli.sdxl.latents import decode_latents
 from unziplora_cli.sdxl.load import load_scheduler, load_vae_decoder
 from unziplora_cli.sdxl.sampling import initial_noise, sample
@@ -37,18 +37,17 @@ from unziplora_cli.sdxl.text import (
 from unziplora_cli.training.events import StepDone
 from unziplora_cli.training.inputs import TrainingInputs
 from unziplora_cli.training.optimizer import require_package
-from unziplora_cli.training.request import TrainRequest
 
 HISTORY_FILE = "history.csv"
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryRow:
-    """One step, counted from 1. What is unknown, or no finite number, is None and an empty cell.
+    """One step of the history, counted from 1. A value that is unknown or not finite is an empty cell.
 
-    ``overlap`` is the unweighted penalty, None while it does not count; ``grad_norm`` the joint norm before
-    clipping; ``merge_content`` and ``merge_style`` the mean merge weight of a branch over all its columns
-    after the step; ``seconds`` how long the step took.
+    ``overlap`` is the unweighted penalty, None before columns are chosen; ``grad_norm`` the joint L2 norm
+    before clipping; ``merge_content`` and ``merge_style`` the mean merge weight of a branch over all columns
+    after the step; ``seconds`` the time of the step.
     """
 
     step: int
@@ -61,42 +60,46 @@ class HistoryRow:
     seconds: float | None
 
 
-HISTORY_COLUMNS = tuple(field.name for field in fields(HistoryRow))
+HISTORY_COLUMNS = tuple(column.name for column in fields(HistoryRow))
 
 
 def read_history(path: Path) -> tuple[HistoryRow, ...]:
-    """All rows of a history; raises ProjectError when it is none."""
+    """All rows of a history file; raises ProjectError if it is damaged."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             lines = csv.reader(file, strict=True)
             if tuple(next(lines, ())) != HISTORY_COLUMNS:
-                raise ProjectError(f"{path} is not a history of a training: its first line is another.")
-            return tuple(_row(line) for line in lines)
+                raise ProjectError(f"{path} is not a training history: its header is different.")
+            return tuple(_parse_row(cells) for cells in lines)
     except (OSError, ValueError, csv.Error) as error:
         raise ProjectError(f"The history {path} cannot be read: {error}.") from error
 
 
 def append_history(path: Path, rows: Iterable[HistoryRow]) -> None:
-    """Add rows to a history, which begins with them when there is none yet."""
+    """Append rows to a history file; a new file starts with the header."""
     with path.open("a", encoding="utf-8", newline="") as file:
-        lines = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(file, lineterminator="\n")
         if file.tell() == 0:
-            lines.writerow(HISTORY_COLUMNS)
-        lines.writerows(_cells(row) for row in rows)
+            writer.writerow(HISTORY_COLUMNS)
+        for row in rows:
+            values = asdict(row).values()
+            writer.writerow(
+                "" if value is None or not math.isfinite(value) else repr(value) for value in values
+            )
 
 
 def truncate_history(path: Path, steps: int) -> tuple[HistoryRow, ...]:
-    """Keep the first ``steps`` steps of a history, and return them.
+    """Keep the first ``steps`` rows of a history file and return them.
 
-    A training that was killed may have told steps that it has to make again, and may have left half a line.
+    The history of a killed training may be ahead of its last checkpoint, and may end in half a line.
     """
     if not path.exists():
         return ()
-    whole = path.read_bytes()
+    data = path.read_bytes()
     rows = []
-    for line in csv.reader(whole[: whole.rfind(b"\n") + 1].decode("utf-8", "replace").splitlines()[1:]):
+    for cells in csv.reader(data[: data.rfind(b"\n") + 1].decode("utf-8", "replace").splitlines()[1:]):
         try:
-            row = _row(line)
+            row = _parse_row(cells)
         except ValueError:
             break
         if row.step != len(rows) + 1 or row.step > steps:
@@ -107,117 +110,108 @@ def truncate_history(path: Path, steps: int) -> tuple[HistoryRow, ...]:
     return tuple(rows)
 
 
-def _row(cells: list[str]) -> HistoryRow:
+def _parse_row(cells: list[str]) -> HistoryRow:
     if len(cells) != len(HISTORY_COLUMNS):
         raise ValueError(f"a line has {len(cells)} cells instead of {len(HISTORY_COLUMNS)}")
     return HistoryRow(int(cells[0]), *(float(cell) if cell else None for cell in cells[1:]))
 
 
-def _cells(row: HistoryRow) -> list[str]:
-    return [
-        "" if value is None or not math.isfinite(value) else repr(value) for value in asdict(row).values()
-    ]
-
-
-# Noticing that a training is lost: its loss is no number, or worse than that of knowing nothing.
-
-
-WINDOW = 20
-"""Steps to judge by. It is also more than fp16's scaler needs to halve its scale of 65536 to 1."""
+DIVERGENCE_WINDOW = 20
+"""Steps over which losses are averaged. fp16's loss scaler needs 16 to halve its scale from 65536 to 1."""
 
 ZERO_PREDICTION_LOSS = 1.0
-"""The mean square of the noise, which is the denoising loss of always guessing zero."""
+"""The denoising loss of always predicting zero: the mean square of the noise."""
 
 
 @dataclass(slots=True)
 class DivergenceMonitor:
-    """Looks at the numbers of every step.
+    """Detects a training that diverged: the loss is NaN, or higher than predicting zero.
 
-    ``scaled`` says that fp16's loss scaler leaves out the steps whose gradients overflow; then only many of
-    them in a row count.
+    ``scaled``: fp16's loss scaler skips steps whose gradients overflow; only ``DIVERGENCE_WINDOW`` of them in
+    a row count as divergence.
     """
 
     scaled: bool = False
     _first: list[float] = field(default_factory=list)
-    _last: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    _last: deque[float] = field(default_factory=lambda: deque(maxlen=DIVERGENCE_WINDOW))
     _overflows: int = 0
 
-    def see(self, step: int, loss: float, reconstruction: float, grad_norm: float) -> str | None:
-        """What went wrong, in a sentence, if anything did."""
+    def update(self, step: int, loss: float, reconstruction: float, grad_norm: float) -> str | None:
+        """Take the values of one step; returns what went wrong, in one sentence, if anything did."""
         if not math.isfinite(loss) or not (self.scaled or math.isfinite(grad_norm)):
             self._overflows += 1
             if not self.scaled:
-                return f"The loss is no longer a number at step {step}."
-            if self._overflows == WINDOW:
-                return f"For {WINDOW} steps up to step {step} the loss was no number."
+                return f"The loss is NaN or infinite at step {step}."
+            if self._overflows == DIVERGENCE_WINDOW:
+                return f"The loss was NaN or infinite for {DIVERGENCE_WINDOW} steps up to step {step}."
             return None
         self._overflows = 0
-        if len(self._first) < WINDOW:
+        if len(self._first) < DIVERGENCE_WINDOW:
             self._first.append(reconstruction)
         self._last.append(reconstruction)
-        mean, began = sum(self._last) / len(self._last), sum(self._first) / len(self._first)
-        if len(self._last) == WINDOW and began < ZERO_PREDICTION_LOSS < mean:
+        first, last = (sum(losses) / len(losses) for losses in (self._first, self._last))
+        if len(self._last) == DIVERGENCE_WINDOW and first < ZERO_PREDICTION_LOSS < last:
             return (
-                f"The loss exploded: over the {WINDOW} steps up to step {step} it is {mean:.2g}, "
-                f"and guessing no noise at all has {ZERO_PREDICTION_LOSS:.2g}."
+                f"The training diverged: the mean loss of the {DIVERGENCE_WINDOW} steps up to step {step} is "
+                f"{last:.2g}; predicting no noise at all has a loss of {ZERO_PREDICTION_LOSS:.2g}."
             )
         return None
 
 
-RUN = "unziplora"
+RUN_NAME = "unziplora"
+TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
 MAP_WIDTH, MAP_HEIGHT = 800, 560
 """Minimum size of a column map in pixels."""
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
 
 
 def check_tracker(tracker: str) -> None:
-    """Raise UsageError with the line to type when the tracker's package is missing."""
+    """Raise UsageError with the remedy if the package of the tracker is missing."""
     if tracker != "none":
-        require_package(PACKAGES[tracker], tracker, f"--tracker {tracker}")
+        require_package(TRACKER_PACKAGES[tracker], tracker, f"The tracker {tracker}")
 
 
 @dataclass(slots=True)
 class MetricLogger:
-    """Writes down how a training goes; only the main process's does anything."""
+    """Logs metrics to TensorBoard or Weights & Biases, and writes column maps as PNG files to ``folder``."""
 
     accelerator: Accelerator
     config: TrainConfig
     folder: Path
 
     def open(self) -> None:
-        """Start the tracker that the configuration names."""
+        """Start the tracker of the settings, if any."""
         if self.config.tracker != "none":
             settings = {key: "none" if value is None else value for key, value in asdict(self.config).items()}
-            self.accelerator.init_trackers(RUN, config=settings)
+            self.accelerator.init_trackers(RUN_NAME, config=settings)
 
-    def step(self, done: StepDone, layers: Layers) -> None:
-        """The losses, the learning rates, and the mean and least merge weight of every U-Net block."""
+    def log_step(self, event: StepDone, layers: Layers) -> None:
+        """Losses, learning rates, and the mean and minimum merge weight of every U-Net block."""
         if self.config.tracker == "none":
             return
-        content, style, merge = done.learning_rates
+        content, style, merge = event.learning_rates
         values = {
-            "loss": done.loss,
-            "reconstruction": done.reconstruction,
-            "grad_norm": done.grad_norm,
+            "loss": event.loss,
+            "reconstruction": event.reconstruction,
+            "grad_norm": event.grad_norm,
             "learning_rate/content": content,
             "learning_rate/style": style,
             "learning_rate/merge": merge,
             **merge_weight_curves(layers),
         }
-        if done.overlap is not None:
-            values["overlap"] = done.overlap
-        self.accelerator.log(values, step=done.step)
+        if event.overlap is not None:
+            values["overlap"] = event.overlap
+        self.accelerator.log(values, step=event.step)
 
-    def columns(self, step: int, layers: Layers) -> None:
-        """The map of columns after a choice: a PNG in ``logs/``, and a picture for the tracker."""
+    def log_columns(self, step: int, layers: Layers) -> None:
+        """The column map after a choice of columns: a PNG file, and an image for the tracker."""
         if not self.accelerator.is_main_process:
             return
         masks = {name: (layer.content.mask, layer.style.mask) for name, layer in layers.items()}
-        picture = column_map(masks, min_width=MAP_WIDTH, min_height=MAP_HEIGHT).convert("RGB")
+        image = column_map(masks, min_width=MAP_WIDTH, min_height=MAP_HEIGHT).convert("RGB")
         self.folder.mkdir(parents=True, exist_ok=True)
-        picture.save(self.folder / f"columns-step-{step:06d}.png")
+        image.save(self.folder / f"columns-step-{step:06d}.png")
         for tracker in self.accelerator.trackers:
-            pixels = np.asarray(picture)[None]  # [1, height, width, 3]
+            pixels = np.asarray(image)[None]  # [1, height, width, 3]
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({"columns": pixels}, step=step, **layout)
 
@@ -228,109 +222,115 @@ class MetricLogger:
 
 
 def merge_weight_curves(layers: Layers) -> dict[str, float]:
-    """Mean and least merge weight of each branch in each U-Net block, such as ``mid_block.attentions.0``."""
-    blocks: dict[str, list[torch.Tensor]] = {}
+    """Mean and minimum merge weight of each branch per block.
+
+    A key is, for example, ``merge/content/mid_block.attentions.0/mean``.
+    """
+    blocks: dict[str, list[Tensor]] = {}
     for name, layer in layers.items():
         block = name.split(".transformer_blocks.")[0]
-        for branch, part in zip(BRANCHES, layer.branches(), strict=True):
-            blocks.setdefault(f"merge/{branch}/{block}", []).append(part.merge.detach())
-    joined = {name: torch.cat(parts) for name, parts in blocks.items()}
-    table = torch.stack([torch.stack([values.mean(), values.min()]) for values in joined.values()]).tolist()
+        for branch_name, branch in zip(BRANCHES, layer.branches(), strict=True):
+            blocks.setdefault(f"merge/{branch_name}/{block}", []).append(branch.merge.detach())
+    weights = {name: torch.cat(parts) for name, parts in blocks.items()}
+    # One transfer from the device for all of them.
+    table = torch.stack([torch.stack([values.mean(), values.min()]) for values in weights.values()]).tolist()
     return {
-        f"{name}/{what}": value
-        for name, row in zip(joined, table, strict=True)
-        for what, value in zip(("mean", "min"), row, strict=True)
+        f"{name}/{statistic}": value
+        for name, row in zip(weights, table, strict=True)
+        for statistic, value in zip(("mean", "min"), row, strict=True)
     }
 
 
 VALIDATION_STEPS, VALIDATION_GUIDANCE = 20, 5.0
-MODES: dict[str, Mode] = {"full": "both", "content": "content", "style": "style"}
+VALIDATION_MODES: dict[str, Mode] = {"full": "both", "content": "content", "style": "style"}
 
 
 @dataclass(slots=True)
 class Validation:
-    """Draws the same pictures again and again as the training goes on: same seeds, same prompts.
+    """Generates the same images as the training proceeds: same seeds, same prompts.
 
-    The VAE comes to the device only while pictures are decoded, and waits on the CPU in between.
+    The VAE is on the device only while images are decoded.
     """
 
-    request: TrainRequest
+    base: BaseRef
+    vae: str | None
+    config: TrainConfig
+    folder: Path
     inputs: TrainingInputs
     unet: UNet2DConditionModel
     layers: Layers
-    _vae: AutoencoderKL | None = field(default=None, init=False)
+    _decoder: AutoencoderKL | None = field(default=None, init=False)
 
-    def draw(self, step: int) -> tuple[Path, ...]:
-        """Write the pictures of the full, content and style prompts and a strip of all; returns the paths."""
-        folder = self.request.folder / "validation" / f"step-{step:06d}"
+    def generate(self, step: int) -> tuple[Path, ...]:
+        """Write the images of the full, content and style prompts, and a sheet of all; returns the paths."""
+        folder = self.folder / f"step-{step:06d}"
         folder.mkdir(parents=True, exist_ok=True)
-        rows, paths = [], []
-        latents = {name: self._latents(name) for name in MODES}
-        for name, pictures in self._decode(latents).items():
-            rows.append(pictures)
-            for number, picture in enumerate(pictures):
+        images = self._decode({name: self._latents(name) for name in VALIDATION_MODES})
+        paths = []
+        for name, row in images.items():
+            for number, image in enumerate(row):
                 paths.append(folder / f"{name}-{number}.png")
-                picture.save(paths[-1])
+                image.save(paths[-1])
         paths.append(folder / "strip.png")
-        strip(rows).save(paths[-1])
+        image_grid(list(images.values())).save(paths[-1])
         return tuple(paths)
 
-    def _latents(self, name: str) -> list[Tensor]:
-        """One picture's latents per seed, [1, channels, h, w] each."""
-        config = self.request.config
-        side = config.resolution // vae_scale_factor(self.request.base)
-        seeds = range(config.seed, config.seed + config.validation_images)
-        told = self.inputs.validation[name].to(device=self.unet.device, dtype=self.unet.dtype)
-        both = concat_conditionings(_away(self.inputs.empty, told, name), told)  # batch of 2
-        set_mode(self.layers, MODES[name])
-        try:
-            return [self._sample(seed, side, both) for seed in seeds]
-        finally:
-            set_mode(self.layers, "both")
-
     @torch.no_grad()
-    def _sample(self, seed: int, side: int, told: Conditioning) -> Tensor:
-        noise, generators = initial_noise([seed], self.unet.config.in_channels, side, side)
+    def _latents(self, name: str) -> list[Tensor]:
+        """The latents of one image per seed, [1, channels, height, width] each."""
+        device, dtype = self.unet.device, self.unet.dtype
+        side = self.config.resolution // vae_scale_factor(self.base)
+        cond = self.inputs.validation[name].to(device=device, dtype=dtype)
+        batch = concat_conditionings(_uncond(self.inputs.empty, cond, name), cond)  # batch of 2
 
         def denoiser(noisy: Tensor, timestep: Tensor) -> Tensor:
-            return predict_noise(self.unet, noisy.to(self.unet.dtype), timestep, told).float()
+            return predict_noise(self.unet, noisy.to(dtype), timestep, batch).float()
 
-        return sample(
-            denoiser,
-            load_scheduler(self.request.base),
-            noise.to(self.unet.device),
-            steps=VALIDATION_STEPS,
-            guidance=VALIDATION_GUIDANCE,
-            generators=generators,
-        )
+        set_mode(self.layers, VALIDATION_MODES[name])
+        latents = []
+        try:
+            for seed in range(self.config.seed, self.config.seed + self.config.validation_images):
+                noise, generators = initial_noise([seed], self.unet.config.in_channels, side, side)
+                latents.append(
+                    sample(
+                        denoiser,
+                        load_scheduler(self.base),
+                        noise.to(device),
+                        steps=VALIDATION_STEPS,
+                        guidance=VALIDATION_GUIDANCE,
+                        generators=generators,
+                    )
+                )
+        finally:
+            set_mode(self.layers, "both")
+        return latents
 
     def _decode(self, latents: dict[str, list[Tensor]]) -> dict[str, list[Image.Image]]:
-        if self._vae is None:
-            self._vae = load_vae_decoder(
-                self.request.base, device=torch.device("cpu"), dtype=torch.float32, vae=self.request.job.vae
-            )
-        self._vae.to(self.unet.device)
-        pictures = {name: decode_latents(self._vae, torch.cat(parts)) for name, parts in latents.items()}
-        self._vae.to("cpu")
+        if self._decoder is None:
+            cpu = torch.device("cpu")
+            self._decoder = load_vae_decoder(self.base, device=cpu, dtype=torch.float32, vae=self.vae)
+        self._decoder.to(self.unet.device)
+        images = {name: decode_latents(self._decoder, torch.cat(parts)) for name, parts in latents.items()}
+        self._decoder.to("cpu")
         empty_cache(self.unet.device)
-        return pictures
+        return images
 
 
-def strip(rows: list[list[Image.Image]], gap: int = 4) -> Image.Image:
-    """Pictures of one size as a table on white."""
+def image_grid(rows: Sequence[Sequence[Image.Image]], gap: int = 4) -> Image.Image:
+    """Images of one size in rows, on white."""
     width, height = rows[0][0].size
-    sheet = Image.new("RGB", (len(rows[0]) * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
+    grid = Image.new("RGB", (len(rows[0]) * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
     for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            sheet.paste(picture, (x * (width + gap), y * (height + gap)))
-    return sheet
+        for x, image in enumerate(row):
+            grid.paste(image, (x * (width + gap), y * (height + gap)))
+    return grid
 
 
-def _away(empty: TextEmbeddings | None, told: Conditioning, name: str) -> Conditioning:
-    """What guidance moves away from: zeros, or the empty prompt on bases that were trained with it."""
+def _uncond(empty: TextEmbeddings | None, cond: Conditioning, name: str) -> Conditioning:
+    """The unconditional input of guidance: zeros, or the empty prompt on bases trained with it."""
     if empty is None:
-        return unconditional(told)
-    empty = empty.to(device=told.full.device, dtype=told.full.dtype)
+        return unconditional(cond)
+    empty = empty.to(device=cond.full.device, dtype=cond.full.dtype)
     if name == "full":
-        return unconditional(told, empty)
-    return Conditioning.from_prompt(empty.tokens, empty.pooled, told.time_ids)
+        return unconditional(cond, empty)
+    return Conditioning.from_prompt(empty.tokens, empty.pooled, cond.time_ids)

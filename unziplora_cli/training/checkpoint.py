@@ -1,8 +1,8 @@
-"""The whole state of a training in one safetensors file, so that it can go on as if never stopped.
+"""Files of a training: checkpoints with its whole state, and the LoRA files it produces.
 
-Noise, timesteps and crops are functions of the step (see ``noise``), so weights, moments and counters are
-all there is to keep. Tensors are stored as such, everything else as JSON in the file's metadata; nothing is
-pickled.
+Noise, timesteps and crops are functions of the step (see ``noise``), so a checkpoint holds only weights,
+optimizer moments and counters. It is a safetensors file: tensors are stored as such, everything else as JSON
+in the file's metadata; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from unziplora_cli import files
 from unziplora_cli.adapters.lora_file import write_lora
 from unziplora_cli.adapters.merge_weights import write_merge
-from unziplora_cli.errors import ProjectError
+from unziplora_cli.errors import ProjectError, Remedy
 from unziplora_cli.files import atomic_write
 from unziplora_cli.job import Scalar, differences, identity_of_schema_1
 from unziplora_cli.method.inject import extract, extract_merge
@@ -39,12 +39,12 @@ Identity = Mapping[str, Scalar]
 
 
 class OtherTraining(ProjectError):
-    """A state that does not belong to the training that asks for it."""
+    """A checkpoint of a training with other settings."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingState:
-    """The moving parts of a training; ``scaler`` is fp16's loss scaler."""
+    """Everything that changes during a training; ``scaler`` is fp16's loss scaler."""
 
     layers: TrainedLayers
     optimizer: Optimizer
@@ -52,9 +52,9 @@ class TrainingState:
     scaler: torch.amp.GradScaler | None = None
 
     def save(self, path: Path, step: int, identity: Identity) -> None:
-        """Write the state after ``step`` steps; the file appears whole or not at all.
+        """Write the state after ``step`` steps atomically.
 
-        ``identity`` names all that has to be the same for the training to go on.
+        ``identity`` names everything that must be equal for the training to resume.
         """
         optimizer = self.optimizer.state_dict()
         tensors, scalars = _layer_tensors(self.layers), {}
@@ -78,18 +78,18 @@ class TrainingState:
             part.touch()
             mode = part.stat().st_mode
             save_file(copies, part, metadata={"format": FORMAT, "state": json.dumps(rest, default=float)})
-            part.chmod(mode)  # save_file's own lets nobody but the owner read it, whatever the umask
+            part.chmod(mode)  # save_file ignores the umask: only the owner could read the file
 
     def size(self) -> int:
-        """About how many bytes a file of it has: two moments per weight, as Adam keeps."""
+        """Approximate size of a checkpoint in bytes, with two moments per weight as in Adam."""
         tensors = _layer_tensors(self.layers).values()
         return sum(3 * t.nbytes if t.is_floating_point() else t.nbytes for t in tensors)
 
     def load(self, path: Path, identity: Identity) -> int:
-        """Take over the state in ``path`` and return its step.
+        """Load the state in ``path`` and return its step.
 
-        Learning rates stay the optimiser's own, times what the schedule made of them. Raises ProjectError
-        when the file cannot be read or is of another training than ``identity``, with the difference.
+        Learning rates are the current optimizer's, multiplied by the factor of the schedule. Raises
+        ProjectError if the file cannot be read, and OtherTraining if its identity differs.
         """
         rates = [float(group["initial_lr"]) for group in self.optimizer.param_groups]
         on_device = [group["lr"] for group in self.optimizer.param_groups]
@@ -97,15 +97,17 @@ class TrainingState:
         different = differences(identity, identity_of_schema_1(rest["identity"]))
         if different:
             raise OtherTraining(
-                f"{path.name} is of another training: {'; '.join(different)}.",
-                hint="Go on with the settings that it was started with, or train anew with --force.",
+                f"{path.name} belongs to a training with other settings: {'; '.join(different)}.",
+                Remedy("Resume with the settings that it was started with, or replace the training."),
             )
-        own = _layer_tensors(self.layers)
+        current = _layer_tensors(self.layers)
         saved = {name: tensor for name, tensor in tensors.items() if name.startswith("layers.")}
-        if saved.keys() != own.keys() or any(saved[name].shape != own[name].shape for name in own):
-            raise OtherTraining(f"The training state {path} is of another base or rank.")
+        if saved.keys() != current.keys() or any(
+            saved[name].shape != current[name].shape for name in current
+        ):
+            raise OtherTraining(f"The checkpoint {path} belongs to another base or rank.")
         with torch.no_grad():
-            for name, tensor in own.items():
+            for name, tensor in current.items():
                 tensor.copy_(saved[name])
         for name, layer in self.layers.items():
             for branch in layer.branches():
@@ -118,12 +120,12 @@ class TrainingState:
             self.scaler.load_state_dict(rest["scaler"])
         self._set_rates(rates)
         for group, rate in zip(self.optimizer.param_groups, on_device, strict=True):
-            if isinstance(rate, Tensor):  # what a CUDA graph reads stays where it is
+            if isinstance(rate, Tensor):  # a CUDA graph reads this very tensor
                 group["lr"] = rate.fill_(float(group["lr"]))
         return int(rest["step"])
 
     def _set_rates(self, rates: list[float]) -> None:
-        """Go on with other learning rates than those of the state, at the same place of the schedule."""
+        """Replace the learning rates of the checkpoint, at the same position of the schedule."""
         for i, (group, rate) in enumerate(zip(self.optimizer.param_groups, rates, strict=True)):
             before = group["initial_lr"]
             if rate != before:
@@ -132,7 +134,7 @@ class TrainingState:
 
 
 def _layer_tensors(layers: TrainedLayers) -> dict[str, Tensor]:
-    """Every tensor of every branch by name, sharing memory with the layers."""
+    """Every tensor of every branch by name; they share memory with the layers."""
     return {
         f"layers.{name}.{branch}.{key}": tensor
         for name, layer in layers.items()
@@ -157,33 +159,29 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise ProjectError(f"{path} is not a training state that this version can read.")
+                raise ProjectError(f"{path} is not a checkpoint that this version can read.")
             names = list(file.keys())
             return {name: file.get_tensor(name) for name in names}, json.loads(metadata["state"])
     except (OSError, SafetensorError, ValueError) as error:
-        raise ProjectError(f"The training state {path} cannot be read: {error}.") from error
-
-
-# The checkpoints of a training: when one is due, where they lie, and which is the last good one.
+        raise ProjectError(f"The checkpoint {path} cannot be read: {error}.") from error
 
 
 KEPT = 2
-SHARE = 0.02
-"""How much of the time checkpoints may take when nobody said how often to write them."""
-
-LEAST_SECONDS = 10.0
-"""No more often than this, however cheap they are."""
-
-GUESSED_SPEED = 500e6
-"""Bytes per second of writing, flushing and hashing, before the first one was timed."""
+"""Checkpoints that are kept."""
+TIME_SHARE = 0.02
+"""Share of the training time spent on automatic checkpoints."""
+MIN_INTERVAL = 10.0
+"""Minimum seconds between automatic checkpoints."""
+WRITE_SPEED = 500e6
+"""Assumed bytes per second of writing, flushing and hashing, until the first checkpoint is timed."""
 
 
 @dataclass(slots=True)
 class Checkpoints:
-    """``step-000100.safetensors`` in ``folder``, with its SHA-256 beside it as ``sha256sum`` writes it.
+    """The checkpoints ``step-000100.safetensors`` in ``folder``, each with its hash in sha256sum format.
 
-    A checkpoint counts once its hash is there. The last two are kept. ``every`` is in steps; None spends
-    about 2% of the time on them, 0 writes none on the way.
+    A checkpoint is valid once its hash file exists; the last two are kept. ``every`` is the interval in
+    steps; None spends about 2% of the time on checkpoints, 0 writes none during the training.
     """
 
     folder: Path
@@ -192,16 +190,16 @@ class Checkpoints:
     _cost: float | None = None
 
     def planned(self, step: int) -> bool:
-        """Whether one was asked for after ``step``."""
+        """Whether ``every`` requests a checkpoint after ``step``."""
         return self.every is not None and self.every > 0 and step % self.every == 0
 
     def affordable(self, state: TrainingState) -> bool:
-        """Whether nobody said how often, and enough time has passed since the last one."""
-        cost = state.size() / GUESSED_SPEED if self._cost is None else self._cost
-        return self.every is None and time.monotonic() - self._last >= max(LEAST_SECONDS, cost / SHARE)
+        """Whether an automatic checkpoint is due: enough time has passed since the last one."""
+        cost = state.size() / WRITE_SPEED if self._cost is None else self._cost
+        return self.every is None and time.monotonic() - self._last >= max(MIN_INTERVAL, cost / TIME_SHARE)
 
     def save(self, state: TrainingState, step: int, identity: Identity) -> None:
-        """Write the checkpoint after ``step`` and forget all but the one before; raises OSError."""
+        """Write the checkpoint after ``step`` and delete outdated ones; raises OSError."""
         began = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:06d}.safetensors"
@@ -215,34 +213,34 @@ class Checkpoints:
             self._cost = self._last - began
 
     def restore(self, state: TrainingState, identity: Identity) -> tuple[int, tuple[str, ...]]:
-        """Take over the newest good checkpoint; returns its step and a sentence for each damaged one.
+        """Load the newest valid checkpoint; returns its step and a note on each damaged one.
 
-        The step is 0, and ``state`` untouched, when there is none. Raises OtherTraining for one of other
-        settings.
+        Without a valid checkpoint the step is 0 and ``state`` unchanged. Raises OtherTraining if the
+        checkpoint belongs to a training with other settings.
         """
         notes = []
         for path in sorted(self.folder.glob("step-*.safetensors"), reverse=True):
             if not _hash_file(path).exists():
-                continue  # its process was killed before it wrote the hash
+                continue  # the process was killed before it wrote the hash
             try:
                 if files.sha256(path) != _hash_file(path).read_text(encoding="ascii").split()[0]:
                     raise ProjectError("its SHA-256 differs")
             except (ProjectError, OSError, ValueError, IndexError) as error:
-                notes.append(f"The checkpoint {path.name} is damaged and left out: {error}.")
+                notes.append(f"The checkpoint {path.name} is damaged and skipped: {error}.")
                 continue
             try:
                 return state.load(path, identity), tuple(notes)
             except ProjectError:
                 raise
-            except Exception as error:  # it is as it was written, but not by this program
+            except Exception as error:  # the hash is right, but another program wrote the file
                 raise OtherTraining(
                     f"The checkpoint {path.name} cannot be used: {type(error).__name__}: {error}.",
-                    hint="Train anew with --force.",
+                    Remedy("Replace the training", settings={"force": True}),
                 ) from error
         return 0, tuple(notes)
 
     def _keep(self, newest: Path) -> None:
-        """Delete all but ``newest`` and the whole one before it."""
+        """Delete all checkpoints but ``newest`` and the valid one before it."""
         older = sorted(path for path in self.folder.glob("step-*.safetensors") if path.name < newest.name)
         kept = {newest, *[path for path in older if _hash_file(path).exists()][1 - KEPT :]}
         for path in self.folder.iterdir():
@@ -254,13 +252,13 @@ def _hash_file(path: Path) -> Path:
     return path.with_suffix(".sha256")
 
 
-Metadata = Mapping[str, Mapping[str, str]]
-"""What each file says about itself: ``content``, ``style`` and ``merge``."""
+WeightMetadata = Mapping[str, Mapping[str, str]]
+"""The metadata of the files ``content``, ``style`` and ``merge``."""
 
 
 @contextmanager
-def closed(layers: Layers) -> Iterator[None]:
-    """Let only the chosen columns take part for as long as this lasts."""
+def chosen_columns_only(layers: Layers) -> Iterator[None]:
+    """Close the gates of all columns that are not chosen, and restore the gates afterwards."""
     branches = [branch for layer in layers.values() for branch in layer.branches()]
     gates = [branch.gate.clone() for branch in branches]
     for branch in branches:
@@ -278,7 +276,7 @@ def write_adapters(
     style: LoRA,
     content_merge: MergeWeights,
     style_merge: MergeWeights,
-    metadata: Metadata,
+    metadata: WeightMetadata,
 ) -> None:
     """Write content.safetensors, style.safetensors and merge.safetensors into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -287,12 +285,9 @@ def write_adapters(
     write_merge(folder / "merge.safetensors", content_merge, style_merge, metadata.get("merge"))
 
 
-def write_layers(folder: Path, layers: Layers, metadata: Metadata, *, chosen: bool) -> None:
-    """Write the live layers as a finished training would: with chosen columns alone once there are any."""
-    if chosen:
-        with closed(layers):
-            write_layers(folder, layers, metadata, chosen=False)
-        return
-    parts = (extract(layers, "content"), extract(layers, "style"))
-    merges = (extract_merge(layers, "content"), extract_merge(layers, "style"))
-    write_adapters(folder, *parts, *merges, metadata)
+def write_layers(folder: Path, layers: Layers, metadata: WeightMetadata, *, chosen_only: bool) -> None:
+    """Write the current layers as a finished training does; ``chosen_only`` once columns are chosen."""
+    with chosen_columns_only(layers) if chosen_only else nullcontext():
+        loras = extract(layers, "content"), extract(layers, "style")
+        merges = extract_merge(layers, "content"), extract_merge(layers, "style")
+        write_adapters(folder, *loras, *merges, metadata)

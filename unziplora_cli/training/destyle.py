@@ -1,132 +1,189 @@
-"""Echoes: the training picture as the base itself would draw it, for the content LoRA to learn beside it.
+"""Destyled images: the training image as the base itself would render it, learned by the content LoRA.
 
-One stylised picture cannot tell what belongs to the subject and what to the style. The base can: the picture
-is followed back into noise (DDIM inversion, arXiv 2010.02502, section 4.3), which keeps its shapes and marks,
-and denoised from there under a plain prompt, which gives it the base's own look. Both ways hear the full
-prompt, style and all, and the way back is guided from it to the plain one:
+One stylised image does not show what belongs to the subject and what to the style. The base knows: DDIM
+inversion (arXiv 2010.02502, section 4.3) follows the image into noise, which keeps its shapes and markings,
+and denoising under a plain prompt gives it the base's own look. Inversion and denoising both use the full
+prompt, style included, and classifier-free guidance leads from it to the plain prompt:
 
-    noise = e(full) + guidance * (e(echo) - e(full))
+    prediction = f(full) + guidance * (f(plain) - f(full))
 
-so that guidance changes what the two prompts differ in, the style, and not what they share, the subject.
-The content branch alone, under the content prompt, learns these echoes as it would learn class pictures;
-what they lack of the picture is left to style.
+so that guidance changes only what the two prompts differ in, the style, and keeps what they share, the
+subject. The content branch alone learns these images, under the content prompt, as it would learn class
+images; what they lack of the training image is left to the style branch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields
 from itertools import pairwise
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from unziplora_cli.config import TrainConfig
-from unziplora_cli.sdxl.base import BaseRef
+from unziplora_cli.config import Prompts, TrainConfig
 from unziplora_cli.sdxl.latents import LatentDistribution
-from unziplora_cli.sdxl.load import alphas_cumprod
-from unziplora_cli.sdxl.text import Conditioning, GraphedUNet, unconditional
-from unziplora_cli.training.inputs import DestyleConditioning, Prior, TrainingInputs
-from unziplora_cli.training.noise import ECHO, derive_seed, noise_of
+from unziplora_cli.sdxl.text import Conditioning, GraphedUNet, TextEmbeddings, unconditional
+from unziplora_cli.training.noise import DESTYLE_STREAM, derive_seed
 
-STEPS = 20
-"""Steps of a whole way from noise to picture; an echo goes ``strength`` of it, there and back."""
-SPREAD = 0.1
-"""The strengths of the echoes of one picture lie this far to either side of the one asked for."""
+DDIM_STEPS = 20
+"""Steps between a clean image and pure noise; destyling takes ``destyle_strength`` of them, each way."""
+STRENGTH_SPREAD = 0.1
+"""The strengths of the destyled images of one training lie this far to either side of the setting."""
 
-Predict = Callable[[Tensor, Tensor, str], Tensor]
-"""(noisy [n, channels, h, w], timestep [], "picture", "echo" or "away") -> noise of that shape."""
+Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
+"""(noisy [n, channels, height, width], timestep [], conditioning) -> the base's prediction, of that shape."""
 
 
-def add_destyled_images(
-    inputs: TrainingInputs,
-    unet: UNet2DConditionModel,
-    base: BaseRef,
-    config: TrainConfig,
-    device: torch.device,
-) -> TrainingInputs:
-    """``inputs`` with ``config.destyle_images`` echoes as the content branch's class pictures.
+@dataclass(frozen=True, slots=True)
+class DestyleConditioning:
+    """Texts of destyling and learning.
 
-    They are drawn by the bare ``unet``, which must not hold any branches yet.
+    The base reads ``inversion`` while the image is inverted, and is guided from ``uncond`` to ``cond`` while
+    it is denoised. The content branch learns the result under ``content``.
     """
-    if inputs.echo is None:
-        return inputs
-    empty = inputs.empty
-    texts = destyle_conditioning(inputs.echo, empty, config)
-    texts = {name: told.to(device=device, dtype=unet.dtype) for name, told in texts.items()}
-    alphas = alphas_cumprod(base)
-    replayed = GraphedUNet(unet, enabled=config.capture)
 
-    @torch.no_grad()
-    def predict(noisy: Tensor, timestep: Tensor, text: str) -> Tensor:
-        prediction = replayed(noisy, timestep, texts[text])
-        return noise_of(prediction, noisy, alphas[timestep]) if inputs.velocity else prediction
+    inversion: Conditioning
+    cond: Conditioning
+    uncond: Conditioning
+    content: Conditioning
 
-    echoes = []
+    @classmethod
+    def from_prompts(
+        cls,
+        plain: Conditioning,
+        full: Conditioning,
+        content: Conditioning,
+        config: TrainConfig,
+        empty: TextEmbeddings | None = None,
+    ) -> DestyleConditioning:
+        """Guide from the full prompt to the plain one, or without ``destyle_contrast`` from no text.
+
+        ``empty`` is the base's embedding of no text; None for zeros.
+        """
+        if config.destyle_contrast:
+            return cls(inversion=full, cond=plain, uncond=full, content=content)
+        return cls(inversion=content, cond=plain, uncond=unconditional(plain, empty), content=content)
+
+    def to(self, *, device: torch.device, dtype: torch.dtype) -> DestyleConditioning:
+        """All texts on ``device`` in ``dtype``."""
+        return DestyleConditioning(
+            **{f.name: getattr(self, f.name).to(device=device, dtype=dtype) for f in fields(self)}
+        )
+
+
+def plain_prompt(config: TrainConfig, prompts: Prompts) -> str | None:
+    """The prompt of the destyled images; None if the settings ask for none."""
+    return config.destyle_prompt.replace("{content}", prompts.content) if config.destyle_images else None
+
+
+@torch.no_grad()
+def generate_destyled(
+    unet: UNet2DConditionModel,
+    latents: Sequence[LatentDistribution],
+    conditioning: DestyleConditioning,
+    alphas_cumprod: Tensor,
+    config: TrainConfig,
+    *,
+    device: torch.device,
+    velocity: bool,
+) -> LatentDistribution:
+    """The latents of ``config.destyle_images`` destyled images, on the CPU, with zero spread.
+
+    ``unet`` is the base without LoRA layers; ``latents`` holds the crops of each training image. Images and
+    crops are used in turn.
+    """
+    conditioning = conditioning.to(device=device, dtype=unet.dtype)
+    predict = GraphedUNet(unet, enabled=config.capture)
+    images = []
     for number in range(config.destyle_images):
-        latents = inputs.latents[number % len(inputs.latents)]
-        crop = (number // len(inputs.latents)) % latents.crops
-        picture = latents.mean[crop : crop + 1].to(device)
-        fresh = fresh_noise(config.seed, number, picture.shape).to(device)
-        echoes.append(echo(predict, alphas, picture, fresh, config, number).cpu())
-    mean = torch.cat(echoes)  # [echoes, channels, h, w]
-    found = LatentDistribution(mean, torch.zeros_like(mean))
-    return replace(inputs, priors={**inputs.priors, "content": Prior(found, inputs.echo.content)})
+        source = latents[number % len(latents)]
+        crop = (number // len(latents)) % source.crops
+        image = source.mean[crop : crop + 1].to(device)
+        noise = fresh_noise(config.seed, number, image.shape).to(device)
+        images.append(
+            destyle(predict, alphas_cumprod, image, noise, conditioning, config, number, velocity=velocity)
+        )
+    mean = torch.cat(images).cpu()  # [destyle_images, channels, height, width]
+    return LatentDistribution(mean, torch.zeros_like(mean))
 
 
-def destyle_conditioning(
-    told: DestyleConditioning, empty: tuple[Tensor, Tensor] | None, config: TrainConfig
-) -> dict[str, Conditioning]:
-    """What :data:`Predict` hears under each of its names; ``empty`` is what "no text" is, None for zeros."""
-    if config.destyle_contrast:
-        return {"picture": told.full, "echo": told.shown, "away": told.full}
-    return {"picture": told.content, "echo": told.shown, "away": unconditional(told.shown, empty)}
-
-
-def echo(
+def destyle(
     predict: Predict,
     alphas_cumprod: Tensor,
-    picture: Tensor,
-    fresh: Tensor,
+    image: Tensor,
+    noise: Tensor,
+    conditioning: DestyleConditioning,
     config: TrainConfig,
     number: int,
+    *,
+    velocity: bool = False,
 ) -> Tensor:
-    """Echo ``number`` of each ``picture`` [n, channels, h, w], of that shape; so is ``fresh``, its
-    :func:`fresh_noise`."""
-    side = (
-        2.0 * number / (config.destyle_images - 1) - 1.0 if config.destyle_images > 1 else 0.0
-    )  # from -1 to 1
-    strength = min(1.0, max(0.1, config.destyle_strength + SPREAD * side))
-    last = len(alphas_cumprod) - 1
-    times = torch.linspace(0, strength * last, max(1, round(strength * STEPS)) + 1).long()
-    latents = picture
-    for before, after in pairwise(times):
-        noise = predict(latents, before, "picture")
-        latents = ddim(latents, noise, alphas_cumprod[before], alphas_cumprod[after])
-    latents = _freshened(latents, picture, alphas_cumprod[times[-1]], fresh, config.destyle_fresh_noise)
-    for before, after in pairwise(times.flip(0)):
-        away, shown = (predict(latents, before, text) for text in ("away", "echo"))
-        noise = away + config.destyle_guidance * (shown - away)
-        latents = ddim(latents, noise, alphas_cumprod[before], alphas_cumprod[after])
+    """Destyled image ``number`` of each ``image`` [n, channels, height, width], as latents of that shape.
+
+    ``noise`` is its :func:`fresh_noise`, of the same shape. ``velocity``: the base predicts the velocity
+    instead of the noise.
+    """
+    times = ddim_times(strength_of(number, config), alphas_cumprod, velocity=velocity)
+    latents = image
+    for start, end in pairwise(times):
+        prediction = predict(latents, start, conditioning.inversion)
+        latents = ddim_step(
+            latents, prediction, alphas_cumprod[start], alphas_cumprod[end], velocity=velocity
+        )
+    latents = _mix_noise(latents, image, alphas_cumprod[times[-1]], noise, config.destyle_fresh_noise)
+    for start, end in pairwise(times.flip(0)):
+        uncond = predict(latents, start, conditioning.uncond)
+        cond = predict(latents, start, conditioning.cond)
+        prediction = uncond + config.destyle_guidance * (cond - uncond)
+        latents = ddim_step(
+            latents, prediction, alphas_cumprod[start], alphas_cumprod[end], velocity=velocity
+        )
     return latents
 
 
-def ddim(latents: Tensor, noise: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """One deterministic step of ``latents`` from cumulative alpha ``before`` to ``after``, either way
-    (arXiv 2010.02502, equation 12)."""
-    clean = (latents - (1.0 - before).sqrt() * noise) / before.sqrt()
-    return after.sqrt() * clean + (1.0 - after).sqrt() * noise
+def strength_of(number: int, config: TrainConfig) -> float:
+    """How far destyled image ``number`` goes into noise, from 0.1 to 1: evenly spread around the setting."""
+    count = config.destyle_images
+    offset = 2.0 * number / (count - 1) - 1.0 if count > 1 else 0.0  # from -1 to 1
+    return min(1.0, max(0.1, config.destyle_strength + STRENGTH_SPREAD * offset))
+
+
+def ddim_times(strength: float, alphas_cumprod: Tensor, *, velocity: bool) -> Tensor:
+    """The timesteps from the clean image to ``strength``, rising, [steps + 1].
+
+    At a cumulative alpha of 0 (zero terminal SNR, arXiv 2305.08891) only a predicted velocity determines the
+    clean image; a base that predicts noise stops at the timestep before.
+    """
+    usable = len(alphas_cumprod) if velocity else int((alphas_cumprod > 0).sum())
+    return torch.linspace(0, strength * (usable - 1), max(1, round(strength * DDIM_STEPS)) + 1).long()
+
+
+def ddim_step(latents: Tensor, prediction: Tensor, start: Tensor, end: Tensor, *, velocity: bool) -> Tensor:
+    """One deterministic DDIM step, in either direction (arXiv 2010.02502, equation 12).
+
+    ``start`` and ``end`` are the cumulative alphas before and after it. With a predicted velocity v, the
+    clean latents are sqrt(a) x - sqrt(1 - a) v and the noise is sqrt(a) v + sqrt(1 - a) x (arXiv 2202.00512,
+    appendix D), which holds at a = 0, too.
+    """
+    if velocity:
+        clean = start.sqrt() * latents - (1.0 - start).sqrt() * prediction
+        noise = start.sqrt() * prediction + (1.0 - start).sqrt() * latents
+    else:
+        clean = (latents - (1.0 - start).sqrt() * prediction) / start.sqrt()
+        noise = prediction
+    return end.sqrt() * clean + (1.0 - end).sqrt() * noise
 
 
 def fresh_noise(seed: int, number: int, shape: Sequence[int]) -> Tensor:
-    """Standard normal noise of ``shape`` for echo ``number`` of a training, the same whenever it is drawn."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, number, 0, ECHO))
+    """Standard normal noise of ``shape`` for destyled image ``number``: a function of the seed alone."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, number, 0, DESTYLE_STREAM))
     return torch.randn(tuple(shape), generator=generator)
 
 
-def _freshened(latents: Tensor, picture: Tensor, alpha: Tensor, fresh: Tensor, share: float) -> Tensor:
-    """``latents`` with ``share`` of the variance of their noise taken from ``fresh``."""
-    own = (latents - alpha.sqrt() * picture) / (1.0 - alpha).sqrt()
-    mixed: Tensor = (1.0 - share) ** 0.5 * own + share**0.5 * fresh
-    return alpha.sqrt() * picture + (1.0 - alpha).sqrt() * mixed
+def _mix_noise(latents: Tensor, image: Tensor, alpha: Tensor, noise: Tensor, share: float) -> Tensor:
+    """Replace ``share`` of the variance of the noise in ``latents`` by ``noise``."""
+    inverted = (latents - alpha.sqrt() * image) / (1.0 - alpha).sqrt()
+    mixed: Tensor = (1.0 - share) ** 0.5 * inverted + share**0.5 * noise
+    return alpha.sqrt() * image + (1.0 - alpha).sqrt() * mixed

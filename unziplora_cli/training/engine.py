@@ -1,13 +1,14 @@
-"""The training of one project, from picture files to two LoRAs, told as events; nothing is printed."""
+"""One training, from image files to two LoRAs; yields events and prints nothing."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, is_initialized
 from diffusers import UNet2DConditionModel
 from torch import nn
 
@@ -24,23 +25,26 @@ from unziplora_cli.sdxl.load import alphas_cumprod
 from unziplora_cli.training.batches import BatchSource
 from unziplora_cli.training.callbacks import DivergenceMonitor, MetricLogger, Validation, check_tracker
 from unziplora_cli.training.checkpoint import Checkpoints, TrainingState
-from unziplora_cli.training.destyle import add_destyled_images
+from unziplora_cli.training.destyle import generate_destyled
 from unziplora_cli.training.estimate import MemoryAdvisor, target_of
-from unziplora_cli.training.events import Event, Finished, Notice, Phase
-from unziplora_cli.training.inputs import InputCache, TrainingInputs
+from unziplora_cli.training.events import Event, Notice, Phase, TrainResult
+from unziplora_cli.training.inputs import InputCache, Prior, TrainingInputs
 from unziplora_cli.training.memory import free_memory
 from unziplora_cli.training.optimizer import build_lr_scheduler, build_optimizer
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.training.step import CapturedStep, TrainingStep, capturable, parameter_groups
-from unziplora_cli.training.trainer import Run
+from unziplora_cli.training.trainer import Trainer
 
 
-def train(request: TrainRequest, input_cache: InputCache | None = None) -> Iterator[Event]:
-    """Train, and tell about it; the last event is Finished.
+def train(
+    request: TrainRequest, input_cache: InputCache | None = None
+) -> Generator[Event, None, TrainResult]:
+    """Run one training and return what it learned.
 
-    An ``input_cache`` shared by several trainings loads and encodes only once. Ctrl-C lets the current step
-    finish, writes a checkpoint, yields Stopped and raises Interrupted. Raises UsageError, ModelError,
-    ProjectError, OutOfMemory, Diverged; what was saved before stays.
+    An ``input_cache`` shared by several trainings loads models and encodes inputs only once. A signal to stop
+    (Ctrl-C) ends the training after the current step: the result then has fewer steps than requested, and a
+    checkpoint is written. Raises Interrupted if there is no result, UsageError, ModelError, ProjectError,
+    OutOfMemory and Diverged; checkpoints and saved LoRAs stay.
     """
     started = time.monotonic()
     input_cache = input_cache or InputCache()
@@ -49,7 +53,7 @@ def train(request: TrainRequest, input_cache: InputCache | None = None) -> Itera
     reset_threads()
     device = pick_device(request.job.device)
     dtype = pick_dtype(request.config.precision, device)
-    accelerator = _accelerator(request, device, dtype)
+    accelerator = _make_accelerator(request, device, dtype)
     precision = PRECISION_NAMES[dtype]
     advisor = MemoryAdvisor(
         base=request.base,
@@ -60,59 +64,65 @@ def train(request: TrainRequest, input_cache: InputCache | None = None) -> Itera
         resume=request.job.name if request.resume else "",
     )
     with memory_guard(advisor.remedies):
-        inputs = None
-        for event in input_cache.inputs(request, accelerator, dtype):
-            if isinstance(event, TrainingInputs):
-                inputs = event
-            else:
-                yield event
-        assert inputs is not None
-
+        inputs = yield from input_cache.inputs(request, accelerator, dtype)
         if device.type == "cuda" and (warning := advisor.warning()):
             yield Notice(warning)
         yield Phase("load U-Net", request.base.id)
-        unet = input_cache.unet(request, accelerator.device, dtype)
-        run = _prepare(request, inputs, unet, accelerator, dtype, started)
+        unet = input_cache.take_unet(request, accelerator.device, dtype)
+        inputs = _with_destyled_images(inputs, unet, request, accelerator.device)
+        trainer = _make_trainer(request, inputs, unet, accelerator, dtype, started)
         if request.resume:
-            yield from map(Notice, run.resume_from_checkpoint())
+            yield from trainer.resume()
         yield Phase("train", f"{request.config.steps} steps on {accelerator.device}, {precision}")
-        yield from run.steps()
-
+        result = yield from trainer.run()
         yield Phase("finish")
-        run.metric_logger.close()
-        result = run.result()
-        del run
+        del trainer
         unfuse_lora(unet)
         eject(unet)
-        input_cache.keep(unet)
-        yield Finished(result)
+        input_cache.put_unet(unet)
+        return result
 
 
-def _prepare(
+def _with_destyled_images(
+    inputs: TrainingInputs, unet: UNet2DConditionModel, request: TrainRequest, device: torch.device
+) -> TrainingInputs:
+    """``inputs`` with destyled images, if requested, as the class images of the content branch."""
+    if inputs.destyle is None:
+        return inputs
+    latents = generate_destyled(
+        unet,
+        inputs.latents,
+        inputs.destyle,
+        alphas_cumprod(request.base),
+        request.config,
+        device=device,
+        velocity=inputs.velocity,
+    )
+    return replace(inputs, priors={**inputs.priors, "content": Prior(latents, inputs.destyle.content)})
+
+
+def _make_trainer(
     request: TrainRequest,
     inputs: TrainingInputs,
     unet: UNet2DConditionModel,
     accelerator: Accelerator,
     dtype: torch.dtype,
     started: float,
-) -> Run:
-    """Put the two branches into the U-Net, and make optimiser and schedule."""
+) -> Trainer:
+    """Inject the two branches into the U-Net, and create the optimizer and everything else of a training."""
     config = request.config
-    inputs = add_destyled_images(inputs, unet, request.base, config, accelerator.device)
     separate_prompts(unet)
     if config.gradient_checkpointing:
-        _checkpoint_gradients(unet)
+        _enable_gradient_checkpointing(unet)
     start: LoRAStart = "zero" if config.start == "zero" else "noise"
     layers = inject(unet, config.rank, seed=config.seed, start=start)
     trained: TrainedLayers = layers
     if config.fuse:
         trained = fuse_lora(unet, layers, by_block=config.gradient_checkpointing)
-    optimizer = build_optimizer(
-        config,
-        parameter_groups(
-            trained, content_lr=config.content_lr, style_lr=config.style_lr, merge_lr=config.merge_lr
-        ),
+    groups = parameter_groups(
+        trained, content_lr=config.content_lr, style_lr=config.style_lr, merge_lr=config.merge_lr
     )
+    optimizer = build_optimizer(config, groups)
     lr_scheduler = build_lr_scheduler(config, optimizer)
     schedule = Schedule(
         config.steps, config.recalibrations, config.importance_steps, config.column_separation
@@ -131,7 +141,8 @@ def _prepare(
     )
     metric_logger = MetricLogger(accelerator, config, request.folder / "logs")
     metric_logger.open()
-    return Run(
+    precision = PRECISION_NAMES[dtype]
+    return Trainer(
         request=request,
         accelerator=accelerator,
         layers=layers,
@@ -147,23 +158,23 @@ def _prepare(
         ),
         step=CapturedStep(step) if config.capture and capturable(step) else step,
         state=TrainingState(trained, optimizer, lr_scheduler, accelerator.scaler),
-        validation=Validation(request, inputs, unet, layers),
+        validation=Validation(
+            request.base, request.job.vae, config, request.folder / "validation", inputs, unet, layers
+        ),
         metric_logger=metric_logger,
         checkpoints=Checkpoints(request.checkpoints or request.folder / CHECKPOINTS, config.checkpoint_every),
-        identity={
-            **request.job.identity(),
-            "precision": PRECISION_NAMES[dtype],
-            "processes": accelerator.num_processes,
-        },
-        precision=PRECISION_NAMES[dtype],
+        identity={**request.job.identity(), "precision": precision, "processes": accelerator.num_processes},
+        precision=precision,
         started=started,
-        watch=DivergenceMonitor(scaled=accelerator.scaler is not None),
+        monitor=DivergenceMonitor(scaled=accelerator.scaler is not None),
     )
 
 
-def _accelerator(request: TrainRequest, device: torch.device, dtype: torch.dtype) -> Accelerator:
-    """A fresh accelerator: an earlier training in this process may have had another precision."""
-    AcceleratorState._reset_state(reset_partial_state=True)
+def _make_accelerator(request: TrainRequest, device: torch.device, dtype: torch.dtype) -> Accelerator:
+    if is_initialized():
+        # accelerate keeps device and precision for the whole process; this training may need others. There is
+        # no public way to reset them.
+        AcceleratorState._reset_state(reset_partial_state=True)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     tracker = request.config.tracker
@@ -189,7 +200,7 @@ def _separation(config: TrainConfig) -> Separation:
     )
 
 
-def _checkpoint_gradients(unet: UNet2DConditionModel) -> None:
+def _enable_gradient_checkpointing(unet: UNet2DConditionModel) -> None:
     """Recompute activations in the backward pass; diffusers does so in training mode only."""
     unet.enable_gradient_checkpointing()
     unet.train()

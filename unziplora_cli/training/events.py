@@ -8,16 +8,31 @@ from pathlib import Path
 from unziplora_cli.events import Notice, Phase, Progress
 from unziplora_cli.method.lora import LoRA, MergeWeights
 
+__all__ = [
+    "ColumnsChosen",
+    "Event",
+    "Notice",
+    "Phase",
+    "Progress",
+    "Saved",
+    "StepDone",
+    "TrainResult",
+    "Validated",
+]
+
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """``step`` of ``total`` steps are done; on a GPU not every step is told.
+    """``step`` of ``total`` steps are done. On a GPU only every tenth step yields this event.
 
-    ``phase`` is ``explore`` (all columns), ``separate`` (chosen columns) or ``joint``. The losses are those
-    of the last step: ``loss`` what was minimised, ``reconstruction`` its denoising part, ``overlap`` the
-    unweighted penalty, None while it does not count. ``learning_rates`` are those of content, style and
-    merge weights; ``seconds`` is the mean time of a step since the last such event; ``memory`` the peak so
-    far in bytes.
+    Attributes:
+        phase: ``explore`` (all columns), ``separate`` (chosen columns) or ``joint`` (no separation).
+        loss, reconstruction, overlap: of the last step; the minimized loss, its denoising part, and the
+            unweighted overlap penalty, which is None before columns are chosen.
+        grad_norm: joint L2 norm of the gradients before clipping.
+        learning_rates: of content, style and merge weights.
+        seconds: mean time per step since the previous event.
+        memory: peak memory so far in bytes.
     """
 
     step: int
@@ -34,7 +49,7 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True)
 class ColumnsChosen:
-    """After ``step`` steps, content and style hold so many of ``total`` columns, ``shared`` of them both."""
+    """Columns were chosen after ``step``: counts of content, style, both (``shared``) and all columns."""
 
     step: int
     content: int
@@ -45,7 +60,7 @@ class ColumnsChosen:
 
 @dataclass(frozen=True, slots=True)
 class Validated:
-    """Validation pictures were drawn after ``step`` steps; the last path is the strip of all of them."""
+    """Validation images were generated after ``step``; the last path is the sheet of all of them."""
 
     step: int
     paths: tuple[Path, ...]
@@ -53,7 +68,7 @@ class Validated:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The LoRAs after ``step`` steps lie in ``folder``."""
+    """The LoRAs after ``step`` were written to ``folder``."""
 
     step: int
     folder: Path
@@ -61,11 +76,13 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What was learned, in float32 on the CPU, and what it took.
+    """What a training learned, in float32 on the CPU.
 
-    ``losses`` holds every step's minimised loss; ``seconds`` the whole run, loading included, and the steps
-    before it when it went on; ``memory`` is the peak in bytes: of the GPU if there is one, else of the
-    process.
+    Attributes:
+        steps: finished steps; fewer than requested if the user stopped the training.
+        losses: the minimized loss of every step.
+        seconds: the whole run including loading, plus the steps before it if it was resumed.
+        memory: peak in bytes, of the GPU if there is one, else of the process.
     """
 
     content: LoRA
@@ -80,18 +97,4 @@ class TrainResult:
     precision: str
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The training is over."""
-
-    result: TrainResult
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """The user stopped the training before its end; ``result`` is what was learned so far."""
-
-    result: TrainResult
-
-
-Event = Phase | Notice | Progress | StepDone | ColumnsChosen | Validated | Saved | Finished | Stopped
+Event = Phase | Notice | Progress | StepDone | ColumnsChosen | Validated | Saved

@@ -1,7 +1,7 @@
-"""Everything random in a training: a pure function of the seed and of where in the training it is used.
+"""Random numbers of a training and the diffusion formulas that use them.
 
-A run that is stopped and resumed, or replayed on another device, draws the same numbers; no generator's state
-has to be kept.
+Every random number is a pure function of the seed and of where in the training it is used. A resumed or
+replayed training therefore draws the same numbers, and no generator state has to be saved.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PICTURE, CONTENT_PRIOR_STREAM, STYLE_PRIOR_STREAM, ECHO = 0, 1, 2, 3
-"""Streams: the picture itself, the class pictures of either branch, and the making of echoes."""
+IMAGE_STREAM, CONTENT_PRIOR_STREAM, STYLE_PRIOR_STREAM, DESTYLE_STREAM = 0, 1, 2, 3
+"""Independent streams: the training image, the class images of each branch, and destyling."""
+PRIOR_STREAMS = {"content": CONTENT_PRIOR_STREAM, "style": STYLE_PRIOR_STREAM}
 
 
 @dataclass(frozen=True, slots=True)
 class StepNoise:
-    """The random numbers of one batch: ``noise`` and ``posterior`` [batch, channels, h, w], standard normal.
+    """The random numbers of one batch.
 
-    ``timesteps`` and ``crop`` are [batch], int64.
+    ``noise`` and ``posterior`` are [batch, channels, height, width], standard normal; ``timesteps`` and
+    ``crop`` are [batch], int64.
     """
 
     noise: Tensor
@@ -35,7 +37,7 @@ class StepNoise:
         )
 
 
-def draw(
+def step_noise(
     seed: int,
     step: int,
     part: int,
@@ -43,26 +45,26 @@ def draw(
     shape: tuple[int, ...],
     crops: int,
     *,
-    stream: int = PICTURE,
+    stream: int = IMAGE_STREAM,
     timesteps: int = 1000,
     bias: float = 0.0,
 ) -> StepNoise:
-    """The numbers of part ``part`` of step ``step``, drawn on the CPU.
+    """The random numbers of part ``part`` of step ``step``, on the CPU.
 
-    ``part`` counts the batches whose gradients add up, over accumulation and processes; ``shape`` is
-    (channels, h, w); ``crop`` is below ``crops``, timesteps below ``timesteps``, both uniform; a ``bias``
-    gives timestep t a density of t to its power instead.
+    ``part`` counts the batches whose gradients accumulate, over all processes. ``shape`` is (channels,
+    height, width). Crops below ``crops`` and timesteps below ``timesteps`` are uniform; with a ``bias``, the
+    density of timestep t is proportional to t ** bias.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, step, part, stream))
     return StepNoise(
         noise=torch.randn(batch, *shape, generator=generator),
         posterior=torch.randn(batch, *shape, generator=generator),
-        timesteps=_draw_timesteps(timesteps, batch, bias, generator),
+        timesteps=_sample_timesteps(timesteps, batch, bias, generator),
         crop=torch.randint(crops, (batch,), generator=generator),
     )
 
 
-def _draw_timesteps(timesteps: int, batch: int, bias: float, generator: torch.Generator) -> Tensor:
+def _sample_timesteps(timesteps: int, batch: int, bias: float, generator: torch.Generator) -> Tensor:
     if bias == 0.0:
         return torch.randint(timesteps, (batch,), generator=generator)
     share = torch.rand(batch, generator=generator, dtype=torch.float64) ** (1.0 / (1.0 + bias))
@@ -70,23 +72,18 @@ def _draw_timesteps(timesteps: int, batch: int, bias: float, generator: torch.Ge
 
 
 def derive_seed(*numbers: int) -> int:
-    """A 63-bit seed from whole numbers; close numbers give unrelated seeds."""
+    """A 63-bit seed from integers; close integers give unrelated seeds."""
     text = ",".join(map(str, numbers)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
+def add_noise(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
+    """sqrt(a) * latents + sqrt(1 - a) * noise, with a = ``alphas_cumprod`` at each image's timestep."""
+    alpha = alphas_cumprod[timesteps].view(-1, 1, 1, 1).to(latents.dtype)  # [batch, 1, 1, 1]
+    return alpha.sqrt() * latents + (1.0 - alpha).sqrt() * noise
+
+
 def velocity(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
     """sqrt(a) * noise - sqrt(1 - a) * latents (Salimans and Ho, arXiv 2202.00512)."""
-    kept = alphas_cumprod[timesteps].view(-1, 1, 1, 1).to(latents.dtype)  # [batch, 1, 1, 1]
-    return kept.sqrt() * noise - (1.0 - kept).sqrt() * latents
-
-
-def noise_of(velocity: Tensor, noisy: Tensor, alpha: Tensor) -> Tensor:
-    """The noise in ``noisy`` that a predicted :func:`velocity` means, at cumulative alpha ``alpha``."""
-    return alpha.sqrt() * velocity + (1.0 - alpha).sqrt() * noisy
-
-
-def add_noise(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
-    """sqrt(a) * latents + sqrt(1 - a) * noise, with a = ``alphas_cumprod`` at each picture's timestep."""
-    kept = alphas_cumprod[timesteps].view(-1, 1, 1, 1).to(latents.dtype)  # [batch, 1, 1, 1]
-    return kept.sqrt() * latents + (1.0 - kept).sqrt() * noise
+    alpha = alphas_cumprod[timesteps].view(-1, 1, 1, 1).to(latents.dtype)  # [batch, 1, 1, 1]
+    return alpha.sqrt() * noise - (1.0 - alpha).sqrt() * latents

@@ -1,4 +1,4 @@
-"""The optimisers and learning-rate schedules by name."""
+"""Optimizers and learning-rate schedules by name."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from unziplora_cli.config import TrainConfig
-from unziplora_cli.errors import UsageError
+from unziplora_cli.errors import Remedy, UsageError
 
 
 def build_optimizer(config: TrainConfig, groups: Sequence[dict[str, Any]]) -> Optimizer:
-    """The optimiser that ``config`` names over ``groups``, each with its own learning rate.
+    """The optimizer that ``config`` names, over parameter groups with their own learning rates.
 
-    Raises UsageError when its package is missing or it cannot do what is asked.
+    Raises UsageError if its package is missing or it does not support the settings.
     """
     settings: dict[str, Any] = {
         "betas": (config.adam_beta1, config.adam_beta2),
@@ -28,18 +28,18 @@ def build_optimizer(config: TrainConfig, groups: Sequence[dict[str, Any]]) -> Op
         "weight_decay": config.weight_decay,
     }
     if config.optimizer == "adamw8bit":
-        require_package("bitsandbytes", "bnb", "--optimizer adamw8bit")
+        require_package("bitsandbytes", "bnb", "The optimizer adamw8bit")
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(groups, **settings)
     if config.optimizer == "prodigy":
-        require_package("prodigyopt", "prodigy", "--optimizer prodigy")
+        require_package("prodigyopt", "prodigy", "The optimizer prodigy")
         rates = {float(group["lr"]) for group in groups} - {0.0}
         if len(rates) > 1:
             raise UsageError(
-                "Prodigy finds the learning rate itself and takes one factor for all parts, "
-                f"but the rates are {', '.join(f'{rate:g}' for rate in sorted(rates))}.",
-                hint="Add --content-lr 1 --style-lr 1 --merge-lr 1",
+                "Prodigy finds the learning rate itself and needs one factor for all parameters, "
+                f"but the learning rates are {', '.join(f'{rate:g}' for rate in sorted(rates))}.",
+                Remedy("Use a factor of 1", settings={"content_lr": 1.0, "style_lr": 1.0, "merge_lr": 1.0}),
             )
         from prodigyopt import Prodigy
 
@@ -48,14 +48,14 @@ def build_optimizer(config: TrainConfig, groups: Sequence[dict[str, Any]]) -> Op
                 groups, lr=rates.pop(), use_bias_correction=True, safeguard_warmup=True, **settings
             )
     device = groups[0]["params"][0].device
-    if device.type == "cuda":  # counters and learning rates on the device, where a CUDA graph reads them
-        rates = [{**group, "lr": torch.tensor(float(group["lr"]), device=device)} for group in groups]
-        return torch.optim.AdamW(rates, fused=True, capturable=True, **settings)
+    if device.type == "cuda":  # step counters and learning rates on the device, where a CUDA graph reads them
+        groups = [{**group, "lr": torch.tensor(float(group["lr"]), device=device)} for group in groups]
+        return torch.optim.AdamW(groups, fused=True, capturable=True, **settings)
     return torch.optim.AdamW(groups, fused=device.type == "cpu", **settings)
 
 
 def build_lr_scheduler(config: TrainConfig, optimizer: Optimizer) -> LRScheduler:
-    """The schedule that ``config`` names, stepped once per optimiser step."""
+    """The learning-rate schedule that ``config`` names; step it once per optimizer step."""
     return get_scheduler(
         config.lr_scheduler,
         optimizer,
@@ -64,10 +64,10 @@ def build_lr_scheduler(config: TrainConfig, optimizer: Optimizer) -> LRScheduler
     )
 
 
-def require_package(package: str, extra: str, what: str) -> None:
-    """Raise UsageError with the line to type unless ``package`` is installed."""
+def require_package(package: str, extra: str, feature: str) -> None:
+    """Raise UsageError with the remedy unless ``package``, from the extra ``extra``, is installed."""
     if importlib.util.find_spec(package) is None:
         raise UsageError(
-            f"{what} needs the package {package}, which is not installed.",
-            hint=f"pip install 'unziplora[{extra}]'",
+            f"{feature} needs the package {package}, which is not installed.",
+            Remedy(extra=extra),
         )

@@ -84,8 +84,8 @@ class TrainingStep:
     content_from_picture: bool = True
     """Off: the content LoRA learns only from its prior batches."""
     updating: bool = field(default=False, init=False)
-    """Whether columns, weights or optimizer are partly those of the next step. An interrupted step leaves it
-    on, and then the weights belong to no step."""
+    """Whether columns, weights or optimizer are those of the next step, maybe in part. The caller turns it off
+    when it has counted the step; an interrupted step leaves it on."""
 
     def __call__(self, step: int, batches: Batches) -> StepResult:
         """Train on ``batches``.
@@ -150,12 +150,11 @@ class TrainingStep:
         return grad_norm
 
     def finish(self, update: Callable[[], Tensor]) -> Tensor:
-        """Run ``update`` and step the learning-rate schedule; :attr:`updating` is on until both are done."""
+        """Run ``update`` and step the learning-rate schedule, with :attr:`updating` on."""
         self.updating = True
         grad_norm = update()
         if not self.accelerator.optimizer_step_was_skipped:
             self.lr_scheduler.step()
-        self.updating = False
         return grad_norm
 
     def parameters(self) -> list[nn.Parameter]:
@@ -241,6 +240,10 @@ class CapturedStep:
     def updating(self) -> bool:
         """See :attr:`TrainingStep.updating`."""
         return self.step.updating
+
+    @updating.setter
+    def updating(self, value: bool) -> None:
+        self.step.updating = value
 
     def release(self) -> None:
         """Return the memory of the recordings; they are made again when they are needed."""

@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import FrameType, TracebackType
@@ -17,23 +17,36 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import Tensor
 
-from unziplora_cli.errors import Interrupted, UnziploraError
+from unziplora_cli.errors import Interrupted, Remedy, UnziploraError
 from unziplora_cli.files import fsync
 from unziplora_cli.method.inject import extract, extract_merge
 from unziplora_cli.method.schedule import Action, Schedule
 from unziplora_cli.method.separation import Layers, shared_columns
 from unziplora_cli.projects.unfinished import checkpoint_steps
-from unziplora_cli.training import callbacks
 from unziplora_cli.training.batches import BatchSource
-from unziplora_cli.training.callbacks import WINDOW, DivergenceMonitor, MetricLogger, Validation
-from unziplora_cli.training.checkpoint import Checkpoints, Identity, TrainingState, closed, write_layers
+from unziplora_cli.training.callbacks import (
+    DIVERGENCE_WINDOW,
+    HISTORY_FILE,
+    DivergenceMonitor,
+    HistoryRow,
+    MetricLogger,
+    Validation,
+    append_history,
+    truncate_history,
+)
+from unziplora_cli.training.checkpoint import (
+    Checkpoints,
+    Identity,
+    TrainingState,
+    chosen_columns_only,
+    write_layers,
+)
 from unziplora_cli.training.events import (
     ColumnsChosen,
     Event,
     Notice,
     Saved,
     StepDone,
-    Stopped,
     TrainResult,
     Validated,
 )
@@ -41,17 +54,17 @@ from unziplora_cli.training.memory import peak_memory
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.training.step import CapturedStep, StepResult, TrainingStep
 
-GPU_STEPS_PER_READING = 10
-"""Reading a number from a GPU waits for it, so losses are read this often only."""
+GPU_READ_INTERVAL = 10
+"""Steps between readings of the losses on a GPU: reading a value waits for the device."""
 
 
 class Diverged(UnziploraError):
-    """The loss is no longer a number, or far from any sense."""
+    """The loss is NaN or infinite, or higher than predicting zero."""
 
 
 @dataclass(slots=True)
-class Run:
-    """A training under way."""
+class Trainer:
+    """A training in progress; ``step`` trains, ``done`` counts the finished steps."""
 
     request: TrainRequest
     accelerator: Accelerator
@@ -68,127 +81,160 @@ class Run:
     started: float
     done: int = 0
     losses: list[float] = field(default_factory=list)
-    watch: DivergenceMonitor = field(default_factory=DivergenceMonitor)
-    earlier: float = 0.0
-    """Seconds of the steps that were made before this process went on."""
-    _whole: bool = True
-    """Not in the middle of a step."""
+    monitor: DivergenceMonitor = field(default_factory=DivergenceMonitor)
+    seconds_before: float = 0.0
+    """Seconds of the steps done before this process resumed the training."""
     _unread: list[Tensor] = field(default_factory=list)
     _seconds: float = 0.0
 
-    def resume_from_checkpoint(self) -> Iterator[str]:
-        """Take over the last good checkpoint; yields what the user should know."""
+    def resume(self) -> Iterator[Notice]:
+        """Load the newest valid checkpoint."""
         self.done, notes = self.checkpoints.restore(self.state, self.identity)
-        yield from notes
-        yield f"Going on after step {self.done}." if self.done else "There is no checkpoint: starting anew."
+        yield from map(Notice, notes)
+        yield Notice(f"Resuming after step {self.done}." if self.done else "No checkpoint: starting anew.")
         if self.accelerator.is_main_process:
-            rows = callbacks.truncate_history(self.request.folder / callbacks.HISTORY_FILE, self.done)
+            rows = truncate_history(self.request.folder / HISTORY_FILE, self.done)
             self.losses = [math.nan if row.loss is None else row.loss for row in rows]
-            self.earlier = sum(row.seconds or 0.0 for row in rows)
-            for row in rows[:WINDOW]:
-                self.watch.see(row.step, row.loss or 0.0, row.reconstruction or 0.0, row.grad_norm or 0.0)
+            self.seconds_before = sum(row.seconds or 0.0 for row in rows)
+            for row in rows[:DIVERGENCE_WINDOW]:
+                self.monitor.update(
+                    row.step, row.loss or 0.0, row.reconstruction or 0.0, row.grad_norm or 0.0
+                )
 
-    def steps(self) -> Iterator[Event]:
-        """All steps that are left."""
-        config = self.request.config
-        every = 1 if self.accelerator.device.type == "cpu" else GPU_STEPS_PER_READING
-        agreed = False
+    def run(self) -> Generator[Event, None, TrainResult]:
+        """Run all remaining steps and return the result.
+
+        The first signal to stop ends the training after the current step, a second one at once: a checkpoint
+        is written, and the result has fewer steps than requested. Raises Interrupted if there is no result:
+        without a finished step, and if weights are half updated, which must not be kept.
+        """
+        total = self.request.config.steps
+        interval = 1 if self.accelerator.device.type == "cpu" else GPU_READ_INTERVAL
+        stopped = False
         with StopRequest() as stop:
             try:
-                while self.done < config.steps:
-                    step, began = self.done, time.monotonic()
-                    self._whole = False
-                    outcome = self.step(step, self.batches(step))
-                    self._unread.append(_scalars(outcome))
-                    self.done, self._whole = step + 1, True
-                    reads = self.done % every == 0 or self.done == config.steps
+                while self.done < total and not stopped:
+                    started = time.monotonic()
+                    separated = self._run_step()
+                    reads = self.done % interval == 0 or self.done == total
                     if reads or self.checkpoints.planned(self.done):
-                        rows = self._read(began)
-                        yield self._told(step, rows, separated=outcome.overlap is not None)
+                        rows = self._read_metrics(started)
+                        yield self._step_event(rows, separated=separated)
                     else:
-                        self._seconds += time.monotonic() - began
-                    yield from self._after(step)
-                    if self.done < config.steps and (reads or self.accelerator.num_processes == 1):
-                        agreed = self._agreed(stop.received)
-                    if agreed:
-                        raise KeyboardInterrupt
+                        self._seconds += time.monotonic() - started
+                    yield from self._after_step()
+                    if self.done < total and (reads or self.accelerator.num_processes == 1):
+                        stopped = self._any_process(stop.received)
             except KeyboardInterrupt:
                 stop.received = True
-                yield from self._stop(together=agreed)
+                if self.step.updating:
+                    self._raise_interrupted(f"in the middle of step {self.done + 1}")
+            if stopped or (stop.received and self.done < total):
+                yield from self._stop(together=stopped)
+        self.metric_logger.close()
+        return self.result()
 
-    def _after(self, step: int) -> Iterator[Event]:
-        """What is due after ``step``: column maps, pictures, files."""
+    def result(self) -> TrainResult:
+        """The LoRAs and merge weights as they are now, restricted to the chosen columns."""
+        with chosen_columns_only(self.layers) if self._columns_chosen() else nullcontext():
+            return TrainResult(
+                content=extract(self.layers, "content"),
+                style=extract(self.layers, "style"),
+                content_merge=extract_merge(self.layers, "content"),
+                style_merge=extract_merge(self.layers, "style"),
+                steps=self.done,
+                losses=tuple(self.losses),
+                seconds=self.seconds_before + time.monotonic() - self.started,
+                memory=peak_memory(self.accelerator.device),
+                device=str(self.accelerator.device),
+                precision=self.precision,
+            )
+
+    def _run_step(self) -> bool:
+        """Run one step; returns whether the branches are separated."""
+        outcome = self.step(self.done, self.batches(self.done))
+        self._unread.append(_metrics(outcome))
+        self.done += 1
+        self.step.updating = False
+        return outcome.overlap is not None
+
+    def _after_step(self) -> Iterator[Event]:
+        """Column maps, validation images, saved LoRAs and checkpoints that are due."""
         config = self.request.config
-        if self.schedule.action(step) is Action.SELECT:
-            self.metric_logger.columns(self.done, self.layers)
-            yield _columns_chosen(self.done, self.layers)
-            bare = _bare_layers(self.layers)
-            if bare > len(self.layers) / 2:
+        if self.schedule.action(self.done - 1) is Action.SELECT:
+            self.metric_logger.log_columns(self.done, self.layers)
+            yield self._columns_event()
+            empty = _layers_without_columns(self.layers)
+            if empty > len(self.layers) / 2:
                 yield Notice(
-                    f"In {bare} of {len(self.layers)} layers a branch has no column: their scores tie. "
-                    "Try --importance-score magnitude."
+                    f"In {empty} of {len(self.layers)} layers a branch has no column, because their scores "
+                    "tie. Train with importance-score = magnitude."
                 )
         if not self.accelerator.is_main_process:
             return
         if config.validate_every and self.done % config.validate_every == 0:
             if isinstance(self.step, CapturedStep):
                 self.step.release()
-            yield Validated(self.done, self.validation.draw(self.done))
+            yield Validated(self.done, self.validation.generate(self.done))
         if config.save_every and self.done % config.save_every == 0:
-            yield self._save()
+            folder = self.request.folder / "saved" / f"step-{self.done:06d}"
+            write_layers(folder, self.layers, self.request.metadata, chosen_only=self._columns_chosen())
+            yield Saved(self.done, folder)
         if self.done == config.steps or self._unread:
             return
         if self.checkpoints.planned(self.done) or self.checkpoints.affordable(self.state):
             yield from self._checkpoint()
 
-    def _read(self, began: float) -> list[list[float]]:
-        """The numbers of all steps since the last reading, mean over processes, also into the history.
+    def _read_metrics(self, started: float) -> list[list[float]]:
+        """The metrics of all unread steps, averaged over processes; also written to the history.
 
-        ``began`` is when the last of them did. Raises Diverged.
+        ``started`` is the time at which the last of these steps started. Raises Diverged.
         """
         first = self.done - len(self._unread)
         rows: list[list[float]] = self.accelerator.reduce(
             torch.stack(self._unread), reduction="mean"
         ).tolist()
         self._unread.clear()
-        self._seconds += time.monotonic() - began
-        for number, row in enumerate(rows, start=first + 1):
-            if lost := self.watch.see(number, row[0], row[1], row[3]):
-                raise self._diverged(lost)
+        self._seconds += time.monotonic() - started
+        for number, (loss, reconstruction, _, grad_norm) in enumerate(rows, start=first + 1):
+            if problem := self.monitor.update(number, loss, reconstruction, grad_norm):
+                raise self._diverged(problem)
         self.losses += [row[0] for row in rows]
         if self.accelerator.is_main_process:
             self._write_history(rows)
         return rows
 
     def _write_history(self, rows: list[list[float]]) -> None:
-        """Add the last steps; the merge weights are known for the very last alone."""
+        """Append the last steps to the history; merge weights are known for the very last one only."""
         content, style = (
             torch.cat([layer.branches()[i].merge.detach() for layer in self.layers.values()]).mean().item()
             for i in range(2)
         )
-        told = []
+        seconds = round(self._seconds / len(rows), 6)
+        history = []
         for step, (loss, reconstruction, overlap, grad_norm) in enumerate(rows, start=self.done - len(rows)):
-            told.append(
-                callbacks.HistoryRow(
+            last = step + 1 == self.done
+            history.append(
+                HistoryRow(
                     step=step + 1,
                     loss=loss,
                     reconstruction=reconstruction,
                     overlap=overlap if self.schedule.separated(step) else None,
                     grad_norm=grad_norm,
-                    merge_content=content if step + 1 == self.done else None,
-                    merge_style=style if step + 1 == self.done else None,
-                    seconds=round(self._seconds / len(rows), 6),
+                    merge_content=content if last else None,
+                    merge_style=style if last else None,
+                    seconds=seconds,
                 )
             )
-        callbacks.append_history(self.request.folder / callbacks.HISTORY_FILE, told)
+        append_history(self.request.folder / HISTORY_FILE, history)
 
-    def _told(self, step: int, rows: list[list[float]], *, separated: bool) -> StepDone:
+    def _step_event(self, rows: list[list[float]], *, separated: bool) -> StepDone:
         loss, reconstruction, overlap, grad_norm = rows[-1]
         content, style, merge = (float(group["lr"]) for group in self.state.optimizer.param_groups)
-        done = StepDone(
+        event = StepDone(
             step=self.done,
             total=self.request.config.steps,
-            phase=self.schedule.phase(step),
+            phase=self.schedule.phase(self.done - 1),
             loss=loss,
             reconstruction=reconstruction,
             overlap=overlap if separated else None,
@@ -198,112 +244,101 @@ class Run:
             memory=peak_memory(self.accelerator.device),
         )
         self._seconds = 0.0
-        self.metric_logger.step(done, self.layers)
-        return done
+        self.metric_logger.log_step(event, self.layers)
+        return event
 
-    def _save(self) -> Saved:
-        folder = self.request.folder / "saved" / f"step-{self.done:06d}"
-        write_layers(folder, self.layers, self.request.metadata, chosen=self._chosen())
-        return Saved(self.done, folder)
+    def _columns_event(self) -> ColumnsChosen:
+        content, style = (
+            sum(int(layer.branches()[i].mask.sum()) for layer in self.layers.values()) for i in range(2)
+        )
+        shared, total = shared_columns(self.layers.values())
+        return ColumnsChosen(self.done, content, style, shared, total)
 
-    def _chosen(self) -> bool:
-        """Whether columns were chosen, so that only they may take part."""
+    def _columns_chosen(self) -> bool:
         return self.schedule.selects and self.done > self.request.config.importance_steps
 
     def _checkpoint(self) -> Iterator[Event]:
-        """Write a checkpoint; a disk that has no room for it is no reason to stop."""
+        """Write a checkpoint; a full disk does not end the training."""
         try:
-            path = self.request.folder / callbacks.HISTORY_FILE
-            if path.exists():
-                fsync(path)
+            history = self.request.folder / HISTORY_FILE
+            if history.exists():
+                fsync(history)
             self.checkpoints.save(self.state, self.done, self.identity)
         except (OSError, SafetensorError) as error:
             yield Notice(f"The checkpoint after step {self.done} cannot be written: {error}.")
 
     def _stop(self, *, together: bool) -> Iterator[Event]:
-        """Keep what there is, and end with Interrupted.
+        """Write a last checkpoint; raises Interrupted if no step is done.
 
-        Of several processes that stop ``together`` the others wait for the main one: their launcher ends all
-        when the first does.
+        Processes that stop ``together`` wait for the main one: their launcher ends all when the first ends.
         """
-        self.metric_logger.close()
-        if self._unread and self._whole:
-            self._read(time.monotonic())
+        if self._unread:
+            self._read_metrics(time.monotonic())
         if self.done and self.accelerator.is_main_process:
-            if self._whole:
-                yield from self._checkpoint()
-            yield Stopped(self.result())
+            yield from self._checkpoint()
         if together:
             self.accelerator.wait_for_everyone()
-        raise Interrupted(f"Stopped after step {self.done} of {self.request.config.steps}.")
+        if not self.done:
+            self._raise_interrupted("before the end of the first step")
 
-    def _agreed(self, stop: bool) -> bool:
-        """Whether any process was asked to stop: all of them end after the same step."""
+    def _raise_interrupted(self, when: str) -> None:
+        self.metric_logger.close()
+        last = max(checkpoint_steps(self.request.folder), default=0)
+        if not last:
+            raise Interrupted(f"Stopped {when}. Nothing was learned.")
+        resume = Remedy("Resume it", "train", settings={"resume": self.request.job.name})
+        raise Interrupted(f"Stopped {when}. The training can resume after step {last}.", resume)
+
+    def _any_process(self, stop: bool) -> bool:
+        """Whether any process received a signal to stop, so that all of them stop after the same step."""
         if self.accelerator.num_processes == 1:
             return stop
-        wish = torch.tensor(float(stop), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(wish, reduction="sum") > 0)
+        requests = torch.tensor(float(stop), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(requests, reduction="sum") > 0)
 
-    def _diverged(self, what: str) -> Diverged:
-        """The error, with where to go on from and how."""
+    def _diverged(self, problem: str) -> Diverged:
         config = self.request.config
-        lower = f"--content-lr {config.content_lr / 3:.1g} --style-lr {config.style_lr / 3:.1g}"
-        precision = " --precision bf16" if self.state.scaler is not None else ""
+        lower: dict[str, Any] = {
+            "content_lr": float(f"{config.content_lr / 3:.1g}"),
+            "style_lr": float(f"{config.style_lr / 3:.1g}"),
+        }
         last = max(checkpoint_steps(self.request.folder), default=0)
-        if last and not precision:
-            hint = f"Go on after step {last} with lower learning rates: "
-            hint += f"unziplora train --resume {self.request.job.name} {lower}"
+        if last and self.state.scaler is None:
+            settings = {"resume": self.request.job.name, **lower}
+            remedies = [
+                Remedy(f"Resume after step {last} with lower learning rates", "train", settings=settings)
+            ]
         else:
-            hint = f"Train again with lower learning rates: {lower}{precision}"
+            settings = lower if self.state.scaler is None else {**lower, "precision": "bf16"}
+            remedies = [Remedy("Train again with lower learning rates", settings=settings)]
         saved = sorted((self.request.folder / "saved").glob("step-*"))
         if saved:
-            hint += f"   The last saved LoRAs: {saved[-1]}"
-        return Diverged(what, hint=hint)
-
-    def result(self) -> TrainResult:
-        """The LoRAs and merge weights as they are, closed to all but the chosen columns."""
-        with closed(self.layers) if self._chosen() else nullcontext():
-            return TrainResult(
-                content=extract(self.layers, "content"),
-                style=extract(self.layers, "style"),
-                content_merge=extract_merge(self.layers, "content"),
-                style_merge=extract_merge(self.layers, "style"),
-                steps=self.done,
-                losses=tuple(self.losses),
-                seconds=self.earlier + time.monotonic() - self.started,
-                memory=peak_memory(self.accelerator.device),
-                device=str(self.accelerator.device),
-                precision=self.precision,
-            )
+            remedies.append(Remedy(f"The last saved LoRAs are in {saved[-1]}."))
+        return Diverged(problem, *remedies)
 
 
-def _scalars(outcome: StepResult) -> Tensor:
-    """Loss, reconstruction, overlap (0 where it does not count), gradient norm: [4], still on the device."""
+def _metrics(outcome: StepResult) -> Tensor:
+    """Loss, reconstruction, overlap (0 before columns are chosen), gradient norm: [4], on the device."""
     overlap = torch.zeros_like(outcome.loss) if outcome.overlap is None else outcome.overlap
     values = (outcome.loss, outcome.reconstruction, overlap, outcome.grad_norm)
     return torch.stack([value.detach().float() for value in values])
 
 
-def _columns_chosen(step: int, layers: Layers) -> ColumnsChosen:
-    content, style = (sum(int(layer.branches()[i].mask.sum()) for layer in layers.values()) for i in range(2))
-    shared, total = shared_columns(layers.values())
-    return ColumnsChosen(step, content, style, shared, total)
-
-
-def _bare_layers(layers: Layers) -> int:
+def _layers_without_columns(layers: Layers) -> int:
     """How many layers have a branch without any column."""
     return sum(not (layer.content.mask.any() and layer.style.mask.any()) for layer in layers.values())
 
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 class StopRequest:
-    """While this lasts, the first signal only sets ``received``; a second one raises KeyboardInterrupt.
+    """A context in which the first signal to stop sets ``received`` and a second raises KeyboardInterrupt.
 
-    So the step at hand is finished first, and no half-updated weights are kept. A signal that the process
-    was started to ignore, as by nohup, stays ignored. Outside the main thread, where signals cannot be
-    caught, it does nothing.
+    Signals that the process was started to ignore, as by ``nohup``, stay ignored. Outside the main thread,
+    where signals cannot be handled, the context does nothing.
     """
 
     def __init__(self) -> None:
@@ -311,13 +346,13 @@ class StopRequest:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        self._previous = _catch(self._receive)
+        self._previous = _handle_signals(self._receive)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _restore(self._previous)
+        _restore_signals(self._previous)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received:
@@ -327,25 +362,25 @@ class StopRequest:
 
 @contextmanager
 def signals_as_keyboard_interrupt() -> Iterator[None]:
-    """Have every signal to stop raise KeyboardInterrupt, so that what is under way is left in order."""
+    """Let every signal to stop raise KeyboardInterrupt, so that files and locks are cleaned up."""
 
     def receive(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    previous = _catch(receive)
+    previous = _handle_signals(receive)
     try:
         yield
     finally:
-        _restore(previous)
+        _restore_signals(previous)
 
 
-def _catch(handler: Any) -> dict[int, Any]:
+def _handle_signals(handler: Any) -> dict[int, Any]:
     if threading.current_thread() is not threading.main_thread():
         return {}
-    wanted = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    return {number: signal.signal(number, handler) for number in wanted}
+    handled = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in handled}
 
 
-def _restore(previous: dict[int, Any]) -> None:
+def _restore_signals(previous: dict[int, Any]) -> None:
     for number, handler in previous.items():
         signal.signal(number, handler)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from unziplora_cli import files
 from unziplora_cli.errors import Interrupted, ProjectError, Remedy
+from unziplora_cli.events import observe
 from unziplora_cli.job import Job, SourceImage
 from unziplora_cli.paths import leave_process_group, process_count, process_rank
 from unziplora_cli.projects import manifest
@@ -125,6 +126,8 @@ def train(
         with tempfile.TemporaryDirectory() as scratch:
             reopened = store.reopen(name) if request.resume else None
             yield from _learn(request, Path(scratch), reopened, outcome, input_cache)
+        if not outcome.complete:
+            raise Interrupted("Stopped.")
         return
     prepare = None if request.resume else partial(_prepare, request)
     with (
@@ -137,11 +140,7 @@ def train(
         request = replace(request, job=job)
         if request.resume:
             write_record(folder, replace(record, job=job))
-        try:
-            yield from _learn(request, folder, folder, outcome, input_cache)
-        except Interrupted:
-            if outcome.result is None:
-                raise
+        yield from _learn(request, folder, folder, outcome, input_cache)
         with StopRequest():  # a signal during these last moments would only cost what was learned
             (folder / manifest.FILE_NAME).unlink(missing_ok=True)
             assert outcome.result is not None
@@ -204,7 +203,7 @@ def _learn(
 ) -> Iterator[Event]:
     """Run ``request`` in ``folder``; ``training`` is the folder of the training that it resumes."""
     from unziplora_cli.training.engine import train as run
-    from unziplora_cli.training.events import Finished, Phase, StepDone, Stopped
+    from unziplora_cli.training.events import Phase, StepDone
 
     images = request.images
     if training is not None and request.resume:
@@ -216,21 +215,17 @@ def _learn(
         checkpoints=None if training is None else training / CHECKPOINTS,
         metadata=metadata_of(request.job, images[0]),
     )
-    for event in run(request, input_cache):
+
+    def watch(event: Event) -> None:
         match event:
-            case Finished(result):
-                outcome.result, outcome.complete = result, True
-            case Stopped(result):
-                outcome.result = result
             case Phase("load U-Net"):
-                # From here on the files of a stopped project change: it is no project until they are whole.
+                # The files of a stopped project change from here on: it is no project until they are whole.
                 (folder / manifest.FILE_NAME).unlink(missing_ok=True)
-                yield event
             case StepDone():
                 outcome.step_times.append(event.seconds)
-                yield event
-            case _:
-                yield event
+
+    outcome.result = yield from observe(run(request, input_cache), watch)
+    outcome.complete = outcome.result.steps == request.config.steps
 
 
 @contextmanager
