@@ -217,7 +217,7 @@ def test_cropping_is_reported(make_request: Make, tmp_path: Path) -> None:
     events = train(make_request(tmp_path, request={"images": (wide,)}, crop="center"))
     notice = [next(events) for _ in range(2)][1]
     events.close()
-    assert notice == Notice("wide.png: 900 x 100 px: only the middle is used, 11% of the picture.")
+    assert notice == Notice("wide.png: 900 x 100 px: only the middle is used, 11% of the image.")
 
 
 def test_tied_scores_are_reported(make_request: Make, tmp_path: Path) -> None:
