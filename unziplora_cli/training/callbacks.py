@@ -96,7 +96,7 @@ def truncate_history(path: Path, steps: int) -> tuple[HistoryRow, ...]:
     if not path.exists():
         return ()
     data = path.read_bytes()
-    rows = []
+    rows: list[HistoryRow] = []
     for cells in csv.reader(data[: data.rfind(b"\n") + 1].decode("utf-8", "replace").splitlines()[1:]):
         try:
             row = _parse_row(cells)

@@ -31,7 +31,8 @@ def build_optimizer(config: TrainConfig, groups: Sequence[dict[str, Any]]) -> Op
         require_package("bitsandbytes", "bnb", "The optimizer adamw8bit")
         from bitsandbytes.optim import AdamW8bit
 
-        return AdamW8bit(groups, **settings)
+        adamw8bit: Optimizer = AdamW8bit(groups, **settings)
+        return adamw8bit
     if config.optimizer == "prodigy":
         require_package("prodigyopt", "prodigy", "The optimizer prodigy")
         rates = {float(group["lr"]) for group in groups} - {0.0}
@@ -44,9 +45,10 @@ def build_optimizer(config: TrainConfig, groups: Sequence[dict[str, Any]]) -> Op
         from prodigyopt import Prodigy
 
         with contextlib.redirect_stdout(io.StringIO()):  # its constructor prints
-            return Prodigy(
+            prodigy: Optimizer = Prodigy(
                 groups, lr=rates.pop(), use_bias_correction=True, safeguard_warmup=True, **settings
             )
+        return prodigy
     device = groups[0]["params"][0].device
     if device.type == "cuda":  # step counters and learning rates on the device, where a CUDA graph reads them
         groups = [{**group, "lr": torch.tensor(float(group["lr"]), device=device)} for group in groups]
@@ -56,12 +58,13 @@ def build_optimizer(config: TrainConfig, groups: Sequence[dict[str, Any]]) -> Op
 
 def build_lr_scheduler(config: TrainConfig, optimizer: Optimizer) -> LRScheduler:
     """The learning-rate schedule that ``config`` names; step it once per optimizer step."""
-    return get_scheduler(
+    scheduler: LRScheduler = get_scheduler(
         config.lr_scheduler,
         optimizer,
         num_warmup_steps=config.lr_warmup_steps,
         num_training_steps=config.steps,
     )
+    return scheduler
 
 
 def require_package(package: str, extra: str, feature: str) -> None:
