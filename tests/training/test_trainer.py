@@ -88,7 +88,7 @@ def test_resume_after_ctrl_c_gives_the_same_bits(
 def press_ctrl_c_twice_in(
     function: str, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Event], None]:
-    """After step ``after``, the next call of a function of the training step is interrupted by two signals."""
+    """After step ``after``, send two signals in the next call of ``function`` of the training step."""
     original = getattr(step_module, function)
 
     def interrupted(*arguments: object) -> None:

@@ -84,8 +84,8 @@ class TrainingStep:
     content_from_picture: bool = True
     """Off: the content LoRA learns only from its prior batches."""
     updating: bool = field(default=False, init=False)
-    """Whether columns, weights or optimizer are those of the next step, maybe in part. The caller turns it off
-    when it has counted the step; an interrupted step leaves it on."""
+    """Whether columns, weights or optimizer are those of the next step, maybe in part. The caller turns it
+    off when it has counted the step; an interrupted step leaves it on."""
 
     def __call__(self, step: int, batches: Batches) -> StepResult:
         """Train on ``batches``.
