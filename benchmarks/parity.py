@@ -1,8 +1,9 @@
 """Replay a recording of the authors' reference implementation and compare every number.
 
-    python benchmarks/parity.py tests/golden/golden_a [--device cuda]
+    python benchmarks/parity.py tests/golden/golden_a [--device cuda] [--no-accel]
 
-On a CUDA device the ordinary steps are replayed from CUDA graphs, as in a training.
+On a CUDA device the ordinary steps are replayed from CUDA graphs, as in a training. With --no-accel the
+layers compute W x + B A x as they are defined, without fused weights and graphs.
 
 DIR holds ``meta.json`` and the safetensors files it describes. Three replays are made: free in float32, free
 in float64, and the choice of columns alone from recorded weights and gradients; then the finished and the
@@ -87,6 +88,7 @@ class Recording:
 
     folder: Path
     device: str = "cpu"
+    accelerate: bool = True
 
     @cached_property
     def meta(self) -> dict[str, Any]:
@@ -268,12 +270,12 @@ def free_run(recording: Recording, table: Table, dtype: torch.dtype) -> tuple[UN
     layers = recording.initial_layers(unet)
     for layer in layers.values():
         layer.to(dtype)
-    folds = fuse_lora(unet, layers)
+    trained = fuse_lora(unet, layers) if recording.accelerate else layers
     on_gpu = recording.device != "cpu"
     accelerator = Accelerator(cpu=not on_gpu, mixed_precision="no")
     optimizer = torch.optim.AdamW(
         parameter_groups(
-            folds,
+            trained,
             content_lr=settings["content_learning_rate"],
             style_lr=settings["style_learning_rate"],
             merge_lr=settings["weight_learning_rate"],
@@ -292,7 +294,7 @@ def free_run(recording: Recording, table: Table, dtype: torch.dtype) -> tuple[UN
     observer = Observer(recording.separation, recording, table, compare_gradients=single)
     step = TrainingStep(
         unet=unet,
-        layers=folds,
+        layers=trained,
         optimizer=accelerator.prepare(optimizer),
         lr_scheduler=scheduler,
         accelerator=accelerator,
@@ -301,7 +303,7 @@ def free_run(recording: Recording, table: Table, dtype: torch.dtype) -> tuple[UN
         overlap_weight=settings["similarity_lambda"],
         max_grad_norm=settings["max_grad_norm"],
     )
-    make = CapturedStep(step) if on_gpu else step
+    make = CapturedStep(step) if on_gpu and recording.accelerate else step
     predictions: dict[bool, Tensor] = {}  # by whether separated: a replayed step writes where it was recorded
 
     def keep(module: nn.Module, args: object, output: tuple[Tensor]) -> None:
@@ -354,7 +356,7 @@ def free_run(recording: Recording, table: Table, dtype: torch.dtype) -> tuple[UN
         compare_states(recording, table, layers, states, number)
 
     if recording.schedule.selects:
-        separate(folds)
+        separate(trained)
     if single:
         compare_update(recording, table, layers, states)
         if final := recording.tensors("final_masks"):
@@ -584,15 +586,16 @@ def reference_merge(recording: Recording, branch: str) -> dict[str, Tensor]:
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:
-    """|actual - expected| / |expected|."""
-    return abs(float(actual) - float(expected)) / abs(float(expected))
+    """|actual - expected| / |expected|; the absolute difference where 0 is expected."""
+    difference = abs(float(actual) - float(expected))
+    return difference / abs(float(expected)) if float(expected) else difference
 
 
-def parity(folder: Path, device: str = "cpu") -> Table:
+def parity(folder: Path, device: str = "cpu", *, accelerate: bool = True) -> Table:
     """All comparisons for one recording."""
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False
-    recording, table = Recording(folder, device), Table()
+    recording, table = Recording(folder, device, accelerate), Table()
     if recording.settings.get("gradient_accumulation_steps", 1) != 1:
         raise SystemExit(
             "A recording with gradient accumulation cannot be replayed: its parts are not recorded."
@@ -614,10 +617,11 @@ def main() -> int:
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="holds meta.json and its recordings")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--no-accel", action="store_true", help="no fused weights, no CUDA graphs")
     arguments = parser.parse_args()
     if not (arguments.folder / "meta.json").is_file():
         parser.error(f"{arguments.folder} has no meta.json")
-    table = parity(arguments.folder, arguments.device)
+    table = parity(arguments.folder, arguments.device, accelerate=not arguments.no_accel)
     view = RichTable(
         "quantity",
         "worst difference",

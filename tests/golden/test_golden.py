@@ -4,16 +4,22 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.parity import Table, parity
+from benchmarks.parity import Table, parity, relative
 from unziplora_cli.method.schedule import Action, Schedule
 
 RECORDING = Path(__file__).parent / "golden_a"
 
 
-@pytest.fixture(scope="module")
-def table() -> Table:
-    return parity(RECORDING)
+@pytest.fixture(scope="module", params=[True, False], ids=["accelerated", "plain"])
+def table(request: pytest.FixtureRequest) -> Table:
+    return parity(RECORDING, accelerate=request.param)
+
+
+def test_zero_that_is_expected_is_compared_absolutely() -> None:
+    assert relative(torch.tensor(0.0), torch.tensor(0.0)) == 0.0
+    assert relative(torch.tensor(0.25), torch.tensor(0.0)) == 0.25
 
 
 def test_every_quantity_is_within_its_tolerance(table: Table) -> None:
