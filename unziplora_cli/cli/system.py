@@ -9,7 +9,7 @@ import typer
 from unziplora_cli import paths
 from unziplora_cli.cli._errors import remedy_text
 from unziplora_cli.cli._options import DEVICE
-from unziplora_cli.cli._output import Session, Table, format_duration
+from unziplora_cli.cli._output import ProgressDisplay, Session, Table, format_duration
 from unziplora_cli.errors import Remedy, UsageError
 
 if TYPE_CHECKING:
@@ -88,7 +88,6 @@ def demo(
 
     Existing projects named demo-fox and demo-cat are replaced.
     """
-    from unziplora_cli.cli._output import ProgressDisplay
     from unziplora_cli.events import run
     from unziplora_cli.workflows.demo import demo as run_demo
 

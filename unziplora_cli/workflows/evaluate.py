@@ -201,15 +201,15 @@ def _measure_denoising(
         latents = torch.cat([encode_latents(vae, crop_image(image, side, 1)).mean for image in training])
         del vae
         empty_cache(device)
-    settings = GenerateConfig(width=side, height=side)
+    config = GenerateConfig(width=side, height=side)
     prompts, no_lora = project.job.prompts, LoRAPair()
     single = {name: Prompts(text, text, text) for name, text in asdict(prompts).items()}
     requests = {
-        **{f"{name} base": ImageRequest(prompt, no_lora, settings) for name, prompt in single.items()},
-        "content": ImageRequest(prompts, LoRAPair(content=loras.content), settings),
-        "style": ImageRequest(prompts, LoRAPair(style=loras.style), settings),
-        "full": ImageRequest(prompts, loras, settings),
-        "one file": ImageRequest(single["full"], loras, settings),
+        **{f"{name} base": ImageRequest(prompt, no_lora, config) for name, prompt in single.items()},
+        "content": ImageRequest(prompts, LoRAPair(content=loras.content), config),
+        "style": ImageRequest(prompts, LoRAPair(style=loras.style), config),
+        "full": ImageRequest(prompts, loras, config),
+        "one file": ImageRequest(single["full"], loras, config),
     }
     results = yield from measure_denoising(
         request.base,
