@@ -18,7 +18,8 @@ def change(isolated_home):
         path = isolated_home / "projects" / name / "manifest.json"
         content = json.loads(path.read_text())
         for key, value in values.items():
-            content[key] = {**content[key], **value} if isinstance(content[key], dict) else value
+            record = content["job"] if key in content["job"] else content
+            record[key] = {**record[key], **value} if isinstance(record[key], dict) else value
         path.write_text(json.dumps(content))
 
     return edit
@@ -58,7 +59,7 @@ def test_a_replay_can_be_kept_as_a_project_of_its_own(unziplora, two_projects):
 
 
 def test_another_seed_shows_as_a_distance(unziplora, two_projects, change):
-    change("fox", training={"seed": 7}, versions={"torch": "2.0.0"}, tool_version="0.0.1")
+    change("fox", settings={"seed": 7}, versions={"torch": "2.0.0"}, tool_version="0.0.1")
     completed = unziplora("replay", "fox", "--json")
     assert completed.code == 0, completed.err
     result = completed.envelope["result"]
@@ -75,19 +76,38 @@ def test_another_seed_shows_as_a_distance(unziplora, two_projects, change):
     assert "Changed since: torch was 2.0.0" in text.out
 
 
-def test_what_the_manifest_does_not_say_is_told(unziplora, two_projects, tmp_path, change):
-    path = two_projects / "projects/fox/manifest.json"
-    content = json.loads(path.read_text())
-    del content["training"]["overlap_weight"]
-    path.write_text(json.dumps(content))
+def test_a_project_with_a_validation_prompt_replays_to_the_same_files(
+    unziplora, photos, settings, isolated_home
+):
+    """The validation prompt is in the manifest, and does not change what is learned."""
+    words = ("--subject=fox", "--style=watercolor")
+    image = photos / "fox.png"
+    assert unziplora("train", image, *words, *settings, "--validation-prompt=on a beach").code == 0
+    project = ProjectStore(isolated_home).open("fox")
+    assert project.job.validation.content == "a monadikos fox on a beach"
+    assert unziplora("replay", "fox", "--json").envelope["result"]["identical"] is True
+    assert unziplora("train", image, *words, *settings, "--name=plain").code == 0
+    plain = read_lora(ProjectStore(isolated_home).open("plain").path("content")).lora
+    for layer, weights in read_lora(project.path("content")).lora.items():
+        assert weights.up.equal(plain[layer].up)
+        assert weights.down.equal(plain[layer].down)
+
+
+def test_class_images_are_named_as_not_recorded(unziplora, photos, settings, isolated_home, tmp_path):
+    classes = tmp_path / "classes"
+    classes.mkdir()
+    Image.new("RGB", (64, 64), "red").save(classes / "a.png")
+    prior = (f"--prior-content={classes}", "--prior-content-prompt=a fox", "--prior-images=1")
+    words = ("--subject=fox", "--style=watercolor")
+    assert unziplora("train", photos / "fox.png", *words, *settings, *prior).code == 0
     result = unziplora("replay", "fox", "--json").envelope["result"]
-    assert result["unrecorded"] == ["the setting overlap-weight"]
+    assert result["unrecorded"] == [f"the class images in {classes}"]
 
 
 def test_another_picture_is_refused(assert_fails, two_projects):
     Image.new("RGB", (80, 80), "red").save(two_projects / "projects/fox/source.png")
     message = assert_fails(3, "replay", "fox")
-    assert "not as it was recorded: source.png was changed: its SHA-256 differs" in message
+    assert "have changed: source.png was changed: its SHA-256 differs" in message
 
 
 def test_another_base_is_refused(assert_fails, two_projects, tiny_base, tmp_path, change):
@@ -106,17 +126,19 @@ def test_another_base_is_refused(assert_fails, two_projects, tiny_base, tmp_path
 def test_what_was_not_wholly_trained_here_is_refused(assert_fails, two_projects, change):
     change("fox", state="interrupted", steps_done=3)
     assert "was stopped after step 3" in assert_fails(3, "replay", "fox")
-    change("rose", source=[])
-    assert "was not trained here" in assert_fails(3, "replay", "rose")
+    change("rose", images=[])
+    manifest = two_projects / "projects/rose/manifest.json"
+    content = json.loads(manifest.read_text())
+    content["job"]["settings"] = None
+    manifest.write_text(json.dumps(content))
+    assert "'rose' was imported" in assert_fails(3, "replay", "rose")
     assert "There is no project 'elk'" in assert_fails(3, "replay", "elk")
 
 
 def test_settings_that_this_version_does_not_know_are_refused(assert_fails, two_projects, change):
-    change("fox", training={"flux": 4}, tool_version="9.0")
-    message = assert_fails(3, "replay", "fox")
-    assert "cannot repeat the training" in message
-    assert "made by unziplora 9.0" in message
-    change("rose", training={"rank": 0})
+    change("fox", settings={"flux": 4})
+    assert "manifest.job.settings.flux: Unexpected" in assert_fails(3, "replay", "fox")
+    change("rose", settings={"rank": 0})
     assert "rank is 0" in assert_fails(3, "replay", "rose")
 
 
