@@ -261,7 +261,7 @@ def test_diffusers_code_is_valid_python(project, base, loading):
 def test_project_with_one_branch_has_a_page(project):
     artifacts = tuple(artifact for artifact in project.manifest.artifacts if artifact.role == "style")
     base = BaseRecord("sdxl", "hub", "owner/base")
-    result = report(rewrite(project, artifacts=artifacts, source=(), evaluation=None, base=base))
+    result = report(rewrite(project, artifacts=artifacts, images=(), evaluation=None, base=base))
     page = Page(result.file)
     assert result.notes == ()
     assert "--part style" in page.text
