@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from unziplora_cli.cli._errors import describe
-from unziplora_cli.cli._output import Session
+from unziplora_cli.cli._output import Session, slow_paths_as_notes
 from unziplora_cli.cli.app import GLOBAL_OPTIONS, app
 from unziplora_cli.errors import Interrupted
 from unziplora_cli.paths import set_openmp_wait_policy
@@ -24,7 +24,8 @@ def run(arguments: Sequence[str]) -> int:
     session.output.json = "--json" in arguments
     session.output.verbose = "-v" in arguments or "--verbose" in arguments
     try:
-        code = app(args=arguments, prog_name="unziplora", standalone_mode=False, obj=session)
+        with slow_paths_as_notes(session.output):
+            code = app(args=arguments, prog_name="unziplora", standalone_mode=False, obj=session)
         if code == Interrupted.exit_code:  # Typer catches Ctrl-C and returns this code
             raise KeyboardInterrupt
     except (Exception, KeyboardInterrupt) as error:

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -118,6 +119,24 @@ def test_out_of_memory_on_a_device_exits_with_5(unziplora, monkeypatch):
 
     monkeypatch.setattr(projects.Session, "store", fail)
     assert unziplora("list").code == 5
+
+
+@pytest.mark.parametrize("json", [False, True])
+def test_a_slow_path_is_reported_as_a_note(unziplora, monkeypatch, json):
+    from unziplora_cli.accel.device import SlowPathWarning
+
+    def warn(session):
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("Triton is missing.", SlowPathWarning, stacklevel=1)
+        raise UsageError("Enough.")
+
+    monkeypatch.setattr(projects.Session, "store", warn)
+    completed = unziplora("list", *["--json"] * json)
+    if json:
+        assert completed.envelope["warnings"] == ["Triton is missing."]
+    else:
+        assert "Note: Triton is missing." in completed.err
 
 
 def test_verbose_shows_the_traceback(unziplora):

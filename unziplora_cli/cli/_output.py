@@ -10,8 +10,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -152,6 +153,24 @@ class Session:
         if self.output.quiet:
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
             os.environ["HF_HUB_VERBOSITY"] = "error"
+
+
+@contextmanager
+def slow_paths_as_notes(output: Output) -> Iterator[None]:
+    """Print each SlowPathWarning as a note; other warnings are shown as usual."""
+    show = warnings.showwarning
+
+    def show_note(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
+        if category.__name__ == "SlowPathWarning":  # importing the class would import torch
+            output.warning(str(message))
+        else:
+            show(message, category, *rest, **options)
+
+    warnings.showwarning = show_note
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 def _json_value(value: Any) -> Any:
