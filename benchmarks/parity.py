@@ -1,13 +1,13 @@
 """Replay a recording of the authors' reference implementation and compare every number.
 
-    python benchmarks/parity.py tests/golden/golden_a [--device cuda] [--no-accel]
+    python benchmarks/parity.py tests/golden/golden_a [--device cuda] [--no-fuse] [--no-capture]
 
-On a CUDA device the ordinary steps are replayed from CUDA graphs, as in a training. With --no-accel the
-layers compute W x + B A x as they are defined, without fused weights and graphs.
+DIR holds ``meta.json`` and the safetensors files that it describes. Three replays are made: a training in
+float32, one in float64, and the selection of columns alone from recorded weights and gradients. Then the
+trained and the imported LoRAs predict noise and sample four steps. Exit code 1 if a tolerance is exceeded.
 
-DIR holds ``meta.json`` and the safetensors files it describes. Three replays are made: free in float32, free
-in float64, and the choice of columns alone from recorded weights and gradients; then the finished and the
-imported LoRAs are asked for predictions and four-step samples. Exit code 1 when a tolerance is exceeded.
+By default the LoRAs are fused as in a training, and on a CUDA device ordinary steps are replayed from CUDA
+graphs. ``--no-fuse`` and ``--no-capture``, or ``--no-accel`` for both, run the method as it is defined.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from diffusers.optimization import get_scheduler
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from unziplora_cli.accel.fused_lora import fuse_lora, unfuse_lora
+from unziplora_cli.accel.fused_lora import cache_text, fuse_lora, fuse_pair, unfuse_lora, unfuse_pair
 from unziplora_cli.method.blocks import policy
 from unziplora_cli.method.inject import eject, extract, inject, load_branch
 from unziplora_cli.method.layer import BRANCHES, Branch, DualLoRALinear
-from unziplora_cli.method.lora import LoRAWeights
+from unziplora_cli.method.lora import LoRAPair, LoRAWeights
 from unziplora_cli.method.schedule import Action, Schedule
 from unziplora_cli.method.separation import Layers, Separation, TrainedLayers, projections, separate, set_mode
 from unziplora_cli.sdxl.attention import join_prompts, separate_prompts
@@ -42,6 +42,7 @@ from unziplora_cli.sdxl.text import (
     TextEmbeddings,
     concat_conditionings,
     predict_noise,
+    predict_noise_merged,
     unconditional,
 )
 from unziplora_cli.training.step import Batch, CapturedStep, TrainingStep, parameter_groups
@@ -52,7 +53,7 @@ SAMPLING_STEPS = 4
 
 @dataclass
 class Row:
-    """One quantity: the worst difference seen and what is allowed."""
+    """One quantity: its worst difference and its tolerance."""
 
     quantity: str
     worst: float
@@ -65,7 +66,7 @@ class Row:
 
 @dataclass
 class Table:
-    """Rows by quantity; a quantity met again keeps its worst value."""
+    """Rows by quantity; each keeps its worst difference."""
 
     rows: dict[str, Row] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -88,7 +89,6 @@ class Recording:
 
     folder: Path
     device: str = "cpu"
-    accelerate: bool = True
 
     @cached_property
     def meta(self) -> dict[str, Any]:
@@ -99,13 +99,12 @@ class Recording:
         return self.meta["hyper_parameters"]  # type: ignore[no-any-return]
 
     def tolerance(self, name: str, kind: str = "float32") -> float:
-        """The allowed difference called ``name``, or whose name begins so (some end in the number of
-        steps)."""
+        """The tolerance called ``name``, or the first that starts with it (some end in a number of steps)."""
         allowed = self.meta["tolerance"][kind]
         return float(allowed[next(key for key in allowed if key.startswith(name))])
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one file; none when the recording does without it."""
+        """The tensors of one file; none if the recording does not have it."""
         path = self.folder / f"{name}.safetensors"
         return load_file(path, device=self.device) if path.is_file() else {}
 
@@ -168,7 +167,7 @@ def branches(layers: TrainedLayers) -> Iterator[tuple[str, str, Branch]]:
 
 @dataclass
 class Observer:
-    """Stands in for ``Separation.apply`` to see gradients before, and columns after, the action of a step."""
+    """Replaces a ``Separation`` to compare gradients before, and columns after, the action of a step."""
 
     separation: Separation
     recording: Recording
@@ -212,12 +211,12 @@ class Observer:
                 self.table.add(f"gradient of {part} ({moment}), rel. to tensor max", excess, relative)
 
     def _columns(self, layers: TrainedLayers) -> None:
-        """Compare scores and masks, then go on with the recorded masks, so that one flip is counted once.
+        """Compare scores and masks, then continue with the recorded masks, so that a flip counts only once.
 
-        Scores are counts above a hard threshold and ties are cut strictly: in float32 a cell within rounding
-        of the threshold may fall on either side and flip a column. Such a flip, in a layer whose score
-        entries differ within their own tolerance, is noted; a flip with equal scores, or any flip in float64,
-        counts against us.
+        Scores are counts above a hard threshold and ties are cut strictly: in float32 an entry within
+        rounding of the threshold may fall on either side and flip a column. Such a flip is noted if scores of
+        its layer differ within their tolerance. A flip with equal scores, or any flip in float64, is an
+        error.
         """
         suffix = "" if self.compare_gradients else " (float64)"
         entries = differing = unexplained = 0
@@ -244,7 +243,7 @@ class Observer:
             if flipped and off and self.compare_gradients:
                 self.table.notes.append(
                     f"step {self.step}, {name}: {flipped} column(s) flipped by {off} score entry(ies) at the "
-                    "threshold; the replay went on with the recorded masks."
+                    "threshold; the replay continued with the recorded masks."
                 )
             else:
                 unexplained += flipped
@@ -261,16 +260,31 @@ class Observer:
             )
 
 
-def free_run(recording: Recording, table: Table, dtype: torch.dtype) -> tuple[UNet2DConditionModel, Layers]:
-    """Train all recorded steps with the project's own training step and compare on the way."""
+def recorded_batches(recording: Recording, dtype: torch.dtype) -> Iterator[Batch]:
+    """The batch of each step; all share one conditioning, which a CUDA graph reads where it was recorded."""
+    inputs = recording.inputs
+    conditioning = recording.conditioning(dtype).expand(inputs["noisy_latents"].shape[1])
+    for step in range(recording.schedule.steps):
+        yield Batch(
+            noisy=inputs["noisy_latents"][step].to(dtype),
+            target=inputs["noise"][step].to(dtype),
+            timesteps=inputs["timesteps"][step],
+            conditioning=conditioning,
+        )
+
+
+def replay_training(
+    recording: Recording, table: Table, dtype: torch.dtype, *, fuse: bool, capture: bool
+) -> tuple[UNet2DConditionModel, Layers]:
+    """Train all recorded steps with the project's own training step and compare after each."""
     single = dtype == torch.float32
-    settings, inputs = recording.settings, recording.inputs
+    settings = recording.settings
     unet = recording.unet(dtype)
     separate_prompts(unet)
     layers = recording.initial_layers(unet)
     for layer in layers.values():
         layer.to(dtype)
-    trained = fuse_lora(unet, layers) if recording.accelerate else layers
+    trained: TrainedLayers = fuse_lora(unet, layers) if fuse else layers
     on_gpu = recording.device != "cpu"
     accelerator = Accelerator(cpu=not on_gpu, mixed_precision="no")
     optimizer = torch.optim.AdamW(
@@ -303,8 +317,9 @@ def free_run(recording: Recording, table: Table, dtype: torch.dtype) -> tuple[UN
         overlap_weight=settings["similarity_lambda"],
         max_grad_norm=settings["max_grad_norm"],
     )
-    make = CapturedStep(step) if on_gpu and recording.accelerate else step
-    predictions: dict[bool, Tensor] = {}  # by whether separated: a replayed step writes where it was recorded
+    run_step = CapturedStep(step) if on_gpu and capture else step
+    # By whether separated: a replayed step writes its prediction where it was recorded.
+    predictions: dict[bool, Tensor] = {}
 
     def keep(module: nn.Module, args: object, output: tuple[Tensor]) -> None:
         predictions[recording.schedule.separated(observer.step)] = output[0].detach()
@@ -313,17 +328,10 @@ def free_run(recording: Recording, table: Table, dtype: torch.dtype) -> tuple[UN
 
     truth = recording.tensors("steps" if single else "replay64")
     states = recording.tensors("states")
-    conditioning = recording.conditioning(dtype)
     kind, suffix = ("float32", "") if single else ("float64_vs_replay64", " (float64)")
-    for number in range(recording.schedule.steps):
+    for number, batch in enumerate(recorded_batches(recording, dtype)):
         observer.step = number
-        batch = Batch(
-            noisy=inputs["noisy_latents"][number].to(dtype),
-            target=inputs["noise"][number].to(dtype),
-            timesteps=inputs["timesteps"][number],
-            conditioning=conditioning,
-        )
-        result = make(number, [[batch]])
+        result = run_step(number, [[batch]])
         table.add(
             f"loss, rel.{suffix}",
             relative(result.loss, truth["loss_total"][number]),
@@ -392,8 +400,7 @@ def compare_states(
 
 
 def compare_update(recording: Recording, table: Table, layers: Layers, states: dict[str, Tensor]) -> None:
-    """How far the whole training moved, against how far it should have: ||ours - theirs|| / ||theirs -
-    start||."""
+    """The error of the whole training, relative to its update: ||ours - theirs|| / ||theirs - start||."""
     start = recording.tensors("lora_init")
     last = max(key.split(".")[0] for key in states)
     for label, parts, tolerance in (
@@ -411,8 +418,8 @@ def compare_update(recording: Recording, table: Table, layers: Layers, states: d
             table.add(label, math.sqrt(error / moved), recording.tolerance(tolerance))
 
 
-def teacher_forced(recording: Recording, table: Table) -> None:
-    """The choice of columns alone: recorded weights and gradients in, scores and masks out."""
+def compare_selection(recording: Recording, table: Table) -> None:
+    """The selection of columns alone: recorded weights and gradients in, scores and masks out."""
     states, gradients, events = (recording.tensors(name) for name in ("states", "grads", "events"))
     layers = recording.initial_layers(recording.unet())
     masks_differing = scores_differing = 0
@@ -434,12 +441,12 @@ def teacher_forced(recording: Recording, table: Table) -> None:
             part.mask.copy_(events[f"{key}.mask"])
     tolerance = recording.tolerance
     table.add(
-        "choice alone: score entries differing",
+        "selection alone: score entries differing",
         scores_differing,
         tolerance("teacher_forced_score_entries_differing"),
     )
     table.add(
-        "choice alone: mask columns differing",
+        "selection alone: mask columns differing",
         masks_differing,
         tolerance("teacher_forced_mask_columns_differing"),
     )
@@ -465,14 +472,15 @@ def compare_layers(recording: Recording, table: Table) -> None:
 
 
 @torch.no_grad()
-def forwards(recording: Recording, table: Table, unet: UNet2DConditionModel, layers: Layers) -> None:
-    """Predictions of the finished layers, of the plain U-Net, and of LoRAs imported from the reference's
-    files."""
+def compare_predictions(
+    recording: Recording, table: Table, unet: UNet2DConditionModel, layers: Layers, *, fuse: bool
+) -> None:
+    """Predictions of the trained layers, of LoRAs imported from the reference's files, and of the base."""
     expected = recording.tensors("outputs")
     noisy, timestep = recording.inputs["eval_noisy"], recording.inputs["eval_timestep"]
-    three = recording.conditioning()
-    alone = {
-        branch: replace(three, full=(text := getattr(three, branch)), content=text, style=text)
+    prompts = recording.conditioning()
+    single_prompt = {
+        branch: replace(prompts, full=(text := getattr(prompts, branch)), content=text, style=text)
         for branch in BRANCHES
     }
 
@@ -481,16 +489,12 @@ def forwards(recording: Recording, table: Table, unet: UNet2DConditionModel, lay
             difference = (predict_noise(unet, noisy, timestep, conditioning) - expected[key]).abs()
             table.add(label, difference, recording.tolerance(tolerance))
 
-    check("train_both", "finished layers, both branches, abs.", three, "model_pred_abs")
+    check("train_both", "finished layers, both branches, abs.", prompts, "model_pred_abs")
     for branch in BRANCHES:
         set_mode(layers, branch)  # type: ignore[arg-type]
-        check(f"train_{branch}", "finished layers, one branch, abs.", three, "model_pred_abs")
-        check(
-            f"train_{branch}_single_prompt",
-            "finished layers, one branch, abs.",
-            alone[branch],
-            "model_pred_abs",
-        )
+        label = "finished layers, one branch, abs."
+        check(f"train_{branch}", label, prompts, "model_pred_abs")
+        check(f"train_{branch}_single_prompt", label, single_prompt[branch], "model_pred_abs")
     set_mode(layers, "both")
 
     saved = {branch: reference_lora(recording, branch) for branch in BRANCHES}
@@ -504,69 +508,81 @@ def forwards(recording: Recording, table: Table, unet: UNet2DConditionModel, lay
     merges = {branch: reference_merge(recording, branch) for branch in BRANCHES}
     for branch in BRANCHES:
         load_branch(layers, branch, saved[branch], merges[branch])
-    check("infer_both", "imported, both branches, abs.", three, "imported_forward_abs")
+    check("infer_both", "imported, both branches, abs.", prompts, "imported_forward_abs")
+    compare_guidance(recording, table, unet, prompts, expected)
+    for branch in BRANCHES:
+        set_mode(layers, branch)  # type: ignore[arg-type]
+        text = single_prompt[branch]
+        check(f"infer_{branch}_single_prompt", "imported, one branch, abs.", text, "imported_forward_abs")
+        label = "imported, one branch, against diffusers, abs."
+        check(f"diffusers_{branch}_lora", label, text, "imported_forward_abs")
+    set_mode(layers, "both")
+    for branch in BRANCHES:
+        load_branch(layers, branch, saved[branch])
+    check("infer_both_no_merger", "imported, without merge weights, abs.", prompts, "imported_forward_abs")
 
+    unfuse_lora(unet)
+    eject(unet)
+    join_prompts(unet)
+    for key, conditioning in (("plain", prompts), ("plain_content_prompt", single_prompt["content"])):
+        if key in expected:
+            difference = (predict_noise_merged(unet, noisy, timestep, conditioning) - expected[key]).abs()
+            table.add("U-Net after ejection, abs.", difference, recording.tolerance("plain_unet_abs"))
+    if fuse:
+        pairs = {
+            "infer_both": (LoRAPair(*saved.values(), *merges.values()), prompts),
+            "infer_both_no_merger": (LoRAPair(*saved.values()), prompts),
+            **{
+                f"infer_{branch}_single_prompt": (LoRAPair(**{branch: saved[branch]}), single_prompt[branch])
+                for branch in BRANCHES
+            },
+        }
+        for key, (pair, conditioning) in pairs.items():
+            if key in expected:
+                originals = fuse_pair(unet, pair)
+                cache_text(unet, pair, conditioning.full, conditioning.content, conditioning.style)
+                prediction = predict_noise_merged(unet, noisy, timestep, conditioning)
+                unfuse_pair(unet, originals)
+                difference = (prediction - expected[key]).abs()
+                tolerance = recording.tolerance("imported_forward_abs")
+                table.add("imported, fused for generation, abs.", difference, tolerance)
+
+
+def compare_guidance(
+    recording: Recording,
+    table: Table,
+    unet: UNet2DConditionModel,
+    prompts: Conditioning,
+    expected: dict[str, Tensor],
+) -> None:
+    """A batch of unconditional and conditional prediction, and samples with guidance."""
     negative = TextEmbeddings(
         recording.inputs["eval_negative_prompt_embeds"], recording.inputs["eval_negative_pooled"]
     )
-    told = concat_conditionings(unconditional(three, negative), three)
-    pair = predict_noise(unet, noisy.repeat(2, 1, 1, 1), timestep.repeat(2), told)
     if "infer_both_cfg_batch" in expected:
+        noisy, timestep = recording.inputs["eval_noisy"], recording.inputs["eval_timestep"]
+        guided = concat_conditionings(unconditional(prompts, negative), prompts)
+        prediction = predict_noise(unet, noisy.repeat(2, 1, 1, 1), timestep.repeat(2), guided)
         table.add(
             "imported, guidance batch, abs.",
-            (pair - expected["infer_both_cfg_batch"]).abs(),
+            (prediction - expected["infer_both_cfg_batch"]).abs(),
             recording.tolerance("imported_forward_abs"),
         )
     for key, scheduler in (("ddim", DDIMScheduler), ("euler", EulerDiscreteScheduler)):
-        for case, denied in (("zeroneg", None), ("neg", negative)):
+        for case, negative_prompt in (("zeroneg", None), ("neg", negative)):
             if f"pipe_{key}_{case}" not in expected:
                 continue
-            told = concat_conditionings(unconditional(three, denied), three)
+            guided = concat_conditionings(unconditional(prompts, negative_prompt), prompts)
             latents = sample(
-                lambda x, t, told=told: predict_noise(unet, x, t, told),  # type: ignore[misc]
+                lambda x, t, guided=guided: predict_noise(unet, x, t, guided),  # type: ignore[misc]
                 scheduler.from_config(recording.meta["eval_scheduler_configs"][key]),
                 recording.inputs["eval_init_latents"],
                 steps=SAMPLING_STEPS,
                 guidance=GUIDANCE,
             )
             difference = (latents - expected[f"pipe_{key}_{case}"]).abs()
-            table.add(
-                "imported, 4 steps of sampling, abs.",
-                difference,
-                recording.tolerance("imported_pipeline_4_steps_abs"),
-            )
-
-    for branch in BRANCHES:
-        set_mode(layers, branch)  # type: ignore[arg-type]
-        check(
-            f"infer_{branch}_single_prompt",
-            "imported, one branch, abs.",
-            alone[branch],
-            "imported_forward_abs",
-        )
-        check(
-            f"diffusers_{branch}_lora",
-            "imported, one branch, against diffusers, abs.",
-            alone[branch],
-            "imported_forward_abs",
-        )
-    set_mode(layers, "both")
-    for branch in BRANCHES:
-        load_branch(layers, branch, saved[branch])
-    check("infer_both_no_merger", "imported, without merge weights, abs.", three, "imported_forward_abs")
-
-    unfuse_lora(unet)
-    eject(unet)
-    join_prompts(unet)
-    for key, told in (("plain", three), ("plain_content_prompt", alone["content"])):
-        if key in expected:
-            extra = {"text_embeds": told.pooled, "time_ids": told.time_ids}
-            plain = unet(noisy, timestep, told.full, added_cond_kwargs=extra, return_dict=False)[0]
-            table.add(
-                "U-Net after ejection, abs.",
-                (plain - expected[key]).abs(),
-                recording.tolerance("plain_unet_abs"),
-            )
+            tolerance = recording.tolerance("imported_pipeline_4_steps_abs")
+            table.add("imported, 4 steps of sampling, abs.", difference, tolerance)
 
 
 def reference_lora(recording: Recording, branch: str) -> dict[str, LoRAWeights]:
@@ -586,25 +602,25 @@ def reference_merge(recording: Recording, branch: str) -> dict[str, Tensor]:
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:
-    """|actual - expected| / |expected|; the absolute difference where 0 is expected."""
-    difference = abs(float(actual) - float(expected))
-    return difference / abs(float(expected)) if float(expected) else difference
+    """|actual - expected| / |expected|, or the absolute difference if ``expected`` is 0."""
+    return abs(float(actual) - float(expected)) / (abs(float(expected)) or 1.0)
 
 
-def parity(folder: Path, device: str = "cpu", *, accelerate: bool = True) -> Table:
-    """All comparisons for one recording."""
+def parity(folder: Path, device: str = "cpu", *, fuse: bool = True, capture: bool = True) -> Table:
+    """All comparisons for one recording, with or without fused LoRAs and CUDA graphs."""
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False
-    recording, table = Recording(folder, device, accelerate), Table()
+    recording, table = Recording(folder, device), Table()
     if recording.settings.get("gradient_accumulation_steps", 1) != 1:
         raise SystemExit(
             "A recording with gradient accumulation cannot be replayed: its parts are not recorded."
         )
     compare_layers(recording, table)
-    teacher_forced(recording, table)
-    forwards(recording, table, *free_run(recording, table, torch.float32))
-    if recording.tensors("replay64") and device == "cpu":  # on a GPU the optimiser counts steps in float32
-        free_run(recording, table, torch.float64)
+    compare_selection(recording, table)
+    unet, layers = replay_training(recording, table, torch.float32, fuse=fuse, capture=capture)
+    compare_predictions(recording, table, unet, layers, fuse=fuse)
+    if recording.tensors("replay64") and device == "cpu":  # on a GPU the optimizer counts steps in float32
+        replay_training(recording, table, torch.float64, fuse=fuse, capture=capture)
     return table
 
 
@@ -617,11 +633,14 @@ def main() -> int:
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="holds meta.json and its recordings")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--no-accel", action="store_true", help="no fused weights, no CUDA graphs")
+    for name, text in (("fuse", "fuse the LoRAs"), ("capture", "replay steps from CUDA graphs")):
+        parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=text)
+    parser.add_argument("--no-accel", action="store_true", help="--no-fuse and --no-capture")
     arguments = parser.parse_args()
     if not (arguments.folder / "meta.json").is_file():
         parser.error(f"{arguments.folder} has no meta.json")
-    table = parity(arguments.folder, arguments.device, accelerate=not arguments.no_accel)
+    fuse, capture = (on and not arguments.no_accel for on in (arguments.fuse, arguments.capture))
+    table = parity(arguments.folder, arguments.device, fuse=fuse, capture=capture)
     view = RichTable(
         "quantity",
         "worst difference",
