@@ -128,7 +128,7 @@ def test_fused_generation_equals_the_trained_layers(
 
 
 def test_every_part_of_the_method_changes_the_image(base: BaseRef, unet: UNet2DConditionModel) -> None:
-    """The comparison above would be uncond if branches, prompts or merge weights hardly changed anything."""
+    """The comparison above would prove nothing if branches, prompts or merge weights had no effect."""
     both = random_branches(unet, "content", "style")
     plain = product_latents(base, unet, ImageRequest(PROMPTS, both, settings()))
     others = [

@@ -59,7 +59,7 @@ def separate_prompts(unet: nn.Module) -> None:
 
 def join_prompts(unet: nn.Module) -> None:
     """Undo :func:`separate_prompts`."""
-    unet.set_attn_processor(AttnProcessor2_0())  # type: ignore[operator, no-untyped-call]
+    unet.set_attn_processor(AttnProcessor2_0())  # type: ignore[operator]
 
 
 def branch_texts(content: Tensor, style: Tensor) -> dict[str, Any]:

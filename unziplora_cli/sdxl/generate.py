@@ -14,6 +14,7 @@ import unziplora_cli
 from unziplora_cli.accel.device import empty_cache, limit_threads, memory_guard
 from unziplora_cli.accel.fused_lora import cache_text, check_fit, fuse_pair, unfuse_pair
 from unziplora_cli.config import GenerateConfig, Prompts
+from unziplora_cli.errors import Remedy
 from unziplora_cli.events import Event, Notice, Phase, Progress
 from unziplora_cli.method.lora import LoRAPair
 from unziplora_cli.sdxl.base import BaseRef, native_resolution, scheduler_name, vae_scale_factor
@@ -33,7 +34,9 @@ from unziplora_cli.sdxl.text import (
 )
 
 PARAMETERS_SCHEMA = 1
-_ADVICE = "Generate smaller images (width, height), or use another device."
+_LESS_MEMORY = Remedy(
+    "Generate smaller images, or use another device", settings={"width": None, "height": None, "device": None}
+)
 
 PromptEmbeddings = Mapping[str | None, TextEmbeddings]
 """Prompt -> its embeddings; under None "no text", unless the base uses zeros for it."""
@@ -102,7 +105,7 @@ def generate(
     """
     total, done = sum(request.config.count for request in requests), 0
     yield Phase("load base")
-    with memory_guard(_ADVICE):
+    with memory_guard(lambda: [_LESS_MEMORY]):
         texts = yield from encode_prompts(base, requests, device=device, dtype=dtype)
         unet = load_unet(base, device=device, dtype=dtype)
         limit_threads(unet)
