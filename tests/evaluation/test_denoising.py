@@ -148,5 +148,5 @@ def test_gap_is_relative_to_the_effect():
 
 def test_lora_of_another_base_is_refused(base, latents):
     strange = {"mid_block.attentions.9.x.attn1.to_q": LoRAWeights(torch.ones(1, 3), torch.ones(3, 1))}
-    with pytest.raises(AdapterError, match="lacks"):
+    with pytest.raises(AdapterError, match="does not have"):
         measure(base, {"content": ImageRequest(PROMPTS, LoRAPair(content=strange), SETTINGS)}, latents)
