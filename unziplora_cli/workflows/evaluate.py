@@ -192,8 +192,8 @@ def _measure_denoising(
     from unziplora_cli.sdxl.latents import crop_image, encode_latents
     from unziplora_cli.sdxl.load import load_vae
 
-    config = project.job.settings
-    side = config.resolution if config else native_resolution(request.base)
+    trained = project.job.settings
+    side = trained.resolution if trained else native_resolution(request.base)
     device = pick_device(request.compute.device)
     yield Phase("encode images")
     with memory_guard("Use another device."):
