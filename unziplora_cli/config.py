@@ -135,8 +135,7 @@ def _within(value: float, limits: Mapping[str, Any]) -> bool:
     return above_lowest and value <= limits["max"] and on_grid
 
 
-# Settings are frozen dataclasses. Presets override their defaults, options override presets. Every field has
-# its help text and its range, from which the command line builds its options.
+# Presets override the defaults of these dataclasses, and options override presets.
 
 
 SEED_MAX = 2**63 - 1

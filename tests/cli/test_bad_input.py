@@ -117,9 +117,9 @@ def test_a_long_prompt_is_truncated_with_a_note(unziplora, photos, settings):
         (2, ["--style-lr=7"], "style-lr is 7.0, but must be above 0, at most 1"),
         (2, ["--merge-lr=nan"], "merge-lr is nan"),
         (2, ["--resolution=100"], "a multiple of 8"),
-        (2, ["--steps=5", "--recalibrations=3"], "Use --steps"),
+        (2, ["--steps=5", "--recalibrations=3"], "--steps 7"),
         (2, ["--precision=fp8"], "must be one of auto, fp32, bf16, fp16"),
-        (2, ["--prior-content-prompt=a fox"], "no folder of class pictures"),
+        (2, ["--prior-content-prompt=a fox"], "no folder of class images"),
         (2, ["--stpes=5"], "No such option"),
         (2, ["--device=abacus"], "There is no device 'abacus'"),
         (4, ["--base=no-such-folder"], "There is no base 'no-such-folder'"),
@@ -145,13 +145,13 @@ def test_missing_words_without_a_terminal_name_the_options(assert_fails, photos,
     assert "--subject fox" in assert_fails(2, "train", photos / "fox.png", *settings)
     assert "--style watercolor" in assert_fails(2, "train", photos / "fox.png", "--subject=fox", *settings)
     twice = ("--subject=a", "--subject=b", "--style=c")
-    assert "2 times for 1 picture" in assert_fails(2, "train", photos / "fox.png", *twice, *settings)
+    assert "2 times for 1 image" in assert_fails(2, "train", photos / "fox.png", *twice, *settings)
 
 
 def test_two_images_with_one_project_name_are_rejected(assert_fails, photos, tmp_path, settings):
     other = shutil.copy(photos / "rose.jpg", tmp_path / "fox.jpg")
     message = assert_fails(2, "train", photos / "fox.png", other, *WORDS, *settings)
-    assert "would both become the project 'fox'" in message
+    assert "would both create the project 'fox'" in message
     names = assert_fails(2, "train", photos / "fox.png", photos / "rose.jpg", "--name=x", *WORDS, *settings)
     assert "--name names one project" in names
 

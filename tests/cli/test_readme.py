@@ -15,7 +15,7 @@ from unziplora_cli.cli import app
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.filterwarnings("ignore:Already fused a `peft_config`:UserWarning")  # of every second adapter
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")  # of every second adapter
 def test_the_python_code_adds_both_loras_to_a_diffusers_pipeline(
     two_projects: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -329,7 +329,7 @@ def _word(
     if given:
         if len(given) not in (1, count):
             raise UsageError(
-                f"{flag} is given {len(given)} times for {count} image(s).",
+                f"{flag} is given {len(given)} times for {count} {'image' if count == 1 else 'images'}.",
                 Remedy("Give it once, or once per image in the same order."),
             )
         return given[index if len(given) > 1 else 0]
