@@ -28,12 +28,12 @@ def unet() -> UNet2DConditionModel:
 
 @pytest.fixture
 def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every device counts as a GPU with Triton; modules may be swapped, but not run."""
+    """Pretend that the kernels run on every device: modules can be replaced, but not run."""
     monkeypatch.setattr(fused_modules, "kernels_available", lambda device: True)
 
 
 def state(unet: nn.Module) -> list[object]:
-    """Classes, names, places and strides: all that a swap may touch."""
+    """Classes, parameters, strides and names: everything that a replacement could change."""
     weights = [(name, p.stride(), p.dtype, id(p)) for name, p in unet.named_parameters()]
     return [*map(type, unet.modules()), *weights, *unet.state_dict()]
 
@@ -89,7 +89,7 @@ def test_the_private_method_of_diffusers_still_exists() -> None:
 
 
 @pytest.mark.usefixtures("anywhere")
-def test_every_kind_of_module_is_swapped_once(unet: UNet2DConditionModel) -> None:
+def test_every_kind_of_module_is_replaced_once(unet: UNet2DConditionModel) -> None:
     names = list(unet.state_dict())
     assert fuse_modules(unet)
     fused_state = state(unet)
@@ -104,7 +104,7 @@ def test_every_kind_of_module_is_swapped_once(unet: UNet2DConditionModel) -> Non
 
 
 @pytest.mark.usefixtures("anywhere")
-def test_blocks_of_another_kind_are_left_alone(unet: UNet2DConditionModel) -> None:
+def test_unsupported_variants_are_not_replaced(unet: UNet2DConditionModel) -> None:
     unet.mid_block.resnets[0].output_scale_factor = 2.0
     before = type(unet.mid_block.resnets[0])
     fuse_modules(unet)
@@ -114,22 +114,22 @@ def test_blocks_of_another_kind_are_left_alone(unet: UNet2DConditionModel) -> No
 @pytest.mark.gpu
 @pytest.mark.usefixtures("anywhere")
 def test_the_network_computes_the_same(unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prediction and gradients of 16 x 24 latents, and the layout at the blocks' borders."""
+    """Prediction and gradients of 16 x 24 latents, and the memory layout between blocks."""
     pytest.importorskip("triton")
     unet.to(DEVICE)
-    learned = [module.weight for name, module in unet.named_modules() if name.endswith("attn1.to_q")]
-    for weight in learned:
+    trained = [module.weight for name, module in unet.named_modules() if name.endswith("attn1.to_q")]
+    for weight in trained:
         weight.requires_grad_()
     config = unet.config
     shapes = {"latents": (2, 4, 16, 24), "text": (2, 7, config.cross_attention_dim), "times": (2, 6)}
     shapes["pooled"] = (2, config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim)
     torch.manual_seed(1)
-    given = {name: torch.randn(shape).to(DEVICE) for name, shape in shapes.items()}
-    conditions = {"text_embeds": given["pooled"], "time_ids": given["times"]}
+    inputs = {name: torch.randn(shape).to(DEVICE) for name, shape in shapes.items()}
+    conditions = {"text_embeds": inputs["pooled"], "time_ids": inputs["times"]}
 
     def run() -> tuple[Tensor, ...]:
-        out = unet(given["latents"], 300, given["text"], added_cond_kwargs=conditions).sample
-        return out, *torch.autograd.grad(out.square().mean(), learned)
+        out = unet(inputs["latents"], 300, inputs["text"], added_cond_kwargs=conditions).sample
+        return out, *torch.autograd.grad(out.square().mean(), trained)
 
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     plain = run()

@@ -1,4 +1,4 @@
-"""Weights in eight bits against the weights they stand for."""
+"""int8 weights against the weights that they replace."""
 
 import pytest
 import torch
@@ -15,23 +15,23 @@ def example(kind: str) -> tuple[nn.Module, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["linear", "convolution"])
-def test_a_weight_is_off_by_half_a_level_at_most(kind: str) -> None:
+def test_the_error_of_a_weight_is_at_most_half_a_level(kind: str) -> None:
     layer, x = example(kind)
-    wanted = layer(x)
-    eight = Int8Linear(layer) if isinstance(layer, nn.Linear) else Int8Conv2d(layer)
+    expected = layer(x)
+    quantized = Int8Linear(layer) if isinstance(layer, nn.Linear) else Int8Conv2d(layer)
     weight = layer.weight.detach()
     level = weight.abs().flatten(1).amax(dim=1).view(-1, *[1] * (weight.ndim - 1)) / 127
-    assert ((eight.weight - weight).abs() <= 0.5001 * level).all()
-    assert eight.levels.dtype == torch.int8
-    assert (eight(x) - wanted).norm() < 0.01 * wanted.norm()
+    assert ((quantized.weight - weight).abs() <= 0.5001 * level).all()
+    assert quantized.levels.dtype == torch.int8
+    assert (quantized(x) - expected).norm() < 0.01 * expected.norm()
 
 
-def test_gradients_reach_the_input_through_the_rounded_weights() -> None:
+def test_gradients_of_the_input_use_the_rounded_weights() -> None:
     layer, x = example("linear")
-    eight = Int8Linear(layer)
+    quantized = Int8Linear(layer)
     x.requires_grad_()
-    (grad,) = torch.autograd.grad(eight(x).sum(), x)
-    torch.testing.assert_close(grad, eight.weight.sum(dim=0).expand_as(x))
+    (grad,) = torch.autograd.grad(quantized(x).sum(), x)
+    torch.testing.assert_close(grad, quantized.weight.sum(dim=0).expand_as(x))
 
 
 def test_a_channel_of_zeros_stays_zero() -> None:
@@ -40,7 +40,7 @@ def test_a_channel_of_zeros_stays_zero() -> None:
     assert not Int8Linear(layer).weight[3].any()
 
 
-def test_large_layers_alone_are_quantised_to_a_byte_each() -> None:
+def test_only_large_layers_are_quantized() -> None:
     network = nn.Sequential(nn.Linear(400, 300), nn.SiLU(), nn.Linear(300, 10))
     assert 400 * 300 >= MIN_WEIGHTS > 300 * 10
     state = network[2].weight.clone()

@@ -48,7 +48,7 @@ def test_exact_top_takes_n_columns_even_with_ties() -> None:
     assert not top_columns(torch.full((10,), -torch.inf), 0.5, strict=False).any()
 
 
-def test_style_keeps_off_the_columns_of_content() -> None:
+def test_style_avoids_the_columns_of_content() -> None:
     layer = with_gradients()
     for branch in layer.branches():
         branch.score.copy_(torch.arange(20.0))
@@ -57,7 +57,7 @@ def test_style_keeps_off_the_columns_of_content() -> None:
     assert layer.style.mask.nonzero().flatten().tolist() == [12, 13, 14, 15]
 
 
-def test_overlap_is_allowed_when_asked() -> None:
+def test_overlap_is_allowed_without_avoidance() -> None:
     layer = with_gradients()
     for branch in layer.branches():
         branch.score.copy_(torch.arange(20.0))

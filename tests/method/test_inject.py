@@ -39,7 +39,7 @@ def unet() -> UNet2DConditionModel:
     return UNet2DConditionModel.from_config(META["unet_config"]).eval()
 
 
-def test_sdxl_has_560_projections_divided_as_in_the_paper() -> None:
+def test_sdxl_has_560_projections_in_the_blocks_of_the_paper() -> None:
     with torch.device("meta"):
         projections = adapted_projections(UNet2DConditionModel.from_config(SDXL))
     assert len(projections) == 560
@@ -58,15 +58,15 @@ def test_ejection_is_the_inverse_of_injection(unet: UNet2DConditionModel) -> Non
     assert all(torch.equal(after[key], state[key]) for key in state)
 
 
-def test_only_the_branches_can_learn(unet: UNet2DConditionModel) -> None:
+def test_only_the_branches_are_trainable(unet: UNet2DConditionModel) -> None:
     inject(unet, 4)
-    learning = {name for name, p in unet.named_parameters() if p.requires_grad}
-    assert learning
-    assert all(name.endswith((".down", ".up")) for name in learning)
-    assert len(learning) == 4 * len(META["layers"])
+    trainable = {name for name, p in unet.named_parameters() if p.requires_grad}
+    assert trainable
+    assert all(name.endswith((".down", ".up")) for name in trainable)
+    assert len(trainable) == 4 * len(META["layers"])
 
 
-def test_start_values_depend_on_the_seed_alone(unet: UNet2DConditionModel) -> None:
+def test_start_values_depend_only_on_the_seed(unet: UNet2DConditionModel) -> None:
     torch.manual_seed(7)
     first = extract(inject(unet, 4, seed=3), "style")
     eject(unet)
@@ -79,7 +79,7 @@ def test_start_values_depend_on_the_seed_alone(unet: UNet2DConditionModel) -> No
     assert not torch.equal(first[name].up, third[name].up)
 
 
-def test_a_network_is_not_adapted_twice(unet: UNet2DConditionModel) -> None:
+def test_injecting_twice_raises(unet: UNet2DConditionModel) -> None:
     inject(unet, 4)
     with pytest.raises(ValueError, match="adapted already"):
         inject(unet, 4)
@@ -104,7 +104,7 @@ def test_extracted_weights_load_back(unet: UNet2DConditionModel) -> None:
         assert all(torch.equal(m, merge[n]) for n, m in extract_merge(again, branch).items())
 
 
-def test_a_lora_of_another_shape_is_refused(unet: UNet2DConditionModel) -> None:
+def test_loading_a_lora_of_another_shape_raises(unet: UNet2DConditionModel) -> None:
     layers = inject(unet, 4)
     wrong = extract(layers, "content")
     eject(unet)

@@ -40,12 +40,12 @@ def test_both_branches_equal_the_dense_form(layer: DualLoRALinear, separate: boo
 
 
 @pytest.mark.parametrize("mode", ["content", "style"])
-def test_one_branch_alone_has_no_merge_weight(layer: DualLoRALinear, mode: Mode) -> None:
-    x, own = torch.randn(2, 4, 12, dtype=torch.float64)
+def test_a_single_branch_has_no_merge_weight(layer: DualLoRALinear, mode: Mode) -> None:
+    x, text = torch.randn(2, 4, 12, dtype=torch.float64)
     branch = layer.content if mode == "content" else layer.style
     layer.mode = mode
-    expected = layer.base(x) + (own @ (branch.up @ branch.down).T) * branch.mask
-    torch.testing.assert_close(layer(x, own, own), expected)
+    expected = layer.base(x) + (text @ (branch.up @ branch.down).T) * branch.mask
+    torch.testing.assert_close(layer(x, text, text), expected)
 
 
 def test_closed_columns_receive_no_gradient(layer: DualLoRALinear) -> None:
@@ -62,6 +62,28 @@ def test_closed_columns_receive_no_gradient(layer: DualLoRALinear) -> None:
         assert branch.merge.grad[branch.mask].all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("mode", ["both", "content", "style"])
+def test_forward_and_backward_in_every_dtype(mode: Mode, dtype: torch.dtype) -> None:
+    """The branches stay in float32 next to a base in another dtype, as injected."""
+    torch.manual_seed(0)
+    layer = DualLoRALinear(nn.Linear(12, 10).to(dtype), rank=3)
+    layer.mode = mode
+    x = torch.randn(4, 12)
+    y = layer(x.to(dtype))
+    assert y.dtype == dtype
+    y.float().sum().backward()
+    branches = dict(zip(("content", "style"), layer.branches(), strict=True))
+    active = [branch for name, branch in branches.items() if mode in ("both", name)]
+    expected = nn.functional.linear(x, layer.base.weight.float(), layer.base.bias.float())
+    expected += sum(x @ (branch.up @ branch.down).T for branch in active)
+    tolerance = {torch.bfloat16: 5e-2, torch.float16: 5e-3}.get(dtype, 1e-5)
+    torch.testing.assert_close(y.float(), expected.detach(), rtol=tolerance, atol=tolerance)
+    for branch in branches.values():
+        assert (branch.up.grad is not None) == any(branch is other for other in active)
+        assert branch.up.dtype == torch.float32
+
+
 def test_start_values_follow_the_paper() -> None:
     layer = DualLoRALinear(nn.Linear(400, 500), rank=8, generator=torch.Generator().manual_seed(0))
     for branch in layer.branches():
@@ -72,7 +94,7 @@ def test_start_values_follow_the_paper() -> None:
 
 
 def test_no_in_by_out_matrix_is_kept_for_backward() -> None:
-    """The largest tensor that autograd saves is far below the 900 x 1000 of a dense update."""
+    """The largest tensor that autograd saves is far smaller than the 900 x 1000 of a dense update."""
     layer = DualLoRALinear(nn.Linear(900, 1000), rank=4)
     sizes: list[int] = []
     frozen = layer.base.weight

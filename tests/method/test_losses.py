@@ -26,7 +26,7 @@ def test_min_snr_weight_agrees_with_diffusers() -> None:
     torch.testing.assert_close(min_snr_weight(scheduler.alphas_cumprod, timesteps, 5.0), expected)
 
 
-def test_weights_scale_each_picture() -> None:
+def test_weights_scale_the_loss_of_each_image() -> None:
     prediction, target = torch.zeros(2, 1, 2, 2), torch.tensor([1.0, 2.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
     assert denoising_loss(prediction, target) == 2.5
     assert denoising_loss(prediction, target, torch.tensor([1.0, 0.5])) == 1.5

@@ -28,21 +28,21 @@ def test_separated_follows_from_the_actions_taken() -> None:
                             separated = True
 
 
-def test_chooses_tells_whether_a_choice_is_ever_made() -> None:
+def test_selects_is_whether_columns_are_ever_selected() -> None:
     for steps in range(1, 25):
         for windows in range(1, 6):
             for importance_steps in range(1, 6):
                 schedule = Schedule(steps, windows, importance_steps)
-                made = any(schedule.action(step) is Action.SELECT for step in range(steps))
-                assert schedule.selects == made
+                selected = any(schedule.action(step) is Action.SELECT for step in range(steps))
+                assert schedule.selects == selected
 
 
-def test_the_paper_recalibrates_three_times_in_600_steps() -> None:
+def test_the_paper_selects_three_times_in_600_steps() -> None:
     schedule = Schedule(600, 3)
     assert [step for step in range(600) if schedule.action(step) is Action.SELECT] == [1, 201, 401]
 
 
-def test_without_column_separation_nothing_happens() -> None:
+def test_without_column_separation_there_are_no_actions() -> None:
     schedule = Schedule(20, 3, enabled=False)
     assert {schedule.action(step) for step in range(20)} == {Action.NONE}
     assert not any(schedule.separated(step) for step in range(20))

@@ -33,25 +33,25 @@ def texts(unet: UNet2DConditionModel, batch: int = 1) -> Conditioning:
 
 @torch.no_grad()
 def compare(predict: GraphedUNet, cond: Conditioning, side: int = 8, first: float = 900) -> None:
-    """Four calls, the last three replayed, each with its own picture and timestep."""
+    """Four calls, the last three replayed, each with its own latents and timestep."""
     for timestep in torch.tensor([first, first - 300, first - 600, first - 899]):
         noisy = random(len(cond.full), 4, side, side)
         expected = predict_noise_merged(predict.unet, noisy, timestep, cond)
         torch.testing.assert_close(predict(noisy, timestep, cond), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_it_follows_pictures_texts_and_shapes(unet: UNet2DConditionModel) -> None:
+def test_replays_use_the_latents_texts_and_shapes_of_the_call(unet: UNet2DConditionModel) -> None:
     predict = GraphedUNet(unet)
     for batch, side in [(1, 8), (1, 8), (2, 8), (2, 16), (1, 8)]:
         compare(predict, texts(unet, batch), side)
     compare(predict, texts(unet), first=900.5)
 
 
-def test_it_follows_weights_and_cached_texts(unet: UNet2DConditionModel) -> None:
+def test_replays_use_changed_weights_and_cached_texts(unet: UNet2DConditionModel) -> None:
     predict = GraphedUNet(unet)
     for _ in range(2):
-        branches = random_branches(unet, "content", "style")
+        pair = random_branches(unet, "content", "style")
         cond = texts(unet)
-        fuse_pair(unet, branches)
-        cache_text(unet, branches, cond.full, cond.content, cond.style)
+        fuse_pair(unet, pair)
+        cache_text(unet, pair, cond.full, cond.content, cond.style)
         compare(predict, cond)
