@@ -59,7 +59,7 @@ def test_it_goes_on_to_the_very_same_files(unziplora, train, cut_off, isolated_h
     assert "unziplora train --resume fox" in shown.message
     completed = unziplora("train", "--resume", "fox")
     assert completed.code == 0
-    assert "Going on after step 4." in completed.err
+    assert "Resuming after step 4." in completed.err
     assert unziplora("verify", "fox").code == 0
     assert unziplora(*train, "--name=whole").code == 0
     assert weights(isolated_home) == weights(isolated_home, "whole")
@@ -82,7 +82,7 @@ def test_the_same_command_on_a_terminal_offers_to_go_on(
     completed = unziplora(*train)
     assert completed.code == 0
     assert "stopped after step 4 of 6. Resume it?" in completed.message
-    assert "Going on after step 4." in completed.err
+    assert "Resuming after step 4." in completed.err
 
 
 def test_of_several_pictures_those_that_are_done_stay(
@@ -95,7 +95,7 @@ def test_of_several_pictures_those_that_are_done_stay(
     completed = unziplora(command, photos / "rose.jpg", picture, *options)
     assert completed.code == 0
     assert "rose: already trained, unchanged." in completed.message
-    assert "Going on after step 4." in completed.err
+    assert "Resuming after step 4." in completed.err
     assert rose.path("style").read_bytes() == before
 
 

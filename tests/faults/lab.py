@@ -221,7 +221,7 @@ class Lab:
             completed = self.run(trial, "train", "--resume=fox")
             message = completed.message
             assert completed.code == 0, message
-            assert not step or f"Going on after step {step}." in message, message
+            assert not step or f"Resuming after step {step}." in message, message
         elif "fox" not in store.names() or more:
             completed = self.run(trial, *self.train(*more))
             assert completed.code == 0, completed.message

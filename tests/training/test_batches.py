@@ -22,7 +22,7 @@ from unziplora_cli.training.step import Batch
 ALPHAS = torch.linspace(0.999, 0.005, 1000)
 
 
-def told(seed: int) -> Conditioning:
+def conditioning(seed: int) -> Conditioning:
     generator = torch.Generator().manual_seed(seed)
     tokens = [torch.randn(1, 32, 24, generator=generator) for _ in range(3)]
     return Conditioning(*tokens, torch.randn(1, 16, generator=generator), torch.full((1, 6), 64.0))
@@ -36,12 +36,12 @@ def latents(seed: int, crops: int = 3) -> LatentDistribution:
 @pytest.fixture
 def source(make_request: Callable[..., TrainRequest], tmp_path: Path) -> Callable[..., BatchSource]:
     def make(
-        pictures: int = 1, priors: tuple[str, ...] = (), processes: tuple[int, int] = (0, 1), **changes: Any
+        images: int = 1, priors: tuple[str, ...] = (), processes: tuple[int, int] = (0, 1), **changes: Any
     ) -> BatchSource:
         inputs = TrainingInputs(
-            conditioning=told(0),
-            latents=tuple(latents(i) for i in range(pictures)),
-            priors={branch: Prior(latents(9, crops=5), told(5)) for branch in priors},
+            conditioning=conditioning(0),
+            latents=tuple(latents(i) for i in range(images)),
+            priors={branch: Prior(latents(9, crops=5), conditioning(5)) for branch in priors},
             validation={},
             empty=None,
         )
@@ -58,7 +58,7 @@ def joined(batches: list[Batch]) -> Batch:
     )
 
 
-def test_a_noisy_picture_holds_the_noise_that_is_to_be_found(source: Callable[..., BatchSource]) -> None:
+def test_noisy_latents_are_the_image_plus_the_target_noise(source: Callable[..., BatchSource]) -> None:
     batches = source(batch_size=2)
     (batch,) = batches(4)[0]
     kept = ALPHAS[batch.timesteps].view(-1, 1, 1, 1)
@@ -69,9 +69,9 @@ def test_a_noisy_picture_holds_the_noise_that_is_to_be_found(source: Callable[..
         assert min(errors) == pytest.approx(0.1, rel=0.2)  # one of the crops, plus the posterior's spread
 
 
-def test_several_pictures_take_turns(source: Callable[..., BatchSource]) -> None:
+def test_several_images_are_used_in_turn(source: Callable[..., BatchSource]) -> None:
     shown = []
-    batches = source(pictures=3, grad_accumulation=2, snr_gamma=None)
+    batches = source(images=3, grad_accumulation=2, snr_gamma=None)
     for step in range(3):
         for (batch,) in batches(step):
             kept = ALPHAS[batch.timesteps].view(-1, 1, 1, 1)
@@ -81,7 +81,7 @@ def test_several_pictures_take_turns(source: Callable[..., BatchSource]) -> None
     assert shown == [0, 1, 2, 0, 1, 2]
 
 
-def test_two_processes_share_what_one_would_accumulate(source: Callable[..., BatchSource]) -> None:
+def test_two_processes_split_the_accumulated_parts(source: Callable[..., BatchSource]) -> None:
     alone = [part[0].target for part in source(grad_accumulation=4)(7)]
     shared = [source(grad_accumulation=2, processes=(rank, 2))(7) for rank in range(2)]
     together = [shared[i % 2][i // 2][0].target for i in range(4)]
@@ -102,7 +102,7 @@ def test_accumulated_batches_equal_one_batch_of_all(
         torch.testing.assert_close(apart.weights(branch), together.weights(branch), rtol=1e-4, atol=1e-6)
 
 
-def test_a_prior_batch_trains_its_own_branch_alone(
+def test_a_prior_batch_trains_only_its_branch(
     source: Callable[..., BatchSource], make_parts: Callable[[], Parts]
 ) -> None:
     (batches,) = source(priors=("content",), prior_content="x", prior_content_prompt="a fox")(0)
@@ -118,7 +118,7 @@ def test_a_prior_batch_trains_its_own_branch_alone(
     assert not torch.equal(without.weights("content"), with_prior.weights("content"))
 
 
-def test_a_priors_weight_scales_its_share_of_the_loss(
+def test_prior_weight_scales_its_term_of_the_loss(
     source: Callable[..., BatchSource], make_parts: Callable[[], Parts]
 ) -> None:
     results = []
@@ -139,9 +139,7 @@ def test_snr_weights_follow_the_timesteps(source: Callable[..., BatchSource]) ->
 
 
 @pytest.mark.parametrize("velocity", [False, True])
-def test_the_target_is_what_diffusers_says_that_the_base_predicts(
-    source: Callable[..., BatchSource], velocity: bool
-) -> None:
+def test_targets_equal_those_of_diffusers(source: Callable[..., BatchSource], velocity: bool) -> None:
     noising = DDPMScheduler(trained_betas=(1 - ALPHAS / torch.cat([torch.ones(1), ALPHAS[:-1]])).tolist())
     batches = source(batch_size=2)
     batches.inputs = replace(batches.inputs, velocity=velocity)
@@ -154,7 +152,7 @@ def test_the_target_is_what_diffusers_says_that_the_base_predicts(
     torch.testing.assert_close(batch.target, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_the_weight_of_a_velocity_is_that_of_the_same_error_in_the_noise() -> None:
+def test_snr_weights_of_velocity_and_noise_agree() -> None:
     """An error e in the velocity is an error sqrt(a) e in the noise."""
     times = torch.tensor([0, 300, 999])
     noise, velocity = min_snr_weight(ALPHAS, times, 5.0), min_snr_velocity_weight(ALPHAS, times, 5.0)

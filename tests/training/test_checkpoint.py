@@ -1,4 +1,4 @@
-"""Files of a training's state that do not fit or are damaged."""
+"""Checkpoints that are damaged or do not match, and what resuming restores."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ def state(make_parts: Callable[[], Parts]) -> TrainingState:
     return TrainingState(parts.layers, parts.step.optimizer, parts.step.lr_scheduler)
 
 
-def test_what_is_no_training_state_is_refused(state: TrainingState, tmp_path: Path) -> None:
+def test_other_files_are_refused_as_checkpoint(state: TrainingState, tmp_path: Path) -> None:
     damaged, other = tmp_path / "damaged.safetensors", tmp_path / "other.safetensors"
     damaged.write_bytes(b"\x00" * 20)
     save_file({"x": torch.zeros(1)}, other)
@@ -29,7 +29,7 @@ def test_what_is_no_training_state_is_refused(state: TrainingState, tmp_path: Pa
             state.load(path, {})
 
 
-def test_a_state_of_another_network_is_refused(state: TrainingState, tmp_path: Path) -> None:
+def test_checkpoint_of_another_network_is_refused(state: TrainingState, tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     state.save(path, 3, {})
     fewer = dict(list(state.layers.items())[1:])
@@ -39,7 +39,7 @@ def test_a_state_of_another_network_is_refused(state: TrainingState, tmp_path: P
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_learning_rate_schedule_goes_on_where_it_was(
+def test_every_schedule_resumes_at_the_same_rate(
     name: str, state: TrainingState, make_parts: Callable[[], Parts], tmp_path: Path
 ) -> None:
     config = TrainConfig(lr_scheduler=name, lr_warmup_steps=3, steps=10)

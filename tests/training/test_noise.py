@@ -16,7 +16,7 @@ def same(a: StepNoise, b: StepNoise) -> bool:
     return all(torch.equal(getattr(a, n), getattr(b, n)) for n in names)
 
 
-def test_the_global_generator_neither_matters_nor_moves() -> None:
+def test_noise_does_not_use_the_global_generator() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = step_noise(0, 5, 0, 2, SHAPE, 8)
@@ -28,13 +28,13 @@ def test_the_global_generator_neither_matters_nor_moves() -> None:
 @pytest.mark.parametrize(
     ("where", "stream"), [((1, 5, 0), 0), ((0, 6, 0), 0), ((0, 5, 1), 0), ((0, 5, 0), CONTENT_PRIOR_STREAM)]
 )
-def test_every_place_has_its_own_numbers(where: tuple[int, int, int], stream: int) -> None:
+def test_every_step_part_and_stream_has_its_own_noise(where: tuple[int, int, int], stream: int) -> None:
     first = step_noise(0, 5, 0, 1, SHAPE, 8)
     assert not torch.equal(first.noise, step_noise(*where, 1, SHAPE, 8, stream=stream).noise)
     assert not torch.equal(first.noise, first.posterior)
 
 
-def test_seeds_of_neighbours_do_not_collide() -> None:
+def test_seeds_of_close_numbers_differ() -> None:
     places = itertools.product(range(3), range(200), range(4), range(3))
     seeds = [derive_seed(*place) for place in places]
     assert len(set(seeds)) == len(seeds)
@@ -56,7 +56,7 @@ def test_noise_is_standard_normal() -> None:
     assert abs(float(values.std()) - 1) < 0.02
 
 
-def test_adding_noise_agrees_with_diffusers() -> None:
+def test_add_noise_equals_diffusers() -> None:
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     latents, noise, timesteps = torch.randn(3, *SHAPE), torch.randn(3, *SHAPE), torch.tensor([0, 500, 999])
     ours = add_noise(latents, noise, scheduler.alphas_cumprod, timesteps)

@@ -17,7 +17,7 @@ def groups() -> list[dict[str, Any]]:
     return [{"params": [torch.nn.Parameter(torch.randn(4, 3))], "lr": lr} for lr in (1e-2, 2e-2, 3e-2)]
 
 
-def test_adamw_is_torchs_with_the_settings_and_rates_given() -> None:
+def test_adamw_equals_torch_adamw() -> None:
     config = TrainConfig(adam_beta1=0.8, adam_beta2=0.95, adam_eps=1e-3, weight_decay=0.1)
     ours, theirs = groups(), groups()
     optimizer = build_optimizer(config, ours)
@@ -37,7 +37,7 @@ def test_adamw_is_torchs_with_the_settings_and_rates_given() -> None:
 @pytest.mark.parametrize(
     ("name", "package", "extra"), [("adamw8bit", "bitsandbytes", "bnb"), ("prodigy", "prodigyopt", "prodigy")]
 )
-def test_a_missing_package_is_named_with_the_line_to_type(
+def test_missing_package_names_the_extra_to_install(
     name: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
@@ -46,7 +46,7 @@ def test_a_missing_package_is_named_with_the_line_to_type(
     assert hint(caught.value) == f"pip install 'unziplora[{extra}]'"
 
 
-def test_prodigy_refuses_unequal_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prodigy_refuses_different_learning_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     with pytest.raises(UsageError, match=r"0\.01, 0\.02, 0\.03") as caught:
         build_optimizer(TrainConfig(optimizer="prodigy"), groups())
@@ -54,7 +54,7 @@ def test_prodigy_refuses_unequal_rates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_schedule_warms_up_and_scales_each_rate_alike(name: str) -> None:
+def test_every_schedule_warms_up_and_scales_all_rates(name: str) -> None:
     config = TrainConfig(lr_scheduler=name, lr_warmup_steps=0 if name == "constant" else 2, steps=10)
     optimizer = build_optimizer(config, groups())
     schedule = build_lr_scheduler(config, optimizer)

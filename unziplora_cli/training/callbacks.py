@@ -55,9 +55,9 @@ class HistoryRow:
     reconstruction: float | None
     overlap: float | None
     grad_norm: float | None
-    merge_content: float | None
-    merge_style: float | None
-    seconds: float | None
+    merge_content: float | None = None
+    merge_style: float | None = None
+    seconds: float | None = None
 
 
 HISTORY_COLUMNS = tuple(column.name for column in fields(HistoryRow))

@@ -5,20 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from unziplora_cli.events import Notice, Phase, Progress
+from unziplora_cli.events import Notice as Notice
+from unziplora_cli.events import Phase as Phase
+from unziplora_cli.events import Progress as Progress
 from unziplora_cli.method.lora import LoRA, MergeWeights
-
-__all__ = [
-    "ColumnsChosen",
-    "Event",
-    "Notice",
-    "Phase",
-    "Progress",
-    "Saved",
-    "StepDone",
-    "TrainResult",
-    "Validated",
-]
 
 
 @dataclass(frozen=True, slots=True)

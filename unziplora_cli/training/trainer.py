@@ -6,10 +6,10 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from types import FrameType, TracebackType
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import Any
 
 import torch
@@ -115,11 +115,10 @@ class Trainer:
             try:
                 while self.done < total and not stopped:
                     started = time.monotonic()
-                    separated = self._run_step()
+                    self._run_step()
                     reads = self.done % interval == 0 or self.done == total
                     if reads or self.checkpoints.planned(self.done):
-                        rows = self._read_metrics(started)
-                        yield self._step_event(rows, separated=separated)
+                        yield self._read_metrics(started)
                     else:
                         self._seconds += time.monotonic() - started
                     yield from self._after_step()
@@ -150,13 +149,11 @@ class Trainer:
                 precision=self.precision,
             )
 
-    def _run_step(self) -> bool:
-        """Run one step; returns whether the branches are separated."""
+    def _run_step(self) -> None:
         outcome = self.step(self.done, self.batches(self.done))
         self._unread.append(_metrics(outcome))
         self.done += 1
         self.step.updating = False
-        return outcome.overlap is not None
 
     def _after_step(self) -> Iterator[Event]:
         """Column maps, validation images, saved LoRAs and checkpoints that are due."""
@@ -185,51 +182,24 @@ class Trainer:
         if self.checkpoints.planned(self.done) or self.checkpoints.affordable(self.state):
             yield from self._checkpoint()
 
-    def _read_metrics(self, started: float) -> list[list[float]]:
-        """The metrics of all unread steps, averaged over processes; also written to the history.
+    def _read_metrics(self, started: float) -> StepDone:
+        """Read the metrics of all unread steps, averaged over processes, and write them to the history.
 
-        ``started`` is the time at which the last of these steps started. Raises Diverged.
+        ``started`` is the time at which the last of these steps started. Returns the event of that step;
+        raises Diverged.
         """
         first = self.done - len(self._unread)
-        rows: list[list[float]] = self.accelerator.reduce(
-            torch.stack(self._unread), reduction="mean"
-        ).tolist()
+        metrics = self.accelerator.reduce(torch.stack(self._unread), reduction="mean").tolist()
         self._unread.clear()
-        self._seconds += time.monotonic() - started
-        for number, (loss, reconstruction, _, grad_norm) in enumerate(rows, start=first + 1):
+        seconds = (self._seconds + time.monotonic() - started) / len(metrics)
+        self._seconds = 0.0
+        for number, (loss, reconstruction, _, grad_norm) in enumerate(metrics, start=first + 1):
             if problem := self.monitor.update(number, loss, reconstruction, grad_norm):
                 raise self._diverged(problem)
-        self.losses += [row[0] for row in rows]
+            self.losses.append(loss)
         if self.accelerator.is_main_process:
-            self._write_history(rows)
-        return rows
-
-    def _write_history(self, rows: list[list[float]]) -> None:
-        """Append the last steps to the history; merge weights are known for the very last one only."""
-        content, style = (
-            torch.cat([layer.branches()[i].merge.detach() for layer in self.layers.values()]).mean().item()
-            for i in range(2)
-        )
-        seconds = round(self._seconds / len(rows), 6)
-        history = []
-        for step, (loss, reconstruction, overlap, grad_norm) in enumerate(rows, start=self.done - len(rows)):
-            last = step + 1 == self.done
-            history.append(
-                HistoryRow(
-                    step=step + 1,
-                    loss=loss,
-                    reconstruction=reconstruction,
-                    overlap=overlap if self.schedule.separated(step) else None,
-                    grad_norm=grad_norm,
-                    merge_content=content if last else None,
-                    merge_style=style if last else None,
-                    seconds=seconds,
-                )
-            )
-        append_history(self.request.folder / HISTORY_FILE, history)
-
-    def _step_event(self, rows: list[list[float]], *, separated: bool) -> StepDone:
-        loss, reconstruction, overlap, grad_norm = rows[-1]
+            self._write_history(first, metrics, seconds)
+        loss, reconstruction, overlap, grad_norm = metrics[-1]
         content, style, merge = (float(group["lr"]) for group in self.state.optimizer.param_groups)
         event = StepDone(
             step=self.done,
@@ -237,15 +207,34 @@ class Trainer:
             phase=self.schedule.phase(self.done - 1),
             loss=loss,
             reconstruction=reconstruction,
-            overlap=overlap if separated else None,
+            overlap=overlap if self.schedule.separated(self.done - 1) else None,
             grad_norm=grad_norm,
             learning_rates=(content, style, merge),
-            seconds=self._seconds / len(rows),
+            seconds=seconds,
             memory=peak_memory(self.accelerator.device),
         )
-        self._seconds = 0.0
         self.metric_logger.log_step(event, self.layers)
         return event
+
+    def _write_history(self, first: int, metrics: list[list[float]], seconds: float) -> None:
+        """Append the steps after ``first``; only the merge weights after the last of them are known."""
+        rows = [
+            HistoryRow(
+                step + 1,
+                loss,
+                reconstruction,
+                overlap if self.schedule.separated(step) else None,
+                grad_norm,
+                seconds=round(seconds, 6),
+            )
+            for step, (loss, reconstruction, overlap, grad_norm) in enumerate(metrics, start=first)
+        ]
+        content, style = (
+            torch.cat([layer.branches()[i].merge.detach() for layer in self.layers.values()]).mean().item()
+            for i in range(2)
+        )
+        rows[-1] = replace(rows[-1], merge_content=content, merge_style=style)
+        append_history(self.request.folder / HISTORY_FILE, rows)
 
     def _columns_event(self) -> ColumnsChosen:
         content, style = (
@@ -343,16 +332,14 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received = False
-        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        self._previous = _handle_signals(self._receive)
+        self._handlers = _signal_handler(self._receive)
+        self._handlers.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _restore_signals(self._previous)
+    def __exit__(self, *error: object) -> None:
+        self._handlers.__exit__(None, None, None)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received:
@@ -360,27 +347,18 @@ class StopRequest:
         self.received = True
 
 
-@contextmanager
-def signals_as_keyboard_interrupt() -> Iterator[None]:
+def signals_as_keyboard_interrupt() -> AbstractContextManager[None]:
     """Let every signal to stop raise KeyboardInterrupt, so that files and locks are cleaned up."""
+    return _signal_handler(signal.default_int_handler)
 
-    def receive(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
 
-    previous = _handle_signals(receive)
+@contextmanager
+def _signal_handler(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    main = threading.current_thread() is threading.main_thread()
+    handled = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, handler) for number in handled} if main else {}
     try:
         yield
     finally:
-        _restore_signals(previous)
-
-
-def _handle_signals(handler: Any) -> dict[int, Any]:
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    handled = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    return {number: signal.signal(number, handler) for number in handled}
-
-
-def _restore_signals(previous: dict[int, Any]) -> None:
-    for number, handler in previous.items():
-        signal.signal(number, handler)
+        for number, old in previous.items():
+            signal.signal(number, old)

@@ -18,7 +18,7 @@ def test_crops_are_spread_from_end_to_end() -> None:
     assert crop_boxes((100, 100), 8) == [(0, 0, 100, 100)]
 
 
-def test_a_crop_equals_scaling_the_whole_picture_first() -> None:
+def test_a_crop_equals_scaling_the_whole_image_first() -> None:
     image = Image.effect_noise((256, 128), 90).convert("RGB")
     pixels = crop_image(image, 64, 3)
     whole = np.asarray(image.resize((128, 64), Image.Resampling.BILINEAR), dtype=np.float32) / 127.5 - 1
@@ -45,9 +45,9 @@ def test_pixels_span_minus_one_to_one() -> None:
         ((100, 100), 1, "enlarged to 1024"),
     ],
 )
-def test_what_is_cut_is_told(size: tuple[int, int], crops: int, note: str) -> None:
-    told = crop_note(size, 1024, crops)
-    assert (note in told) if note else not told
+def test_crop_note_says_what_is_cut(size: tuple[int, int], crops: int, note: str) -> None:
+    result = crop_note(size, 1024, crops)
+    assert (note in result) if note else not result
 
 
 def test_latents_are_the_scaled_posterior(tiny_base: Path) -> None:
