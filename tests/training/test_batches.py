@@ -1,4 +1,4 @@
-"""What a step is made of, and what follows from it for the gradients."""
+"""The batches of a step: noise, targets and weights, and their effect on the gradients."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The randomness of a step depends on where it is used and on nothing else."""
+"""The random numbers of a step are a function of seed, step, part and stream alone."""
 
 import itertools
 
