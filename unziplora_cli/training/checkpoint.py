@@ -136,10 +136,10 @@ class TrainingState:
 def _layer_tensors(layers: TrainedLayers) -> dict[str, Tensor]:
     """Every tensor of every branch by name; they share memory with the layers."""
     return {
-        f"layers.{name}.{branch}.{key}": tensor
+        f"layers.{name}.{branch_name}.{key}": tensor
         for name, layer in layers.items()
-        for branch in BRANCHES
-        for key, tensor in layer.get_submodule(branch).state_dict().items()
+        for branch_name, branch in zip(BRANCHES, layer.branches(), strict=True)
+        for key, tensor in branch.state_dict().items()
     }
 
 
