@@ -66,26 +66,21 @@ def _fitting_command(session: Session, estimate: "TrainingEstimate") -> str | No
 
 def _rows(estimate: "TrainingEstimate", projects: int) -> list[list[str]]:
     config, memory = estimate.config, estimate.memory
-    step, total = (
-        f"about {estimate.time.step:.2g} s",
-        f"about {format_duration(estimate.time.total * projects)}",
-    )
-    if estimate.too_slow:
-        step, total = "over a minute", "several days or more"
+    step, total = "over a minute", "several days or more"
+    if not estimate.too_slow:
+        step = f"about {estimate.time.step:.2g} s"
+        total = f"about {format_duration(estimate.time.total * projects)}"
     per_image = f" for each of {projects} images" if projects > 1 else ""
-    parts = {
-        "frozen weights": memory.frozen_weights,
-        "trained parameters": memory.trained_state,
-        "activations": memory.activations,
-        "temporary": memory.temporary,
-    }
     return [
         ["base", f"{estimate.base}, rank {config.rank}, {config.resolution} px, batch {config.batch_size}"],
         ["device", f"{estimate.device} ({estimate.device_name}), {estimate.precision}"],
         ["peak memory", f"about {format_size(memory.peak)}"],
-        *(["", f"{format_size(size)} {name}"] for name, size in parts.items()),
-        ["required", f"about {format_size(estimate.required)} free"],
-        ["free now", f"{format_size(estimate.free)} of {format_size(estimate.total)}"],
+        ["", f"{format_size(memory.frozen_weights)} frozen weights"],
+        ["", f"{format_size(memory.trained_state)} trained parameters"],
+        ["", f"{format_size(memory.activations)} activations"],
+        ["", f"{format_size(memory.temporary)} temporary"],
+        ["required", f"about {format_size(estimate.required_bytes)} free"],
+        ["free now", f"{format_size(estimate.free_bytes)} of {format_size(estimate.total_bytes)}"],
         ["step", step],
         ["training", f"{config.steps} steps{per_image}: {total}"],
         ["disk", f"{format_size(estimate.project_bytes)}{per_image}"],
@@ -99,7 +94,7 @@ def _conclusion(estimate: "TrainingEstimate", command: str | None) -> str:
             f"{estimate.base} needs a GPU: a CPU is too slow. The built-in base trains on a CPU in minutes: "
             "--base mini"
         )
-    required, free = format_size(estimate.required), format_size(estimate.free)
+    required, free = format_size(estimate.required_bytes), format_size(estimate.free_bytes)
     if estimate.fits:
         return f"Fits: needs about {required}, and {free} are free."
     text = f"Does not fit: needs about {required}, but {free} are free."
@@ -114,26 +109,19 @@ def _conclusion(estimate: "TrainingEstimate", command: str | None) -> str:
 
 
 def _summary(estimate: "TrainingEstimate", preset: str, projects: int, command: str | None) -> dict[str, Any]:
+    summary = asdict(estimate)
+    for name in ("config", "time", "fitting_settings"):
+        del summary[name]
     return {
-        "base": estimate.base,
-        "device": estimate.device,
-        "device_name": estimate.device_name,
-        "precision": estimate.precision,
+        **summary,
         "preset": preset,
         "projects": projects,
         "steps": estimate.config.steps,
         "fits": estimate.fits,
         "too_slow": estimate.too_slow,
         "peak_memory_bytes": estimate.memory.peak,
-        "memory": asdict(estimate.memory),
-        "required_bytes": estimate.required,
-        "free_bytes": estimate.free,
-        "total_bytes": estimate.total,
         "flops_per_step": estimate.time.flops,
-        "flops_per_second": estimate.rate,
         "seconds_per_step": round(estimate.time.step, 4),
         "seconds": round(estimate.time.total * projects, 1),
-        "project_bytes": estimate.project_bytes,
-        "checkpoint_bytes": estimate.checkpoint_bytes,
         "fitting_command": command,
     }

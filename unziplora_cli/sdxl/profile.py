@@ -96,7 +96,18 @@ def profile_unet(config: Mapping[str, Any]) -> UNetProfile:
     level = 0
 
     def add(kind: ModuleKind, *modules: nn.Module | None, **details: Any) -> None:
-        profiles.append(_profile_module(kind, level, modules, adapted, details))
+        frozen: list[LayerProfile] = []
+        trained: list[LayerProfile] = []
+        for module in modules:
+            for name, layer in module.named_modules() if module is not None else ():
+                if isinstance(layer, nn.Linear | nn.Conv2d):
+                    (trained if layer in adapted else frozen).append(_profile_layer(layer, _input_of(name)))
+        if kind == "transformer_block":
+            inputs = outputs = trained[0].inputs
+        else:
+            main = [layer for layer in frozen if layer.applied_to == "pixels"]
+            inputs, outputs = main[0].inputs, main[0 if kind == "resnet" else -1].outputs
+        profiles.append(ModuleProfile(kind, level, inputs, outputs, tuple(frozen), tuple(trained), **details))
 
     add("convolution", unet.conv_in)
     for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
@@ -107,8 +118,7 @@ def profile_unet(config: Mapping[str, Any]) -> UNetProfile:
             region = names[module]
             add("transformer_in", module.norm, module.proj_in, region=region)
             for transformer in module.transformer_blocks:
-                width = transformer.ff.net[2].in_features
-                heads = transformer.attn1.heads
+                heads, width = transformer.attn1.heads, transformer.ff.net[2].in_features
                 add("transformer_block", transformer, region=region, heads=heads, feed_forward=width)
             add("transformer_out", module.proj_out, region=region)
         for sampler in getattr(block, "downsamplers", None) or ():
@@ -139,29 +149,10 @@ def _in_order(block: nn.Module, *, middle: bool) -> Iterator[Any]:
         yield from (module for module in pair if module is not None)
 
 
-def _profile_module(
-    kind: ModuleKind,
-    level: int,
-    modules: tuple[nn.Module | None, ...],
-    adapted: set[nn.Linear],
-    details: Mapping[str, Any],
-) -> ModuleProfile:
-    frozen: list[LayerProfile] = []
-    trained: list[LayerProfile] = []
-    for module in modules:
-        for name, layer in module.named_modules() if module is not None else ():
-            if isinstance(layer, nn.Linear | nn.Conv2d):
-                text = f".{name}".endswith(TEXT_PROJECTIONS)
-                applied_to: LayerInput = (
-                    "text" if text else "vector" if name.endswith("time_emb_proj") else "pixels"
-                )
-                (trained if layer in adapted else frozen).append(_profile_layer(layer, applied_to))
-    if kind == "transformer_block":
-        inputs = outputs = trained[0].inputs
-    else:
-        main = [layer for layer in frozen if layer.applied_to == "pixels"]
-        inputs, outputs = main[0].inputs, main[0 if kind == "resnet" else -1].outputs
-    return ModuleProfile(kind, level, inputs, outputs, tuple(frozen), tuple(trained), **details)
+def _input_of(name: str) -> LayerInput:
+    if f".{name}".endswith(TEXT_PROJECTIONS):
+        return "text"
+    return "vector" if name.endswith("time_emb_proj") else "pixels"
 
 
 def _profile_layer(layer: nn.Linear | nn.Conv2d, applied_to: LayerInput) -> LayerProfile:

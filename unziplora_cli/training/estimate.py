@@ -62,6 +62,8 @@ MEASURING = 0.2
 TOO_LONG = 48 * 3600.0
 """Seconds above which a training on a CPU is not worth starting."""
 
+NAMES = {"mps": "Apple GPU", "cpu": "CPU"}
+
 Changes = Mapping[str, Any]
 """Settings of a training by name."""
 
@@ -120,20 +122,15 @@ def measure_rate(device: torch.device, dtype: torch.dtype, *, one_thread: bool =
     if one_thread and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
     try:
-        _multiply(matrix, 1)
+        float((matrix @ matrix)[0, 0])  # warm-up; reading a value waits for the device
         count, started = 0, time.perf_counter()
         while count == 0 or time.perf_counter() - started < MEASURING:
-            _multiply(matrix, 4)
+            products = [matrix @ matrix for _ in range(4)]
+            float(products[-1][0, 0])
             count += 4
         return count * 2.0 * side**3 / (time.perf_counter() - started)
     finally:
         torch.set_num_threads(threads)
-
-
-def _multiply(matrix: torch.Tensor, times: int) -> None:
-    for _ in range(times):
-        product = matrix @ matrix
-    float(product[0, 0])  # waits for the device
 
 
 # Settings that fit
@@ -207,7 +204,10 @@ class MemoryAdvisor:
         )
         changes = None if self.resume else self._fitting_settings()
         if changes:
-            settings = (f"{name.replace('_', '-')} {_plain(value)}" for name, value in changes.items())
+            settings = (
+                f"{name.replace('_', '-')} {'on' if value is True else value}"
+                for name, value in changes.items()
+            )
             text += f" Settings that fit: {', '.join(settings)}."
         return text
 
@@ -233,10 +233,6 @@ class MemoryAdvisor:
         return find_fitting_settings(profile_base(self.base), self.config, self.target, self.free)
 
 
-def _plain(value: object) -> str:
-    return "on" if value is True else str(value)
-
-
 def target_of(device: torch.device, dtype: torch.dtype, *, fuse: bool) -> Target:
     """The target of a training on ``device`` in ``dtype``; ``fuse`` is the setting of that name."""
     return Target(device.type, PRECISION_NAMES[dtype], fuse and kernels_available(device))
@@ -247,11 +243,7 @@ def target_of(device: torch.device, dtype: torch.dtype, *, fuse: bool) -> Target
 
 @dataclass(frozen=True)
 class TrainingEstimate:
-    """The estimate for one project; bytes, seconds and FLOP/s.
-
-    ``required`` bytes must be free, ``free`` of ``total`` are. ``fitting_settings`` are changes with which a
-    training fits that does not.
-    """
+    """The estimate for one project; ``fitting_settings`` are changes with which it fits, if it does not."""
 
     base: str
     device: str
@@ -259,18 +251,18 @@ class TrainingEstimate:
     precision: str
     config: TrainConfig
     memory: MemoryEstimate
-    required: int
-    free: int
-    total: int
+    required_bytes: int
+    free_bytes: int
+    total_bytes: int
     time: TimeEstimate
-    rate: float
+    flops_per_second: float
     project_bytes: int
     checkpoint_bytes: int
     fitting_settings: Changes | None
 
     @property
     def fits(self) -> bool:
-        return self.required <= self.free
+        return self.required_bytes <= self.free_bytes
 
     @property
     def too_slow(self) -> bool:
@@ -295,15 +287,15 @@ def estimate_training(base: BaseRef, config: TrainConfig, device_name: str) -> T
     return TrainingEstimate(
         base=base.spec,
         device=str(device),
-        device_name=_name(device),
+        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else NAMES[device.type],
         precision=target.precision,
         config=config,
         memory=memory,
-        required=required,
-        free=free,
-        total=total_memory(device),
+        required_bytes=required,
+        free_bytes=free,
+        total_bytes=total_memory(device),
         time=estimate_time(profile, config, target, rate),
-        rate=rate,
+        flops_per_second=rate,
         project_bytes=project_bytes(profile.unet, config),
         checkpoint_bytes=checkpoints_bytes(profile.unet, config),
         fitting_settings=fitting,
@@ -313,9 +305,3 @@ def estimate_training(base: BaseRef, config: TrainConfig, device_name: str) -> T
 def shipped_sdxl() -> BaseRef:
     """SDXL by its configuration files, which ship with the package; for an estimate before the download."""
     return BaseRef("sdxl", "folder", SDXL_ID, SDXL_CONFIG, SDXL_REVISION, None, SDXL_REVISION)
-
-
-def _name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return {"mps": "Apple GPU", "cpu": "CPU"}[device.type]

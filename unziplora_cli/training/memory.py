@@ -19,8 +19,8 @@ through three phases; its peak is the largest of theirs (on the CPU, plus the pr
                     convolution        in
 
 With gradient checkpointing, autograd saves the input of each transformer block and resnet, and everything
-else for one of them at a time. Neither counted are
-a second CUDA graph, recorded only where it fits, nor the activations of LoRAs that are not fused.
+else for one of them at a time. A second CUDA graph (recorded only where it fits) and the activations of LoRAs
+that are not fused are not counted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -99,12 +99,9 @@ def free_memory(device: torch.device) -> int:
 
 
 def total_memory(device: torch.device) -> int:
-    """All bytes of ``device``."""
     import psutil
 
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[1])
-    return int(psutil.virtual_memory().total)
+    return int(torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,18 +226,16 @@ def _step_bytes(base: BaseProfile, config: TrainConfig, target: Target, trained:
     first = base.unet.first_adapted()
     modules = base.unet.modules[first:]
     checkpointed = config.gradient_checkpointing
-    activations = [_activation_bytes(module, base, config, target) for module in modules]
-    saved = [
-        _input_bytes(module, base, config, target) if checkpointed and module.kind in RECOMPUTED else size
-        for module, size in zip(modules, activations, strict=True)
-    ]
+    sizes = [_module_bytes(module, base, config, target) for module in modules]
+    recomputed = [checkpointed and module.kind in RECOMPUTED for module in modules]
+    saved = [size.inputs if again else size.saved for size, again in zip(sizes, recomputed, strict=True)]
     lora_parameters = [
         2 * config.rank * sum(layer.inputs + layer.outputs for layer in module.adapted) for module in modules
     ]
     total = sum(saved)
     if checkpointed:  # diffusers checkpoints the modules before the first adapted one, too
         before = [module for module in base.unet.modules[:first] if module.kind == "resnet"]
-        total += sum(_input_bytes(module, base, config, target) for module in before)
+        total += sum(_module_bytes(module, base, config, target).inputs for module in before)
     else:  # copies of the LoRA parameters in the precision of the base
         total += sum(lora_parameters) * target.bytes
     accumulates = passes(config) > 1  # the gradients of the first pass stay while the next pass computes
@@ -252,8 +247,7 @@ def _step_bytes(base: BaseProfile, config: TrainConfig, target: Target, trained:
         if module.region and not checkpointed:
             region = [other for other in modules if other.region == module.region]
         fused = FUSED_COPIES * sum(_pixel_weights(other.adapted) for other in region) * target.bytes
-        recomputed = activations[i] if activations[i] != saved[i] else 0
-        temporary = fused + recomputed + _temporary_bytes(module, base, config, target)
+        temporary = fused + (sizes[i].saved if recomputed[i] else 0) + sizes[i].temporary
         worst = max(worst, remaining + gradients + temporary)
         remaining -= saved[i]
         if not accumulates:
@@ -261,10 +255,20 @@ def _step_bytes(base: BaseProfile, config: TrainConfig, target: Target, trained:
     return total, worst + (WORKSPACES if target.device == "cuda" else 0)
 
 
-def _activation_bytes(module: ModuleProfile, base: BaseProfile, config: TrainConfig, target: Target) -> int:
-    """What autograd saves of ``module``: activations, float32 statistics, and unpacked int8 weights."""
+class _ModuleBytes(NamedTuple):
+    """Activations of a module: what autograd saves, the module's input, and temporary gradients."""
+
+    saved: int
+    inputs: int
+    temporary: int
+
+
+def _module_bytes(
+    module: ModuleProfile, base: BaseProfile, config: TrainConfig, target: Target
+) -> _ModuleBytes:
     area = pixels(module, config, base)
     copies = 2 if target.fused else 3
+    gradients = 2 * (module.inputs + module.outputs)
     values = statistics = 0
     match module.kind:
         case "convolution":
@@ -276,25 +280,17 @@ def _activation_bytes(module: ModuleProfile, base: BaseProfile, config: TrainCon
         case "transformer_block":
             width = 11 * module.inputs + copies * module.feed_forward
             values = width * area + 2 * module.inputs * base.tokens
-            statistics = (6 + 2 * module.heads) * area  # three layer norms; log-sums of attention
+            statistics = (6 + 2 * module.heads) * area  # float32: three layer norms; log-sums of attention
+            gradients = module.inputs + 3 * module.feed_forward
         case "output":
             values = copies * module.inputs * area
-    quantized = [layer for layer in (*module.frozen, *module.adapted) if _quantized(layer, config)]
-    per_batch = config.batch_size * (values * target.bytes + 4 * statistics)
-    return per_batch + _pixel_weights(quantized) * target.bytes
-
-
-def _input_bytes(module: ModuleProfile, base: BaseProfile, config: TrainConfig, target: Target) -> int:
-    return config.batch_size * module.inputs * pixels(module, config, base) * target.bytes
-
-
-def _temporary_bytes(module: ModuleProfile, base: BaseProfile, config: TrainConfig, target: Target) -> int:
-    """Gradients of activations: of a transformer block's feed-forward layer, else of input and output."""
-    if module.kind == "transformer_block":
-        values = module.inputs + 3 * module.feed_forward
-    else:
-        values = 2 * (module.inputs + module.outputs)
-    return config.batch_size * values * pixels(module, config, base) * target.bytes
+    unpacked = [layer for layer in (*module.frozen, *module.adapted) if _quantized(layer, config)]
+    return _ModuleBytes(
+        config.batch_size * (values * target.bytes + 4 * statistics)
+        + _pixel_weights(unpacked) * target.bytes,
+        config.batch_size * module.inputs * area * target.bytes,
+        config.batch_size * gradients * area * target.bytes,
+    )
 
 
 def _vae_bytes(base: BaseProfile, config: TrainConfig) -> int:
