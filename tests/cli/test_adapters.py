@@ -150,7 +150,7 @@ def test_file_that_appears_during_an_export_is_not_replaced(two_projects, tmp_pa
 def test_projects_of_different_bases_are_not_combined(assert_fails, two_projects, tmp_path):
     path = two_projects / "projects/rose/manifest.json"
     stored = json.loads(path.read_text())
-    stored["base"] = {"spec": "sdxl", "kind": "hub", "id": "owner/sdxl", "revision": "1", "hash": "1"}
+    stored["job"]["base"] = {"spec": "sdxl", "kind": "hub", "id": "owner/sdxl", "revision": "1", "hash": "1"}
     path.write_text(json.dumps(stored))
     for command in (
         ["export", "fox", "--part=combined", "--with=rose", "--out", tmp_path],
@@ -171,7 +171,7 @@ def test_damaged_project_exports_nothing(assert_fails, two_projects, tmp_path):
 def test_file_that_fails_its_check_is_not_written(assert_fails, two_projects, tmp_path, monkeypatch):
     from unziplora_cli.sdxl import meta
 
-    monkeypatch.setattr(meta, "_error", lambda *_: 0.5)
+    monkeypatch.setattr(meta, "_relative_error", lambda *_: 0.5)
     message = assert_fails(6, "export", "fox", "--part=content", "--check", "--out", tmp_path)
     assert "relative error of 5.0e-01" in message
     assert list(tmp_path.iterdir()) == []
@@ -186,7 +186,11 @@ def test_exported_project_is_imported_unchanged(unziplora, exported, tiny_base, 
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one)
     one, other = (manifest.read(folder) for folder in (before, after))
-    assert (one.words, one.prompts, one.base.hash) == (other.words, other.prompts, other.base.hash)
+    assert (one.job.words, one.job.prompts, one.job.base.hash) == (
+        other.job.words,
+        other.job.prompts,
+        other.job.base.hash,
+    )
     images = []
     for name in ("fox", "back"):
         (file,) = unziplora("combine", name, *QUICK, "--json").envelope["result"]["images"]
@@ -203,7 +207,7 @@ def test_imported_project_works_with_every_command(unziplora, exported, tiny_bas
         assert completed.code == 0
         assert "There are no merge weights for the style: all are 1." in completed.message
         assert unziplora("verify", name).code == 0
-        assert "elsewhere: imported" in unziplora("show", name).out
+        assert unziplora("show", name, "--json").envelope["result"]["manifest"]["job"]["settings"] is None
         for command in ("content", "style", "combine"):
             assert unziplora(command, name, *QUICK).code == 0
         assert unziplora("export", name, "--part=combined", "--check", "--out", tmp_path / name).code == 0
@@ -267,7 +271,7 @@ def test_missing_words_are_requested_as_options(assert_fails, released, tiny_bas
         (2, ["--name=../fox"], "cannot be the name of a project"),
         (3, ["--name=rose"], "There is a project 'rose' already"),
         (4, ["--base=no-such-folder"], "There is no base"),
-        (6, ["--base=mini"], "layers that this base lacks"),
+        (6, ["--base=mini"], "layers that this base does not have"),
         (6, [], "fits neither SDXL nor the built-in base"),
         (2, ["--image=gone.png"], "There is no file"),
         (2, ["--subject= "], "The subject is empty"),

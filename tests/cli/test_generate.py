@@ -175,7 +175,9 @@ def test_an_existing_file_is_refused_unless_forced(two_projects, unziplora, tmp_
 def test_the_source_image_of_the_project_is_never_replaced_silently(two_projects, unziplora, home_files):
     project = ProjectStore(two_projects).open("fox")
     before = home_files()
-    completed = unziplora("content", "fox", *QUICK, "--out", project.folder / project.manifest.source[0].file)
+    completed = unziplora(
+        "content", "fox", *QUICK, "--out", project.folder / project.manifest.job.images[0].file
+    )
     assert completed.code == 3
     assert "already exists" in completed.message
     assert home_files() == before

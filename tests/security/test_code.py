@@ -21,10 +21,10 @@ FORBIDDEN_IMPORTS = {
     # parsers that resolve external references
     *("xml", "lxml"),
 }
-PROCESSES = {"doctor/gpus.py", "doctor/inspect.py"}
+PROCESSES = {"doctor/environment.py", "doctor/gpus.py"}
 """The only modules that start other programs."""
 DYNAMIC_IMPORTS = {"doctor/probe.py"}
-NETWORK = {"hub.py", "doctor/inspect.py"}
+NETWORK = {"hub.py", "doctor/environment.py"}
 """The only modules that import an HTTP library."""
 
 

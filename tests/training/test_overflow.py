@@ -96,7 +96,7 @@ def test_an_overflow_at_another_step_is_left_out(make_parts: Callable[[], Parts]
 
 
 def test_scores_are_always_numbers() -> None:
-    branch = Branch.drawn(3, 4, 2)
+    branch = Branch.random(3, 4, 2)
     branch.down.grad, branch.up.grad = torch.ones(2, 3), torch.full((4, 2), torch.inf)
     branch.up.grad[1:] = 1.0
     for score in ("magnitude", "count"):

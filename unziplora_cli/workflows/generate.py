@@ -152,10 +152,10 @@ def generate_cross(
         for cell in cells
         for number in range(count)
     ]
+    cache = AdapterCache()
+    requests = [cache.request(cell) for cell in cells]
     with _cross_folder(out, spec.contents[0].images) as folder:
         refuse_existing([folder / name for name in (*names, SHEET)], force=force)
-        cache = AdapterCache()
-        requests = [cache.request(cell) for cell in cells]
         images: list[Path] = []
         first_of_cell = []
         for event in generate_requests(requests, spec.base, compute):
