@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,9 +11,6 @@ from unziplora_cli.cli._errors import remedy_text
 from unziplora_cli.cli._options import DEVICE
 from unziplora_cli.cli._output import ProgressDisplay, Session, Table, format_duration
 from unziplora_cli.errors import Remedy, UsageError
-
-if TYPE_CHECKING:
-    from unziplora_cli.doctor.checks import Check
 
 BLOCKED = 1
 """Exit code of doctor when something blocks training."""
@@ -43,10 +40,19 @@ def doctor(
         )
     session.output.message("Checking this machine; importing torch may take a while.")
     report = diagnose(paths.home(session.home), online=online)
+    fixes = {check.name: [remedy_text(remedy) for remedy in check.remedies] for check in report.checks}
     session.output.result(
         {
             "blocked": report.blocked,
-            "checks": [_check_summary(check) for check in report.checks],
+            "checks": [
+                {
+                    "name": check.name,
+                    "level": check.level,
+                    "message": check.message,
+                    "fixes": fixes[check.name],
+                }
+                for check in report.checks
+            ],
             "environment": asdict(report.environment),
         },
         table=Table(
@@ -54,22 +60,13 @@ def doctor(
         ),
         text="\n".join(
             [
-                *(f"{check.name}:\n{_indented(check)}" for check in report.checks if check.remedies),
+                *("\n  ".join([f"{name}:", *lines]) for name, lines in fixes.items() if lines),
                 "Something blocks training: see above." if report.blocked else "This machine can train.",
             ]
         ),
     )
     if report.blocked:
         raise typer.Exit(BLOCKED)
-
-
-def _check_summary(check: "Check") -> dict[str, object]:
-    fixes = [remedy_text(remedy) for remedy in check.remedies]
-    return {"name": check.name, "level": check.level, "message": check.message, "fixes": fixes}
-
-
-def _indented(check: "Check") -> str:
-    return "\n".join(f"  {remedy_text(remedy)}" for remedy in check.remedies)
 
 
 def register_demo(app: typer.Typer) -> None:

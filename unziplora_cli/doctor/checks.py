@@ -360,7 +360,11 @@ def cuda_build(env: Environment) -> str | None:
     CUDA 13 needs driver 580 and a GPU of capability 7.5 or more, CUDA 12 driver 525; GPUs of capability 10
     and more need CUDA 12.8.
     """
-    supported = parse_version(env.driver_cuda) if env.driver_cuda else _cuda_of(env.nvidia_driver)
+    if env.driver_cuda:
+        supported = parse_version(env.driver_cuda)
+    else:
+        driver = parse_version(env.nvidia_driver or "525")
+        supported = (13,) if driver >= (580,) else (12,) if driver >= (525,) else (11,)
     capabilities = [parse_version(gpu.capability) for gpu in env.gpus_of("nvidia") if gpu.capability]
     oldest, newest = min(capabilities, default=(8,)), max(capabilities, default=(8,))
     if supported >= (13,) and oldest >= (7, 5):
@@ -368,12 +372,6 @@ def cuda_build(env: Environment) -> str | None:
     if supported >= (12, 8) and newest >= (10,):
         return "cu128"
     return "cu126" if supported >= (12,) else None
-
-
-def _cuda_of(driver: str | None) -> tuple[int, ...]:
-    """The CUDA version of a driver; CUDA 12 if the driver is unknown."""
-    number = parse_version(driver) if driver else (525,)
-    return (13,) if number >= (580,) else (12,) if number >= (525,) else (11,)
 
 
 def _built_for(env: Environment) -> str:

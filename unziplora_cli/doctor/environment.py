@@ -206,17 +206,13 @@ def _libraries(import_errors: dict[str, str]) -> tuple[Library, ...]:
     errors = {names.get(name, name.replace("_", "-")): error for name, error in import_errors.items()}
     libraries = []
     for name, minimum in lowest.items():
-        version = _version(name)
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            version = None
         if version is not None or name in tested:
             libraries.append(Library(name, version, minimum, tested.get(name, ""), errors.get(name, "")))
     return tuple(libraries)
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _main_memory() -> tuple[int | None, int | None]:

@@ -17,12 +17,7 @@ from unziplora_cli.job import Job, now
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.prompts import make_prompts
 from unziplora_cli.training.request import TrainRequest
-from unziplora_cli.workflows.generate import (
-    AdapterCache,
-    GenerateSpec,
-    generate_requests,
-    source_image,
-)
+from unziplora_cli.workflows.generate import AdapterCache, GenerateSpec, generate_requests, source_image
 from unziplora_cli.workflows.provenance import base_record
 from unziplora_cli.workflows.train import TrainedProject, read_sources, train
 
@@ -55,11 +50,7 @@ class DemoResult:
 
 
 def demo(
-    store: ProjectStore,
-    out: Path,
-    *,
-    device: str = "auto",
-    force: bool = False,
+    store: ProjectStore, out: Path, *, device: str = "auto", force: bool = False
 ) -> Generator[Event, None, DemoResult]:
     """Train ``demo-fox`` and ``demo-cat``, and write a sheet with images of the base, each LoRA and both.
 
