@@ -15,7 +15,17 @@ from unziplora_cli.sdxl.meta import meta_unet
 SDXL_BLOCKS = {**unet_config(), "transformer_layers_per_block": (1, 2, 10)}
 """SDXL's 70 transformer blocks with 560 projections, 40 times narrower."""
 
-LAYOUT_NAMES = ("kohya", "ldm", "diffusers", "peft", "comfyui", "paper")
+LAYOUT_NAMES = (
+    "sd-scripts",
+    "kohya-diffusers",
+    "diffusers",
+    "peft",
+    "comfyui",
+    "lycoris",
+    "onetrainer",
+    "peft-folder",
+    "paper",
+)
 
 
 def sdxl_lora(seed: int = 0, rank: int = 2) -> dict[str, LoRAWeights]:
@@ -33,17 +43,27 @@ def sdxl_lora(seed: int = 0, rank: int = 2) -> dict[str, LoRAWeights]:
 
 def write_as(path: Path, lora: dict[str, LoRAWeights], layout: str) -> Path:
     """Write a LoRA in any layout, also in those that we only read."""
-    if layout in ("kohya", "ldm", "diffusers", "peft"):
+    if layout in ("sd-scripts", "kohya-diffusers", "diffusers", "peft"):
         write_lora(path, lora, layout=layout)  # type: ignore[arg-type]
         return path
     tensors = {}
     for layer, weights in lora.items():
-        if layout == "comfyui":
-            tensors[f"diffusion_model.{to_ldm(layer)}.lora_A.weight"] = weights.down
-            tensors[f"diffusion_model.{to_ldm(layer)}.lora_B.weight"] = weights.up
-        else:
-            tensors[f"unet.unet.{layer}.lora.down.weight"] = weights.down
-            tensors[f"unet.unet.{layer}.lora.up.weight"] = weights.up
+        down, up = {
+            "comfyui": ("lora_A", "lora_B"),
+            "peft-folder": ("lora_A", "lora_B"),
+            "paper": ("lora.down", "lora.up"),
+        }.get(layout, ("lora_down", "lora_up"))
+        module = {
+            "comfyui": f"diffusion_model.{to_ldm(layer)}",
+            "lycoris": f"lycoris_{layer.replace('.', '_')}",
+            "onetrainer": to_ldm(layer),
+            "peft-folder": f"base_model.model.{layer}",
+            "paper": f"unet.unet.{layer}",
+        }[layout]
+        tensors[f"{module}.{down}.weight"], tensors[f"{module}.{up}.weight"] = weights.down, weights.up
+    if layout == "peft-folder":
+        rank = next(iter(lora.values())).rank
+        path.with_name("adapter_config.json").write_text(f'{{"r": {rank}, "lora_alpha": {rank}}}')
     save_file(tensors, path)
     return path
 

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from unziplora_cli.adapters.layouts import LAYOUTS
-from unziplora_cli.adapters.lora_file import read_lora, write_lora
+from unziplora_cli.adapters.lora_file import lora_in, read_lora, write_lora
 from unziplora_cli.adapters.merge_weights import read_merge
 from unziplora_cli.cli._errors import hint
 from unziplora_cli.errors import AdapterError
 from unziplora_cli.method.lora import LoRAWeights
 
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
-MODULE = LAYOUTS["kohya"].module(Q)
+MODULE = LAYOUTS["sd-scripts"].module(Q)
 ONES = torch.ones(2, 3)
 
 
@@ -80,6 +80,8 @@ def test_damaged_or_hostile_file_is_refused(
         ({"lora_up.weight": torch.ones(5, 3)}, "do not match"),
         ({"lora_up.weight": torch.ones(5)}, "do not match"),
         ({"lora_up.weight": torch.ones(5, 0), "lora_down.weight": torch.ones(0, 3)}, "do not match"),
+        ({"lora_up.weight": torch.full((5, 2), 1e38)}, "leaves only noise"),
+        ({"alpha": torch.tensor(1e30)}, "leaves only noise"),
         ({"alpha": torch.tensor(torch.nan)}, "not one finite number"),
         ({"alpha": torch.ones(2)}, "not one finite number"),
     ],
@@ -110,6 +112,14 @@ UNSUPPORTED = {
     ],
 }
 MORE = [
+    ("a GLoRA", f"{MODULE}.a1.weight"),
+    ("for Wan", "diffusion_model.blocks.0.self_attn.q.lora_A.weight"),
+    ("for Wan", "lora_unet_blocks_0_cross_attn_k.lora_down.weight"),
+    ("for Z-Image", "diffusion_model.layers.0.attention.to_q.lora_A.weight"),
+    ("for Lumina", "lora_unet_layers_0_attention_qkv.lora_down.weight"),
+    ("for Lumina", "diffusion_model.noise_refiner.0.feed_forward.w1.lora_A.weight"),
+    ("a textual inversion", "clip_g"),
+    ("a whole checkpoint", "model.diffusion_model.input_blocks.0.0.weight"),
     ("for Stable Diffusion 1.5 or 2", "lora_unet_input_blocks_1_1_proj_in.lora_down.weight"),
     (
         "for Stable Diffusion 1.5 or 2",
@@ -151,7 +161,7 @@ def test_layer_outside_of_attention_is_named(tmp_path: Path, key: str) -> None:
 def test_two_names_for_one_layer_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     tensors = good(path)
-    original = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
+    original = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
     save_file({**tensors, f"{original}.lora_down.weight": ONES}, path)
     with pytest.raises(AdapterError, match="two tensors for"):
         read_lora(path)
@@ -164,3 +174,43 @@ def test_merge_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         save_file({f"{Q}.content": values}, path, metadata=metadata)
         with pytest.raises(AdapterError, match="not finite numbers"):
             read_merge(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html></html>", "a web page"),
+        (b"PK\x03\x04" + bytes(99), "a pickle of PyTorch"),
+        (b"\x80\x02}q\x00." + bytes(99), "a pickle of PyTorch"),
+        (b"GGUF" + bytes(99), "a GGUF file"),
+        (b"", "it is empty"),
+    ],
+)
+def test_file_of_another_kind_is_named(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(AdapterError, match=says) as error:
+        read_lora(path)
+    assert "header" not in error.value.message
+    assert hint(error.value)
+
+
+def test_every_message_names_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "one.safetensors"
+    save_file({f"{MODULE}.lora_down.weight": ONES}, path)
+    with pytest.raises(AdapterError, match=r"one\.safetensors: .* one half"):
+        read_lora(path)
+
+
+def test_folder_stands_for_the_one_lora_in_it(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="no safetensors file in it"):
+        lora_in(tmp_path)
+    good(tmp_path / "a.SAFETENSORS")
+    (tmp_path / "._a.safetensors").write_bytes(b"")
+    assert lora_in(tmp_path) == tmp_path / "a.SAFETENSORS"
+    good(tmp_path / "b.sft")
+    with pytest.raises(AdapterError, match=r"2 safetensors files: a\.SAFETENSORS, b\.sft"):
+        lora_in(tmp_path)
+    good(tmp_path / "pytorch_lora_weights.safetensors")
+    assert lora_in(tmp_path).name == "pytorch_lora_weights.safetensors"

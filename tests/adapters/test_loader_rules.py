@@ -21,11 +21,14 @@ MODULE = "lora_unet_mid_block_attentions_0_transformer_blocks_3_attn1_to_out_0"
 PARTS = ("lora_up.weight", "lora_down.weight", "alpha")
 ALL = {"ComfyUI", "A1111", "Forge", "InvokeAI", "diffusers"}
 OBSERVED = {
-    "kohya": ALL,
-    "ldm": ALL,
+    "kohya-diffusers": ALL,
+    "sd-scripts": ALL,
     "diffusers": {"diffusers"},
     "peft": {"diffusers"},
     "comfyui": {"ComfyUI", "Forge"},
+    "lycoris": {"ComfyUI", "Forge"},
+    "onetrainer": set(),
+    "peft-folder": set(),
     "paper": set(),
 }
 """The programs whose own loading code adapted all 560 projections; the others adapted none."""
@@ -57,7 +60,7 @@ def test_rules_agree_with_diffusers(tmp_path: Path, layout: str) -> None:
         assert (comparison.projections, comparison.adapted) == (560, 560)
         assert (comparison.missing, comparison.extra) == ((), ())
         assert comparison.error < 1e-6
-    elif layout == "comfyui":
+    elif layout in ("comfyui", "onetrainer", "peft-folder"):
         assert compare(path, SDXL_BLOCKS, LORA).adapted == 0
     else:
         with pytest.raises(AdapterError, match=r"diffusers .* refuses"):
@@ -83,7 +86,7 @@ def test_all_560_projections_at_the_size_of_sdxl(tmp_path: Path) -> None:
 
 def test_output_projection_without_its_number_is_refused(tmp_path: Path) -> None:
     """140 modules would be lost in most programs."""
-    path = write_as(tmp_path / "a.safetensors", LORA, "kohya")
+    path = write_as(tmp_path / "a.safetensors", LORA, "kohya-diffusers")
     down = LORA[LAYER].down
     renamed = {f"{MODULE.removesuffix('_0')}.lora_down.weight": down, f"{MODULE}.lora_down.weight": None}
     with pytest.raises(AdapterError, match="attn1_to_out"):
@@ -91,7 +94,7 @@ def test_output_projection_without_its_number_is_refused(tmp_path: Path) -> None
 
 
 def test_foreign_tensor_is_refused_by_diffusers_and_by_us(tmp_path: Path) -> None:
-    path = change(write_as(tmp_path / "a.safetensors", LORA, "kohya"), merge_weight=torch.ones(1))
+    path = change(write_as(tmp_path / "a.safetensors", LORA, "kohya-diffusers"), merge_weight=torch.ones(1))
     with pytest.raises(AdapterError, match="merge_weight"):
         read_lora(path)
     with pytest.raises(AdapterError, match="refuses"):
@@ -99,8 +102,8 @@ def test_foreign_tensor_is_refused_by_diffusers_and_by_us(tmp_path: Path) -> Non
 
 
 def test_file_with_two_namings_is_refused_by_strict_programs(tmp_path: Path) -> None:
-    path = write_as(tmp_path / "a.safetensors", LORA, "kohya")
-    module = LAYOUTS["ldm"].module(LAYER)
+    path = write_as(tmp_path / "a.safetensors", LORA, "kohya-diffusers")
+    module = LAYOUTS["sd-scripts"].module(LAYER)
     renamed = {f"{module}.lora_down.weight": LORA[LAYER].down, f"{module}.lora_up.weight": LORA[LAYER].up}
     path = change(path, **renamed, **dict.fromkeys(f"{MODULE}.{part}" for part in PARTS))
     results = load_results(path)
@@ -124,7 +127,7 @@ def test_alphas_together_with_peft_metadata_are_refused(tmp_path: Path) -> None:
 
 
 def test_changed_weight_is_noticed(tmp_path: Path) -> None:
-    path = write_as(tmp_path / "a.safetensors", LORA, "kohya")
+    path = write_as(tmp_path / "a.safetensors", LORA, "kohya-diffusers")
     other = 2 * LORA[LAYER].up.half()
     comparison = compare(change(path, **{f"{MODULE}.lora_up.weight": other}), SDXL_BLOCKS, LORA)
     assert comparison.layer == LAYER
@@ -132,10 +135,49 @@ def test_changed_weight_is_noticed(tmp_path: Path) -> None:
 
 
 def test_missing_and_extra_layers_are_noticed(tmp_path: Path) -> None:
-    path = write_as(tmp_path / "a.safetensors", LORA, "kohya")
+    path = write_as(tmp_path / "a.safetensors", LORA, "kohya-diffusers")
     removed = dict.fromkeys(f"{MODULE}.{part}" for part in PARTS)
     assert len(compare(change(path, **removed), SDXL_BLOCKS, LORA).missing) == 1
     first = next(iter(LORA))
     without = {layer: weights for layer, weights in LORA.items() if layer != first}
-    path = write_as(tmp_path / "a.safetensors", LORA, "kohya")
+    path = write_as(tmp_path / "a.safetensors", LORA, "kohya-diffusers")
     assert compare(path, SDXL_BLOCKS, without).extra == (first,)
+
+
+def test_other_programs_have_no_base_for_other_shapes(tmp_path: Path) -> None:
+    loaded = read_lora(write_as(tmp_path / "a.safetensors", LORA, "sd-scripts"))
+    layers = {program.name: expected_load(program, loaded, fits_sdxl=False).layers for program in PROGRAMS}
+    assert layers == dict.fromkeys(ALL, 0) | {"diffusers": 560}
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "peft", "sd-scripts", "kohya-diffusers"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mixed_ranks_are_exact_in_diffusers(tmp_path: Path, layout: str, dtype: torch.dtype) -> None:
+    """Ranks 2 and 259, as a reduced or combined LoRA has them; bfloat16 has no 259."""
+    lora = {layer: LORA[layer] for layer in list(LORA)[:9]}
+    lora[LAYER] = sdxl_lora(1, rank=259)[LAYER]
+    exact = {
+        layer: LoRAWeights(weights.down.bfloat16().float(), weights.up.bfloat16().float())
+        for layer, weights in lora.items()
+    }
+    write_lora(tmp_path / "a.safetensors", exact, layout=layout, dtype=dtype)  # type: ignore[arg-type]
+    comparison = compare(tmp_path / "a.safetensors", SDXL_BLOCKS, exact)
+    assert (comparison.adapted, comparison.missing, comparison.extra) == (10, (), ())
+    assert comparison.error < (5e-3 if dtype == torch.bfloat16 else 1e-6)
+    for layer, weights in read_lora(tmp_path / "a.safetensors").lora.items():
+        expected = exact[layer].up @ exact[layer].down
+        assert float((weights.up @ weights.down - expected).norm() / expected.norm()) < 5e-3
+
+
+def test_files_without_alphas_have_one_rank(tmp_path: Path) -> None:
+    """diffusers 0.37 scales every layer by the alpha of one rank when ranks differ."""
+    lora = {**LORA, LAYER: sdxl_lora(1, rank=8)[LAYER]}
+    for layout in ("diffusers", "peft"):
+        write_lora(tmp_path / "a.safetensors", lora, layout=layout)  # type: ignore[arg-type]
+        assert {weights.rank for weights in read_lora(tmp_path / "a.safetensors").lora.values()} == {8}
+
+
+def test_sft_file_is_loaded_by_diffusers(tmp_path: Path) -> None:
+    path = write_as(tmp_path / "a.sft", LORA, "sd-scripts")
+    assert compare(path, SDXL_BLOCKS, LORA).adapted == 560
+    assert [file.name for file in tmp_path.iterdir()] == ["a.sft"]

@@ -17,7 +17,7 @@ from unziplora_cli.method.inject import adapted_projections
 from unziplora_cli.method.lora import LoRAWeights
 
 GOLDEN = Path(__file__).parents[1] / "golden/golden_a"
-KOHYA = LAYOUTS["kohya"]
+KOHYA = LAYOUTS["sd-scripts"]
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 OUT = "mid_block.attentions.0.transformer_blocks.1.attn2.to_out.0"
 
@@ -35,7 +35,7 @@ def delta(weights: LoRAWeights) -> torch.Tensor:
     return weights.up @ weights.down
 
 
-@pytest.mark.parametrize("layout", ["kohya", "ldm", "diffusers", "peft"])
+@pytest.mark.parametrize("layout", ["sd-scripts", "kohya-diffusers", "diffusers", "peft"])
 def test_lora_round_trips(unet: UNet2DConditionModel, tmp_path: Path, layout: str) -> None:
     lora = random_lora(unet, seed=1)
     path = tmp_path / "a.safetensors"
@@ -62,7 +62,7 @@ def applied_by_diffusers(tiny_base: Path, path: Path) -> dict[str, torch.Tensor]
     return {name: after[name].weight - weight for name, weight in before.items()}
 
 
-@pytest.mark.parametrize("layout", ["kohya", "ldm", "diffusers", "peft"])
+@pytest.mark.parametrize("layout", ["sd-scripts", "kohya-diffusers", "diffusers", "peft"])
 def test_diffusers_applies_every_layer_exactly(
     unet: UNet2DConditionModel, tiny_base: Path, tmp_path: Path, layout: str
 ) -> None:
@@ -169,7 +169,8 @@ def test_layer_names_round_trip_with_underscores(
 ) -> None:
     last = ("to_q", "to_k", "to_v", "to_out.0")[projection]
     layer = f"{side}.attentions.{attention}.transformer_blocks.{block}.{kind}.{last}"
-    assert KOHYA.split(f"{KOHYA.module(layer)}.alpha") == (layer, "alpha")
+    layout = LAYOUTS["kohya-diffusers"]
+    assert layout.split(f"{layout.module(layer)}.alpha") == (layer, "alpha")
 
 
 def damaged(tmp_path: Path, **changes: torch.Tensor | None) -> Path:

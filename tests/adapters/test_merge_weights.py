@@ -1,3 +1,4 @@
+import os
 import pickle
 from pathlib import Path
 
@@ -81,3 +82,39 @@ def test_equal_weights_give_equal_bytes(tmp_path):
     for name in ("one", "two"):
         write_merge(tmp_path / name, {"x": torch.ones(2)}, {"x": torch.ones(2)}, metadata=notes)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def pickled(path: Path, tensor: torch.Tensor) -> Path:
+    torch.save({f"unet.{Q}.lora.merge_content": tensor}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.empty(4, device="meta"),
+        torch.eye(4).to_sparse(),
+        torch.ones(4).to_sparse(),
+        torch.ones(1).expand(10**12),
+        torch.ones(1).as_strided((10**12,), (0,)),
+    ],
+    ids=["meta", "sparse matrix", "sparse", "expanded", "stride of zero"],
+)
+def test_pickled_tensor_without_its_numbers_is_refused(tmp_path: Path, tensor: torch.Tensor) -> None:
+    with pytest.raises(AdapterError, match=r"a\.pth"):
+        read_pickled_merge(pickled(tmp_path / "a.pth", tensor))
+
+
+@pytest.mark.parametrize("value", [1e38, 1.01, -0.1])
+def test_merge_weight_outside_of_its_range_is_refused(tmp_path: Path, value: float) -> None:
+    with pytest.raises(AdapterError, match="outside of 0 to 1"):
+        read_pickled_merge(pickled(tmp_path / "a.pth", torch.tensor([0.5, value])))
+    write_merge(tmp_path / "a.safetensors", {Q: torch.tensor([0.5, value])}, {})
+    with pytest.raises(AdapterError, match="outside of 0 to 1"):
+        read_merge(tmp_path / "a.safetensors")
+
+
+def test_pipe_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.pth")
+    with pytest.raises(AdapterError, match="not a regular file"):
+        read_pickled_merge(tmp_path / "a.pth")

@@ -42,7 +42,7 @@ def test_modelspec_keys_are_present(metadata: dict[str, str]) -> None:
     spec = {key.removeprefix("modelspec."): text for key, text in metadata.items()}
     assert spec["sai_model_spec"] == "1.0.1"
     assert spec["architecture"] == "stable-diffusion-xl-v1-base/lora"
-    assert spec["implementation"] == "diffusers"
+    assert spec["implementation"] == "https://github.com/Stability-AI/generative-models"
     assert spec["title"] == "füchslein (content)"
     assert spec["date"] == ORIGIN.created
     assert spec["resolution"] == "1024x1024"
@@ -59,7 +59,7 @@ def test_modelspec_keys_are_present(metadata: dict[str, str]) -> None:
 def test_keys_that_other_programs_read_are_present(metadata: dict[str, str]) -> None:
     assert metadata["ss_base_model_version"].startswith("sdxl_")
     assert metadata["ss_network_module"] == "networks.lora"
-    assert metadata["ss_network_dim"] == metadata["ss_network_alpha"] == "2"
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("2", "2.0")
     assert metadata["ss_output_name"] == "füchslein-content"
     assert metadata["ss_sd_model_name"] == ORIGIN.base
     assert json.loads(metadata["ss_tag_frequency"]) == {"füchslein": {"a monadikos fox": 1}}

@@ -10,11 +10,15 @@ from PIL import Image, ImageChops
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from unziplora_cli.adapters.layouts import LAYOUTS
 from unziplora_cli.adapters.lora_file import combine, read_lora
 from unziplora_cli.adapters.merge_weights import read_merge
 from unziplora_cli.errors import ProjectError
+from unziplora_cli.method.inject import adapted_projections
 from unziplora_cli.projects import manifest
 from unziplora_cli.projects.store import ProjectStore
+from unziplora_cli.sdxl.base import SDXL_CONFIG, read_json
+from unziplora_cli.sdxl.meta import meta_unet
 from unziplora_cli.workflows import export_lora
 
 QUICK = ("--steps=2", "--device=cpu")
@@ -24,7 +28,7 @@ WORDS = ("--subject=fox", "--style=ink")
 @pytest.fixture
 def exported(unziplora, two_projects, tmp_path) -> Path:
     """A folder with the three files of the project fox."""
-    assert unziplora("export", "fox", "--out", tmp_path / "out").code == 0
+    assert unziplora("export", "fox", "--part=all", "--out", tmp_path / "out").code == 0
     return tmp_path / "out"
 
 
@@ -38,9 +42,24 @@ def update(path: Path, layer: str) -> torch.Tensor:
     return weights.up @ weights.down
 
 
-def test_export_writes_three_files_that_load(unziplora, two_projects, tmp_path):
-    completed = unziplora("export", "fox", "--out", tmp_path / "loras", "--check", "--json")
-    files = completed.envelope["result"]["files"]
+def test_export_writes_what_other_programs_load(unziplora, two_projects, tmp_path):
+    folder = tmp_path / "ComfyUI/models/loras"
+    unziplora("export", "fox", "--out", folder)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "fox-content.safetensors",
+        "fox-style.safetensors",
+    ]
+    for path in folder.iterdir():
+        modules = {key.rpartition(".lora_")[0] for key in load_file(path) if ".lora_" in key}
+        assert len(modules) == len(read_lora(path).lora) > 0
+        assert all(
+            key.startswith(("lora_unet_input_", "lora_unet_middle_", "lora_unet_output_")) for key in modules
+        )
+
+
+def test_merge_weights_are_exported_on_request(unziplora, two_projects, tmp_path):
+    options = ("--part=all", "--out", tmp_path / "loras", "--check", "--json")
+    files = unziplora("export", "fox", *options).envelope["result"]["files"]
     names = ["fox-content.safetensors", "fox-style.safetensors", "fox-merge.safetensors"]
     assert [Path(file["file"]).name for file in files] == names
     assert sorted(path.name for path in (tmp_path / "loras").iterdir()) == sorted(names)
@@ -48,20 +67,17 @@ def test_export_writes_three_files_that_load(unziplora, two_projects, tmp_path):
     assert merge["check"] is None
     assert content["check"]["projections"] == 136
     assert content["check"]["error"] < 1e-3
-    assert all(
-        (program["layers"], program["ignored_keys"], program["refusal"]) == (content["layers"], 0, "")
-        for program in content["check"]["programs"]
-    )
 
 
-@pytest.mark.parametrize("to", ["kohya", "ldm", "diffusers", "peft"])
+@pytest.mark.parametrize("to", ["sd-scripts", "kohya", "ldm", "diffusers", "peft"])
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
 def test_every_format_and_dtype_holds_the_same_updates(unziplora, two_projects, tmp_path, to, dtype):
     path = tmp_path / "a.safetensors"
     options = (f"--to={to}", f"--dtype={dtype}", "--part=style", "--out", path)
     assert unziplora("export", "fox", *options).code == 0
     loaded, original = read_lora(path), read_lora(two_projects / "projects/fox/style.safetensors")
-    assert (loaded.layout, loaded.dtype) == (to, dtype)
+    layout = "sd-scripts" if to in ("kohya", "ldm") else to
+    assert (loaded.layout, loaded.dtype) == (layout, dtype)
     assert loaded.lora.keys() == original.lora.keys()
     limit = 1e-2 if dtype == "bf16" else 1e-3
     for layer, weights in original.lora.items():
@@ -123,7 +139,7 @@ def test_thumbnail_can_be_omitted(unziplora, exported, tmp_path):
         (2, ["fox", "--rank=0"], "--rank"),
         (2, ["fox", "--with=rose"], "--part combined"),
         (3, ["fox", "--part=combined", "--with=nobody"], "There is no project"),
-        (2, ["fox", "--out=fox.safetensors"], "is one file, but there are 3"),
+        (2, ["fox", "--out=fox.safetensors"], "is one file, but there are 2"),
         (3, ["fox", "--out={taken}"], "already exists"),
         (3, ["fox", "--out={file}/below"], "is not a folder"),
     ],
@@ -138,7 +154,7 @@ def test_refused_export_writes_nothing(assert_fails, exported, tmp_path, code, o
 
 def test_file_that_appears_during_an_export_is_not_replaced(two_projects, tmp_path):
     project = ProjectStore(two_projects).open("fox")
-    planned = export_lora.plan_export(project, export_lora.PARTS, tmp_path, force=False)
+    planned = export_lora.plan_export(project, export_lora.PARTS["all"], tmp_path, force=False)
     mine = tmp_path / "fox-style.safetensors"
     mine.write_bytes(b"mine")
     with pytest.raises(ProjectError, match="already exists"):
@@ -293,29 +309,91 @@ def test_unprintable_metadata_is_ignored(unziplora, assert_fails, exported, tiny
     assert completed.envelope["result"]["name"] == "x"
 
 
-def test_check_reports_every_program(unziplora, two_projects, tiny_base, tmp_path):
+@pytest.fixture
+def sdxl_file(tmp_path) -> Path:
+    """A LoRA of rank 1 on every projection of SDXL at its real size; 40 of them are silent."""
+    unet = meta_unet(read_json(SDXL_CONFIG / "unet/config.json"))
+    tensors = {}
+    for index, (layer, linear) in enumerate(adapted_projections(unet).items()):
+        module = LAYOUTS["sd-scripts"].module(layer)
+        tensors[f"{module}.lora_down.weight"] = torch.ones(1, linear.in_features)
+        tensors[f"{module}.lora_up.weight"] = torch.full((linear.out_features, 1), float(index >= 40))
+        tensors[f"{module}.alpha"] = torch.tensor(1.0)
+    save_file(tensors, tmp_path / "sdxl.safetensors")
+    return tmp_path / "sdxl.safetensors"
+
+
+def layers_by_program(result: dict) -> dict[str, int]:
+    return {program["name"]: program["layers"] for program in result["programs"]}
+
+
+def test_check_of_a_lora_with_silent_layers_reports_all_programs(unziplora, sdxl_file):
+    completed = unziplora("check", sdxl_file.parent, "--json")
+    result = completed.envelope["result"]
+    assert completed.code == 0
+    assert (result["base"], result["layers"], result["silent_layers"]) == ("sdxl", 560, 40)
+    assert layers_by_program(result) == dict.fromkeys(
+        ("ComfyUI", "A1111", "Forge", "InvokeAI", "diffusers"), 560
+    )
+    assert (result["error"], result["problems"]) == (0, [])
+
+
+def test_check_reports_a_file_that_only_diffusers_refuses(unziplora, sdxl_file):
+    header = {"lora_adapter_metadata": json.dumps({"unet.r": 1, "unet.lora_alpha": 1})}
+    save_file(load_file(sdxl_file), sdxl_file, metadata=header)
+    completed = unziplora("check", sdxl_file)
+    assert completed.code == 0
+    assert "refuses alphas together with" in completed.out
+    assert "loads every layer" in completed.out
+
+
+def test_check_of_a_file_for_another_base_says_so(unziplora, two_projects, tiny_base, tmp_path):
     path = tmp_path / "a.safetensors"
-    assert unziplora("export", "fox", "--part=content", "--to=peft", "--out", path).code == 0
+    assert unziplora("export", "fox", "--part=content", "--out", path).code == 0
     result = unziplora("check", path, f"--base={tiny_base}", "--json").envelope["result"]
-    layers = {program["name"]: program["layers"] for program in result["programs"]}
-    assert layers["diffusers"] == result["layers"] > 0
-    assert layers["ComfyUI"] == layers["A1111"] == layers["InvokeAI"] == 0
-    assert "ignores" in unziplora("check", path, f"--base={tiny_base}").out
+    layers = layers_by_program(result)
+    assert layers.pop("diffusers") == result["layers"] > 0
+    assert set(layers.values()) == {0}
+    assert result["loaded_by"] == ["diffusers"]
+    assert "does not fit SDXL" in unziplora("check", path, f"--base={tiny_base}").out
 
 
-def test_check_refuses_alphas_that_diffusers_misapplies(assert_fails, exported, tiny_base):
+def test_check_reports_every_program(unziplora, sdxl_file, tmp_path):
+    tensors = {}
+    for layer, weights in read_lora(sdxl_file).lora.items():
+        tensors[f"unet.{layer}.lora_A.weight"] = weights.down
+        tensors[f"unet.{layer}.lora_B.weight"] = weights.up
+    save_file(tensors, tmp_path / "peft.sft")
+    completed = unziplora("check", tmp_path / "peft.sft")
+    assert "ignores 1120 keys" in completed.out
+    assert "all 560 layers are loaded by diffusers" in completed.out
+
+
+def test_check_reports_alphas_that_diffusers_misapplies(unziplora, exported, tiny_base):
     """Alphas that differ from layer to layer."""
     path = exported / "fox-content.safetensors"
     tensors = load_file(path)
     alphas = [key for key in tensors if key.endswith(".alpha")]
     tensors[alphas[0]] = torch.tensor(1.0, dtype=torch.float16)
     save_file(tensors, path)
-    assert "relative error" in assert_fails(6, "check", path, f"--base={tiny_base}")
+    completed = unziplora("check", path, f"--base={tiny_base}")
+    assert completed.code == 0
+    assert "with a relative error of" in completed.out
+    assert "exactly" not in completed.out
 
 
-def test_check_refuses_the_names_of_the_releases(assert_fails, released, tiny_base):
+def test_check_reports_the_names_of_the_releases(unziplora, released, tiny_base):
     path = released / "cat_content/pytorch_lora_weights.safetensors"
-    assert "import it" in assert_fails(6, "check", path, f"--base={tiny_base}")
+    completed = unziplora("check", path, f"--base={tiny_base}")
+    assert completed.code == 0
+    assert "import it as a project" in completed.out
+
+
+def test_file_without_layers_is_no_success(assert_fails, tmp_path):
+    save_file({}, tmp_path / "a.safetensors", metadata={"ss_network_module": "networks.lora"})
+    assert "no layers" in assert_fails(6, "check", tmp_path / "a.safetensors")
+    save_file({}, tmp_path / "b.safetensors")
+    assert "not a LoRA" in assert_fails(6, "check", tmp_path / "b.safetensors")
 
 
 def test_copy_of_a_project_folder_is_imported(unziplora, two_projects, tiny_base, tmp_path):

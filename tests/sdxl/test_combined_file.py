@@ -23,7 +23,7 @@ def difference(
     pipeline: StableDiffusionXLPipeline,
     folder: Path,
     prompts: Prompts,
-    layout: LayoutName = "kohya",
+    layout: LayoutName = "sd-scripts",
     negative: str = "",
 ) -> int:
     """The largest difference of any pixel between `combine` and the file with the full prompt."""
@@ -46,7 +46,7 @@ def difference(
     return int(np.abs(np.asarray(ours, dtype=int) - np.asarray(theirs, dtype=int)).max())
 
 
-@pytest.mark.parametrize("layout", ["kohya", "peft"])
+@pytest.mark.parametrize("layout", ["sd-scripts", "peft"])
 def test_with_one_prompt_it_draws_what_combine_draws(
     base: BaseRef, pipeline: StableDiffusionXLPipeline, tmp_path: Path, layout: LayoutName
 ) -> None:

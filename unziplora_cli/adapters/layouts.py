@@ -1,16 +1,20 @@
 """Layouts of LoRA files: how the tensors of a file are named.
 
-=============  ====================================================================  =============
-``kohya``      ``lora_unet_down_blocks_1_attentions_0_….lora_down.weight``, alpha     read, written
-``ldm``        ``lora_unet_input_blocks_4_1_….lora_down.weight``, alpha               read, written
-``diffusers``  ``unet.down_blocks.1.attentions.0.….lora.down.weight``                 read, written
-``peft``       ``unet.down_blocks.1.attentions.0.….lora_A.weight``                    read, written
-``comfyui``    ``diffusion_model.input_blocks.4.1.….lora_A.weight``, alpha            read
-``paper``      ``unet.unet.down_blocks.1.attentions.0.….lora.down.weight``            read
-=============  ====================================================================  =============
+===================  ======================================================================  =============
+``sd-scripts``       ``lora_unet_input_blocks_4_1_….lora_down.weight``, alpha                  read, written
+``kohya-diffusers``  ``lora_unet_down_blocks_1_attentions_0_….lora_down.weight``, alpha        read, written
+``diffusers``        ``unet.down_blocks.1.attentions.0.….lora.down.weight``                    read, written
+``peft``             ``unet.down_blocks.1.attentions.0.….lora_A.weight``                       read, written
+``comfyui``          ``diffusion_model.input_blocks.4.1.….lora_A.weight``, alpha               read
+``lycoris``          ``lycoris_down_blocks_1_attentions_0_….lora_down.weight``, alpha          read
+``onetrainer``       ``input_blocks.4.1.….lora_down.weight``, alpha                            read
+``peft-folder``      ``base_model.model.down_blocks.1.….lora_A.weight``                        read
+``paper``            ``unet.unet.down_blocks.1.attentions.0.….lora.down.weight``               read
+===================  ======================================================================  =============
 
 The update of a layer is ``alpha / rank * up @ down``, or ``up @ down`` without alpha. PEFT files carry alpha
-in the ``lora_adapter_metadata`` entry of the header. A file holds no other tensors.
+in the ``lora_adapter_metadata`` entry of the header, PEFT folders in ``adapter_config.json``. A file holds no
+other tensors.
 """
 
 from __future__ import annotations
@@ -20,26 +24,33 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from unziplora_cli.adapters.adapter_config import ADAPTER_METADATA, folder_config, header_config, read_scales
 from unziplora_cli.adapters.layer_names import diffusers_layer, ldm_layer, to_ldm
 from unziplora_cli.adapters.tensors import DAMAGED, summarize
 from unziplora_cli.errors import AdapterError, Remedy
 from unziplora_cli.method.lora import LoRA, LoRAWeights
 
-LayoutName = Literal["kohya", "ldm", "diffusers", "peft"]
+LayoutName = Literal["sd-scripts", "kohya-diffusers", "diffusers", "peft"]
 """The layouts that can be written."""
 
-ADAPTER_METADATA = "lora_adapter_metadata"
+LARGEST_UPDATE = torch.finfo(torch.float16).max
+"""Updates that may exceed this number can only produce noise, and overflow in half precision."""
 
 _ORIGINAL_CODE = "https://github.com/Stability-AI/generative-models"
 _KOHYA = {".lora_down.weight": "down", ".lora_up.weight": "up"}
 _PEFT = {".lora_A.weight": "down", ".lora_B.weight": "up"}
+_PEFT_NAMED = {".lora_A.default.weight": "down", ".lora_B.default.weight": "up"}
 _DIFFUSERS = {".lora.down.weight": "down", ".lora.up.weight": "up"}
 _ALPHA = {".alpha": "alpha"}
+_LDM_BLOCKS = ("input_blocks.", "middle_block.", "output_blocks.")
+_DIFFUSERS_BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +78,8 @@ class Layout:
 
     def recognizes(self, key: str) -> bool:
         """Whether a key has the prefix and a suffix of this layout, whatever it names."""
-        return key.startswith(self.prefix) and key.endswith(tuple(self.suffixes))
+        start = self.prefix or (_LDM_BLOCKS if self.ldm else _DIFFUSERS_BLOCKS)
+        return key.startswith(start) and key.endswith(tuple(self.suffixes))
 
     def split(self, key: str) -> tuple[str, str] | None:
         """The layer of a key, and what it holds of it: "down", "up" or "alpha"; None in another layout."""
@@ -83,15 +95,25 @@ class Layout:
 
 _FAMILIES = (
     (
-        Layout("kohya", "lora_unet_", _KOHYA | _ALPHA),
-        Layout("ldm", "lora_unet_", _KOHYA | _ALPHA, ldm=True),
+        Layout("sd-scripts", "lora_unet_", _KOHYA | _ALPHA, ldm=True),
+        Layout("kohya-diffusers", "lora_unet_", _KOHYA | _ALPHA),
+    ),
+    (
+        Layout("lycoris", "lycoris_", _KOHYA | _ALPHA),
+        Layout("lycoris", "lycoris_", _KOHYA | _ALPHA, ldm=True),
     ),
     (Layout("comfyui", "diffusion_model.", _PEFT | _KOHYA | _DIFFUSERS | _ALPHA, ldm=True),),
     (
+        Layout("paper", "unet.unet.", _DIFFUSERS | _PEFT),
         Layout("diffusers", "unet.", _DIFFUSERS),
         Layout("peft", "unet.", _PEFT),
-        Layout("paper", "unet.unet.", _DIFFUSERS | _PEFT),
     ),
+    (
+        Layout("peft-folder", "base_model.model.unet.", _PEFT | _PEFT_NAMED),
+        Layout("peft-folder", "base_model.model.", _PEFT | _PEFT_NAMED),
+        Layout("peft-folder", "", _PEFT | _PEFT_NAMED),
+    ),
+    (Layout("onetrainer", "", _PEFT | _KOHYA | _ALPHA, ldm=True),),
 )
 """Layouts that one file may mix stand together."""
 
@@ -99,13 +121,13 @@ LAYOUTS = {layout.name: layout for family in _FAMILIES for layout in family}
 
 
 def parse(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path | None = None
 ) -> tuple[tuple[str, ...], dict[str, LoRAWeights]]:
     """The names of the layouts of a file, and its LoRA in float32 at scale 1.
 
-    No layout means that the file is no LoRA in a known layout. Raises AdapterError when the file holds
-    anything but LoRAs of attention projections, or a layer is incomplete, has two names, mismatched shapes
-    or numbers that are not finite.
+    No layout means that the file is no LoRA in a known layout. ``path`` is where the configuration of a PEFT
+    folder is looked for. Raises AdapterError when the file holds anything but LoRAs of attention projections,
+    or a layer is incomplete, has two names, mismatched shapes or numbers that are not finite or too large.
     """
     family = next((family for family in _FAMILIES if _any_recognized(family, tensors)), None)
     if family is None:
@@ -132,45 +154,51 @@ def parse(
     incomplete = sorted((downs.keys() | ups.keys() | alphas.keys()) - (downs.keys() & ups.keys()))
     if incomplete:
         raise AdapterError(f"The file holds only one half of the LoRA for {summarize(incomplete)}.", DAMAGED)
+    for layer, down in downs.items():
+        _check_shapes(layer, down, ups[layer])
+    ranks = {layer: down.shape[0] for layer, down in downs.items()}
     if family[0].alpha:
-        scales = {layer: float(alpha) for layer, alpha in alphas.items()}
+        scales = {layer: float(alpha) / ranks[layer] for layer, alpha in alphas.items()}
     else:
-        scales = _header_alphas(metadata, downs)
-    return tuple(names), {layer: _weights(layer, down, ups[layer], scales) for layer, down in downs.items()}
+        config = header_config(metadata)
+        if config is None and "peft-folder" in names and path is not None:
+            config = folder_config(path)
+        scales = read_scales(config, ranks)
+    return tuple(names), {
+        layer: _weights(layer, down, ups[layer], scales.get(layer, 1.0)) for layer, down in downs.items()
+    }
 
 
 def encode(lora: LoRA, name: LayoutName, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file and the metadata that its layout requires; layers with a zero update are omitted.
 
-    All layers get the alpha of the largest rank, because diffusers misapplies files whose alphas differ; a
-    layer of smaller rank gets a larger ``up`` in return.
+    Programs misapply files whose alphas differ (diffusers 0.42), or whose ranks differ without alphas
+    (diffusers 0.37). So all layers get the alpha of the largest rank, and a layer of smaller rank gets a
+    larger ``up`` in return; where the layout has no alphas, it is padded with zeros to the largest rank.
     """
     layout = LAYOUTS[name]
     layers = nonzero_layers(lora)
-    ranks = {layer: weights.rank for layer, weights in layers.items()}
-    rank = max(ranks.values(), default=0)
+    if layout.ldm and any(ldm_layer(to_ldm(layer)) != layer for layer in layers):
+        layout = LAYOUTS["kohya-diffusers"]  # a U-Net whose blocks have no unique names in the original code
+    rank = max((weights.rank for weights in layers.values()), default=0)
     tensors: dict[str, Tensor] = {}
     for layer, weights in layers.items():
         module = layout.module(layer)
         down, up = (module + suffix for suffix in list(layout.suffixes)[:2])
-        tensors[down] = weights.down.to(dtype)
-        tensors[up] = (weights.up * (weights.rank / rank) if layout.alpha else weights.up).to(dtype)
         if layout.alpha:
-            tensors[f"{module}.alpha"] = torch.tensor(float(rank), dtype=dtype)
+            tensors[down] = weights.down.to(dtype)
+            tensors[up] = (weights.up * (weights.rank / rank)).to(dtype)
+            tensors[f"{module}.alpha"] = torch.tensor(float(rank))  # bfloat16 would round it
+        else:
+            missing = rank - weights.rank
+            tensors[down] = pad(weights.down, (0, 0, 0, missing)).to(dtype)
+            tensors[up] = pad(weights.up, (0, missing)).to(dtype)
     metadata = {"modelspec.implementation": _ORIGINAL_CODE if layout.ldm else "diffusers"}
     if layout.alpha:
-        network = {"module": "networks.lora", "dim": str(rank), "alpha": str(rank)}
+        network = {"module": "networks.lora", "dim": str(rank), "alpha": str(float(rank))}
         metadata |= {f"ss_network_{key}": value for key, value in network.items()}
     if name == "peft":
-        smaller = {layer: value for layer, value in ranks.items() if value != rank}
-        adapter = {
-            "r": rank,
-            "lora_alpha": rank,
-            "rank_pattern": smaller,
-            "alpha_pattern": smaller,
-            "target_modules": sorted(layers),
-            "peft_type": "LORA",
-        }
+        adapter = {"r": rank, "lora_alpha": rank, "target_modules": sorted(layers)}
         prefixed = {layout.prefix + key: value for key, value in adapter.items()}
         metadata[ADAPTER_METADATA] = json.dumps(prefixed, sort_keys=True)
     return tensors, metadata
@@ -195,38 +223,30 @@ def _checked(key: str, part: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _weights(layer: str, down: Tensor, up: Tensor, alphas: Mapping[str, float]) -> LoRAWeights:
-    """``down`` [rank, in] and ``up`` [out, rank] in float32, with alpha / rank multiplied into ``up``."""
+def _check_shapes(layer: str, down: Tensor, up: Tensor) -> None:
     if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or down.shape[0] == 0:
         raise AdapterError(
             f"The shapes of the LoRA for {layer} do not match: down is {tuple(down.shape)}, "
             f"up is {tuple(up.shape)}.",
             Remedy("The file is damaged, or it is not a LoRA of linear layers."),
         )
+
+
+def _weights(layer: str, down: Tensor, up: Tensor, scale: float) -> LoRAWeights:
+    """``down`` [rank, in] and ``up`` [out, rank] in float32, with the scale multiplied into ``up``."""
     down, up = down.float(), up.float()
     if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
         raise AdapterError(
             f"The LoRA for {layer} holds infinite or undefined numbers.",
             Remedy("Its training diverged, or the file is damaged; use another file."),
         )
-    scale = alphas.get(layer, float(down.shape[0])) / down.shape[0]
+    largest = abs(scale) * float(up.abs().amax()) * float(down.abs().amax())
+    if largest > LARGEST_UPDATE:
+        raise AdapterError(
+            f"The LoRA for {layer} changes weights by up to {largest:.0e}, which leaves only noise.",
+            Remedy("Its training diverged, or the file is damaged; use another file."),
+        )
     return LoRAWeights(down=down, up=up if scale == 1 else up * scale)
-
-
-def _header_alphas(metadata: Mapping[str, str], layers: Iterable[str]) -> dict[str, float]:
-    """The alpha of every layer in the header of a PEFT file; empty without such an entry."""
-    if ADAPTER_METADATA not in metadata:
-        return {}
-    try:
-        adapter = json.loads(metadata[ADAPTER_METADATA])
-        pattern = adapter.get("unet.alpha_pattern") or {}
-        alpha = float(adapter["unet.lora_alpha"])
-        alphas = {layer: float(pattern.get(layer, alpha)) for layer in layers}
-        if not all(map(isfinite, alphas.values())):
-            raise ValueError("an alpha is not finite")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise AdapterError(f"The header's {ADAPTER_METADATA} cannot be read: {error!r}.") from error
-    return alphas
 
 
 # Files that are recognized, but cannot be used
@@ -236,12 +256,37 @@ _OTHER_MODEL = "Only LoRAs of SDXL and of models derived from it can be used."
 _UNSUPPORTED = (
     (r"\.hada_w[12]", "a LoHa", _OTHER_METHOD),
     (r"\.lokr_w[12]", "a LoKr", _OTHER_METHOD),
+    (r"\.[ab][12]\.weight$", "a GLoRA", _OTHER_METHOD),
     (r"\.(oft_|on_input|ia3)", "an OFT or IA3 adapter", _OTHER_METHOD),
     (r"\.(dora_scale|lora_magnitude_vector)", "a DoRA", _OTHER_METHOD),
     (r"\.(diff|diff_b|set_weight|lora_mid\.weight)$", "a LyCORIS of more than LoRAs", _OTHER_METHOD),
-    (r"(double|single)_blocks[._]|single_transformer_blocks", "a LoRA for FLUX", _OTHER_MODEL),
+    (r"^(emb_params|clip_[lg]|string_to_param)$", "a textual inversion", _OTHER_METHOD),
     (
-        r"^(transformer\.|lora_transformer_)|joint_blocks",
+        r"^(model\.diffusion_model|conditioner|first_stage_model|cond_stage_model)\.",
+        "a whole checkpoint",
+        "Use it as the base of a training instead.",
+    ),
+    (r"^(control_model|controlnet_|input_hint_block)", "a ControlNet", _OTHER_METHOD),
+    (
+        r"blocks[._]\d+[._](self_attn|cross_attn)[._][qkvo]\b|blocks_\d+_(self|cross)_attn_[qkvo]",
+        "a LoRA for Wan",
+        _OTHER_MODEL,
+    ),
+    (r"(^|[._])layers[._]\d+[._]attention[._](to_[qkv]|to_out)", "a LoRA for Z-Image", _OTHER_MODEL),
+    (
+        r"(^|[._])layers[._]\d+[._](attention|feed_forward|adaLN)|(noise|context)_refiner[._]",
+        "a LoRA for Lumina or Z-Image",
+        _OTHER_MODEL,
+    ),
+    (
+        r"transformer_blocks[._]\d+[._](img|txt)_m|[._]attn[._]add_q_proj",
+        "a LoRA for Qwen-Image or another diffusion transformer",
+        _OTHER_MODEL,
+    ),
+    (r"(double|single)_blocks[._]|single_transformer_blocks", "a LoRA for FLUX", _OTHER_MODEL),
+    (r"^lora_(prior_)?unet_.*prior|^lora_prior", "a LoRA for Stable Cascade", _OTHER_MODEL),
+    (
+        r"^(transformer\.|lora_transformer_)|joint_blocks|^lora_unet_(transformer_)?blocks_",
         "a LoRA for a diffusion transformer such as SD 3",
         _OTHER_MODEL,
     ),
@@ -252,7 +297,7 @@ _UNSUPPORTED = (
         _OTHER_MODEL,
     ),
     (
-        r"^(lora_te\d?_|text_encoder)",
+        r"^(lora_te\d?_|text_encoder|lycoris_text_model|base_model\.model\.text_)",
         "a LoRA that adapts the text encoders as well",
         "Train or extract it for the U-Net alone; the method does not adapt text encoders.",
     ),

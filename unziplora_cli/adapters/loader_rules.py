@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unziplora_cli.adapters.layouts import ADAPTER_METADATA
+from unziplora_cli.adapters.adapter_config import ADAPTER_METADATA
 from unziplora_cli.adapters.lora_file import LoadedLoRA
 
 
@@ -30,7 +30,7 @@ class Program:
 class LoadResult:
     """What a program does with a file: layers adapted, keys ignored without effect, or why it refuses it.
 
-    ``supported`` is whether the program knows the layout of the file.
+    ``supported`` is whether the program knows the layout of the file and has a base for it.
     """
 
     program: Program
@@ -45,19 +45,21 @@ class LoadResult:
         return self.supported and bool(self.refusal)
 
 
-_LORA_UNET = frozenset({"kohya", "ldm"})
+_LORA_UNET = frozenset({"sd-scripts", "kohya-diffusers"})
 
 PROGRAMS = (
-    Program("ComfyUI", "0.3.64", _LORA_UNET | {"comfyui"}),
+    Program("ComfyUI", "0.3.64", _LORA_UNET | {"comfyui", "lycoris"}),
     Program("A1111", "1.10.1", _LORA_UNET),
-    Program("Forge", "dfdcbab (2025-06)", _LORA_UNET | {"comfyui"}),
+    Program("Forge", "dfdcbab (2025-06)", _LORA_UNET | {"comfyui", "lycoris"}),
     Program("InvokeAI", "6.14.0-alpha", _LORA_UNET, strict=True),
     Program("diffusers", "0.42.1", _LORA_UNET | {"diffusers", "peft"}, strict=True),
 )
 
 
-def expected_load(program: Program, loaded: LoadedLoRA) -> LoadResult:
-    """What ``program`` does with a file."""
+def expected_load(program: Program, loaded: LoadedLoRA, *, fits_sdxl: bool = True) -> LoadResult:
+    """What ``program`` does with a file; of all programs, only diffusers can use other bases than SDXL's."""
+    if not fits_sdxl and program.name != "diffusers":
+        return LoadResult(program, False, 0, 0, "has no base of these sizes: the LoRA does not fit SDXL")
     supported = program.layouts.issuperset(loaded.layouts)
     refusal = _refusal(program, loaded) if supported or program.strict else ""
     if supported and not refusal:

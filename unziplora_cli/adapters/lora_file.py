@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from unziplora_cli.adapters.layouts import LayoutName, encode, nonzero_layers, parse, refuse_unsupported
-from unziplora_cli.adapters.tensors import read_tensors, summarize, write_tensors
+from unziplora_cli.adapters.tensors import is_safetensors, read_tensors, summarize, write_tensors
 from unziplora_cli.errors import AdapterError, Remedy
 from unziplora_cli.method.lora import LoRA, LoRAWeights, MergeWeights
+
+STANDARD_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+"""The names of a LoRA in a folder written by diffusers or PEFT."""
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -45,15 +48,37 @@ def read_lora(path: Path) -> LoadedLoRA:
     """Read a LoRA in any known layout; raises AdapterError."""
     tensors, metadata = read_tensors(path)
     refuse_unsupported(path.name, tensors)
-    layouts, lora = parse(tensors, metadata)
+    try:
+        layouts, lora = parse(tensors, metadata, path)
+    except AdapterError as error:
+        raise AdapterError(f"{path.name}: {error.message}", *error.remedies) from error
     if not layouts and (tensors or not {"ss_network_module", "modelspec.architecture"} & metadata.keys()):
         raise AdapterError(
             f"{path.name} is not a LoRA in a known layout; it holds {summarize(list(tensors)) or 'nothing'}.",
             Remedy(
-                "Known layouts: kohya's (lora_unet_down_blocks_...) and diffusers' (unet.down_blocks....)."
+                "Known layouts: those of sd-scripts (lora_unet_...), diffusers (unet....), ComfyUI "
+                "(diffusion_model....), LyCORIS, OneTrainer and PEFT."
             ),
         )
-    return LoadedLoRA(lora, metadata, layouts or ("kohya",), tuple(tensors), _least_precise(tensors.values()))
+    return LoadedLoRA(
+        lora, metadata, layouts or ("sd-scripts",), tuple(tensors), _least_precise(tensors.values())
+    )
+
+
+def lora_in(path: Path) -> Path:
+    """The one LoRA file in a folder, or ``path`` itself if it is no folder; raises AdapterError."""
+    if not path.is_dir():
+        return path
+    found = sorted(file for file in path.iterdir() if is_safetensors(file))
+    standard = [file for file in found if file.name in STANDARD_NAMES]
+    files = standard or found
+    if len(files) != 1:
+        listed = f"it holds {len(files)} safetensors files: {summarize([file.name for file in files])}"
+        raise AdapterError(
+            f"{path} is a folder, and {listed if files else 'there is no safetensors file in it'}.",
+            Remedy("Name one LoRA file."),
+        )
+    return files[0]
 
 
 def write_lora(
@@ -61,7 +86,7 @@ def write_lora(
     lora: LoRA,
     metadata: Mapping[str, str] | None = None,
     *,
-    layout: LayoutName = "kohya",
+    layout: LayoutName = "sd-scripts",
     dtype: torch.dtype = torch.float16,
 ) -> None:
     """Write a LoRA atomically, without layers whose update is zero; adds hashes to the metadata."""
@@ -70,9 +95,9 @@ def write_lora(
 
 
 def exact_dtype(lora: LoRA) -> torch.dtype:
-    """The smallest dtype in which a file of layout ``kohya`` holds a LoRA without rounding."""
+    """The smallest dtype in which a file holds a LoRA without rounding."""
     for dtype in (torch.float16, torch.bfloat16):
-        tensors, metadata = encode(lora, "kohya", dtype)
+        tensors, metadata = encode(lora, "sd-scripts", dtype)
         _, rounded = parse(tensors, metadata)
         if all(
             torch.equal(rounded[layer].down, weights.down) and torch.equal(rounded[layer].up, weights.up)

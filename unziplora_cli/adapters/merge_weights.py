@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unziplora_cli.adapters.tensors import DAMAGED, read_tensors, summarize, write_tensors
+from unziplora_cli.adapters.tensors import DAMAGED, read_tensors, require_regular, summarize, write_tensors
 from unziplora_cli.errors import AdapterError, Remedy
 from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.method.lora import MergeWeights
 
 FORMAT = "unziplora-merge"
 VERSION = "1"
+_LARGEST_PICKLE = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +72,10 @@ def read_pickled_merge(path: Path) -> tuple[str, dict[str, Tensor]]:
 
     Such files are pickles; they are loaded with ``weights_only``, which runs no code.
     """
+    require_regular(path, _LARGEST_PICKLE)
     try:
         with warnings.catch_warnings(action="ignore"):
             stored = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise AdapterError(f"There is no file {path}.") from error
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
         raise AdapterError(
             f"{path} cannot be read as merge weights: it is damaged, or it holds more than tensors.",
@@ -93,6 +93,17 @@ def read_pickled_merge(path: Path) -> tuple[str, dict[str, Tensor]]:
 
 
 def _checked(path: Path, merge: Tensor) -> Tensor:
+    """The merge weights of a layer in float32; a pickled tensor may claim a size that it does not store."""
+    stored = merge.layout == torch.strided and merge.device.type == "cpu" and not merge.is_quantized
+    if not stored or merge.numel() * merge.element_size() > merge.untyped_storage().nbytes():
+        raise AdapterError(f"{path.name} holds merge weights without their numbers.", DAMAGED)
     if not merge.is_floating_point() or not torch.isfinite(merge).all():
         raise AdapterError(f"{path.name} holds merge weights that are not finite numbers.", DAMAGED)
-    return merge.float()
+    merge = merge.float()
+    if bool(((merge < 0) | (merge > 1)).any()):
+        raise AdapterError(
+            f"{path.name} holds merge weights outside of 0 to 1 ({float(merge.min()):.3g} to "
+            f"{float(merge.max()):.3g}).",
+            DAMAGED,
+        )
+    return merge

@@ -20,18 +20,65 @@ DAMAGED = Remedy("The file is damaged; download or export it again.")
 _BROKEN = (SafetensorError, OSError, AttributeError, ValueError, TypeError)
 """What safetensors raises for damaged files."""
 
+_LARGEST_FILE = 16 << 30
 _LEGACY_START, _LEGACY_LENGTH = 0x100000, 0x10000
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a name is that of a safetensors file, and not one of macOS's companions (``._NAME``)."""
+    return path.suffix.lower() in (".safetensors", ".sft") and not path.name.startswith("._")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read all tensors of a file, on the CPU, and its metadata; raises AdapterError."""
-    if not path.is_file():
-        raise AdapterError(f"There is no file {path}.")
+    require_regular(path, _LARGEST_FILE)
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
     except _BROKEN as error:
-        raise AdapterError(f"{path} is not a whole safetensors file: {error}.", DAMAGED) from error
+        kind, remedy = _identify(path) or (str(error), DAMAGED)
+        raise AdapterError(f"{path} is not a whole safetensors file: {kind}.", remedy) from error
+
+
+def require_regular(path: Path, limit: int) -> None:
+    """Raise AdapterError unless ``path`` is a regular file of at most ``limit`` bytes."""
+    if path.is_dir():
+        raise AdapterError(f"{path} is a folder, not a file.", Remedy("Name one file in it."))
+    if not path.exists():
+        raise AdapterError(f"There is no file {path}.", Remedy("Check the spelling."))
+    if not path.is_file():
+        raise AdapterError(f"{path} is not a regular file.", Remedy("Name a file on a disk."))
+    if path.stat().st_size > limit:
+        raise AdapterError(
+            f"{path} is too large: files of this kind have at most {limit >> 20} MiB.",
+            Remedy("Check that it is the right file."),
+        )
+
+
+def _identify(path: Path) -> tuple[str, Remedy] | None:
+    """What a file is that cannot be read as safetensors, and what to do with it; None if unknown."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        return f"{error.strerror}", Remedy("Check the permissions of the file.")
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not start:
+        return "it is empty", DAMAGED
+    if text.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, without the weights", Remedy(
+            "Download the file itself", "lfs pull", program="git"
+        )
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "it is a web page", Remedy("Download the file itself; its host may require you to log in.")
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        return "it is a pickle of PyTorch (.pt, .ckpt, .bin), which may run code when it is opened", Remedy(
+            "Convert it to safetensors with the program that made it."
+        )
+    if start.startswith(b"GGUF"):
+        return "it is a GGUF file", Remedy("Use the safetensors file that it was made from.")
+    return None
 
 
 def read_metadata(path: Path) -> Mapping[str, str]:

@@ -28,19 +28,19 @@ def export(
     ctx: typer.Context,
     project: Annotated[str, PROJECT],
     part: Annotated[
-        Literal["content", "style", "combined", "all"],
+        Literal["both", "content", "style", "combined", "all"],
         typer.Option(
-            help="content or style alone, both combined in one file, or all: content, style and their "
-            "merge weights as three files."
+            help="both as two files, content or style alone, or combined in one file; all adds their merge "
+            "weights, which only unziplora reads."
         ),
-    ] = "all",
+    ] = "both",
     to: Annotated[
-        Literal["kohya", "ldm", "diffusers", "peft"],
+        Literal["sd-scripts", "kohya", "ldm", "diffusers", "peft"],
         typer.Option(
-            help="kohya is read by every program; ldm is kohya with the names of SDXL's original code; "
-            "peft and diffusers (the older names) are for diffusers only."
+            help="sd-scripts (also called kohya or ldm) is read by every program; peft and diffusers (the "
+            "older names) are for diffusers only."
         ),
-    ] = "kohya",
+    ] = "sd-scripts",
     dtype: Annotated[
         Literal["fp16", "bf16", "fp32"], typer.Option(help="Number format of the file.")
     ] = "fp16",
@@ -81,11 +81,11 @@ def export(
     store = session.store()
     planned = export_lora.plan_export(
         store.open(project),
-        export_lora.PARTS if part == "all" else (part,),
+        export_lora.PARTS[part],
         out,
         force=force,
         style_project=store.open(style_from) if style_from is not None else None,
-        layout=to,
+        layout="sd-scripts" if to in ("kohya", "ldm") else to,
         dtype=dtype,
         rank=rank,
         image=image,
@@ -117,18 +117,21 @@ def export(
 
 def check(
     ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(help="A LoRA of SDXL's attention layers.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(help="A LoRA of SDXL's attention layers, or its folder.", show_default=False)
+    ],
     base: Annotated[str | None, BASE] = None,
 ) -> None:
     """Check which programs load a LoRA file, and load it with diffusers.
 
     The loader rules of every program are applied to the file. Then a diffusers pipeline loads it, and the
-    update of every projection is compared with the file.
+    update of every projection is compared with the file. The result is a report: the exit code is 0 for every
+    LoRA that can be read.
     """
-    from unziplora_cli.workflows.export_lora import check_file, lookup_base, require_valid
+    from unziplora_cli.workflows.export_lora import check_file, lookup_base
 
     session: Session = ctx.obj
-    checked = require_valid(check_file(file, lookup_base(base) if base is not None else None))
+    checked = check_file(file, lookup_base(base) if base is not None else None)
     rows = [
         [
             result.program.name,
@@ -234,20 +237,29 @@ def _word(session: Session, given: str | None, name: str) -> str:
 
 def _check_summary(checked: "FileCheck") -> str:
     readers = ", ".join(checked.readers) or "no program"
-    text = f"{checked.path.name}: all {checked.layers} layers are loaded by {readers}"
-    if checked.error is None:
-        return f"{text}; diffusers does not support this format."
-    exactness = f"with a relative error of at most {checked.error:.1e}" if checked.error else "exactly"
-    return f"{text}; diffusers applies the updates of all {checked.projections} projections {exactness}."
+    text = f"{checked.path.name} (for {checked.base}): all {checked.layers} layers are loaded by {readers}"
+    if checked.silent:
+        text += f"; {checked.silent} of them have no effect"
+    if checked.error is not None and not checked.problems:
+        exactness = f"with a relative error of at most {checked.error:.1e}" if checked.error else "exactly"
+        text += f"; diffusers applies the updates of all {checked.projections} projections {exactness}"
+    lines = [text, *(problem[0].upper() + problem[1:] for problem in checked.problems)]
+    if not checked.readers:
+        lines.append("To use it elsewhere, import it as a project and export that.")
+    return "\n".join(f"{line.removesuffix('.')}." for line in lines)
 
 
 def _check_json(checked: "FileCheck") -> dict[str, Any]:
     return {
         "file": str(checked.path),
         "format": checked.layout,
+        "base": checked.base,
         "layers": checked.layers,
+        "silent_layers": checked.silent,
         "projections": checked.projections,
         "error": checked.error,
+        "loaded_by": list(checked.readers),
+        "problems": list(checked.problems),
         "programs": [
             {
                 "name": result.program.name,
@@ -262,16 +274,9 @@ def _check_json(checked: "FileCheck") -> dict[str, Any]:
 
 
 def _exported_json(file: "ExportedFile") -> dict[str, Any]:
-    return {
-        "file": str(file.path),
-        "part": file.part,
-        "format": file.layout,
-        "rank": file.rank,
-        "layers": file.layers,
-        "bytes": file.bytes,
-        "rank_error": file.rank_error,
-        "check": _check_json(file.check) if file.check else None,
-    }
+    entries = {name: getattr(file, name) for name in ("part", "rank", "layers", "bytes", "rank_error")}
+    check = _check_json(file.check) if file.check else None
+    return {"file": str(file.path), **entries, "format": file.layout, "check": check}
 
 
 def _lora_json(path: Path, loaded: "LoadedLoRA") -> dict[str, Any]:

@@ -42,6 +42,24 @@ class Artifact:
     format: Text
     rank: NonNegativeInt | None = None
 
+    @classmethod
+    def of(cls, folder: Path, role: Role, name: str, format: str, rank: int | None = None) -> "Artifact":
+        """The record of a file that exists in the project folder."""
+        file = folder / name
+        return cls(role, name, files.sha256(file), file.stat().st_size, format, rank)
+
+
+LORA_FORMAT, MERGE_FORMAT = "sd-scripts", "unziplora-merge"
+
+
+def adapter_artifacts(folder: Path, content_rank: int, style_rank: int) -> tuple[Artifact, ...]:
+    """The records of the three weight files of a project."""
+    return (
+        Artifact.of(folder, "content", "content.safetensors", LORA_FORMAT, content_rank),
+        Artifact.of(folder, "style", "style.safetensors", LORA_FORMAT, style_rank),
+        Artifact.of(folder, "merge", "merge.safetensors", MERGE_FORMAT),
+    )
+
 
 @dataclass(frozen=True)
 class ScoreRecord:

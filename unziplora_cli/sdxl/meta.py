@@ -7,10 +7,13 @@ users run can be tested without the 5 GB of the base.
 from __future__ import annotations
 
 import logging
+import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import diffusers
@@ -92,23 +95,31 @@ def _load(path: Path, unet: UNet2DConditionModel) -> None:
         add_watermarker=False,
     )
     try:
-        with warnings.catch_warnings(action="ignore"):  # the comparison finds what they warn about
+        # The comparison finds what the warnings are about.
+        with warnings.catch_warnings(action="ignore"), _as_safetensors(path) as file:
             pipeline.load_lora_weights(
-                path.absolute().parent,
-                weight_name=path.name,
-                use_safetensors=True,
-                local_files_only=True,
+                file.parent, weight_name=file.name, use_safetensors=True, local_files_only=True
             )
     except Exception as error:  # the error types depend on the format
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise AdapterError(
             f"diffusers {diffusers.__version__} refuses {path.name}: {reason}",
-            Remedy("Convert it to a format that every program reads", settings={"to": "kohya"}),
+            Remedy("Convert it to a format that every program reads", settings={"to": "sd-scripts"}),
         ) from error
+
+
+@contextmanager
+def _as_safetensors(path: Path) -> Iterator[Path]:
+    """The file under a name that diffusers takes for safetensors; it unpickles every other one."""
+    if path.suffix == ".safetensors":
+        yield path.absolute()
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(shutil.copyfile(path, Path(folder, "lora.safetensors")))
 
 
 def _relative_error(applied: Tensor, expected: LoRAWeights) -> float:
     update = applied.float()  # [out, in]
     difference = torch.addmm(update, expected.up, expected.down, alpha=-1)
-    norm = float(update.norm())
-    return float(difference.norm()) / norm if norm else float("inf")
+    error, norm = float(difference.norm()), float(update.norm())
+    return error / norm if norm else float("inf") if error else 0.0

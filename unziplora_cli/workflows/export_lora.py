@@ -10,9 +10,10 @@ from typing import Any
 
 from unziplora_cli.adapters.layouts import LayoutName, nonzero_layers
 from unziplora_cli.adapters.loader_rules import PROGRAMS, LoadResult, expected_load
-from unziplora_cli.adapters.lora_file import DTYPES, combine, read_lora, reduce_rank, write_lora
+from unziplora_cli.adapters.lora_file import DTYPES, combine, lora_in, read_lora, reduce_rank, write_lora
 from unziplora_cli.adapters.merge_weights import read_merge, write_merge
 from unziplora_cli.adapters.metadata import Origin, Part, file_metadata
+from unziplora_cli.adapters.tensors import is_safetensors
 from unziplora_cli.config import Words
 from unziplora_cli.errors import AdapterError, Remedy, UsageError
 from unziplora_cli.files import (
@@ -30,10 +31,15 @@ from unziplora_cli.prompts import make_prompts
 from unziplora_cli.workflows.generate import shared_base
 from unziplora_cli.workflows.provenance import base_record, project_origin
 
-PARTS: tuple[Part, ...] = ("content", "style", "merge")
-"""The files of an export without a named part; together they can be imported again."""
+PARTS: dict[str, tuple[Part, ...]] = {
+    "both": ("content", "style"),
+    "all": ("content", "style", "merge"),
+    "content": ("content",),
+    "style": ("style",),
+    "combined": ("combined",),
+}
+"""The files of each choice. Only all three together restore the project; others cannot load merge weights."""
 
-SUFFIX = ".safetensors"
 TOLERANCES = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 2e-2}
 """Largest relative error of the update of any projection, by the dtype of the file."""
 
@@ -49,7 +55,7 @@ class ExportRequest:
     project: Project
     part: Part
     style_project: Project | None = None
-    layout: LayoutName = "kohya"
+    layout: LayoutName = "sd-scripts"
     dtype: str = "fp16"
     rank: int | None = None
     image: bool = True
@@ -67,21 +73,23 @@ class ExportRequest:
     @property
     def file_name(self) -> str:
         """The default name of the file."""
-        return f"{self.title}-{self.part}{SUFFIX}"
+        return f"{self.title}-{self.part}.safetensors"
 
 
 @dataclass(frozen=True)
 class FileCheck:
     """What each program does with a file; ``problems`` are those of programs that support its layout.
 
-    ``readers`` are the programs that support the layout. ``error`` is the largest relative error of an update
-    that diffusers applies, None where diffusers does not support the layout; ``projections`` is how many
-    projections the base has.
+    ``readers`` are the programs that load every layer. ``error`` is the largest relative error of an update
+    that diffusers applies, None where diffusers does not load the file; ``projections`` is how many
+    projections the base has, ``silent`` how many layers of the file have a zero update.
     """
 
     path: Path
     layout: str
     layers: int
+    silent: int
+    base: str
     results: tuple[LoadResult, ...]
     readers: tuple[str, ...]
     projections: int
@@ -119,7 +127,7 @@ def plan_export(
             Remedy("Export a combined file", settings={"part": "combined"}),
         )
     shared_base(requests[0].sources)
-    single = out.suffix == SUFFIX and not out.is_dir()
+    single = is_safetensors(out) and not out.is_dir()
     if single and len(requests) > 1:
         raise UsageError(
             f"{out} is one file, but there are {len(requests)} to write.",
@@ -152,36 +160,56 @@ def export_files(
 def check_file(path: Path, base: BaseRecord | None = None, expected: LoRA | None = None) -> FileCheck:
     """Apply every program's loader rules to a file, and load it with diffusers.
 
-    ``expected`` are the updates that it should have; default: those in the file. Without ``base`` it is
-    detected from the layers. Raises AdapterError when the file is not a usable LoRA, or diffusers refuses a
-    layout that it supports; ModelError when the base is not known.
+    ``path`` may be a folder with one LoRA. ``expected`` are the updates that it should have; default: those
+    in the file. Without ``base`` it is detected from the layers. Raises AdapterError when the file is not a
+    usable LoRA for the base; ModelError when the base is not known.
     """
     from unziplora_cli.method.inject import adapted_projections
     from unziplora_cli.sdxl.meta import compare, meta_unet
 
+    path = lora_in(path)
     loaded = read_lora(path)
-    config = unet_config(base or detect_base(LoRAPair(loaded.lora)))
-    expected = nonzero_layers(loaded.lora if expected is None else expected)
-    results = tuple(expected_load(program, loaded) for program in PROGRAMS)
-    readers = tuple(result.program.name for result in results if result.supported)
-    problems = [f"{result.program.name} {result.refusal}" for result in results if result.problem]
-    if not readers:
-        problems.append("no program supports the names of the authors' releases; import it, then export it")
-    error = None
-    if "diffusers" in readers:
-        comparison = compare(path, config, expected)
-        error, projections = comparison.error, comparison.projections
-        if comparison.missing or comparison.extra:
-            problems.append(
-                f"diffusers ignores {len(comparison.missing)} layers and changes "
-                f"{len(comparison.extra)} others"
-            )
-        if not error <= TOLERANCES[loaded.dtype]:
-            problems.append(f"diffusers applies {comparison.layer} with a relative error of {error:.1e}")
-    else:
-        projections = len(adapted_projections(meta_unet(config)))
+    if not loaded.lora and expected is None:
+        raise AdapterError(
+            f"{path.name} has the metadata of a LoRA but no layers; it has no effect.",
+            Remedy("Export it again from its training."),
+        )
+    pair = LoRAPair(loaded.lora)
+    base = base or detect_base(pair)
+    config = unet_config(base)
+    check_compatible(base, pair)
+    fits_sdxl = base.kind != "builtin" and _fits(lookup_base("sdxl"), pair)
+    results = [expected_load(program, loaded, fits_sdxl=fits_sdxl) for program in PROGRAMS]
+    error, projections, problems = None, len(adapted_projections(meta_unet(config))), []
+    *others, diffusers = results
+    if loaded.lora and diffusers.supported and not diffusers.refusal:
+        try:
+            comparison = compare(path, config, {**loaded.lora, **nonzero_layers(expected or {})})
+        except AdapterError as refusal:
+            results = [*others, replace(diffusers, layers=0, refusal=refusal.message)]
+        else:
+            error, wrong = comparison.error, len(comparison.missing) + len(comparison.extra)
+            if wrong:
+                problems.append(f"diffusers does not apply {wrong} layers as the file has them")
+            if not error <= TOLERANCES[loaded.dtype]:
+                problems.append(f"diffusers applies {comparison.layer} with a relative error of {error:.1e}")
+    problems += [f"{result.program.name} {result.refusal}" for result in results if result.problem]
+    readers = tuple(
+        result.program.name
+        for result in results
+        if result.layers == len(loaded.lora) and not result.refusal and result.supported
+    )
     return FileCheck(
-        path, loaded.layout, len(expected), results, readers, projections, error, tuple(problems)
+        path=path,
+        layout=loaded.layout,
+        layers=len(loaded.lora),
+        silent=len(loaded.lora) - len(nonzero_layers(loaded.lora)),
+        base=base.spec,
+        results=tuple(results),
+        readers=readers,
+        projections=projections,
+        error=error,
+        problems=tuple(problems),
     )
 
 
@@ -194,7 +222,7 @@ def require_valid(check: FileCheck) -> FileCheck:
                 "Export it in the format that every program reads",
                 command="export",
                 arguments=("PROJECT",),
-                settings={"to": "kohya"},
+                settings={"to": "sd-scripts"},
             ),
         )
     return check
@@ -278,14 +306,18 @@ def check_compatible(base: BaseRecord, loras: LoRAPair) -> None:
 
 def detect_base(loras: LoRAPair) -> BaseRecord:
     """SDXL or the built-in base, whichever the LoRAs fit; raises AdapterError."""
-    for spec in ("sdxl", "mini"):
-        base = lookup_base(spec)
-        try:
-            check_compatible(base, loras)
-        except AdapterError:
-            continue
-        return base
-    raise AdapterError(
-        "The LoRA fits neither SDXL nor the built-in base: its layers have other sizes.",
-        Remedy("Name the base that it was trained on", settings={"base": "FOLDER"}),
-    )
+    base = next((base for base in map(lookup_base, ("sdxl", "mini")) if _fits(base, loras)), None)
+    if base is None:
+        raise AdapterError(
+            "The LoRA fits neither SDXL nor the built-in base: its layers have other sizes.",
+            Remedy("Name the base that it was trained on", settings={"base": "FOLDER"}),
+        )
+    return base
+
+
+def _fits(base: BaseRecord, loras: LoRAPair) -> bool:
+    try:
+        check_compatible(base, loras)
+    except AdapterError:
+        return False
+    return True

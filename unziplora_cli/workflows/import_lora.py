@@ -12,25 +12,31 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unziplora_cli import files
-from unziplora_cli.adapters.lora_file import LoadedLoRA, exact_dtype, read_lora, write_lora
+from unziplora_cli.adapters.lora_file import (
+    STANDARD_NAMES,
+    LoadedLoRA,
+    exact_dtype,
+    lora_in,
+    read_lora,
+    write_lora,
+)
 from unziplora_cli.adapters.merge_weights import read_merge, read_pickled_merge, write_merge
-from unziplora_cli.adapters.tensors import read_metadata
+from unziplora_cli.adapters.tensors import is_safetensors, read_metadata
 from unziplora_cli.config import Prompts, Words
 from unziplora_cli.errors import AdapterError, Remedy, UsageError
 from unziplora_cli.job import BaseRecord, Job, now
 from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.method.lora import LoRA, LoRAPair, MergeWeights
 from unziplora_cli.projects import manifest
-from unziplora_cli.projects.manifest import Artifact, Manifest, Role
+from unziplora_cli.projects.manifest import Manifest
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.prompts import make_prompts
 from unziplora_cli.workflows.export_lora import check_compatible
 from unziplora_cli.workflows.provenance import metadata_of
-from unziplora_cli.workflows.train import LORA_FORMAT, MERGE_FORMAT, copy_images, disk_errors, read_sources
+from unziplora_cli.workflows.train import copy_images, disk_errors, read_sources
 
-RELEASED = "pytorch_lora_weights.safetensors"
-"""The name of a LoRA in a folder written by diffusers, such as the authors' releases."""
+RELEASED = STANDARD_NAMES[0]
+"""The name of a LoRA in the authors' releases."""
 
 _ROLES = {"merge": r"merge", "combined": r"combined", "content": r"content|subject", "style": r"style"}
 """The roles of files, and the words in a file name that mean them."""
@@ -87,9 +93,10 @@ def find_pair(paths: Sequence[Path]) -> AdapterPair:
         if release is not None:
             return release
         if path.is_dir():
-            listed = sorted([*path.glob("*.safetensors"), *path.glob("*.pth")])
+            listed = sorted(file for file in path.iterdir() if is_safetensors(file) or _is_pickled(file))
             return _sort_files(listed, path.resolve().name, ordered=False)
-    missing = [path for path in paths if not path.is_file()]
+    paths = [lora_in(path) for path in paths]
+    missing = [path for path in paths if not path.exists()]
     if missing:
         raise AdapterError(f"There is no file or folder {missing[0]}.", Remedy("Check the spelling."))
     siblings = [
@@ -160,19 +167,10 @@ def import_pair(
                 seconds=0.0,
                 steps_done=0,
                 state="complete",
-                artifacts=(
-                    _artifact(folder, "content", LORA_FORMAT, pair.content.rank),
-                    _artifact(folder, "style", LORA_FORMAT, pair.style.rank),
-                    _artifact(folder, "merge", MERGE_FORMAT),
-                ),
+                artifacts=manifest.adapter_artifacts(folder, pair.content.rank, pair.style.rank),
             ),
         )
     return store.open(name)
-
-
-def _artifact(folder: Path, role: Role, format: str, rank: int | None = None) -> Artifact:
-    path = folder / f"{role}.safetensors"
-    return Artifact(role, path.name, files.sha256(path), path.stat().st_size, format, rank)
 
 
 # Files and their roles
@@ -245,21 +243,25 @@ def _sort_files(paths: Sequence[Path], name: str, *, ordered: bool) -> AdapterPa
 
 def _role(path: Path) -> str:
     """``content``, ``style``, ``combined``, ``merge`` or ``unknown``."""
-    if path.suffix == ".pth":
+    if _is_pickled(path):
         return "merge"
     metadata = read_metadata(path)
     role = "merge" if "unziplora_format" in metadata else metadata.get("unziplora.part", "")
     if role in _ROLES:
         return role
-    name = path.parent.name if path.name == RELEASED else path.stem
+    name = path.parent.name if path.name in STANDARD_NAMES else path.stem
     roles = [role for role, pattern in _ROLES.items() if re.search(pattern, name, re.IGNORECASE)]
     return roles[0] if roles and (len(roles) == 1 or roles[0] == "merge") else "unknown"
 
 
+def _is_pickled(path: Path) -> bool:
+    return path.suffix.lower() == ".pth" and not path.name.startswith("._")
+
+
 def _merge_file(branch: str, lora: Path, merges: Sequence[Path]) -> Path | None:
     """The merge weights of one branch: those named after its LoRA, else the only possible ones."""
-    pickled = [path for path in merges if path.suffix == ".pth" and branch in path.stem.lower()]
-    possible = pickled or [path for path in merges if path.suffix != ".pth" and _same_project(lora, path)]
+    pickled = [path for path in merges if _is_pickled(path) and branch in path.stem.lower()]
+    possible = pickled or [path for path in merges if not _is_pickled(path) and _same_project(lora, path)]
     named = [path for path in possible if path.name == lora.name.replace(branch, "merge")]
     if len(named or possible) > 1:
         names = ", ".join(path.name for path in possible)
@@ -282,7 +284,7 @@ def _same_project(*paths: Path) -> bool:
 def _read_merge(branch: str, path: Path | None, lora: LoRA) -> dict[str, Tensor]:
     """The merge weights of one branch, one where the file has none; raises AdapterError on a mismatch."""
     merge: MergeWeights = {}
-    if path is not None and path.suffix == ".pth":
+    if path is not None and _is_pickled(path):
         stored_branch, merge = read_pickled_merge(path)
         if stored_branch != branch:
             raise AdapterError(

@@ -23,7 +23,7 @@ from unziplora_cli.events import observe
 from unziplora_cli.job import Job, SourceImage
 from unziplora_cli.paths import leave_process_group, process_count, process_rank
 from unziplora_cli.projects import manifest
-from unziplora_cli.projects.manifest import Artifact, Manifest, Role
+from unziplora_cli.projects.manifest import Artifact, Manifest
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.projects.unfinished import CHECKPOINTS, UnfinishedRecord, read_record, write_record
 from unziplora_cli.workflows.provenance import metadata_of
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from unziplora_cli.training.request import TrainRequest
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
-LORA_FORMAT, MERGE_FORMAT = "kohya", "unziplora-merge"
 DISK_ERRORS = tuple(
     getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EFBIG") if hasattr(errno, name)
 )
@@ -272,17 +271,8 @@ def _write_weights(job: Job, result: TrainResult, folder: Path) -> tuple[Artifac
         metadata_of(job, folder / job.images[0].file),
     )
     rank = job.config.rank
-    return (
-        _artifact(folder, "content", "content.safetensors", LORA_FORMAT, rank),
-        _artifact(folder, "style", "style.safetensors", LORA_FORMAT, rank),
-        _artifact(folder, "merge", "merge.safetensors", MERGE_FORMAT),
-        _artifact(folder, "history", callbacks.HISTORY_FILE, "csv"),
-    )
-
-
-def _artifact(folder: Path, role: Role, path: str, format: str, rank: int | None = None) -> Artifact:
-    file = folder / path
-    return Artifact(role, path, files.sha256(file), file.stat().st_size, format, rank)
+    history = Artifact.of(folder, "history", callbacks.HISTORY_FILE, "csv")
+    return (*manifest.adapter_artifacts(folder, rank, rank), history)
 
 
 def _manifest(job: Job, result: TrainResult, artifacts: tuple[Artifact, ...]) -> Manifest:
