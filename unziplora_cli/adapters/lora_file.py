@@ -69,9 +69,9 @@ def lora_in(path: Path) -> Path:
     """The one LoRA file in a folder, or ``path`` itself if it is no folder; raises AdapterError."""
     if not path.is_dir():
         return path
-    found = sorted(file for file in path.iterdir() if is_safetensors(file))
-    standard = [file for file in found if file.name in STANDARD_NAMES]
-    files = standard or found
+    candidates = sorted(file for file in path.iterdir() if is_safetensors(file))
+    standard = [file for file in candidates if file.name in STANDARD_NAMES]
+    files = standard or candidates
     if len(files) != 1:
         listed = f"it holds {len(files)} safetensors files: {summarize([file.name for file in files])}"
         raise AdapterError(
