@@ -134,7 +134,7 @@ def test_thumbnail_can_be_omitted(unziplora, exported, tmp_path):
     ("code", "options", "says"),
     [
         (3, ["nobody"], "There is no project"),
-        (2, ["fox", "--part=both"], "--part"),
+        (2, ["fox", "--part=neither"], "--part"),
         (2, ["fox", "--to=onnx"], "--to"),
         (2, ["fox", "--rank=0"], "--rank"),
         (2, ["fox", "--with=rose"], "--part combined"),
@@ -355,7 +355,7 @@ def test_check_of_a_file_for_another_base_says_so(unziplora, two_projects, tiny_
     assert layers.pop("diffusers") == result["layers"] > 0
     assert set(layers.values()) == {0}
     assert result["loaded_by"] == ["diffusers"]
-    assert "does not fit SDXL" in unziplora("check", path, f"--base={tiny_base}").out
+    assert "does not fit SDXL" in result["programs"][0]["refusal"]
 
 
 def test_check_reports_every_program(unziplora, sdxl_file, tmp_path):
