@@ -77,14 +77,14 @@ def test_a_project_is_whole_and_as_its_manifest_says(two_projects, unziplora):
     written = json.loads((project.folder / "manifest.json").read_text())
     schema = json.loads(resources.template("manifest.schema.json").read_text(encoding="utf-8"))
     jsonschema.validate(written, schema)
-    assert written["prompts"] == {
+    assert written["job"]["prompts"] == {
         "full": "a monadikos fox in watercolor style",
         "content": "a monadikos fox",
         "style": "a fox in watercolor style",
     }
     assert (written["state"], written["steps_done"]) == ("complete", 6)
-    assert written["training"]["rank"] == written["artifacts"][0]["rank"] == 4
-    assert written["training"]["resolution"] == 64
+    assert written["job"]["settings"]["rank"] == written["artifacts"][0]["rank"] == 4
+    assert written["job"]["settings"]["resolution"] == 64
     content, style = (read_lora(project.path(role)).lora for role in ("content", "style"))
     merge = read_merge(project.path("merge"))
     assert content.keys() == merge.content.keys()

@@ -40,7 +40,7 @@ def kind_of(event: str) -> str:
         ("/checkpoints", "checkpoint"),
         ("history.csv", "history"),
         ("manifest.json", "manifest"),
-        ("plan.json", "plan"),
+        ("training.json", "record"),
         ("/locks", "lock"),
         ("content.", "weights"),
         ("style.", "weights"),
@@ -173,10 +173,10 @@ def flipped_bytes(lab: Lab, folder: Path, rng: random.Random) -> None:
     lab.finish(trial)
 
 
-def damaged_plan(lab: Lab, folder: Path, rng: random.Random) -> None:
+def damaged_record(lab: Lab, folder: Path, rng: random.Random) -> None:
     trial = lab.trial(folder.name, lab.killed)
-    (plan,) = trial.rglob("plan.json")
-    plan.write_bytes(plan.read_bytes()[: rng.randrange(400)])
+    (record,) = trial.rglob("training.json")
+    record.write_bytes(record.read_bytes()[: rng.randrange(400)])
     for command in (("train", "--resume=fox"), ("list",), lab.train()):
         completed = lab.run(trial, *command)
         completed.orderly()
@@ -261,7 +261,7 @@ OTHERS: dict[str, Trial] = {
     "SIGTERM": interrupted(signal.SIGTERM),
     "SIGHUP": interrupted(signal.SIGHUP),
     "flipped bytes in a checkpoint": flipped_bytes,
-    "damaged record of a training": damaged_plan,
+    "damaged record of a training": damaged_record,
     "clock that runs backwards": clock,
     "two commands on one project": two_at_once,
     "read-only project": read_only_project,

@@ -41,7 +41,7 @@ def request(project: Project) -> EvaluationRequest:
 
 
 def evaluate_now(
-    request: EvaluationRequest, store: ProjectStore, on_event: Callable[[Event], object] | None = None
+    request: EvaluationRequest, store: ProjectStore, on_event: Callable[[Event], object] = lambda event: None
 ) -> EvaluationResult:
     return run(evaluate(request, store), on_event)
 
