@@ -42,6 +42,9 @@ SETTINGS_OF_SCHEMA_1 = {
 }
 """Settings that had another name in schema 1 of manifests and unfinished trainings."""
 
+SETTINGS_SINCE_SCHEMA_1 = ("fuse",)
+"""Settings that schema 1 did not have; it always did what their default does."""
+
 
 def _printable(text: str) -> str:
     if character := control_character(text):
@@ -169,9 +172,11 @@ def differences(current: Mapping[str, Scalar], recorded: Mapping[str, Scalar]) -
 
 
 def identity_of_schema_1(identity: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """The identity in a checkpoint of the former version, in today's names."""
+    """The identity in a checkpoint of the former version, in today's names, with settings that it lacked."""
+    defaults = {name.replace("_", "-"): value for name, value in asdict(TrainConfig()).items()}
+    added = {name: defaults[name] for name in SETTINGS_SINCE_SCHEMA_1}
     settings = {old.replace("_", "-"): new.replace("_", "-") for old, new in SETTINGS_OF_SCHEMA_1.items()}
-    return {
+    return added | {
         settings.get(name, re.sub(r"^picture (\d+)$", r"image \1", name)): value
         for name, value in identity.items()
     }

@@ -1,4 +1,4 @@
-"""Three prompts from a few words: for training, and for drawing from a scene or a sentence.
+"""The full, content and style prompt, from a few words and optionally a scene or a sentence.
 
 A *scene* has no braces ("on a skateboard") and goes where templates/prompts.toml says. A *sentence* names
 {subject}, {style} or both and is taken as it stands:
@@ -6,7 +6,7 @@ A *scene* has no braces ("on a skateboard") and goes where templates/prompts.tom
 - {subject} becomes "a monadikos fox", in the style prompt "a fox";
 - {style} becomes "in watercolor style", and vanishes from the content prompt together with the one comma
   that tied it to the rest; every other comma stays;
-- a sentence without {style} gets the style at its end;
+- a sentence without {style} gets the style appended;
 - "a {subject}", "in {style}" and "in {style} style" mean the same as the bare names.
 """
 
@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from unziplora_cli import resources
 from unziplora_cli.config import Prompts, Words, check_text
-from unziplora_cli.errors import UsageError
+from unziplora_cli.errors import Remedy, UsageError
 
 _SUBJECT = re.compile(r"(?:\b(?:a|an|the)\s+)?\{subject\}", re.IGNORECASE)
 _STYLE = re.compile(r"(?:\bin\s+)?(?:\b(?:a|an|the)\s+)?\{style\}(?:\s+style\b)?", re.IGNORECASE)
@@ -36,7 +36,7 @@ def make_prompts(
     given = {branch: text for branch, text in (overrides or {}).items() if text is not None}
     for text in (*given.values(), *(() if prompt is None else (prompt,))):
         if not text.strip():
-            raise UsageError("The prompt is empty.", hint="Write what to draw, or leave the option out.")
+            raise UsageError("The prompt is empty.", Remedy("Describe what to generate, or omit the option."))
         check_text("prompt", text)
     if prompt is not None and any(name in prompt.lower() for name in _NAMES):
         prompts = _from_sentence(words, prompt, templates["phrases"])
@@ -93,9 +93,8 @@ def _fill(pattern: str, words: Words, scene: str = "") -> str:
 
 
 def _refuse_braces(rest: str, prompt: str) -> None:
-    found = re.search(r"\{[^{}]*\}|[{}]", rest)
-    if found:
+    if braces := re.search(r"\{[^{}]*\}|[{}]", rest):
         raise UsageError(
-            f"The prompt {prompt!r} contains {found.group()!r}.",
-            hint="Only {subject} and {style} may stand in braces.",
+            f"The prompt {prompt!r} contains {braces.group()!r}.",
+            Remedy("Only {subject} and {style} may be in braces."),
         )

@@ -284,8 +284,8 @@ def test_missing_words_are_requested_as_options(assert_fails, released, tiny_bas
 @pytest.mark.parametrize(
     ("code", "options", "says"),
     [
-        (2, ["--name=../fox"], "cannot be the name of a project"),
-        (3, ["--name=rose"], "There is a project 'rose' already"),
+        (2, ["--name=../fox"], "is not a valid project name"),
+        (3, ["--name=rose"], "A project 'rose' already exists"),
         (4, ["--base=no-such-folder"], "There is no base"),
         (6, ["--base=mini"], "layers that this base does not have"),
         (6, [], "fits neither SDXL nor the built-in base"),

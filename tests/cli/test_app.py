@@ -58,7 +58,7 @@ def test_no_arguments_show_the_help(unziplora):
         ("lst", "No such command 'lst'. Did you mean 'list'"),
         ("list --colour", "No such option"),
         ("show", "Missing argument"),
-        ("show ../fox", "cannot be the name of a project"),
+        ("show ../fox", "is not a valid project name"),
     ],
 )
 def test_a_usage_error_exits_with_2_and_one_message(unziplora, line, says):

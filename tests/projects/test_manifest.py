@@ -82,6 +82,7 @@ def test_columns_that_do_not_add_up_are_refused(make_project, tmp_path, counts, 
 
 
 def test_the_shipped_json_schema_is_that_of_the_reader(schema):
+    """After a change, write the new schema: TypeAdapter(Manifest).json_schema(), indented by 2."""
     assert schema == TypeAdapter(Manifest).json_schema()
 
 

@@ -42,7 +42,7 @@ def test_slugs_are_names(name):
     ],
 )
 def test_everything_else_is_refused_with_a_name_to_try(name):
-    with pytest.raises(UsageError, match="cannot be the name") as caught:
+    with pytest.raises(UsageError, match="not a valid project name") as caught:
         check_name(name)
     suggestion = hint(caught.value).split("'")[1]
     assert check_name(suggestion)

@@ -157,7 +157,7 @@ def test_verify_names_every_damaged_file(store, make_project, tmp_path):
     assert "SHA-256 differs" in found["content.safetensors"]
     assert "5 bytes instead of" in found["style.safetensors"]
     assert "missing" in found["merge.safetensors"]
-    assert "leads out" in found["source.png"]
+    assert "outside the project" in found["source.png"]
 
 
 def test_an_artifact_behind_a_link_out_of_the_project_is_not_opened(make_project, tmp_path):
@@ -165,7 +165,7 @@ def test_an_artifact_behind_a_link_out_of_the_project_is_not_opened(make_project
     content = project.path("content")
     content.rename(tmp_path / "away")
     content.symlink_to(tmp_path / "away")
-    with pytest.raises(ProjectError, match="leads out"):
+    with pytest.raises(ProjectError, match="outside"):
         project.path("content")
 
 

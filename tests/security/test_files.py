@@ -95,5 +95,5 @@ def test_a_hostile_base_executes_nothing(tmp_path, assert_fails, photos):
 def test_a_project_name_never_leaves_the_home(isolated_home, assert_fails):
     for name in ("../fox", "/etc/fox", "a/../../fox", "..", "fox\n", "C:fox", "~/fox"):
         for command in (("show", name), ("remove", name, "--yes"), ("rename", name, "elk"), ("replay", name)):
-            assert "cannot be the name of a project" in assert_fails(2, *command)
+            assert "is not a valid project name" in assert_fails(2, *command)
     assert ProjectStore(isolated_home).names() == []

@@ -218,7 +218,7 @@ def test_images_outside_the_project_are_not_embedded(project, tmp_path):
     (project.folder / "validation" / "step-000030").symlink_to(private)
     Image.new("RGB", (64, 64), "red").save(private / "full-0.png")
     result = report(project)
-    assert any("leads out of its project" in note for note in result.notes)
+    assert any("is outside its project" in note for note in result.notes)
     reds = [
         image for image in Page(result.file).images() if image.convert("RGB").getpixel((5, 5)) == (255, 0, 0)
     ]

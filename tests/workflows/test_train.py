@@ -135,7 +135,7 @@ def test_a_training_that_fails_after_a_checkpoint_can_go_on(store, tmp_path, mon
     assert (unfinished.name, unfinished.step, unfinished.job.config.steps) == ("fox", 5, 600)
     with pytest.raises(ProjectError, match="not finished") as caught:
         store.open("fox")
-    assert hint(caught.value) == "Go on with it: unziplora train --resume fox"
+    assert hint(caught.value) == "Resume it: unziplora train --resume fox"
 
     asked: list[TrainRequest] = []
 

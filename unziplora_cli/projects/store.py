@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from unziplora_cli import files
-from unziplora_cli.errors import ProjectError
+from unziplora_cli.errors import ProjectError, Remedy
 from unziplora_cli.job import Job
 from unziplora_cli.projects import manifest, verify
 from unziplora_cli.projects.folders import ProjectLayout, delete
@@ -24,7 +24,7 @@ from unziplora_cli.projects.unfinished import (
 )
 from unziplora_cli.projects.verify import Verification, inside, refuse_links
 
-_SEE_ALL = "See them all: unziplora list"
+_LIST = Remedy("List the projects", "list")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Project:
 
     @property
     def images(self) -> Path:
-        """Where drawn pictures go unless the user says otherwise."""
+        """The default folder of generated images."""
         return self.folder / "images"
 
     def path(self, role: Role) -> Path:
@@ -83,14 +83,14 @@ class ProjectStore(ProjectLayout):
                 return []
 
     def exists(self, name: str) -> bool:
-        """Whether anything has this name already; a training that is not finished does not."""
+        """Whether the name is taken by a project, damaged or not; an unfinished training does not count."""
         self.settle(check_name(name))
         return os.path.lexists(self.folder / name)
 
     def unfinished(self, name: str) -> Unfinished | None:
-        """The training of this name that can go on, if there is one; raises ProjectError for a damaged one.
+        """The training of this name that can be resumed, if any; raises ProjectError when it is damaged.
 
-        One that was stopped by the user and is a project in the meantime counts too.
+        A training that the user stopped, and whose result is a project, counts too.
         """
         for folder in (self.place(check_name(name), "unfinished"), self.folder / name):
             if has_record(folder):
@@ -98,18 +98,18 @@ class ProjectStore(ProjectLayout):
         return None
 
     def all_unfinished(self) -> tuple[tuple[Unfinished, ...], tuple[Damaged, ...]]:
-        """All trainings that are under way or were cut off and are no projects, and damaged ones."""
-        found, damaged = [], []
+        """All trainings that are running or were cut off, and damaged ones; stopped ones are projects."""
+        trainings, damaged = [], []
         for name in self.hidden("unfinished"):
             folder = self.place(name, "unfinished")
             try:
-                found.append(Unfinished(name, folder, read_record(folder)))
+                trainings.append(Unfinished(name, folder, read_record(folder)))
             except ProjectError as error:
                 damaged.append(Damaged(name, error.message))
-        return tuple(found), tuple(damaged)
+        return tuple(trainings), tuple(damaged)
 
     def list(self) -> tuple[tuple[Project, ...], tuple[Damaged, ...]]:
-        """All projects, and the folders that are damaged ones."""
+        """All projects, and the damaged ones."""
         projects, damaged = [], []
         for name in self.names():
             try:
@@ -119,17 +119,17 @@ class ProjectStore(ProjectLayout):
         return tuple(projects), tuple(damaged)
 
     def open(self, name: str) -> Project:
-        """The project of this name; raises ProjectError for an unknown, damaged or linked-out one."""
+        """The project of this name; raises ProjectError when it is unknown, damaged or links to outside."""
         project = self._read(name)
         refuse_links(project.folder)
         return project
 
     @contextmanager
     def create(self, name: str, *, force: bool = False) -> Iterator[Path]:
-        """A new folder to fill, manifest included; it becomes the project when the block ends well.
+        """A new folder to fill, manifest included; it becomes the project when the block succeeds.
 
-        When the block fails nothing is left behind, and with `force` the older project stays as it was.
-        Raises ProjectError when the name is taken (without `force`), in use, or the home cannot be written.
+        When the block fails, nothing is left, and with ``force`` the older project is unchanged.
+        Raises ProjectError when the name is taken (without ``force``), in use, or the home cannot be written.
         """
         check_name(name)
         with ExitStack() as stack:
@@ -153,12 +153,12 @@ class ProjectStore(ProjectLayout):
     ) -> Iterator[Path]:
         """The folder of a training, which outlives whatever ends the process during the block.
 
-        `prepare` puts the pictures into a new folder and says the plan; without it the unfinished training
-        of this name goes on. What the block leaves decides what becomes of the folder: with a manifest that
-        says `complete` it is the project, in the place of an older one; with one that says `interrupted` it
-        is a project if there is none yet; with checkpoints or saved models it stays an unfinished training;
-        otherwise it is deleted. Raises ProjectError when the name is taken (without `force`), in use, or
-        there is nothing to go on with, or the home cannot be written.
+        ``prepare`` copies the images into a new folder and returns the record; without it, the unfinished
+        training of this name is resumed. What the block leaves decides what the folder becomes: with the
+        manifest of a complete training, the project, replacing an older one; with that of an interrupted one,
+        a project if there is none yet; with checkpoints or saved LoRAs, an unfinished training; otherwise it
+        is deleted. Raises ProjectError when the name is taken (without ``force``), in use, or
+        there is nothing to resume, or the home cannot be written.
         """
         check_name(name)
         folder = self.place(name, "unfinished")
@@ -181,7 +181,7 @@ class ProjectStore(ProjectLayout):
                 self._leave(name)
 
     def reopen(self, name: str) -> Path:
-        """Turn a project that was stopped into an unfinished training again; returns the folder of that.
+        """Turn a stopped project into an unfinished training again; returns its folder.
 
         The caller holds its lock, or is another process of the training that does.
         """
@@ -197,23 +197,23 @@ class ProjectStore(ProjectLayout):
         return folder
 
     def nothing_to_resume(self, name: str) -> ProjectError:
-        """Why there is no unfinished training of this name."""
+        """The error for a name that has no unfinished training."""
         if not os.path.lexists(self.folder / name):
-            near = [each.name for each in self.all_unfinished()[0]]
-            known = f" Unfinished are: {', '.join(near)}." if near else ""
-            return ProjectError(f"There is no unfinished training {name!r}.{known}", hint=_SEE_ALL)
+            names = ", ".join(training.name for training in self.all_unfinished()[0])
+            unfinished = f" Unfinished trainings: {names}." if names else ""
+            return ProjectError(f"There is no unfinished training {name!r}.{unfinished}", _LIST)
         return ProjectError(
-            f"The project {name!r} is finished: there is nothing to go on with.",
-            hint=f"Look at it: unziplora show {name}",
+            f"The project {name!r} is finished: there is nothing to resume.",
+            Remedy("Show it", "show", (name,)),
         )
 
     def update(self, project: Project, new: Manifest) -> Project:
-        """Write a project's manifest anew; the caller holds its lock."""
+        """Replace the manifest of a project; the caller holds its lock."""
         manifest.write(project.folder, new)
         return replace(project, manifest=new)
 
     def rename(self, old: str, new: str) -> Project:
-        """Give a project another name; raises ProjectError when that is taken."""
+        """Rename a project; raises ProjectError when the new name is taken."""
         folder = self.folder_of(old)
         if old == check_name(new):
             return self.open(old)
@@ -224,7 +224,7 @@ class ProjectStore(ProjectLayout):
                 raise _taken_by_training(new)
             if self.exists(new):
                 raise ProjectError(
-                    f"There is a project {new!r} already.", hint=f"Remove it first: unziplora remove {new}"
+                    f"A project {new!r} already exists.", Remedy("Remove it first", "remove", (new,))
                 )
             folder.rename(self.folder / new)
             return self.update(
@@ -235,12 +235,12 @@ class ProjectStore(ProjectLayout):
         """The folders that :meth:`remove` deletes; raises ProjectError when there are none."""
         training = self.place(check_name(name), "unfinished")
         if unfinished and not training.is_dir():
-            raise ProjectError(f"There is no unfinished training {name!r}.", hint=_SEE_ALL)
+            raise ProjectError(f"There is no unfinished training {name!r}.", _LIST)
         if unfinished:
             return (training,)
         if not training.is_dir():
             return (self.folder_of(name),)
-        return tuple(each for each in (self.folder / name, training) if os.path.lexists(each))
+        return tuple(path for path in (self.folder / name, training) if os.path.lexists(path))
 
     def remove(self, name: str, *, unfinished: bool = False) -> None:
         """Delete a project with all its files, a damaged one too, and its unfinished training.
@@ -264,15 +264,15 @@ class ProjectStore(ProjectLayout):
         if _is_project_folder(folder):
             return folder
         if folder.is_symlink():
-            raise ProjectError(f"{folder} is a link; a project has to lie inside its home.")
+            raise ProjectError(f"{folder} is a link; a project must be inside the home.")
         if self.place(name, "unfinished").is_dir():
             raise ProjectError(
                 f"The training of {name!r} is not finished.",
-                hint=f"Go on with it: unziplora train --resume {name}",
+                Remedy("Resume it", "train", settings={"resume": name}),
             )
         near = get_close_matches(name, self.names(), n=3)
         guess = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ProjectError(f"There is no project {name!r}.{guess}", hint=_SEE_ALL)
+        raise ProjectError(f"There is no project {name!r}.{guess}", _LIST)
 
     def _read(self, name: str) -> Project:
         folder = self.folder_of(name)
@@ -284,17 +284,18 @@ class ProjectStore(ProjectLayout):
         folder = self.folder / name
         if os.path.lexists(folder) and not force:
             raise ProjectError(
-                f"There is a project {name!r} already.",
-                hint="Choose another with --name, or replace it with --force.",
+                f"A project {name!r} already exists.",
+                Remedy("Choose another name", settings={"name": "NAME"}),
+                Remedy("Or replace it", settings={"force": True}),
             )
         if folder.is_dir() and not os.access(folder, os.W_OK):
             raise ProjectError(
                 f"The project {name!r} cannot be replaced: its folder {folder} is read-only.",
-                hint="Choose another with --name.",
+                Remedy("Choose another name", settings={"name": "NAME"}),
             )
 
     def _begin(self, name: str, prepare: Callable[[Path], UnfinishedRecord]) -> None:
-        """Prepare a training; it takes the place of an older one that was not finished."""
+        """Create the folder of a training, replacing an older unfinished one."""
         partial, folder = self.partial(name), self.place(name, "unfinished")
         try:
             with self.home_errors():
@@ -310,7 +311,7 @@ class ProjectStore(ProjectLayout):
             delete(partial)
 
     def _leave(self, name: str) -> None:
-        """Put the folder of a training where its state belongs; the caller holds its lock."""
+        """Move the folder of a training to where its state belongs; the caller holds its lock."""
         folder = self.place(name, "unfinished")
         if (folder / manifest.FILE_NAME).exists():
             state = manifest.read(folder).state
@@ -327,8 +328,8 @@ class ProjectStore(ProjectLayout):
 def _taken_by_training(name: str) -> ProjectError:
     return ProjectError(
         f"A training of {name!r} is not finished.",
-        hint=f"Go on with it: unziplora train --resume {name}   Give it up: "
-        f"unziplora remove {name} --unfinished",
+        Remedy("Resume it", "train", settings={"resume": name}),
+        Remedy("Or discard it", "remove", (name,), {"unfinished": True}),
     )
 
 

@@ -1,19 +1,19 @@
-"""Whether the files of a project are whole, unchanged and its own."""
+"""Verify that the files of a project are complete, unchanged and inside its folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from unziplora_cli import files
-from unziplora_cli.errors import ProjectError
+from unziplora_cli.errors import ProjectError, Remedy
 from unziplora_cli.files import Problem
 from unziplora_cli.projects.manifest import Manifest
 
-_LEADS_OUT = "is a link that leads out of the project"
+_LEADS_OUT = "is a link to outside the project"
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What checking a project found."""
+    """The problems of a project's files; ``checked`` is how many files were compared."""
 
     name: str
     checked: int
@@ -23,33 +23,33 @@ class Verification:
 def verify(folder: Path, manifest: Manifest) -> Verification:
     """Compare every file that the manifest names with its recorded size and hash."""
     expected: list[tuple[str, str, int | None]] = [
-        *((each.file, each.sha256, None) for each in manifest.job.images),
-        *((each.path, each.sha256, each.bytes) for each in manifest.artifacts),
+        *((image.file, image.sha256, None) for image in manifest.job.images),
+        *((file.path, file.sha256, file.bytes) for file in manifest.artifacts),
     ]
     problems = []
     for path, digest, size in expected:
         reason = _difference(folder, path, digest, size)
         if reason:
             problems.append(Problem(path, reason))
-    known = {path for path, _, _ in expected}
-    problems += [Problem(link, _LEADS_OUT) for link in files.escaping_links(folder) if link not in known]
+    recorded = {path for path, _, _ in expected}
+    problems += [Problem(link, _LEADS_OUT) for link in files.escaping_links(folder) if link not in recorded]
     return Verification(folder.name, len(expected), tuple(problems))
 
 
 def inside(folder: Path, path: str) -> Path:
-    """A file of a project; raises ProjectError when a link leads it out of the project's folder."""
+    """A file of a project; raises ProjectError when a link leads outside the project folder."""
     file = folder / path
     if files.escapes(file, folder):
-        raise ProjectError(f"{file} leads out of its project.")
+        raise ProjectError(f"{file} is outside its project.")
     return file
 
 
 def refuse_links(folder: Path) -> None:
-    """Raise ProjectError when a link in a project leads out of it: strangers' projects might have one."""
+    """Raise ProjectError for a link to outside the project; a project from somebody else may have one."""
     for link in files.escaping_links(folder):
         raise ProjectError(
             f"{link} in the project {folder.name!r} {_LEADS_OUT}.",
-            hint="Put the file or folder itself in the place of the link.",
+            Remedy("Replace the link with the file or folder itself."),
         )
 
 

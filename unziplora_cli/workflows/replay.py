@@ -62,7 +62,7 @@ class ReplayResult:
     @property
     def identical(self) -> bool:
         """Whether every file came out byte for byte."""
-        return all(each.identical for each in self.files)
+        return all(file.identical for file in self.files)
 
 
 def replay(
