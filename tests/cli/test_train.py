@@ -20,8 +20,8 @@ from unziplora_cli.adapters.merge_weights import read_merge
 from unziplora_cli.cli import _output
 from unziplora_cli.cli._output import Output
 from unziplora_cli.projects.store import ProjectStore
+from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.training import callbacks, events, inputs
-from unziplora_cli.workflows import train as workflow
 
 WORDS = ("--subject=fox", "--style=watercolor")
 
@@ -162,10 +162,7 @@ def test_out_of_memory_ends_with_the_line_to_type(assert_fails, photos, settings
 
     monkeypatch.setattr(inputs, "load_unet", full)
     message = assert_fails(5, "train", photos / "fox.png", *WORDS, *settings, "--batch-size=2")
-    line = message.split(" -> ")[1].split(" If that is not enough: ")[0]
-    assert line.startswith(f"unziplora train {photos / 'fox.png'} --subject=fox --style=watercolor")
-    assert "--batch-size=2 --preset low-vram" in line
-    assert "--preset=mini" not in line
+    assert "Use settings that need less memory: --gradient-checkpointing" in message
 
 
 def test_an_existing_project_is_kept_without_force(unziplora, photos, settings, two_projects):
@@ -197,21 +194,18 @@ def test_on_a_terminal_it_asks_before_it_replaces(unziplora, photos, settings, t
 def test_a_project_that_appears_meanwhile_is_not_replaced(
     unziplora, photos, settings, isolated_home, monkeypatch
 ):
-    find = workflow.check_images
-
-    def meanwhile(pictures: tuple[Path, ...]) -> None:
-        find(pictures)
-        (isolated_home / "projects/fox").mkdir(parents=True, exist_ok=True)
-
     from unziplora_cli.cli import train
 
-    orders = train._orders
-    monkeypatch.setattr(
-        train, "_orders", lambda *args, **named: (meanwhile((photos / "fox.png",)), orders(*args, **named))[1]
-    )
+    find_base = train.find_base
+
+    def meanwhile(*arguments: object) -> BaseRef:
+        (isolated_home / "projects/fox").mkdir(parents=True)
+        return find_base(*arguments)
+
+    monkeypatch.setattr(train, "find_base", meanwhile)
     completed = unziplora("train", photos / "fox.png", *WORDS, *settings)
     assert completed.code == 3
-    assert "already" in completed.message
+    assert "already exists" in completed.message
 
 
 def test_words_are_asked_for_with_the_file_name_as_a_hint(
