@@ -29,7 +29,7 @@ from benchmarks.separation.destyle import destyle_all
 from benchmarks.separation.generation import generate_images, reconstruction_errors
 from benchmarks.separation.methods import ImageRequest, Method, Trained, image_requests
 from benchmarks.separation.scenes import Sample, reference_embeddings, render_photos, samples
-from benchmarks.separation.stack import Job, Stack
+from benchmarks.separation.stack import Stack, StackedJob
 from benchmarks.separation.tables import markdown, sheet
 from unziplora_cli import resources
 from unziplora_cli.evaluation.scorers import Classifier
@@ -78,7 +78,7 @@ class Bench:
             self._texts[prompt] = (embeddings.tokens, embeddings.pooled)
         return self._texts[prompt]
 
-    def stack(self, jobs: Sequence[Job]) -> Stack:
+    def stack(self, jobs: Sequence[StackedJob]) -> Stack:
         """A new stack of trainings, before its first step."""
         unet = load_unet(self.base, device=self.device, dtype=self.dtype)
         ids, destyled = time_ids(128, 128).to(self.device), None
@@ -119,7 +119,7 @@ def measure(
         if begin - bench.started > 60 * deadline:
             bench.log("out of time")
             return
-        jobs: list[Job] = []
+        jobs: list[StackedJob] = []
         trained: dict[str, dict[int, Trained]] = {}
         for method in group:
             for sample in bench.images:
@@ -128,7 +128,7 @@ def measure(
                 trained.setdefault(method.name, {})[sample.number] = Trained(method, sample, positions)
                 jobs += new
         # The base alone uses no branch, but a stack needs at least one training.
-        stack = bench.stack(jobs or [Job(0, group[0].config(0), group[0].prompts(bench.images[0]))])
+        stack = bench.stack(jobs or [StackedJob(0, group[0].config(0), group[0].prompts(bench.images[0]))])
         if jobs:
             for done, _losses in stack.train():
                 if done in (1, 20) or done % 100 == 0:

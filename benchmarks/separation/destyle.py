@@ -8,7 +8,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor, nn
 
-from benchmarks.separation.stack import Job
+from benchmarks.separation.stack import StackedJob
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.sdxl.text import Conditioning, predict_noise_merged
 from unziplora_cli.training.destyle import DestyleConditioning, destyle, fresh_noise, plain_prompt
@@ -18,7 +18,7 @@ from unziplora_cli.training.destyle import DestyleConditioning, destyle, fresh_n
 def destyle_all(
     unet: nn.Module,
     alphas_cumprod: Tensor,
-    jobs: Sequence[Job],
+    jobs: Sequence[StackedJob],
     images: Tensor,
     texts: Callable[[str], tuple[Tensor, Tensor]],
     time_ids: Tensor,
@@ -65,7 +65,7 @@ def destyle_all(
     return latents
 
 
-def _group_by_settings(jobs: Sequence[Job]) -> dict[TrainConfig, list[int]]:
+def _group_by_settings(jobs: Sequence[StackedJob]) -> dict[TrainConfig, list[int]]:
     """The indices of the jobs with equal destyling settings, by the configuration of the first of them."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, job in enumerate(jobs):

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.separation.methods import BranchRef, ImageRequest
-from benchmarks.separation.stack import Stack, StackedBranch, StackedLinear
+from benchmarks.separation.stack import Stack, StackedLinear
+from unziplora_cli.method.layer import Branch
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.sdxl.load import load_scheduler
 from unziplora_cli.sdxl.sampling import initial_noise, sample
@@ -38,7 +39,7 @@ def generate_images(
     for first in range(0, len(requests), batch_size):
         batch = requests[first : first + batch_size]
         with _loaded_branches(stack, batch):
-            cond = stack.told([request.prompts for request in batch])
+            cond = stack.conditioning_of([request.prompts for request in batch])
             uncond = unconditional(cond)
             shape = stack.latents.shape[2:]
             noise, _ = initial_noise([request.seed for request in batch], *shape)
@@ -66,7 +67,7 @@ def reconstruction_errors(stack: Stack, requests: Sequence[ImageRequest], *, bat
         images = stack.latents[torch.tensor([request.sample for request in batch], device=stack.device), 0]
         losses = torch.zeros(len(batch), device=stack.device)
         with _loaded_branches(stack, batch):
-            cond = stack.told([request.prompts for request in batch])
+            cond = stack.conditioning_of([request.prompts for request in batch])
             for number, timestep in enumerate(TIMES):
                 noise = (
                     step_noise(17, number, 0, 1, shape, 1, timesteps=total)
@@ -96,7 +97,7 @@ class _loaded_branches:
 
     def __init__(self, stack: Stack, requests: Sequence[ImageRequest]) -> None:
         self.stack, self.requests = stack, requests
-        self.trained: dict[str, dict[str, StackedBranch]] = {}
+        self.trained: dict[str, dict[str, Branch]] = {}
 
     def __enter__(self) -> None:
         for name, layer in self.stack.layers.items():
@@ -116,7 +117,7 @@ class _loaded_branches:
 
     def _slot(
         self, name: str, layer: StackedLinear, parts: Sequence[tuple[BranchRef | None, bool]]
-    ) -> StackedBranch:
+    ) -> Branch:
         device, count = self.stack.device, len(self.stack.jobs)
         index, present, weighted = [], [], []
         for part, merge in parts:
@@ -133,8 +134,4 @@ class _loaded_branches:
             torch.where(torch.tensor(weighted, device=device)[:, None], merge, torch.ones_like(merge)) * gate
         )
         up = up * (factor * torch.tensor(present, device=device)[:, None])[..., None]
-        ones = torch.ones_like(gate).to(self.stack.dtype)
-        dtype = self.stack.dtype
-        return StackedBranch(
-            nn.Parameter(down.to(dtype)), nn.Parameter(up.to(dtype)), nn.Parameter(ones), gate > 0, ones, ones
-        )
+        return Branch(down.to(self.stack.dtype), up.to(self.stack.dtype))

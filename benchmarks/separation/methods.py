@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from benchmarks.separation.scenes import Sample
-from benchmarks.separation.stack import Job
+from benchmarks.separation.stack import StackedJob
 from unziplora_cli.config import Prompts, TrainConfig, Words, resolve
 from unziplora_cli.prompts import make_prompts
 
@@ -47,14 +47,14 @@ class Method:
         scale = {"rank": 16, "resolution": 128} if self.preset == "paper" else {}
         return resolve(self.preset, {**scale, **plain, **self.settings, "seed": seed})
 
-    def jobs(self, sample: Sample) -> tuple[Job, ...]:
+    def jobs(self, sample: Sample) -> tuple[StackedJob, ...]:
         """The trainings that this method needs for one image."""
         config, prompts = self.config(sample.number), self.prompts(sample)
         match self.kind:
             case "none":
                 return ()
             case "pair":
-                return (Job(sample.number, config, prompts),)
+                return (StackedJob(sample.number, config, prompts),)
             case "one":
                 return (_single_lora(sample, config, prompts.full),)
             case "two":
@@ -73,8 +73,8 @@ class Method:
         return self.style_prompt.format(subject=subject, style=style)
 
 
-def _single_lora(sample: Sample, config: TrainConfig, text: str) -> Job:
-    return Job(sample.number, config, Prompts(text, text, text), branches=("content",))
+def _single_lora(sample: Sample, config: TrainConfig, text: str) -> StackedJob:
+    return StackedJob(sample.number, config, Prompts(text, text, text), branches=("content",))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from benchmarks.separation import classification, rows
 from benchmarks.separation.destyle import destyle_all
 from benchmarks.separation.methods import ImageRequest, Method
 from benchmarks.separation.scenes import samples
-from benchmarks.separation.stack import Job, Stack
+from benchmarks.separation.stack import Stack, StackedJob
 from tests.jobs import make_job
 from unziplora_cli.config import Prompts, TrainConfig
 from unziplora_cli.events import run
@@ -78,7 +78,10 @@ def test_a_stack_trains_every_pair_as_a_single_training_does(
         return embeddings.tokens, embeddings.pooled
 
     unet, alphas, ids = load_unet(base, device=cpu, dtype=float32), alphas_cumprod(base), time_ids(64, 64)
-    jobs = [Job(n, config, prompts) for n, (config, prompts) in enumerate(zip(configs, PROMPTS, strict=True))]
+    jobs = [
+        StackedJob(n, config, prompts)
+        for n, (config, prompts) in enumerate(zip(configs, PROMPTS, strict=True))
+    ]
     destyled = None
     if configs[0].destyle_images:
         destyled = destyle_all(unet, alphas, jobs, latents[:, 0], text, ids, float32)

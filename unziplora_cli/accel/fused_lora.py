@@ -438,7 +438,7 @@ def cache_text(network: nn.Module, pair: LoRAPair, full: Tensor, content: Tensor
             processor.key.copy_(cached[0])
             processor.value.copy_(cached[1])
         else:
-            attn.set_processor(CachedTextProcessor(*cached))  # type: ignore[arg-type]
+            attn.set_processor(CachedTextProcessor(*cached))
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:

@@ -82,7 +82,7 @@ def compiler_problem() -> str | None:
     return None
 
 
-class FusedGEGLU(GEGLU):
+class FusedGEGLU(GEGLU):  # type: ignore[misc]
     """``hidden_states`` [batch, pixels, width] -> [batch, pixels, inner width]."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class FusedGroupNorm(nn.GroupNorm):
         return group_norm(x, self.num_groups, self.weight, self.bias, self.eps, silu=silu)
 
 
-class FusedResnetBlock(ResnetBlock2D):
+class FusedResnetBlock(ResnetBlock2D):  # type: ignore[misc]
     """Both norms include the SiLU that follows; no division by a scale of 1, no copy before the shortcut."""
 
     def forward(self, input_tensor: Tensor, temb: Tensor) -> Tensor:
@@ -109,10 +109,11 @@ class FusedResnetBlock(ResnetBlock2D):
         hidden = hidden + self.time_emb_proj(self.nonlinearity(temb))[:, :, None, None]
         hidden = self.conv2(self.dropout(self.norm2(hidden, silu=True)))
         shortcut: Tensor = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
-        return shortcut + hidden
+        output: Tensor = shortcut + hidden
+        return output
 
 
-class ChannelsLastTransformer(Transformer2DModel):
+class ChannelsLastTransformer(Transformer2DModel):  # type: ignore[misc]
     """Keeps the pixels in channels_last, as the transformer blocks wrote them.
 
     Overrides a private method of diffusers; :func:`_is_supported` checks that it exists.
@@ -122,7 +123,7 @@ class ChannelsLastTransformer(Transformer2DModel):
         self, hidden_states: Tensor, residual: Tensor, batch_size: int, height: int, width: int, **_: Any
     ) -> Tensor:
         """[batch, pixels, width] -> projected, plus the input of the block [batch, out, height, width]."""
-        projected: Tensor = self.proj_out(hidden_states)  # type: ignore[attr-defined]
+        projected: Tensor = self.proj_out(hidden_states)
         return torch.unflatten(projected, 1, (height, width)).permute(0, 3, 1, 2) + residual
 
 
@@ -130,7 +131,7 @@ _FUSED: dict[type[nn.Module], type[nn.Module]] = {
     GEGLU: FusedGEGLU,
     nn.GroupNorm: FusedGroupNorm,
     ResnetBlock2D: FusedResnetBlock,
-    Transformer2DModel: ChannelsLastTransformer,  # type: ignore[dict-item]
+    Transformer2DModel: ChannelsLastTransformer,
 }
 
 

@@ -15,7 +15,7 @@ ImportanceScore = Literal["count", "magnitude"]
 
 @torch.no_grad()
 def column_scores(
-    branch: Branch, score: ImportanceScore, *, threshold: float = 1e-5, loss_scale: float = 1.0
+    branch: Branch, score: ImportanceScore, *, threshold: float | Tensor = 1e-5, loss_scale: float = 1.0
 ) -> Tensor:
     """The importance of each output column of ``branch``, from the gradients of one backward pass.
 
@@ -25,18 +25,18 @@ def column_scores(
       Its fp16 gradients are still multiplied by the loss scale there; ``loss_scale`` is that factor;
     - ``magnitude``: the mean of ``|W * dW|[i, j]`` over the rows, which needs neither threshold nor scale.
 
-    NaN and infinity count as 0. Returns [out]. The two [in, out] matrices exist only inside this call. Raises
-    RuntimeError without gradients.
+    NaN and infinity count as 0. Returns [out], with the leading dimension of the branch, if any. The two [in,
+    out] matrices exist only inside this call. Raises RuntimeError without gradients.
     """
     down, up = branch.down, branch.up
     if down.grad is None or up.grad is None:
         raise RuntimeError("column_scores needs the gradients of a backward pass")
-    weight = down.T @ up.T  # [in, out]
-    change = (down.grad.T @ up.T + down.T @ up.grad.T) * branch.merge
+    weight = down.mT @ up.mT  # [in, out]
+    change = (down.grad.mT @ up.mT + down.mT @ up.grad.mT) * branch.merge[..., None, :]
     saliency = (weight * change).abs_().nan_to_num_(nan=0.0, posinf=0.0)
     if score == "magnitude":
-        return saliency.mean(dim=0)
-    return (saliency > threshold / loss_scale).sum(dim=0) / down.shape[1]
+        return saliency.mean(dim=-2)
+    return (saliency > threshold / loss_scale).sum(dim=-2) / down.shape[-1]
 
 
 def top_columns(scores: Tensor, ratio: float, *, strict: bool) -> Tensor:

@@ -91,7 +91,7 @@ class TrainingStep:
         """Train on ``batches``.
 
         If the gradients of a step that scores columns overflow in fp16, the step is repeated: the loss scaler
-        skips the first attempt and halves its scale.
+        skips the first attempt and reduces its scale.
         """
         action = self.schedule.action(step)
         result = self._compute_gradients(step, batches)
