@@ -33,7 +33,8 @@ class Recording(Generic[T]):
         self.inputs = [tensor.clone() for tensor in inputs]
         self.graph = torch.cuda.CUDAGraph()
         device = torch.cuda.device(inputs[0].device) if inputs else nullcontext()
-        with device, torch.cuda.graph(self.graph, pool=share and share.graph.pool()):
+        pool = share.graph.pool() if share is not None else None
+        with device, torch.cuda.graph(self.graph, pool=pool):
             self.output = function(*self.inputs)
 
     def replay(self, inputs: Sequence[Tensor] = ()) -> T:
