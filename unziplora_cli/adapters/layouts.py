@@ -198,7 +198,14 @@ def encode(lora: LoRA, name: LayoutName, dtype: torch.dtype) -> tuple[dict[str, 
         network = {"module": "networks.lora", "dim": str(rank), "alpha": str(float(rank))}
         metadata |= {f"ss_network_{key}": value for key, value in network.items()}
     if name == "peft":
-        adapter = {"r": rank, "lora_alpha": rank, "target_modules": sorted(layers)}
+        adapter = {
+            "r": rank,
+            "lora_alpha": rank,
+            "rank_pattern": {},  # diffusers 0.37 requires both patterns
+            "alpha_pattern": {},
+            "target_modules": sorted(layers),
+            "peft_type": "LORA",
+        }
         prefixed = {layout.prefix + key: value for key, value in adapter.items()}
         metadata[ADAPTER_METADATA] = json.dumps(prefixed, sort_keys=True)
     return tensors, metadata
