@@ -30,11 +30,6 @@ EXEMPT = {"doctor/gpus.py", "hub.py"}
 TO_CLEAN = {
     "projects/folders.py",
     "projects/store.py",
-    "training/callbacks.py",
-    "training/checkpoint.py",
-    "training/inputs.py",
-    "training/optimizer.py",
-    "training/trainer.py",
 }
 
 
