@@ -180,7 +180,9 @@ def import_(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a project of the same name.")] = False,
 ) -> None:
-    """Import a pair of LoRAs as a project: the authors' releases, exported files, or any two for SDXL.
+    """Import a pair of LoRAs as a project.
+
+    Reads releases of the paper's authors, exported files, or any two LoRAs for SDXL.
 
     Missing merge weights become 1. Pickled merge weights (.pth) are read without running code in them.
     """

@@ -34,7 +34,10 @@ def evaluate(
     compute: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
 ) -> None:
-    """Measure how well content and style were separated: what was kept, what leaked, and what to change."""
+    """Measure how well content and style were separated.
+
+    Reports which content or style leaked, and which option to change.
+    """
     from unziplora_cli.cli._output import ProgressDisplay
     from unziplora_cli.events import run
     from unziplora_cli.workflows import evaluate
@@ -125,7 +128,7 @@ def replay(
     ] = None,
     device: Annotated[str | None, DEVICE] = None,
 ) -> None:
-    """Train a project again from its manifest alone, and compare the result with the recorded one."""
+    """Train a project again from its manifest, and compare the results."""
     from unziplora_cli.cli._output import ProgressDisplay
     from unziplora_cli.projects.names import check_name
     from unziplora_cli.workflows.replay import ReplayResult

@@ -159,7 +159,7 @@ def cross(
     computing: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
 ) -> None:
-    """Generate every content in every style, as files and as one labelled contact sheet."""
+    """Generate every content in every style, with a labelled contact sheet."""
     session: Session = ctx.obj
     store = session.store()
     contents = [store.open(name) for name in dict.fromkeys([*(projects or []), *(content or [])])]

@@ -31,7 +31,10 @@ def report(
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """Write one HTML page about a project: images, curves, scores, and how to use its files elsewhere."""
+    """Write an HTML report about a project.
+
+    It shows images, curves and scores, and how to use the LoRAs in other programs.
+    """
     from unziplora_cli.workflows.report import report as run
 
     session: Session = ctx.obj
@@ -85,9 +88,10 @@ def push(
         ),
     ] = None,
 ) -> None:
-    """Publish a project on the Hugging Face hub: both LoRAs, the merge weights and a model card.
+    """Publish a project on the Hugging Face hub.
 
-    The LoRA files contain a thumbnail of the training image.
+    Uploads both LoRAs, the merge weights, images and a model card. The LoRA files contain a thumbnail of the
+    training image.
     """
     from unziplora_cli.workflows.publish import PushRequest, write_folder
     from unziplora_cli.workflows.publish import push as run

@@ -26,7 +26,9 @@ def doctor(
         bool, typer.Option("--online", help="Also check whether the model hub answers.")
     ] = False,
 ) -> None:
-    """Check this machine: Python, torch and its GPU, memory, disks, libraries and bases.
+    """Check this machine, and print the commands that fix problems.
+
+    Checks Python, torch and its GPU, memory, disks, libraries and base models.
 
     Exit code 1 if something blocks training or keeps it off the GPU.
     """
@@ -70,7 +72,7 @@ def doctor(
 
 
 def register_demo(app: typer.Typer) -> None:
-    app.command("demo", rich_help_panel="Pictures")(demo)
+    app.command("demo", rich_help_panel="Images")(demo)
 
 
 def demo(
@@ -81,7 +83,9 @@ def demo(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing sheet.")] = False,
     device: Annotated[str, DEVICE] = "auto",
 ) -> None:
-    """Train on two shipped images with the built-in base, and show what was learned on one sheet.
+    """Show the whole workflow with two shipped images, offline.
+
+    Trains on both with the built-in base, and shows on one sheet what was learned.
 
     Existing projects named demo-fox and demo-cat are replaced.
     """
