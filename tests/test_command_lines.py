@@ -27,10 +27,7 @@ SHELL = re.compile(rf"\bunziplora ({'|'.join(COMMANDS)})\b|(?:^|[\s`'\"(])--(?:[
 EXEMPT = {"doctor/gpus.py", "hub.py"}
 
 # Modules that still word command lines. Delete a line once it is clean.
-TO_CLEAN = {
-    "projects/folders.py",
-    "projects/store.py",
-}
+TO_CLEAN: set[str] = set()
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:

@@ -122,10 +122,10 @@ def test_settings_that_contradict_each_other_are_refused():
 
 
 def test_a_field_without_limits_does_not_exist():
-    for each in (*fields(TrainConfig), *fields(GenerateConfig)):
-        if isinstance(each.default, int | float) and not isinstance(each.default, bool):
-            assert {"min", "above"} & set(each.metadata)
-            assert "max" in each.metadata
+    for field in (*fields(TrainConfig), *fields(GenerateConfig)):
+        if isinstance(field.default, int | float) and not isinstance(field.default, bool):
+            assert {"min", "above"} & set(field.metadata)
+            assert "max" in field.metadata
 
 
 def test_the_prompt_templates_use_only_known_names():

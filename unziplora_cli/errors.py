@@ -40,10 +40,10 @@ class UnziploraError(Exception):
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, *remedies: Remedy, hint: str = "") -> None:
+    def __init__(self, message: str, *remedies: Remedy) -> None:
         super().__init__(message)
         self.message = message
-        self.remedies = (*remedies, Remedy(hint)) if hint else remedies
+        self.remedies = remedies
 
 
 class UsageError(UnziploraError):

@@ -48,7 +48,7 @@ def cut_off(cut_home: Path, isolated_home: Path) -> None:
 def weights(home: Path, name: str = "fox") -> list[bytes]:
     project = ProjectStore(home).open(name)
     tensors = [project.path(role).read_bytes() for role in ("content", "style", "merge")]
-    return [each[8 + int.from_bytes(each[:8], "little") :] for each in tensors]
+    return [data[8 + int.from_bytes(data[:8], "little") :] for data in tensors]
 
 
 def test_it_goes_on_to_the_very_same_files(unziplora, train, cut_off, isolated_home):

@@ -59,13 +59,13 @@ def at_step(step: int, action: Callable[[], None]) -> Callable[..., None]:
 
 def test_one_command_makes_a_project_of_each_picture(trained_home, photos):
     assert trained_home.completed.code == 0
-    made = trained_home.completed.envelope["result"]["projects"]
-    assert [each["name"] for each in made] == ["fox", "rose"]
-    assert all(Path(file).is_file() for each in made for file in each["files"].values())
-    assert set(made[0]["files"]) == {"content", "style", "merge", "history"}
+    projects = trained_home.completed.envelope["result"]["projects"]
+    assert [project["name"] for project in projects] == ["fox", "rose"]
+    assert all(Path(file).is_file() for project in projects for file in project["files"].values())
+    assert set(projects[0]["files"]) == {"content", "style", "merge", "history"}
     store = ProjectStore(trained_home.home)
     words = [store.open(name).job.words for name in ("fox", "rose")]
-    assert [(each.subject, each.style) for each in words] == [("fox", "watercolor"), ("rose", "sketch")]
+    assert [(pair.subject, pair.style) for pair in words] == [("fox", "watercolor"), ("rose", "sketch")]
     assert (store.open("fox").folder / "source.png").read_bytes() == (photos / "fox.png").read_bytes()
     assert (store.open("rose").folder / "source.jpg").read_bytes() == (photos / "rose.jpg").read_bytes()
     assert store.open("rose").job.images[0].format == "JPEG"
@@ -108,11 +108,11 @@ def test_quiet_says_nothing_but_the_result(unziplora, photos, settings):
 
 
 def test_pictures_together_make_one_project(unziplora, photos, settings, isolated_home):
-    pictures = (photos / "fox.png", photos / "rose.jpg")
-    completed = unziplora("train", *pictures, "--together", *WORDS, *settings, "--name=both", "--json")
-    assert [each["name"] for each in completed.envelope["result"]["projects"]] == ["both"]
+    images = (photos / "fox.png", photos / "rose.jpg")
+    completed = unziplora("train", *images, "--together", *WORDS, *settings, "--name=both", "--json")
+    assert [project["name"] for project in completed.envelope["result"]["projects"]] == ["both"]
     job = ProjectStore(isolated_home).open("both").job
-    assert [each.file for each in job.images] == ["source.png", "source-2.jpg"]
+    assert [image.file for image in job.images] == ["source.png", "source-2.jpg"]
     assert unziplora("verify", "both").code == 0
 
 
@@ -275,15 +275,15 @@ def test_a_signal_to_the_process_ends_it_with_130(photos, settings, isolated_hom
         ),  # ignored in the background
     ) as process:
         assert process.stderr is not None
-        told = []
+        lines = []
         for line in process.stderr:
-            told.append(line)
+            lines.append(line)
             if "columns chosen" in line:
                 process.send_signal(signal.SIGINT)
                 break
-        told += process.stderr.readlines()
+        lines += process.stderr.readlines()
     assert process.returncode == 130
-    assert "Traceback" not in "".join(told)
+    assert "Traceback" not in "".join(lines)
     project = ProjectStore(isolated_home).open("fox")
     assert project.manifest.state == "interrupted"
     assert ProjectStore(isolated_home).verify("fox").problems == ()
@@ -357,10 +357,10 @@ def test_the_bar_fits_into_80_columns(monkeypatch, color):
             events.Phase("encode prompts", "a monadikos fox in watercolor style on a beach in the snow")
         )
         for step in (1, 600):
-            told = events.StepDone(
+            event = events.StepDone(
                 step, 600, "separate", 0.123, 0.1, 0.2, 1.0, (1e-4,) * 3, 12.34, 23_456_000_000
             )
-            display.event(told)
+            display.event(event)
             display.bar.refresh()
         display.event(events.ColumnsChosen(600, 12345, 12345, 1234, 123456))
         display.event(events.Notice("word " * 40))

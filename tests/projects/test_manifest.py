@@ -17,8 +17,8 @@ from unziplora_cli.projects.manifest import BlockColumns, Evaluation, Manifest, 
 
 EVALUATION = Evaluation(
     created="2025-01-02T04:00:00Z",
-    diagnosis="Content and style came apart.",
-    advice=("Nothing to mend.",),
+    diagnosis="Content and style were separated.",
+    advice=("Nothing to change.",),
     scores=(
         ScoreRecord("content kept", 0.9, 0.25, True, "Share of pictures that show the subject.", "share"),
         ScoreRecord("overlap", 0.1, None, False, "Cosine of the merge weights.", "likeness"),

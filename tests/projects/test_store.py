@@ -153,11 +153,11 @@ def test_verify_names_every_damaged_file(store, make_project, tmp_path):
     merge.unlink()
     (project.folder / "source.png").rename(tmp_path / "away.png")
     (project.folder / "source.png").symlink_to(tmp_path / "away.png")
-    found = {problem.path: problem.reason for problem in store.verify("fox").problems}
-    assert "SHA-256 differs" in found["content.safetensors"]
-    assert "5 bytes instead of" in found["style.safetensors"]
-    assert "missing" in found["merge.safetensors"]
-    assert "outside the project" in found["source.png"]
+    problems = {problem.path: problem.reason for problem in store.verify("fox").problems}
+    assert "SHA-256 differs" in problems["content.safetensors"]
+    assert "5 bytes instead of" in problems["style.safetensors"]
+    assert "missing" in problems["merge.safetensors"]
+    assert "outside the project" in problems["source.png"]
 
 
 def test_an_artifact_behind_a_link_out_of_the_project_is_not_opened(make_project, tmp_path):

@@ -103,7 +103,7 @@ def test_a_complete_project_that_was_not_in_its_place_is_put_there(store, make_p
     checkpoint(ready)
     write_record(ready, RECORD)
     fill(ready)
-    with store.lock("fox"):  # whoever holds it is about to do so
+    with store.lock("fox"):  # the process that holds it is about to publish
         assert store.open("fox").path("style").read_bytes() == b"the bytes of fox's style.safetensors"
     assert [project.name for project in store.list()[0]] == ["fox"]
     assert store.open("fox").path("style").read_text() == "new"

@@ -84,11 +84,11 @@ def fail(request: TrainRequest, input_cache: object) -> Events:
     raise ModelError("The base is gone.")
 
 
-def test_the_finished_project_is_told_last(store, tmp_path, monkeypatch):
+def test_the_finished_project_is_the_last_event(store, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "train", finish)
-    told = list(train(make_request(tmp_path / "fox.png"), store))
-    assert isinstance(told[-1], TrainedProject)
-    assert told[-1].seconds_per_step == 0.015
+    yielded = list(train(make_request(tmp_path / "fox.png"), store))
+    assert isinstance(yielded[-1], TrainedProject)
+    assert yielded[-1].seconds_per_step == 0.015
     manifest = store.open("fox").manifest
     assert (manifest.state, manifest.steps_done, manifest.seconds) == ("complete", 600, 9.0)
     assert manifest.metrics == {"loss_first": 1.0, "loss_last": 0.5}
@@ -137,15 +137,15 @@ def test_a_training_that_fails_after_a_checkpoint_can_go_on(store, tmp_path, mon
         store.open("fox")
     assert hint(caught.value) == "Resume it: unziplora train --resume fox"
 
-    asked: list[TrainRequest] = []
+    requests: list[TrainRequest] = []
 
     def go_on(request: TrainRequest, input_cache: object) -> Events:
-        asked.append(request)
+        requests.append(request)
         return (yield from finish(request, input_cache))
 
     monkeypatch.setattr(engine, "train", go_on)
     list(train(replace(request, resume=True, images=()), store))
-    (request,) = asked
+    (request,) = requests
     assert request.resume
     assert request.images == (unfinished.folder / "source.png",)
     assert request.job.config.seed == 3
@@ -219,8 +219,8 @@ def test_a_picture_keeps_its_ending_when_that_is_plain(store, tmp_path, monkeypa
 def test_another_process_of_the_training_makes_no_project(store, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "train", finish)
     monkeypatch.setenv("RANK", "1")
-    told = list(train(make_request(tmp_path / "fox.png"), store))
-    assert not any(isinstance(event, TrainedProject) for event in told)
+    yielded = list(train(make_request(tmp_path / "fox.png"), store))
+    assert not any(isinstance(event, TrainedProject) for event in yielded)
     assert store.names() == []
 
 
