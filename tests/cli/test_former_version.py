@@ -79,7 +79,7 @@ def test_it_is_renamed_in_the_new_schema(store: ProjectStore) -> None:
     store.rename("complete", "renamed")
     text = (store.folder / "renamed/manifest.json").read_text()
     assert '"schema": 2' in text
-    assert "echo_" not in text
+    assert '"destyle_strength": 0.3' in text
     assert store.open("renamed").job.name == "renamed"
 
 

@@ -125,7 +125,7 @@ def train(
     store = session.store()
     if resume is not None:
         _refuse_fixed(ctx)
-        from unziplora_cli.workflows.resume import request_to_resume
+        from unziplora_cli.workflows.train import request_to_resume
 
         request = request_to_resume(store, resume, settings or {}, None if device == "auto" else device)
         _finish(session, [request], store)
@@ -216,7 +216,7 @@ def _refuse_fixed(ctx: typer.Context) -> None:
 
 def _offer_resume(session: Session, store: "ProjectStore", request: "TrainRequest") -> "TrainRequest":
     """The request itself, or the one that resumes the same training; raises ProjectError."""
-    from unziplora_cli.workflows.resume import request_to_resume
+    from unziplora_cli.workflows.train import request_to_resume
 
     name, output = request.job.name, session.output
     unfinished = store.unfinished(name)
