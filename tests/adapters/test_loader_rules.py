@@ -60,7 +60,7 @@ def test_rules_agree_with_diffusers(tmp_path: Path, layout: str) -> None:
         assert (comparison.projections, comparison.adapted) == (560, 560)
         assert (comparison.missing, comparison.extra) == ((), ())
         assert comparison.error < 1e-6
-    elif layout in ("comfyui", "onetrainer", "peft-folder"):
+    elif layout in ("comfyui", "lycoris", "onetrainer", "peft-folder"):
         assert compare(path, SDXL_BLOCKS, LORA).adapted == 0
     else:
         with pytest.raises(AdapterError, match=r"diffusers .* refuses"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from unziplora_cli.images import read_parameters
+from unziplora_cli.job import SETTINGS_OF_SCHEMA_1
 from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.projects.unfinished import FORMER_FILE_NAME
 
@@ -80,6 +81,7 @@ def test_it_is_renamed_in_the_new_schema(store: ProjectStore) -> None:
     text = (store.folder / "renamed/manifest.json").read_text()
     assert '"schema": 2' in text
     assert '"destyle_strength": 0.3' in text
+    assert not [name for name in SETTINGS_OF_SCHEMA_1 if f'"{name}"' in text]
     assert store.open("renamed").job.name == "renamed"
 
 
