@@ -9,6 +9,10 @@ MOST_FILES = 105
 MOST_LINES = 16_000
 SHORTEST, LONGEST = 25, 500
 
+# What the package still exceeds. Lower these as it shrinks; they end at 0.
+FILES_TOO_MANY = 10
+LINES_TOO_MANY = 3200
+
 # What is not right yet. Delete a line once it is.
 TO_CLEAN: set[str] = set()
 
@@ -31,5 +35,5 @@ def test_a_file_holds_one_concept() -> None:
 
 
 def test_the_package_stays_small() -> None:
-    assert len(lines()) <= MOST_FILES + 40
-    assert sum(lines().values()) <= MOST_LINES + 4000
+    assert len(lines()) <= MOST_FILES + FILES_TOO_MANY
+    assert sum(lines().values()) <= MOST_LINES + LINES_TOO_MANY
