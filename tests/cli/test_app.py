@@ -8,7 +8,10 @@ import unziplora_cli
 from unziplora_cli.cli import app, projects
 from unziplora_cli.errors import AdapterError, Interrupted, OutOfMemory, Remedy, UsageError
 
-HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "PIL", "huggingface_hub")
+HEAVY = (
+    *("torch", "diffusers", "transformers", "peft", "accelerate", "numpy"),
+    *("PIL", "huggingface_hub", "pydantic"),
+)
 
 
 def every_command() -> list[list[str]]:

@@ -12,6 +12,7 @@ from unziplora_cli import resources
 from unziplora_cli.config import ComputeConfig, GenerateConfig, Words, resolve
 from unziplora_cli.errors import AdapterError, ProjectError
 from unziplora_cli.evaluation import metrics as names
+from unziplora_cli.evaluation.prompts import EvaluationConfig
 from unziplora_cli.events import Event, Progress, run
 from unziplora_cli.job import BaseRecord
 from unziplora_cli.method.inject import adapted_projections
@@ -24,7 +25,6 @@ from unziplora_cli.sdxl.load import load_unet
 from unziplora_cli.training.checkpoint import write_adapters
 from unziplora_cli.workflows.evaluate import (
     SHEET,
-    EvaluationConfig,
     EvaluationRequest,
     EvaluationResult,
     evaluate,

@@ -8,7 +8,7 @@ import typer
 from unziplora_cli.cli._options import DEVICE, PANEL, PROJECT, config_options, preset_for, project_base
 from unziplora_cli.cli._output import Session, Table, format_duration, format_size
 from unziplora_cli.config import ComputeConfig, resolve_generate
-from unziplora_cli.workflows.evaluate import EvaluationConfig
+from unziplora_cli.evaluation.prompts import EvaluationConfig
 
 if TYPE_CHECKING:
     from unziplora_cli.projects.manifest import Evaluation, ScoreRecord

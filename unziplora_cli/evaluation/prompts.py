@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Literal
 
-from unziplora_cli.config import Prompts, Words
+from unziplora_cli.config import SEED_MAX, Checked, Prompts, Words, option
 from unziplora_cli.prompts import make_prompts
 
 Purpose = Literal["content", "context", "style", "combine"]
@@ -25,6 +25,20 @@ CONTEXTS = ("on a beach", "in the snow", "in a forest", "in a city", "at night",
 
 SUBJECTS = ("house", "cat", "car", "tree", "teapot", "boat", "owl", "rose", "robot", "fox")
 """Subjects for the style LoRA, except the project's own."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(Checked):
+    """How thorough an evaluation is."""
+
+    count: int = option(
+        4,
+        "Images per purpose: content, content in other places, style, both. The base generates as many.",
+        min=1,
+        max=100,
+    )
+    noise_samples: int = option(24, "Noisy versions of the training image to denoise.", min=1, max=1000)
+    seed: int = option(0, "Seed of all noise and images.", min=0, max=SEED_MAX - 1000)
 
 
 @dataclass(frozen=True, slots=True)

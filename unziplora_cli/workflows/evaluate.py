@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unziplora_cli import files, resources
-from unziplora_cli.config import SEED_MAX, Checked, ComputeConfig, GenerateConfig, Prompts, option
+from unziplora_cli.config import ComputeConfig, GenerateConfig, Prompts
 from unziplora_cli.errors import AdapterError, ProjectError, Remedy
+from unziplora_cli.evaluation.prompts import EvaluationConfig
 from unziplora_cli.events import Event, Phase
 from unziplora_cli.job import now
 from unziplora_cli.projects.manifest import BlockColumns, Evaluation, Manifest, ScoreRecord
@@ -30,20 +31,6 @@ if TYPE_CHECKING:
     from unziplora_cli.sdxl.generate import ImageRequest
 
 SHEET = "evaluation.png"
-
-
-@dataclass(frozen=True)
-class EvaluationConfig(Checked):
-    """How thorough an evaluation is."""
-
-    count: int = option(
-        4,
-        "Images per purpose: content, content in other places, style, both. The base generates as many.",
-        min=1,
-        max=100,
-    )
-    noise_samples: int = option(24, "Noisy versions of the training image to denoise.", min=1, max=1000)
-    seed: int = option(0, "Seed of all noise and images.", min=0, max=SEED_MAX - 1000)
 
 
 @dataclass(frozen=True)
