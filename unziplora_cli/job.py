@@ -171,10 +171,10 @@ def differences(current: Mapping[str, Scalar], recorded: Mapping[str, Scalar]) -
     )
 
 
-def identity_of_schema_1(identity: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """The identity in a checkpoint of the former version, in today's names, with settings that it lacked."""
+def identity_of_schema_1(identity: Mapping[str, Scalar], current: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """The identity in a checkpoint of the former version, with the names and settings of the current one."""
     defaults = {name.replace("_", "-"): value for name, value in asdict(TrainConfig()).items()}
-    added = {name: defaults[name] for name in SETTINGS_SINCE_SCHEMA_1}
+    added = {name: defaults[name] for name in SETTINGS_SINCE_SCHEMA_1 if name in current}
     settings = {old.replace("_", "-"): new.replace("_", "-") for old, new in SETTINGS_OF_SCHEMA_1.items()}
     return added | {
         settings.get(name, re.sub(r"^picture (\d+)$", r"image \1", name)): value

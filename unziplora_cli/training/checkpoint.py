@@ -94,7 +94,7 @@ class TrainingState:
         rates = [float(group["initial_lr"]) for group in self.optimizer.param_groups]
         on_device = [group["lr"] for group in self.optimizer.param_groups]
         tensors, rest = _read(path)
-        different = differences(identity, identity_of_schema_1(rest["identity"]))
+        different = differences(identity, identity_of_schema_1(rest["identity"], identity))
         if different:
             raise OtherTraining(
                 f"{path.name} belongs to a training with other settings: {'; '.join(different)}.",
