@@ -229,8 +229,18 @@ def test_nan_loss_stops_the_training(
     assert run_training(request).result.steps == 8
 
 
+@pytest.fixture
+def default_signals() -> Generator[None, None, None]:
+    """Every signal that stops a training has its default handler, whatever the parent process ignores."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in STOP_SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_first_signal_is_recorded_and_the_second_raises(number: int) -> None:
+def test_first_signal_is_recorded_and_the_second_raises(number: int, default_signals: None) -> None:
     before = signal.getsignal(number)
     with StopRequest() as stop:
         os.kill(os.getpid(), number)
@@ -241,7 +251,7 @@ def test_first_signal_is_recorded_and_the_second_raises(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_outside_the_steps_every_signal_raises(number: int) -> None:
+def test_outside_the_steps_every_signal_raises(number: int, default_signals: None) -> None:
     before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt), signals_as_keyboard_interrupt():
         os.kill(os.getpid(), number)
