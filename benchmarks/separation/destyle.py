@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.separation.stack import StackedJob
 from unziplora_cli.config import TrainConfig
+from unziplora_cli.events import run
 from unziplora_cli.sdxl.text import Conditioning, predict_noise_merged
 from unziplora_cli.training.destyle import DestyleConditioning, destyle, fresh_noise, plain_prompt
 
@@ -53,14 +54,16 @@ def destyle_all(
         batch = images[[jobs[index].sample for index in indices]]
         for number in range(count):
             noise = [fresh_noise(jobs[index].config.seed, number, batch[:1].shape) for index in indices]
-            latents[indices, number] = destyle(
-                predict,
-                alphas_cumprod,
-                batch,
-                torch.cat(noise).to(device),
-                destyle_conditioning,
-                config,
-                number,
+            latents[indices, number] = run(
+                destyle(
+                    predict,
+                    alphas_cumprod,
+                    batch,
+                    torch.cat(noise).to(device),
+                    destyle_conditioning,
+                    config,
+                    number,
+                )
             )
     return latents
 

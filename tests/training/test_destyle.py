@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.training.conftest import run_training
 from unziplora_cli.config import TrainConfig
+from unziplora_cli.events import Progress, run
 from unziplora_cli.method.inject import extract, inject
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.sdxl.load import alphas_cumprod, load_unet
@@ -29,6 +30,10 @@ def constant(value: float) -> Conditioning:
 
 PLAIN, FULL, CONTENT = (constant(value) for value in (1.0, 2.0, 3.0))
 CONTRAST = DestyleConditioning.from_prompts(PLAIN, FULL, CONTENT, TrainConfig(destyle_contrast=True))
+
+
+def destyled(*args: object, **options: object) -> Tensor:
+    return run(destyle(*args, **options))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -111,7 +116,7 @@ def test_zero_terminal_snr_gives_the_right_image(zero_snr_alphas: Tensor, number
         return (alpha.sqrt() * noisy - clean) / (1.0 - alpha).sqrt()
 
     config = settings(strength=0.9, images=8)  # the strength of the last image is 1.0
-    result = destyle(predict, zero_snr_alphas, image, image, CONTRAST, config, number, velocity=True)
+    result = destyled(predict, zero_snr_alphas, image, image, CONTRAST, config, number, velocity=True)
     assert result.isfinite().all()
     # The last step, to alpha = zero_snr_alphas[0], keeps (1 - alpha) of the noise.
     torch.testing.assert_close(result, target, atol=0.1, rtol=0.0)
@@ -121,7 +126,7 @@ def test_zero_terminal_snr_with_predicted_noise_stops_before_pure_noise(zero_snr
     assert ddim_times(1.0, zero_snr_alphas, velocity=True)[-1] == 999
     assert ddim_times(1.0, zero_snr_alphas, velocity=False)[-1] == 998
     image, noise = torch.randn(2, 1, 4, 8, 8).unbind()
-    result = destyle(
+    result = destyled(
         lambda *_: noise, zero_snr_alphas, image, noise, CONTRAST, settings(1.0), 0, velocity=False
     )
     torch.testing.assert_close(result, image, atol=1e-2, rtol=0.0)
@@ -130,7 +135,7 @@ def test_zero_terminal_snr_with_predicted_noise_stops_before_pure_noise(zero_snr
 def test_a_constant_prediction_restores_the_image_unless_noise_is_fresh(alphas: Tensor) -> None:
     image, prediction, noise = torch.randn(3, 1, 4, 8, 8).unbind()
     kept, changed = (
-        destyle(lambda *_: prediction, alphas, image, noise, CONTRAST, settings(0.5, fresh=share), 0)
+        destyled(lambda *_: prediction, alphas, image, noise, CONTRAST, settings(0.5, fresh=share), 0)
         for share in (0.0, 0.5)
     )
     torch.testing.assert_close(kept, image, atol=1e-4, rtol=1e-4)
@@ -145,7 +150,7 @@ def test_strength_moves_the_image_towards_the_prompt(alphas: Tensor) -> None:
         return (noisy - alpha.sqrt() * (target if text is PLAIN else image)) / (1.0 - alpha).sqrt()
 
     near, far = (
-        destyle(predict, alphas, image, image, CONTRAST, settings(strength, guidance=3.5), 0).mean()
+        destyled(predict, alphas, image, image, CONTRAST, settings(strength, guidance=3.5), 0).mean()
         for strength in (0.3, 0.9)
     )
     assert far > near > 0.0
@@ -162,9 +167,15 @@ def test_guidance_changes_only_what_the_prompts_differ_in(alphas: Tensor) -> Non
         alpha = alphas[timestep]
         return (noisy - alpha.sqrt() * (target if text is PLAIN else image)) / (1.0 - alpha).sqrt()
 
-    result = destyle(predict, alphas, image, image, CONTRAST, settings(0.9, guidance=2.0), 0)
+    result = destyled(predict, alphas, image, image, CONTRAST, settings(0.9, guidance=2.0), 0)
     torch.testing.assert_close(result[..., :4], image[..., :4], atol=1e-3, rtol=0.0)
     torch.testing.assert_close(result[..., 4:], 2.0 * target[..., 4:], atol=0.02, rtol=0.0)
+
+
+def test_every_step_in_either_direction_is_reported(alphas: Tensor) -> None:
+    image, config = torch.zeros(1, 4, 8, 8), settings(0.5, images=3)
+    steps = list(destyle(lambda *_: image, alphas, image, image, CONTRAST, config, 1))
+    assert steps == [Progress("destyle", 1, 3, step, 20) for step in range(1, 21)]  # half of 20, twice
 
 
 @pytest.mark.parametrize("contrast", [True, False])

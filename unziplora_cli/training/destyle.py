@@ -14,7 +14,7 @@ images; what they lack of the training image is left to the style branch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
@@ -23,6 +23,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from unziplora_cli.config import Prompts, TrainConfig
+from unziplora_cli.events import Progress
 from unziplora_cli.sdxl.latents import LatentDistribution
 from unziplora_cli.sdxl.text import Conditioning, GraphedUNet, TextEmbeddings, unconditional
 from unziplora_cli.training.noise import DESTYLE_STREAM, derive_seed
@@ -88,7 +89,7 @@ def generate_destyled(
     *,
     device: torch.device,
     velocity: bool,
-) -> LatentDistribution:
+) -> Generator[Progress, None, LatentDistribution]:
     """The latents of ``config.destyle_images`` destyled images, on the CPU, with zero spread.
 
     ``unet`` is the base without LoRA layers; ``latents`` holds the crops of each training image. Images and
@@ -103,7 +104,11 @@ def generate_destyled(
         image = source.mean[crop : crop + 1].to(device)
         noise = fresh_noise(config.seed, number, image.shape).to(device)
         images.append(
-            destyle(predict, alphas_cumprod, image, noise, conditioning, config, number, velocity=velocity)
+            (
+                yield from destyle(
+                    predict, alphas_cumprod, image, noise, conditioning, config, number, velocity=velocity
+                )
+            )
         )
     mean = torch.cat(images).cpu()  # [destyle_images, channels, height, width]
     return LatentDistribution(mean, torch.zeros_like(mean))
@@ -119,27 +124,29 @@ def destyle(
     number: int,
     *,
     velocity: bool = False,
-) -> Tensor:
+) -> Generator[Progress, None, Tensor]:
     """Destyled image ``number`` of each ``image`` [n, channels, height, width], as latents of that shape.
 
     ``noise`` is its :func:`fresh_noise`, of the same shape. ``velocity``: the base predicts the velocity
     instead of the noise.
     """
     times = ddim_times(strength_of(number, config), alphas_cumprod, velocity=velocity)
-    latents = image
-    for start, end in pairwise(times):
+    latents, steps = image, 2 * (len(times) - 1)
+    for step, (start, end) in enumerate(pairwise(times), start=1):
         prediction = predict(latents, start, conditioning.inversion)
         latents = ddim_step(
             latents, prediction, alphas_cumprod[start], alphas_cumprod[end], velocity=velocity
         )
+        yield Progress("destyle", number, config.destyle_images, step, steps)
     latents = _mix_noise(latents, image, alphas_cumprod[times[-1]], noise, config.destyle_fresh_noise)
-    for start, end in pairwise(times.flip(0)):
+    for step, (start, end) in enumerate(pairwise(times.flip(0)), start=len(times)):
         uncond = predict(latents, start, conditioning.uncond)
         cond = predict(latents, start, conditioning.cond)
         prediction = uncond + config.destyle_guidance * (cond - uncond)
         latents = ddim_step(
             latents, prediction, alphas_cumprod[start], alphas_cumprod[end], velocity=velocity
         )
+        yield Progress("destyle", number, config.destyle_images, step, steps)
     return latents
 
 

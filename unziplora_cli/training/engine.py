@@ -69,7 +69,7 @@ def train(
             yield Notice(warning)
         yield Phase("load U-Net", request.base.id)
         unet = input_cache.take_unet(request, accelerator.device, dtype)
-        inputs = _with_destyled_images(inputs, unet, request, accelerator.device)
+        inputs = yield from _with_destyled_images(inputs, unet, request, accelerator.device)
         trainer = _make_trainer(request, inputs, unet, accelerator, dtype, started)
         if request.resume:
             yield from trainer.resume()
@@ -85,11 +85,12 @@ def train(
 
 def _with_destyled_images(
     inputs: TrainingInputs, unet: UNet2DConditionModel, request: TrainRequest, device: torch.device
-) -> TrainingInputs:
+) -> Generator[Event, None, TrainingInputs]:
     """``inputs`` with destyled images, if requested, as the class images of the content branch."""
     if inputs.destyle is None:
         return inputs
-    latents = generate_destyled(
+    yield Phase("destyle", f"{request.config.destyle_images} images")
+    latents = yield from generate_destyled(
         unet,
         inputs.latents,
         inputs.destyle,
