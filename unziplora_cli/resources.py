@@ -42,6 +42,16 @@ def classifier() -> Path:
     return _PACKAGE / "mini" / "classifier"
 
 
+def reader() -> Path:
+    """The folder of the network that proposes words for an image to the built-in base."""
+    return _PACKAGE / "mini" / "reader"
+
+
+def destyler() -> Path:
+    """The folder of the network that redraws an image as a photo for the built-in base."""
+    return _PACKAGE / "mini" / "destyler"
+
+
 @dataclass(frozen=True)
 class Sample:
     """A shipped image with its subject and style."""

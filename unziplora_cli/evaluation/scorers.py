@@ -111,18 +111,22 @@ class Classifier(nn.Module):
     Args:
         names: the class names of each label (subject, style, context, marking, color).
         size: side of the input images in pixels.
+        widths: channels of the four stages.
     """
 
     WIDTHS = (32, 64, 96, 128)
     EMBEDDING = 64
 
-    def __init__(self, names: Mapping[str, tuple[str, ...]], size: int = 128) -> None:
+    def __init__(
+        self, names: Mapping[str, Sequence[str]], size: int = 128, widths: Sequence[int] = WIDTHS
+    ) -> None:
         super().__init__()
-        self.names = dict(names)
+        self.names = {label: tuple(classes) for label, classes in names.items()}
         self.size = size
-        first, *_, last = self.WIDTHS
+        self.widths = tuple(widths)
+        first, *_, last = widths
         self.stem = nn.Sequential(nn.Conv2d(3, first, 3, 2, 1, bias=False), nn.BatchNorm2d(first), nn.ReLU())
-        channels = zip((first, *self.WIDTHS), self.WIDTHS, strict=False)
+        channels = zip((first, *widths), widths, strict=False)
         self.blocks = nn.Sequential(
             *(_ResidualBlock(in_, out, 1 if i == 0 else 2) for i, (in_, out) in enumerate(channels))
         )
@@ -158,24 +162,24 @@ class Classifier(nn.Module):
         }
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
-    def save(self, folder: Path) -> None:
-        """Write ``classifier.safetensors`` (float16) and ``classifier.json``."""
+    def save(self, folder: Path, name: str = "classifier", **more: object) -> None:
+        """Write ``name``.safetensors (float16) and ``name``.json, with ``more`` entries in the latter."""
         folder.mkdir(parents=True, exist_ok=True)
         weights = {
             key: (value.half() if value.is_floating_point() else value).cpu().contiguous()
             for key, value in self.state_dict().items()
             if not key.endswith("num_batches_tracked")
         }
-        save_file(weights, folder / "classifier.safetensors")
-        config = {"names": self.names, "size": self.size}
-        (folder / "classifier.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_file(weights, folder / f"{name}.safetensors")
+        config = {"names": self.names, "size": self.size, "widths": self.widths, **more}
+        (folder / f"{name}.json").write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: Path) -> Classifier:
+    def load(cls, folder: Path, name: str = "classifier") -> Classifier:
         """Read what :meth:`save` wrote, in float32 and evaluation mode."""
-        config = json.loads((folder / "classifier.json").read_text())
-        classifier = cls({label: tuple(names) for label, names in config["names"].items()}, config["size"])
-        weights = {key: value.float() for key, value in load_file(folder / "classifier.safetensors").items()}
+        config = json.loads((folder / f"{name}.json").read_text())
+        classifier = cls(config["names"], config["size"], config.get("widths", cls.WIDTHS))
+        weights = {key: value.float() for key, value in load_file(folder / f"{name}.safetensors").items()}
         missing, unexpected = classifier.load_state_dict(weights, strict=False)
         if unexpected or any(not key.endswith("num_batches_tracked") for key in missing):
             raise ValueError(f"{folder} holds another classifier: missing {missing}, unexpected {unexpected}")

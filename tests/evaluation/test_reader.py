@@ -1,0 +1,53 @@
+"""The reader of images: which words it says, and its files."""
+
+import pytest
+import torch
+from PIL import Image
+
+from unziplora_cli.evaluation.reader import NONE, UNKNOWN, Reader
+from unziplora_cli.evaluation.scorers import Classifier
+
+NAMES = {"subject": ("fox", "cat"), "second_color": (NONE, "white"), "style": ("photo", UNKNOWN)}
+
+
+@pytest.fixture
+def reader():
+    torch.manual_seed(0)
+    network = Classifier(NAMES, size=32, widths=(8, 8, 8, 8)).eval()
+    for head in network.heads.values():
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.zeros_(head.bias)
+    return Reader(network, dict.fromkeys(NAMES, 0.7))
+
+
+def say(reader, field, logit):
+    """Let the reader prefer the second class of a field by ``logit``, whatever the image."""
+    with torch.no_grad():
+        reader.network.heads[field].bias[1] = logit
+
+
+def test_a_word_is_said_with_its_probability_from_its_threshold_on(reader):
+    say(reader, "subject", 1.0)
+    image = Image.new("RGB", (48, 32), "orange")
+    assert reader.read(image) == {"subject": ("cat", pytest.approx(0.73105857, abs=1e-6))}  # 1 / (1 + 1 / e)
+    reader.thresholds["subject"] = 0.74
+    assert reader.read(image) == {}
+
+
+def test_an_unknown_style_and_the_colour_of_no_marking_are_never_words(reader):
+    say(reader, "style", 9.0)
+    say(reader, "second_color", -9.0)
+    assert reader.read(Image.new("RGB", (32, 32))) == {}
+
+
+def test_saved_reader_reads_the_same(reader, tmp_path):
+    torch.nn.init.normal_(reader.network.heads["subject"].weight, std=3.0)
+    reader.thresholds["subject"] = 0.0
+    image = Image.effect_noise((40, 40), 90).convert("L")
+    reader.save(tmp_path)
+    loaded = Reader.load(tmp_path)
+    assert loaded.thresholds == reader.thresholds
+    assert loaded.network.widths == (8, 8, 8, 8)
+    (word, probability), (other, similar) = (r.read(image)["subject"] for r in (reader, loaded))
+    assert word == other
+    assert similar == pytest.approx(probability, abs=0.02)  # float16 weights

@@ -1,0 +1,66 @@
+"""What an image shows, in the built-in base's words: subject, colours, marking, surroundings and style.
+
+The reader is the classifier's network with other weights. It never saw a style that the base does not know,
+so it can propose words for a user's image; the classifier knows these styles and only measures.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from unziplora_cli import resources
+from unziplora_cli.evaluation.scorers import Classifier
+from unziplora_cli.sdxl.latents import crop_image
+
+FIELDS = ("subject", "color", "second_color", "marking", "context", "style")
+"""What is read. ``second_color`` is the marking's; both colours are the subject's own, not the style's."""
+UNKNOWN, NONE = "unknown", "none"
+"""Classes of a style that the base does not know, and of the colour of no marking."""
+
+
+class Reader:
+    """Reads images with ``network``; a word less probable than its field's threshold is not said."""
+
+    def __init__(self, network: Classifier, thresholds: dict[str, float]) -> None:
+        self.network, self.thresholds = network, thresholds
+
+    @torch.inference_mode()
+    def read(self, image: Image.Image) -> dict[str, tuple[str, float]]:
+        """Each field that is certain enough: its word and probability.
+
+        The context of a plain background is the empty word.
+        """
+        pixels = crop_image(image.convert("RGB"), self.network.size, 1)
+        logits, _ = self.network(pixels.to(self.network.identity.weight))
+        result = {}
+        for field, values in logits.items():
+            probability, index = values[0].softmax(0).max(0)
+            word = self.network.names[field][int(index)]
+            if float(probability) >= self.thresholds[field] and word not in (UNKNOWN, NONE):
+                result[field] = (word, float(probability))
+        return result
+
+    def save(self, folder: Path) -> None:
+        """Write ``reader.safetensors`` and ``reader.json``."""
+        self.network.save(folder, "reader", thresholds=self.thresholds)
+
+    @classmethod
+    def load(cls, folder: Path) -> Reader:
+        """Read what :meth:`save` wrote."""
+        thresholds = json.loads((folder / "reader.json").read_text())["thresholds"]
+        return cls(Classifier.load(folder, "reader"), thresholds)
+
+
+@cache
+def _shipped() -> Reader:
+    return Reader.load(resources.reader())
+
+
+def read_image(image: Image.Image) -> dict[str, tuple[str, float]]:
+    """Field -> (word, probability) of an image; a field that the reader is not sure of is missing."""
+    return _shipped().read(image)

@@ -1,0 +1,127 @@
+"""The built-in base's destyler: a small U-Net that redraws an image of any style as a photo.
+
+It is trained by `recipes/mini` on pairs of one individual in one pose. Both images of a pair show the same
+outlines, so plain regression of the pixels is sharp; what a style may hide are the colours. The network names
+the two main colours first and draws in these, so that a doubt becomes one clear colour instead of a mixture,
+and so that words of the user can replace its guess.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+EMBEDDING = 64
+GROUPS = 8
+
+
+class MiniDestyler(nn.Module):
+    """Images -> photos of the same subject in the same pose, before a plain background.
+
+    Args:
+        colors: names of the colours that a body, or its marking, can have.
+        widths: channels at the full size, at half of it, and so on.
+        size: side of the images in pixels.
+    """
+
+    WIDTHS = (32, 48, 96, 160, 192)
+
+    def __init__(self, colors: Sequence[str], widths: Sequence[int] = WIDTHS, size: int = 128) -> None:
+        super().__init__()
+        self.colors, self.widths, self.size = tuple(colors), tuple(widths), size
+        self.unknown = len(self.colors)
+        """The index of an unknown colour; the next one is that of no marking."""
+        self.stem = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(_Block(channels, out, stride=2) for channels, out in pairwise(widths))
+        self.middle = _Block(widths[-1], widths[-1])
+        self.guess = nn.Linear(2 * widths[-1], 2 * len(self.colors) + 1)
+        self.body, self.marking = (nn.Embedding(len(self.colors) + 2, EMBEDDING) for _ in range(2))
+        inner = widths[::-1]
+        self.bottom = _Block(inner[0], inner[0], conditioned=True)
+        self.up = nn.ModuleList(
+            _Block(channels + out, out, conditioned=True) for channels, out in pairwise(inner)
+        )
+        self.out = nn.Sequential(
+            nn.GroupNorm(GROUPS, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], 3, 3, padding=1)
+        )
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor, colors: Tensor | None = None) -> Tensor:
+        """Photos [n, 3, size, size] of ``images``, of that shape, both in [-1, 1].
+
+        ``colors`` [n, 2] are indices of the body's and the marking's colour; ``unknown`` and None let the
+        network decide.
+        """
+        maps = self.encode(images)
+        guesses = torch.stack([logits.argmax(1) for logits in self.guess_colors(maps[-1])], 1)  # [n, 2]
+        guesses[:, 1] += guesses[:, 1] == self.unknown  # the last logit: no marking
+        if colors is not None:
+            guesses = torch.where(colors == self.unknown, guesses, colors)
+        return self.decode(maps, guesses).clamp(-1.0, 1.0)
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Feature maps of ``images``, from the finest to the coarsest."""
+        maps = [self.stem(images)]
+        for block in self.down:
+            maps.append(block(maps[-1]))
+        maps[-1] = self.middle(maps[-1])
+        return maps
+
+    def guess_colors(self, coarsest: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the body's colour [n, colours] and of the marking's [n, colours + 1], last: none."""
+        features = torch.cat((coarsest.mean(dim=(2, 3)), coarsest.amax(dim=(2, 3))), 1)
+        body, marking = self.guess(features).split((len(self.colors), len(self.colors) + 1), 1)
+        return body, marking
+
+    def decode(self, maps: Sequence[Tensor], colors: Tensor) -> Tensor:
+        """The photos that ``maps`` show, in ``colors`` [n, 2]; not clamped."""
+        cond = self.body(colors[:, 0]) + self.marking(colors[:, 1])
+        x = self.bottom(maps[-1], cond)
+        for block, skip in zip(self.up, maps[-2::-1], strict=True):
+            x = block(torch.cat((F.interpolate(x, scale_factor=2.0), skip), 1), cond)
+        photos: Tensor = self.out(x)
+        return photos
+
+    def save(self, folder: Path) -> None:
+        """Write ``destyler.safetensors`` (float16) and ``destyler.json``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {key: value.half().cpu().contiguous() for key, value in self.state_dict().items()}
+        save_file(weights, folder / "destyler.safetensors")
+        config = {"colors": self.colors, "widths": self.widths, "size": self.size}
+        (folder / "destyler.json").write_text(json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> MiniDestyler:
+        """Read what :meth:`save` wrote, in float32 and evaluation mode."""
+        model = cls(**json.loads((folder / "destyler.json").read_text()))
+        weights = load_file(folder / "destyler.safetensors")
+        model.load_state_dict({key: value.float() for key, value in weights.items()})
+        return model.eval()
+
+
+class _Block(nn.Module):
+    """A residual block; scale and shift of its second norm follow the colours if it is ``conditioned``."""
+
+    def __init__(self, channels: int, out: int, *, stride: int = 1, conditioned: bool = False) -> None:
+        super().__init__()
+        self.norm_first = nn.GroupNorm(GROUPS, channels)
+        self.first = nn.Conv2d(channels, out, 3, stride, 1)
+        self.norm_second = nn.GroupNorm(GROUPS, out)
+        self.second = nn.Conv2d(out, out, 3, 1, 1)
+        self.skip = nn.Conv2d(channels, out, 1, stride) if (channels, stride) != (out, 1) else nn.Identity()
+        self.modulation = nn.Linear(EMBEDDING, 2 * out) if conditioned else None
+
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        y = self.norm_second(self.first(F.silu(self.norm_first(x))))
+        if self.modulation is not None and cond is not None:
+            scale, shift = self.modulation(cond)[..., None, None].chunk(2, 1)
+            y = y * (1.0 + scale) + shift
+        skip: Tensor = self.skip(x)
+        return skip + self.second(F.silu(y))
