@@ -219,3 +219,47 @@ def test_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     with pytest.raises(ProjectError, match="file is not a folder") as error:
         files.check_writable(tmp_path / "file/b")
     assert "--out" in hint(error.value)
+
+
+@pytest.fixture(params=["pipe", "device", "sparse", "folder"])
+def no_file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Something that is not a file of sensible size, in the place of one."""
+    path = tmp_path / "odd"
+    match request.param:
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "folder":
+            path.mkdir()
+        case "sparse":
+            path.touch()
+            os.truncate(path, 64 * 2**30)
+    return path
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes and devices among files")
+def test_only_regular_files_of_sensible_size_are_read(no_file: Path) -> None:
+    from unziplora_cli.config import load_preset
+    from unziplora_cli.errors import UsageError
+    from unziplora_cli.projects import manifest
+    from unziplora_cli.training.callbacks import read_history
+
+    with pytest.raises(OSError, match=r"not a file|at most"):
+        files.read_bytes(no_file)
+    with pytest.raises(ProjectError, match=r"not a file|at most"):
+        read_history(no_file)
+    preset = no_file.rename(no_file.with_name("preset.toml"))
+    with pytest.raises(UsageError, match=r"not a file|at most"):
+        load_preset(preset)
+    preset.rename(preset.with_name(manifest.FILE_NAME))
+    with pytest.raises(ProjectError, match=r"not a file|at most"):
+        manifest.read(preset.parent)
+
+
+def test_a_file_up_to_the_limit_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_bytes(b"\xef\xbb\xbf" + "größe".encode())
+    assert files.read_text(path, limit=path.stat().st_size) == "größe"
+    with pytest.raises(OSError, match=r"10 bytes, at most 9"):
+        files.read_text(path, limit=9)

@@ -454,6 +454,8 @@ def load_preset(spec: str | Path) -> Preset:
     """Read a shipped preset by name or a preset file by path; raises UsageError."""
     import tomllib
 
+    from unziplora_cli.files import read_text
+
     path = Path(spec)
     if path.suffix != ".toml":
         names = resources.preset_names()
@@ -464,7 +466,7 @@ def load_preset(spec: str | Path) -> Preset:
             )
         path = resources.template(f"presets/{spec}.toml")
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(read_text(path))
     except OSError as error:
         raise UsageError(f"Cannot read the preset {path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:  # TOMLDecodeError, invalid UTF-8, huge numbers

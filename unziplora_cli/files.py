@@ -19,6 +19,7 @@ import platform
 import re
 import secrets
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from typing import BinaryIO
 
 from unziplora_cli.errors import ProjectError, Remedy
 
@@ -241,6 +243,46 @@ def _exists(path: Path) -> ProjectError:
     return ProjectError(f"The {kind} {path} already exists.", Remedy("Replace it", settings={"force": True}))
 
 
+# Reading
+
+MAX_TEXT_SIZE = 64 * 2**20
+"""Bytes of the largest manifest, table or preset that is read."""
+MAX_IMAGE_SIZE = 4 * 2**30
+"""Bytes of the largest image file that is opened."""
+
+
+@contextmanager
+def open_regular(path: Path, limit: int) -> Iterator[BinaryIO]:
+    """Open a regular file of at most `limit` bytes; raises OSError for all others.
+
+    A pipe or a device in its place would block, and a sparse file would fill the memory.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+            raise OSError(errno.EINVAL, f"It is {kind}, not a file", str(path))
+        if status.st_size > limit:
+            raise OSError(errno.EFBIG, f"It has {status.st_size} bytes, at most {limit} are read", str(path))
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            yield file
+    finally:
+        os.close(descriptor)
+
+
+def read_bytes(path: Path, limit: int = MAX_TEXT_SIZE) -> bytes:
+    """The content of a regular file of at most `limit` bytes; raises OSError for all others."""
+    with open_regular(path, limit) as file:
+        return file.read(limit + 1)
+
+
+def read_text(path: Path, limit: int = MAX_TEXT_SIZE) -> str:
+    """The same as text; UTF-8, with or without a byte-order mark."""
+    return read_bytes(path, limit).decode("utf-8-sig")
+
+
 # Hashes, sizes and links
 
 
@@ -254,7 +296,7 @@ class Problem:
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
+    with open_regular(path, 2**63) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

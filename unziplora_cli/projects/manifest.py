@@ -147,7 +147,7 @@ def read(folder: Path) -> Manifest:
     """Read the manifest of the project in ``folder``; raises ProjectError."""
     path = folder / FILE_NAME
     try:
-        return parse(path.read_bytes(), path)
+        return parse(files.read_bytes(path), path)
     except FileNotFoundError as error:
         raise ProjectError(
             f"The project {folder.name!r} has no {FILE_NAME}.",

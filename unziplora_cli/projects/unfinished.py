@@ -80,7 +80,7 @@ def read_record(folder: Path) -> UnfinishedRecord:
     if not path.is_file() and (folder / FORMER_FILE_NAME).is_file():
         path = folder / FORMER_FILE_NAME
     try:
-        text = path.read_bytes()
+        text = files.read_bytes(path)
     except OSError as error:
         raise ProjectError(f"Cannot read {path}: {error.strerror}.") from error
     return read_versioned(UnfinishedRecord, text, path, SCHEMA, {1: _from_schema_1})

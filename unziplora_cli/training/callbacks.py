@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,7 @@ from unziplora_cli.accel.device import empty_cache
 from unziplora_cli.adapters.columns import column_map
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import ProjectError
-from unziplora_cli.files import atomic_write
+from unziplora_cli.files import atomic_write, read_bytes, read_text
 from unziplora_cli.method.layer import BRANCHES, Mode
 from unziplora_cli.method.separation import Layers, set_mode
 from unziplora_cli.sdxl.base import BaseRef, vae_scale_factor
@@ -66,11 +67,10 @@ HISTORY_COLUMNS = tuple(column.name for column in fields(HistoryRow))
 def read_history(path: Path) -> tuple[HistoryRow, ...]:
     """All rows of a history file; raises ProjectError if it is damaged."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            lines = csv.reader(file, strict=True)
-            if tuple(next(lines, ())) != HISTORY_COLUMNS:
-                raise ProjectError(f"{path} is not a training history: its header is different.")
-            return tuple(_parse_row(cells) for cells in lines)
+        lines = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+        if tuple(next(lines, ())) != HISTORY_COLUMNS:
+            raise ProjectError(f"{path} is not a training history: its header is different.")
+        return tuple(_parse_row(cells) for cells in lines)
     except (OSError, ValueError, csv.Error) as error:
         raise ProjectError(f"The history {path} cannot be read: {error}.") from error
 
@@ -95,7 +95,7 @@ def truncate_history(path: Path, steps: int) -> tuple[HistoryRow, ...]:
     """
     if not path.exists():
         return ()
-    data = path.read_bytes()
+    data = read_bytes(path)
     rows: list[HistoryRow] = []
     for cells in csv.reader(data[: data.rfind(b"\n") + 1].decode("utf-8", "replace").splitlines()[1:]):
         try:
