@@ -1,4 +1,3 @@
-import tomllib
 from dataclasses import fields
 
 import pytest
@@ -126,8 +125,3 @@ def test_a_field_without_limits_does_not_exist():
         if isinstance(field.default, int | float) and not isinstance(field.default, bool):
             assert {"min", "above"} & set(field.metadata)
             assert "max" in field.metadata
-
-
-def test_the_prompt_templates_use_only_known_names():
-    templates = tomllib.loads(resources.template("prompts.toml").read_text())
-    assert set(templates["prompts"]) == {"full", "content", "style"}

@@ -186,8 +186,8 @@ def import_(
 
     Missing merge weights become 1. Pickled merge weights (.pth) are read without running code in them.
     """
-    from unziplora_cli.config import Words
     from unziplora_cli.projects.names import check_name, slugify
+    from unziplora_cli.prompts import TRIGGER, make_words
     from unziplora_cli.workflows import export_lora, import_lora
     from unziplora_cli.workflows.train import read_sources
 
@@ -199,10 +199,10 @@ def import_(
         read_sources([image])
     sources = import_lora.find_pair(paths)
     pair = import_lora.read_pair(sources)
-    words = Words(
+    words = make_words(
         _word(session, subject or pair.word("subject", "content"), "subject"),
         _word(session, style or pair.word("style", "style"), "style"),
-        trigger or pair.word("trigger", "content") or "monadikos",
+        trigger or pair.word("trigger", "content") or TRIGGER,
     )
     record = export_lora.lookup_base(base) if base is not None else export_lora.detect_base(pair.loras)
     project = import_lora.import_pair(

@@ -18,7 +18,7 @@ from unziplora_cli.cli._options import (
 )
 from unziplora_cli.cli._output import ProgressDisplay, Session, format_duration, format_size
 from unziplora_cli.cli.estimate import show_estimate
-from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, Words, check_settings, resolve
+from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, check_settings, resolve
 from unziplora_cli.errors import ProjectError, Remedy, UsageError
 from unziplora_cli.paths import process_rank
 
@@ -116,7 +116,7 @@ def train(
 ) -> None:
     """Learn a content LoRA and a style LoRA from one image."""
     from unziplora_cli.job import Job, now
-    from unziplora_cli.prompts import make_prompts
+    from unziplora_cli.prompts import make_prompts, make_words, prompt_notes
     from unziplora_cli.training.request import TrainRequest
     from unziplora_cli.workflows.provenance import base_record
     from unziplora_cli.workflows.train import read_sources
@@ -149,7 +149,7 @@ def train(
     done = set() if force else _done(store, names)
     replacing = [project in done or _may_replace(session, store, project, force=force) for project in names]
     words = [
-        Words(
+        make_words(
             _word(session, subject, i, len(groups), "subject", "Subject, one or two words", group[0]),
             _word(session, style, i, len(groups), "style", "Style, one or two words", group[0]),
             trigger,
@@ -157,6 +157,8 @@ def train(
         for i, group in enumerate(groups)
     ]
     given = {"full": full_prompt, "content": content_prompt, "style": style_prompt}
+    for note in prompt_notes(*given.values(), validation_prompt):
+        session.output.warning(note)
     prompts = [make_prompts(group_words, None, given) for group_words in words]
     validation = [
         None if validation_prompt is None else make_prompts(group_words, validation_prompt)

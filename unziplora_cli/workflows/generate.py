@@ -9,13 +9,13 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from unziplora_cli.config import ComputeConfig, GenerateConfig, Prompts, Words
+from unziplora_cli.config import ComputeConfig, GenerateConfig, Prompts
 from unziplora_cli.errors import ProjectError, Remedy, UsageError
-from unziplora_cli.events import Event
+from unziplora_cli.events import Event, Notice
 from unziplora_cli.files import check_writable, claimed, numbered, refuse_existing, write_errors
 from unziplora_cli.projects.names import slugify
 from unziplora_cli.projects.store import Project
-from unziplora_cli.prompts import make_prompts
+from unziplora_cli.prompts import given_prompts, make_prompts, normalise_subject, plain_prompt, prompt_notes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -67,9 +67,17 @@ class GenerateSpec:
         if content is None or style is None:
             text = self.overrides.get("full") or ""
             return Prompts(text, text, text)
-        words = content.job.words
-        subject = words.subject if self.subject is None else self.subject
-        return make_prompts(Words(subject, style.job.words.style, words.trigger), self.prompt, self.overrides)
+        words = replace(content.job.words, style=style.job.words.style)
+        if self.subject is not None:
+            words = replace(words, subject=normalise_subject(self.subject))
+        elif self.prompt is None and content == style:
+            return replace(content.job.prompts, **given_prompts(self.overrides))
+        return make_prompts(words, self.prompt, self.overrides)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of the prompts has no effect."""
+        return prompt_notes(self.prompt, self.config.negative_prompt, *self.overrides.values())
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,7 @@ def generate_images(
         names, replace_file = chain([out], names), force
     from unziplora_cli.sdxl.generate import GeneratedImage  # imports torch: after all cheap checks
 
+    yield from map(Notice, spec.notes)
     images = []
     for event in generate_requests([AdapterCache().request(spec)], spec.base, compute):
         if isinstance(event, GeneratedImage):
@@ -145,6 +154,7 @@ def generate_cross(
     from unziplora_cli.report.contact_sheet import Heading, contact_sheet
     from unziplora_cli.sdxl.generate import GeneratedImage
 
+    yield from map(Notice, cells[0].notes)
     rows = [Heading(p.job.words.subject, p.name, source_image(p)) for p in spec.contents]
     columns = [Heading(p.job.words.style, p.name, source_image(p)) for p in spec.styles]
     names = [
@@ -240,7 +250,8 @@ class AdapterCache:
             },
             "merge_weights": spec.merge and spec.kind == "combine",
         }
-        return ImageRequest(spec.prompts, self.branches(spec), spec.config, notes)
+        config = replace(spec.config, negative_prompt=plain_prompt(spec.config.negative_prompt))
+        return ImageRequest(spec.prompts, self.branches(spec), config, notes)
 
     def _read(self, path: Path, read: Callable[[Path], Any]) -> Any:
         if path not in self._cache:

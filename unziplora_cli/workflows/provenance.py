@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from unziplora_cli.job import BaseRecord, Job
 from unziplora_cli.projects.store import Project
-from unziplora_cli.prompts import make_prompts
+from unziplora_cli.prompts import style_phrase
 
 if TYPE_CHECKING:
     from unziplora_cli.adapters.metadata import Origin
@@ -32,7 +32,7 @@ def origin(job: Job, image: Path | None = None, merged_from: tuple[str, ...] = (
     from unziplora_cli.adapters.metadata import Origin, thumbnail
     from unziplora_cli.images import load_image
 
-    base, phrase = job.base, make_prompts(job.words, "{style}").style
+    base, phrase = job.base, style_phrase(job.words)
     return Origin(
         project=job.name,
         base=Path(base.id).name if base.kind in ("folder", "file") else base.id,
