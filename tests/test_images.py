@@ -206,7 +206,7 @@ def test_other_images_have_no_parameters_and_other_files_are_refused(tmp_path: P
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(UsageError, match="not an image"):
         read_parameters(tmp_path / "text.png")
-    with pytest.raises(UsageError, match="not an image"):
+    with pytest.raises(UsageError, match="no file"):
         read_parameters(tmp_path / "missing.png")
 
 

@@ -12,6 +12,7 @@ LAYERS = (
     ("events",),
     ("files",),
     ("config",),
+    ("color", "image_formats", "image_repair"),
     ("prompts", "images"),
     ("job",),
     ("method",),

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
+import logging
+import stat
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
+from unziplora_cli import image_formats
+from unziplora_cli.color import declared_profile, is_hdr, to_srgb
 from unziplora_cli.errors import Remedy, UsageError
 from unziplora_cli.files import atomic_write
+from unziplora_cli.image_repair import PNG_SIGNATURE, clean_png, planar_tiff
 
 MIN_SIDE = 64
 """Smallest accepted shorter side in pixels."""
@@ -24,96 +31,144 @@ MIN_SIDE = 64
 MAX_SIDE = 4096
 """Longest shorter side that training uses, in pixels; larger JPEG files are decoded at a reduced size."""
 
-_DECODING_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    IndexError,
-    KeyError,
-    OverflowError,
-    TypeError,
-)
-"""What Pillow raises for damaged files, besides its own errors."""
+MAX_BYTES = 2**30
+"""Largest image file that is read."""
+
+# Pillow logs remarks about files, and Python prints the warnings of loggers that nobody has set up.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedImage:
-    """An image in RGB, with notes about how it was read."""
+    """An image in sRGB, with notes about how it was read, and the format and size that the file has."""
 
     path: Path
     image: Image.Image
     notes: tuple[str, ...] = ()
+    format: str = "PNG"
+    file_size: tuple[int, int] = (0, 0)
 
 
 def load_image(path: Path) -> LoadedImage:
-    """Read an image file as 8-bit RGB.
+    """Read an image file as 8-bit sRGB.
 
-    Applies the EXIF orientation, puts transparent images on white and takes the first frame of animations.
+    Converts embedded color profiles, applies the EXIF orientation, puts transparent images on white and takes
+    the first frame of animations. Damaged metadata is ignored.
 
     Raises:
         UsageError: The file is missing, not an image, damaged, too small, or too large to decode.
     """
-    if path.is_dir():
-        raise UsageError(
-            f"{path} is a folder, not an image.", Remedy(f"Name a file in it: {path / 'fox.png'}")
-        )
-    if not path.exists():
-        raise UsageError(f"There is no file {path}.", Remedy("Check the path."))
+    data = _read_file(path)
+    if image_formats.is_raw(path):
+        raise image_formats.unreadable(path, b"")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
-                return _decode(path, file)
+        return _decode(path, data)
+    except UsageError:
+        raise
     except Image.DecompressionBombError as error:
         raise UsageError(
             f"{path} is too large: {_first_line(error)}.", Remedy("Scale it down in an image editor first.")
         ) from error
-    except PermissionError as error:
-        raise UsageError(
-            f"{path} cannot be read: permission denied.",
-            Remedy("Give your user permission to read the file."),
-        ) from error
     except UnidentifiedImageError as error:
-        raise UsageError(
-            f"{path} is not an image that can be read.", Remedy("Use PNG, JPEG, WebP, TIFF, GIF or BMP.")
-        ) from error
+        raise image_formats.unreadable(path, data[:512]) from error
     except MemoryError as error:
         raise UsageError(
             f"There is not enough memory to read {path}.", Remedy("Scale it down in an image editor first.")
         ) from error
-    except _DECODING_ERRORS as error:
+    except Exception as error:  # Pillow raises nearly anything for damaged files
         raise UsageError(
             f"{path} is damaged or truncated: {_first_line(error)}.",
             Remedy("Copy or export the image again."),
         ) from error
 
 
-def _decode(path: Path, file: Image.Image) -> LoadedImage:
-    width, height = file.size
-    if min(width, height) < MIN_SIDE:
+def _read_file(path: Path) -> bytes:
+    """The bytes of an image file; raises UsageError unless it is a regular file of a sensible size."""
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            example = path / "fox.png"
+            raise UsageError(f"{path} is a folder, not an image.", Remedy(f"Name a file in it: {example}"))
+        if not stat.S_ISREG(status.st_mode):
+            raise UsageError(f"{path} is a pipe or a device, not a file.", Remedy("Save the image first."))
+        if status.st_size > MAX_BYTES:
+            raise UsageError(
+                f"{path} is too large: {status.st_size / 2**30:.1f} GiB.",
+                Remedy("Scale it down in an image editor first."),
+            )
+        return path.read_bytes()
+    except PermissionError as error:
         raise UsageError(
-            f"{path} is {width} x {height} px: too small, the shorter side needs {MIN_SIDE} px.",
-            Remedy("Use the original image, not a thumbnail."),
-        )
+            f"{path} cannot be read: permission denied.",
+            Remedy("Give your user permission to read the file."),
+        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.ENOTDIR):
+            raise UsageError(
+                f"{path} cannot be read: {error.strerror}.", Remedy("Check the disk.")
+            ) from error
+        raise UsageError(f"There is no file {path}.", Remedy("Check the path.")) from error
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """Open the bytes of an image file in one of the supported formats, without warnings."""
+    with warnings.catch_warnings(action="ignore"):
+        clean, extra = clean_png(data, KEY) if data.startswith(PNG_SIGNATURE) else (data, {})
+        with Image.open(io.BytesIO(clean), formats=image_formats.formats()) as file:
+            for name, value in extra.items():
+                file.info[name] = value
+            if not isinstance(file.info.get("exif", b""), bytes):  # a text chunk of that name
+                del file.info["exif"]
+            yield file
+
+
+def _decode(path: Path, data: bytes) -> LoadedImage:
     notes = []
-    frames = getattr(file, "n_frames", 1)
-    if frames > 1:
-        notes.append(f"{path.name} has {frames} frames; the first one is used.")
-    scale = min(1.0, MAX_SIDE / min(width, height))
-    file.draft(None, (int(width * scale), int(height * scale)))
-    image = to_rgb(ImageOps.exif_transpose(file))
-    return LoadedImage(path, image, tuple(notes))
+    with _opened(data) as file:
+        width, height = size = file.size
+        if min(size) < MIN_SIDE:
+            raise UsageError(
+                f"{path} is {width} x {height} px: too small, the shorter side needs {MIN_SIDE} px.",
+                Remedy("Use the original image, not a thumbnail."),
+            )
+        if (frames := _frames(file, data)) > 1:
+            notes.append(f"{path.name} has {frames} frames; the first one is used.")
+        scale = min(1.0, MAX_SIDE / min(size))
+        file.draft(None, (int(width * scale), int(height * scale)))
+        profile, orientation = declared_profile(file), _orientation(file)
+        if is_hdr(file):
+            notes.append(f"{path.name} has a high dynamic range; its colors are approximate.")
+        elif file.mode == "CMYK" and profile is None:
+            notes.append(f"{path.name} is CMYK without a color profile; its colors are approximate.")
+        pixels = planar_tiff(file, data) or file
+        image, profile_used = _to_rgb(pixels, profile)
+        if not profile_used:
+            notes.append(f"The color profile of {path.name} is broken or of another kind; it is ignored.")
+        if orientation is not None:
+            image = image.transpose(orientation)
+        return LoadedImage(path, image, tuple(notes), file.format or "unknown", size)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any Pillow mode to 8-bit RGB; transparent images are put on white."""
+    return _to_rgb(image, None)[0]
+
+
+def _to_rgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, bool]:
+    """Convert an image with a color profile to sRGB on white, and say whether the profile was used."""
+    image.load()
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     if image.mode.startswith(("I", "F")):
-        return _gray_to_8_bits(image).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        image = _gray_to_8_bits(image)
+    elif image.mode in ("1", "LA", "La"):
+        image = image.convert("LA" if image.mode == "La" else "L").convert("L")
+    elif image.mode not in ("L", "CMYK", "LAB"):
+        image = image.convert("RGBA" if image.mode == "RGBa" else "RGB").convert("RGB")
+    image, profile_used = to_srgb(image, profile)
+    if alpha is not None:
+        image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
+    return image, profile_used
 
 
 def _gray_to_8_bits(image: Image.Image) -> Image.Image:
@@ -125,6 +180,44 @@ def _gray_to_8_bits(image: Image.Image) -> Image.Image:
         ranges = (1.0, *ranges)
     white = next((limit for limit in ranges if peak <= limit), peak)
     return Image.fromarray((values * (255.0 / white)).round().astype(np.uint8))
+
+
+def _frames(file: Image.Image, data: bytes) -> int:
+    """The number of frames or pages; an image in several parts (a phone's photo, layers) counts once."""
+    if file.format in ("MPO", "PSD"):
+        return 1
+    if file.format == "PNG":
+        return int(file.info.get("frames", 1))
+    try:
+        with Image.open(io.BytesIO(data), formats=[file.format or ""]) as counted:
+            return getattr(counted, "n_frames", 1)
+    except Exception:  # a frame that is not used is damaged
+        return 1
+
+
+_TRANSPOSITIONS: dict[Any, Image.Transpose] = dict(
+    zip(
+        range(2, 9),
+        (
+            Image.Transpose.FLIP_LEFT_RIGHT,
+            Image.Transpose.ROTATE_180,
+            Image.Transpose.FLIP_TOP_BOTTOM,
+            Image.Transpose.TRANSPOSE,
+            Image.Transpose.ROTATE_270,
+            Image.Transpose.TRANSVERSE,
+            Image.Transpose.ROTATE_90,
+        ),
+        strict=True,
+    )
+)
+
+
+def _orientation(file: Image.Image) -> Image.Transpose | None:
+    """What turns an image upright, from its EXIF tag; metadata that cannot be read is ignored."""
+    try:
+        return _TRANSPOSITIONS.get(file.getexif().get(ExifTags.Base.Orientation))
+    except Exception:
+        return None
 
 
 def _first_line(error: BaseException) -> str:
@@ -162,8 +255,11 @@ class ImageParameters(TypedDict, total=False):
 def save_png(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> None:
     """Write an image with its parameters atomically."""
     info = PngImagePlugin.PngInfo()
-    info.add_itxt("parameters", parameters_text(parameters))
-    info.add_itxt(KEY, json.dumps(parameters, ensure_ascii=False))
+    for key, text in (
+        ("parameters", parameters_text(parameters)),
+        (KEY, json.dumps(parameters, ensure_ascii=False)),
+    ):
+        info.add_text(key, text.encode(errors="replace").decode())  # tEXt, or iTXt for more than Latin-1
     with atomic_write(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
 
@@ -174,9 +270,9 @@ def read_parameters(path: Path) -> ImageParameters:
     A file may come from anybody: unknown keys and values of the wrong type are dropped. Raises UsageError
     for a file that is not an image.
     """
+    data = _read_file(path)
     try:
-        with Image.open(path) as image:
-            image.load()
+        with _opened(data) as image:
             text = image.info.get(KEY)
     except Exception as error:  # Pillow raises nearly anything for damaged files
         raise UsageError(f"{path} is not an image that can be read.") from error

@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -64,19 +63,15 @@ def read_sources(images: Sequence[Path]) -> tuple[SourceImage, ...]:
 
     ``file`` is the name that the copy in the project will have.
     """
-    from PIL import Image
-
     from unziplora_cli.images import load_image
 
     sources = []
     for number, path in enumerate(images, start=1):
-        load_image(path)
+        loaded = load_image(path)
         ending = path.suffix.lower()
         plain = ending.isascii() and ending[1:].isalnum()
         file = "source" + (f"-{number}" if number > 1 else "") + (ending if plain else "")
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-            width, height, format = image.width, image.height, image.format or "unknown"
-        sources.append(SourceImage(file, files.sha256(path), width, height, format))
+        sources.append(SourceImage(file, files.sha256(path), *loaded.file_size, loaded.format))
     return tuple(sources)
 
 
