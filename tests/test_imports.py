@@ -8,7 +8,8 @@ import unziplora_cli
 
 PACKAGE = Path(unziplora_cli.__file__).parent
 LAYERS = (
-    ("errors", "paths", "resources"),
+    ("errors",),
+    ("paths", "resources"),
     ("events",),
     ("files",),
     ("config",),

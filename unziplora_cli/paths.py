@@ -2,20 +2,59 @@
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
+
+from unziplora_cli.errors import Remedy, UsageError
 
 HOME_VARIABLE = "UNZIPLORA_HOME"
+_PROCESS_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+_SIZE_VARIABLES = ("COLUMNS", "LINES", "TERMINAL_WIDTH")
+_COUNT_VARIABLES = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT", "OMP_NUM_THREADS")
+HUB_ENDPOINT = "https://huggingface.co"
 
 
 def home(override: Path | None = None) -> Path:
-    """The home folder: `override`, otherwise $UNZIPLORA_HOME, otherwise the user's data folder."""
-    if override is None:
-        variable = os.environ.get(HOME_VARIABLE)
-        if not variable:
-            from platformdirs import user_data_path
+    """The home folder: `override`, otherwise $UNZIPLORA_HOME, otherwise the user's data folder.
 
-            return user_data_path("unziplora", appauthor=False)
-        override = Path(variable)
-    return override.expanduser().absolute()
+    Raises UsageError if it cannot be determined.
+    """
+    variable = os.environ.get(HOME_VARIABLE)
+    if override is None and not variable:
+        return _user_folder("user_data_path", "XDG_DATA_HOME")
+    given = str(override or variable)
+    folder = os.path.expanduser(given)  # noqa: PTH111  (it raises nothing)
+    if folder.startswith("~"):
+        source = "The home" if override else f"The variable {HOME_VARIABLE}"
+        raise UsageError(
+            f"{source} is {given!r}, but {Path(given).parts[0]!r} is not the folder of a user.",
+            Remedy("Use an absolute path."),
+        )
+    return Path(folder).absolute()
+
+
+def config_file() -> Path:
+    """The file of the user's preferences; raises UsageError if the user has no folder."""
+    return _user_folder("user_config_path", "XDG_CONFIG_HOME") / "config.toml"
+
+
+def _user_folder(function: str, variable: str) -> Path:
+    import platformdirs
+
+    try:
+        folder: Path = getattr(platformdirs, function)("unziplora", appauthor=False)
+        if folder.is_absolute():
+            return folder
+    except RuntimeError:  # newer versions of platformdirs, where the user has no folder
+        pass
+    if os.environ.get(variable, "").strip():
+        raise UsageError(
+            f"The variable {variable} is {os.environ[variable]!r}, which is not an absolute path.",
+            Remedy("Unset it, or use an absolute path."),
+        )
+    raise UsageError(
+        "Your home folder is unknown: the variable HOME is not set, and the system does not know it.",
+        Remedy(f"Set HOME, or {HOME_VARIABLE} to a folder for the projects."),
+    )
 
 
 def projects_dir(home: Path) -> Path:
@@ -24,12 +63,81 @@ def projects_dir(home: Path) -> Path:
 
 
 def hub_cache() -> Path:
-    """The Hugging Face cache: $HF_HUB_CACHE, otherwise `hub` in $HF_HOME or ~/.cache/huggingface."""
+    """The Hugging Face cache: $HF_HUB_CACHE, otherwise `hub` in $HF_HOME or ~/.cache/huggingface.
+
+    As in huggingface_hub, a `~` that stands for no folder remains: such a cache is empty.
+    """
     cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    if cache:
-        return Path(cache).expanduser()
+    return Path(_expand(cache)) if cache else _hub_home() / "hub"
+
+
+def hub_token_file() -> Path:
+    """The file with the user's access token for the hub."""
+    return Path(_expand(os.environ.get("HF_TOKEN_PATH") or str(_hub_home() / "token")))
+
+
+def _hub_home() -> Path:
     user_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("HF_HOME") or f"{user_cache}/huggingface").expanduser() / "hub"
+    return Path(_expand(os.environ.get("HF_HOME") or f"{user_cache}/huggingface"))
+
+
+def _expand(path: str) -> str:
+    return os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111
+
+
+def hub_endpoint() -> str:
+    """The address of the model hub, $HF_ENDPOINT if it is set; raises UsageError if that is no address."""
+    given = os.environ.get("HF_ENDPOINT", "")
+    address = given.strip().rstrip("/")
+    try:
+        parts = urlsplit(address)
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_valid = False
+    if address and not is_valid:
+        raise UsageError(
+            f"The variable HF_ENDPOINT is {given!r}, which is not the address of a model hub.",
+            Remedy(f"Unset it, or use an address like {HUB_ENDPOINT}."),
+        )
+    return address or HUB_ENDPOINT
+
+
+def drop_useless_variables() -> None:
+    """Unset variables that are empty where a number belongs, and impossible sizes of the terminal."""
+    for name in (*_PROCESS_VARIABLES, *_COUNT_VARIABLES, "HF_ENDPOINT"):
+        if name in os.environ and not os.environ[name].strip():
+            del os.environ[name]
+    for name in _SIZE_VARIABLES:
+        size = os.environ.get(name)
+        if size is not None and not (size.isascii() and size.isdecimal() and 20 <= int(size[:6]) <= 1000):
+            del os.environ[name]
+
+
+def check_environment() -> None:
+    """Raise UsageError for a variable that would make a library or a training fail later."""
+    numbers: dict[str, int] = {}
+    for name in (*_PROCESS_VARIABLES, *_COUNT_VARIABLES):
+        value = os.environ.get(name, "").strip()
+        if not value:
+            continue
+        if not (value.isascii() and value.isdecimal() and len(value) < 10):
+            raise UsageError(
+                f"The variable {name} is {value!r}, but it must be a whole number.", Remedy("Unset it.")
+            )
+        numbers[name] = int(value)
+    count = numbers.get("WORLD_SIZE", 1)
+    missing = [name for name in _PROCESS_VARIABLES if name not in numbers]
+    start = Remedy(
+        "Start the processes with torchrun or accelerate launch, or unset RANK, WORLD_SIZE and LOCAL_RANK."
+    )
+    if count != 1 and missing:
+        raise UsageError(f"The variable WORLD_SIZE is {count}, but {missing[0]} is not set.", start)
+    if not 0 <= numbers.get("RANK", 0) < count:
+        raise UsageError(
+            f"The variable RANK is {numbers.get('RANK', 0)}, but WORLD_SIZE is {count}: "
+            "ranks count from 0, and there must be a process for each.",
+            start,
+        )
 
 
 def hub_is_offline() -> bool:

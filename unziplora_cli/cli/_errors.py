@@ -34,7 +34,7 @@ def describe(error: BaseException) -> tuple[str, str, int]:
 
 def hint(error: UnziploraError) -> str:
     """The remedies of an error, one line each."""
-    return "\n".join(remedy_text(remedy) for remedy in error.remedies)
+    return "\n".join(remedy_text(remedy).replace("\n", "\\n") for remedy in error.remedies)
 
 
 def remedy_text(remedy: Remedy) -> str:

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ import typer
 
 from unziplora_cli import paths
 from unziplora_cli.cli._errors import remedy_text
+from unziplora_cli.cli._streams import is_unicode, uncleaned
 from unziplora_cli.errors import ModelError, Remedy, UsageError
 
 if TYPE_CHECKING:
@@ -70,61 +72,69 @@ class Output:
         if self.json:
             self._envelope({"ok": True, "result": data})
             return
-        from rich.console import Console
-
-        console = Console()
+        console = self.console(stderr=False)
         for item in [table] if isinstance(table, Table) else table or ():
             _print_table(console, item)
         if text:
-            console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+            print_text(console, text)
 
     def message(self, text: str) -> None:
-        """Print what is going on; --quiet silences it."""
+        """Print one line about what is going on; --quiet silences it."""
         if not self.quiet:
-            self.console().print(printable(text), markup=False, highlight=False, soft_wrap=True)
+            print_text(self.console(), one_line(text))
 
     def warning(self, text: str) -> None:
         """Print a note that --quiet does not silence; with --json it becomes part of the envelope."""
         if self.json:
             self._warnings.append(text)
             return
-        from rich.text import Text
-
-        self.console().print(Text.assemble(("Note: ", "yellow"), printable(text)), soft_wrap=True)
+        print_text(self.console(), one_line(text), ("Note: ", "yellow"))
 
     def error(self, error: BaseException, message: str, hint: str, exit_code: int) -> None:
         """Print what failed and what to do next; with --verbose the traceback too."""
         if self.verbose:
             import traceback
 
-            print(without_tokens("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+            trace = printable("".join(traceback.format_exception(error)))
+            print(trace, end="", file=uncleaned(sys.stderr))
         if self.json:
             failure = {"type": type(error).__name__, "message": message, "hint": hint, "exit_code": exit_code}
             self._envelope({"ok": False, "error": failure})
             return
-        from rich.text import Text
-
         console = self.console()
-        console.print(Text.assemble(("Error: ", "bold red"), printable(message)), soft_wrap=True)
+        print_text(console, one_line(message), ("Error: ", "bold red"))
         for line in hint.splitlines():
-            console.print(Text.assemble(("  -> ", "dim"), printable(line)), soft_wrap=True)
+            print_text(console, line, ("  -> ", "dim"))
 
-    def confirm(self, question: str, *, instead: Remedy) -> bool:
+    @property
+    def can_ask(self) -> bool:
+        """Whether there is a terminal to ask on."""
+        return not self.json and sys.stdin.isatty()
+
+    def confirm(self, question: str, *, instead: Remedy, default: bool = False) -> bool:
         """Ask a yes-or-no question on the terminal; without one, raise UsageError with the remedy."""
-        if self.json or not sys.stdin.isatty():
+        if not self.can_ask:
             raise UsageError(f"{question} There is no terminal to ask on.", instead)
-        return typer.confirm(question, err=True)
+        return typer.confirm(one_line(question), default=default, err=True)
 
-    def console(self) -> "Console":
-        """The console for progress and messages (stderr)."""
+    def ask(self, question: str, default: str | None = None) -> str:
+        """Ask for a text on the terminal; check `can_ask` before."""
+        default = None if default is None else one_line(default)
+        answer: str = typer.prompt(one_line(question), default=default, err=True)
+        return answer
+
+    def console(self, *, stderr: bool = True) -> "Console":
+        """The console for progress and messages (stderr), or for results (stdout)."""
         from rich.console import Console
 
-        return Console(stderr=True)
+        return Console(file=uncleaned(sys.stderr if stderr else sys.stdout))
 
     def _envelope(self, content: Mapping[str, Any]) -> None:
         header = {"schema": ENVELOPE_SCHEMA, "command": self.command, "warnings": self._warnings}
-        text = json.dumps(_json_value({**header, **content}), ensure_ascii=False, indent=2, allow_nan=False)
-        print(without_tokens(text))
+        value = _json_value({**header, **content})
+        ascii_only = not is_unicode(sys.stdout)
+        text = json.dumps(value, ensure_ascii=ascii_only, indent=2, allow_nan=False)
+        print(_UNSAFE.sub(lambda match: json.dumps(match[0])[1:-1], without_tokens(text)))
 
 
 @dataclass
@@ -149,6 +159,7 @@ class Session:
                 f"{purpose} needs the network, but this run is offline.",
                 Remedy("Run the command without --offline, and unset HF_HUB_OFFLINE."),
             )
+        paths.hub_endpoint()
         os.environ["HF_HUB_OFFLINE"] = "0"
         if self.output.quiet:
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -185,16 +196,68 @@ def _json_value(value: Any) -> Any:
 
 
 def _print_table(console: "Console", table: Table) -> None:
+    """Print a table as wide as the terminal; cells wrap between words as long as that suffices."""
     from rich import box
+    from rich.cells import cell_len
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    rows = [[_encodable(one_line(cell), console) for cell in row] for row in table.rows]
+    widest = max(12, (console.width - 2 * len(table.columns)) // 2)
     rendered = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(table.columns):
-        rendered.add_column(column, no_wrap=index == 0, overflow="fold")
-    for row in table.rows:
-        rendered.add_row(*(Text(printable(cell)) for cell in row))
+        words = [word for row in rows for word in row[index].split()]
+        longest = max(map(cell_len, (*words, *column.split())), default=0)
+        rendered.add_column(column, overflow="fold", min_width=min(longest, widest))
+    for row in rows:
+        rendered.add_row(*map(Text, row))
     console.print(rendered)
+
+
+_COMMAND = re.compile(r": (?=(?:unziplora|pip|pipx|uv|sudo|hf|'?/\S*python\d?'?) )")
+"""Between a sentence and the command that it ends with."""
+
+
+def print_text(console: "Console", text: str, label: tuple[str, str] = ("", "")) -> None:
+    """Print text after a label in a style; on a terminal its lines wrap between words.
+
+    A command that ends a line is printed unbroken, so that it can be copied.
+    """
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    indent = cell_len(label[0]) * " "
+    lines: list[str] = []
+    for line in _encodable(printable(text), console).split("\n"):
+        if not console.is_terminal or cell_len(indent + line) <= console.width:
+            lines.append(line)
+            continue
+        prose, *command = _COMMAND.split(line, maxsplit=1)
+        lines += wrap(prose + ":" * len(command), console.width - len(indent))
+        lines += [f"  {words}" for words in command]
+    for number, line in enumerate(lines):
+        start = label if number == 0 else (indent, "")
+        console.print(Text.assemble(start, line), highlight=False, soft_wrap=True)
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """The lines of a text that is broken between words only; further lines keep its indentation."""
+    from rich.cells import cell_len
+
+    indent = text[: len(text) - len(text.lstrip())]
+    lines = [""]
+    for word in text.split():
+        line = f"{lines[-1]} {word}" if lines[-1] else indent + word
+        if lines[-1] and cell_len(line) > width:
+            lines.append(indent + word)
+        else:
+            lines[-1] = line
+    return lines
+
+
+def _encodable(text: str, console: "Console") -> str:
+    """The text with escape sequences for what the encoding of the console lacks."""
+    return text.encode(console.encoding, "backslashreplace").decode(console.encoding)
 
 
 def format_size(number: int) -> str:
@@ -213,25 +276,63 @@ def format_duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-# Text is sanitized before it is printed: names can come from untrusted files, messages from libraries.
+# Text is cleaned before it is printed: names come from untrusted files, messages from libraries and servers.
 
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "WANDB_API_KEY")
-_TOKEN = re.compile(r"\b(?:hf_|api_org_)[A-Za-z0-9]{16,}|(?<=Bearer )[^\s'\"]+|(?<=://)[^/\s@]+(?=@)")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_TOKEN = re.compile(
+    r"\b(?:hf_|api_org_)[A-Za-z0-9]{16,}"
+    r"|(?:(?<=bearer )|(?<=[?&]token=)|(?<=signature=))[^\s'\"&]+|(?<=://)[^/\s@]+(?=@)",
+    re.IGNORECASE,
+)
+_INVISIBLE = (
+    r"\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"
+)
+"""Format characters: they reorder, join or hide what stands around them."""
+_UNSAFE = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f{_INVISIBLE}]")
+_LOG_UNSAFE = re.compile(rf"(?!\x1b\[A)[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f{_INVISIBLE}]")
+"""Progress bars of libraries return to the start of the line, and move up one line."""
+
+
+def _secrets() -> Iterator[str]:
+    yield from (os.environ.get(name, "").strip() for name in _SECRETS)
+    with suppress(OSError, ValueError):
+        yield _read_token_file(paths.hub_token_file())
+
+
+@lru_cache(maxsize=4)
+def _read_token_file(path: Path) -> str:
+    from unziplora_cli.files import read_text
+
+    return read_text(path, 10_000).strip()
 
 
 def without_tokens(text: str) -> str:
-    """Replace access tokens with `***`: those in the environment, and everything that looks like one."""
-    for name in _SECRETS:
-        secret = os.environ.get(name, "").strip()
+    """Replace access tokens with `***`: this user's own, and everything that looks like one."""
+    for secret in filter(None, _secrets()):
         if len(secret) >= 8:
             text = text.replace(secret, "***")
+        else:  # it may be part of other words
+            text = re.sub(rf"(?<![^\W_]){re.escape(secret)}(?![^\W_])", "***", text)
     return _TOKEN.sub("***", text)
 
 
 def printable(text: str) -> str:
-    """Remove access tokens, and replace control characters, which a terminal would execute."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", without_tokens(text))
+    """Remove access tokens, and replace characters that a terminal would execute or that hide others.
+
+    Bytes of a file name that are not text are escaped.
+    """
+    text = _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", without_tokens(text))
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def one_line(text: str) -> str:
+    """Printable text without line breaks, which would let a name look like a message."""
+    return re.sub(r"\s*\n\s*", " ", printable(text).rstrip())
+
+
+def log_text(text: str) -> str:
+    """What a library writes to stderr, cleaned; cursor movements of its progress bars stay."""
+    return _LOG_UNSAFE.sub("\N{REPLACEMENT CHARACTER}", without_tokens(text))
 
 
 def notice_text(notice: "Notice") -> str:
@@ -280,7 +381,7 @@ class ProgressDisplay:
     def message(self, text: str) -> None:
         """Print one line above the bar."""
         if self.bar is not None:
-            self.bar.console.print(printable(text), markup=False, highlight=False)
+            print_text(self.bar.console, one_line(text))
         else:
             self.output.message(text)
 

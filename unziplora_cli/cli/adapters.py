@@ -1,6 +1,5 @@
 """export, import and check: LoRA files of other programs."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -112,7 +111,8 @@ def export(
     )
     for file in exported:
         if file.check is not None:
-            session.output.message(_check_summary(file.check))
+            for line in _check_summary(file.check).splitlines():
+                session.output.message(line)
 
 
 def check(
@@ -228,13 +228,12 @@ def _word(session: Session, given: str | None, name: str) -> str:
     """A word from the options or the files; on a terminal, asks for a missing one."""
     if given is not None:
         return given
-    if session.output.json or not sys.stdin.isatty():
+    if not session.output.can_ask:
         raise UsageError(
             f"The files do not name the {name}.",
             Remedy("Name it in one or two words", settings={name: "WORD"}),
         )
-    answer: str = typer.prompt(f"{name.capitalize()}, one or two words", err=True)
-    return answer
+    return session.output.ask(f"{name.capitalize()}, one or two words")
 
 
 def _check_summary(checked: "FileCheck") -> str:

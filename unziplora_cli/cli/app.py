@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from unziplora_cli import __version__
 from unziplora_cli.cli import adapters, evaluate, generate, models, projects, publish, system, train
 from unziplora_cli.cli._output import Session
-from unziplora_cli.paths import hub_is_offline, process_rank
+from unziplora_cli.paths import check_environment, hub_is_offline, process_rank
 
 
 class RootGroup(TyperGroup):
@@ -94,6 +94,7 @@ def _global_options(
     ] = False,
 ) -> None:
     session = ctx.obj = ctx.obj or Session()
+    check_environment()
     session.home = home
     session.offline = offline or hub_is_offline()
     session.output.json = json

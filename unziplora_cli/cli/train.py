@@ -1,6 +1,5 @@
 """train: creates projects from images, and resumes unfinished trainings."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -225,7 +224,7 @@ def _offer_resume(session: Session, store: "ProjectStore", request: "TrainReques
     if unfinished is None:
         return request
     where = f"after step {unfinished.step} of {unfinished.job.config.steps}"
-    on_terminal = sys.stdin.isatty() and not output.json
+    on_terminal = output.can_ask
     different = replace(request.job, created=unfinished.job.created).difference(unfinished.job)
     if different and on_terminal:
         output.message(f"{name}: that training differs: {'; '.join(different)}.")
@@ -310,7 +309,7 @@ def _may_replace(session: Session, store: "ProjectStore", name: str, *, force: b
         store.check_unused(name)
     if force or not store.exists(name) or store.unfinished(name) is not None:
         return force
-    if session.output.json or not sys.stdin.isatty():
+    if not session.output.can_ask:
         raise ProjectError(
             f"There is a project {name!r} already.",
             Remedy("Choose another name", settings={"name": "NAME"}),
@@ -335,7 +334,7 @@ def _word(
                 Remedy("Give it once, or once per image in the same order."),
             )
         return given[index if len(given) > 1 else 0]
-    if session.output.json or not sys.stdin.isatty():
+    if not session.output.can_ask:
         raise UsageError(
             f"The {flag} of {image.name} is not given.",
             Remedy(
@@ -346,8 +345,7 @@ def _word(
     from unziplora_cli.projects.names import slugify
 
     guess = slugify(image.stem).replace("-", " ").replace("_", " ") if flag == "subject" else None
-    answer: str = typer.prompt(f"{question} ({image.name})", default=guess, err=True)
-    return answer
+    return session.output.ask(f"{question} ({image.name})", guess)
 
 
 def _summary(finished: "TrainedProject") -> dict[str, Any]:

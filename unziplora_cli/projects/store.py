@@ -74,9 +74,9 @@ class ProjectStore(ProjectLayout):
 
     def names(self) -> list[str]:
         """The names of all project folders, sorted."""
-        for name in self.hidden("ready"):
-            self.settle(name)
         with self.home_errors():
+            for name in self.hidden("ready"):
+                self.settle(name)
             try:
                 return sorted(entry.name for entry in self.folder.iterdir() if _is_project_folder(entry))
             except FileNotFoundError:
