@@ -153,9 +153,13 @@ optimization = partial(option, group="Optimizer")
 separation = partial(option, group="Separation")
 importance = partial(option, group="Column importance")
 images = partial(option, group="Images and class images")
-destyle = partial(option, group="Destyling")
+destyling = partial(option, group="Destyling")
 monitoring = partial(option, group="Validation and checkpoints")
 compute = partial(option, group="Compute")
+
+
+DESTYLED_IMAGES = 8
+"""Destyled images of a training that names a way to make them, but no number."""
 
 
 @dataclass(frozen=True)
@@ -276,40 +280,49 @@ class TrainConfig(Checked):
         100, "Class images per folder; missing ones are generated with the base.", min=1, max=100_000
     )
 
-    destyle_images: int = destyle(
+    destyle: str | None = destyling(
+        None,
+        "How to make destyled images: inversion = by the base itself, model = by the small destyler of mini, "
+        "edit = by an editing model (destyler), none, or a folder of images of the subject without the style; "
+        "default: model on mini, otherwise inversion.",
+    )
+    destyler: str | None = destyling(
+        None, "Editing model for destyle edit: a folder or a Hugging Face id in the cache."
+    )
+    destyle_images: int = destyling(
         0,
         "Number of destyled images: the base generates the training image without its style, and the content "
         "LoRA learns the results too.",
         min=0,
         max=1000,
     )
-    destyle_strength: float = destyle(
+    destyle_strength: float = destyling(
         0.65,
         "How far a destyled image may differ from the training image, from 0 to 1.",
         above=0.0,
         max=1.0,
     )
-    destyle_fresh_noise: float = destyle(
+    destyle_fresh_noise: float = destyling(
         0.15, "Share of new noise in a destyled image; 0 = only the noise of the inversion.", min=0.0, max=1.0
     )
-    destyle_min_timestep: float = destyle(
+    destyle_min_timestep: float = destyling(
         0.0, "Share of the lowest timesteps at which destyled images are not learned.", min=0.0, max=0.99
     )
-    destyled_only: bool = destyle(
+    destyled_only: bool = destyling(
         False, "The content LoRA learns only destyled images, if there are any; off: the training image too."
     )
-    destyle_contrast: bool = destyle(
+    destyle_contrast: bool = destyling(
         True,
         "Invert the image with the full prompt and guide away from it, so that only the style changes; off: "
         "invert it with the content prompt and guide away from the empty prompt.",
     )
-    destyle_guidance: float = destyle(
+    destyle_guidance: float = destyling(
         5.0,
         "Guidance scale of destyled images; higher values keep less of the style, and less of the image.",
         min=1.0,
         max=100.0,
     )
-    destyle_prompt: str = destyle(
+    destyle_prompt: str = destyling(
         "a photo of {content}", "Prompt of destyled images; {content} is the content prompt."
     )
 
@@ -342,6 +355,10 @@ class TrainConfig(Checked):
                 "the columns would be chosen and never trained.",
                 Remedy("Use more steps, or fewer recalibrations", settings={"steps": needed}),
             )
+        if self.destyle == "none":
+            object.__setattr__(self, "destyle_images", 0)
+        elif self.destyle is not None and not self.destyle_images:
+            object.__setattr__(self, "destyle_images", DESTYLED_IMAGES)
         if self.destyle_images and self.prior_content:
             raise UsageError(
                 "destyle-images and prior-content are both given, but the content branch takes one of them.",
@@ -488,6 +505,12 @@ def load_preset(spec: str | Path) -> Preset:
 def resolve(preset: str | Path | Preset, overrides: Mapping[str, Any]) -> TrainConfig:
     """The training settings: defaults, then the preset, then every override that is not None."""
     preset = preset if isinstance(preset, Preset) else load_preset(preset)
+    way, count = overrides.get("destyle"), overrides.get("destyle_images")
+    if way is not None and count is not None and (way == "none") != (count == 0):
+        raise UsageError(
+            f"destyle is {way!r}, but destyle-images is {count}.",
+            Remedy("Give one of them, or let them agree."),
+        )
     return TrainConfig(**_joined(TrainConfig, preset.train, overrides))
 
 

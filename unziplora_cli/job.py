@@ -42,7 +42,7 @@ SETTINGS_OF_SCHEMA_1 = {
 }
 """Settings that had another name in schema 1 of manifests and unfinished trainings."""
 
-SETTINGS_SINCE_SCHEMA_1 = ("fuse",)
+SETTINGS_SINCE_SCHEMA_1 = ("fuse", "destyle", "destyler")
 """Settings that schema 1 did not have; it always did what their default does."""
 
 
@@ -88,7 +88,7 @@ class BaseRecord:
 
 @dataclass(frozen=True)
 class SourceImage:
-    """One training image; ``file`` is its copy in the project folder."""
+    """One image that a training learns from; ``file`` is its copy in the project folder."""
 
     file: RelativePath
     sha256: Sha256
@@ -97,11 +97,29 @@ class SourceImage:
     format: Text
 
 
+@dataclass(frozen=True)
+class Description:
+    """What a describer sees in an image; empty where it sees nothing.
+
+    ``by`` names the describer. ``features`` distinguish this individual from others of its kind: colours,
+    markings, parts. ``changed`` names the fields that the user replaced.
+    """
+
+    by: Text
+    subject: Text = ""
+    style: Text = ""
+    features: tuple[Text, ...] = ()
+    surroundings: Text = ""
+    changed: tuple[Literal["subject", "style", "features"], ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One training of one subject in one style.
 
-    ``images`` is one image, or a few that show the same subject in the same style. ``settings`` is None for
+    ``images`` is one image, or a few that show the same subject in the same style. ``features`` belong to the
+    subject and only appear in the prompt of destyled images; ``destyled`` are these images, once there are
+    any. ``description`` is what the words were taken from, if from a describer. ``settings`` is None for
     imported LoRAs, which were not trained here. ``validation`` are the prompts of the validation images if
     they differ from ``prompts``. ``vae`` names an autoencoder other than the base's own. ``device`` is the
     requested one; in the manifest of a finished training, the one that it ran on.
@@ -115,6 +133,9 @@ class Job:
     base: BaseRecord
     images: tuple[SourceImage, ...] = ()
     words: Words
+    features: tuple[Text, ...] = ()
+    description: Description | None = None
+    destyled: tuple[SourceImage, ...] = ()
     prompts: Prompts
     validation: Prompts | None = None
     vae: Text | None = None
@@ -129,12 +150,18 @@ class Job:
         return self.settings
 
     def identity(self) -> dict[str, Scalar]:
-        """What must be equal for a training to resume as if it had never stopped, by its name."""
+        """What must be equal for a training to resume as if it had never stopped, by its name.
+
+        Destyled images count if the user gave them; others follow from the rest.
+        """
+        given = self.destyled if self.config.destyle == "folder" else ()
         return {
             "version of unziplora": self.tool_version,
             "base": self.base.hash or self.base.id,
             "vae": self.vae,
             **{f"image {number}": image.sha256 for number, image in enumerate(self.images, start=1)},
+            **({"features": ", ".join(self.features)} if self.features else {}),
+            **{f"destyled image {number}": image.sha256 for number, image in enumerate(given, start=1)},
             **{f"{name} prompt": text for name, text in asdict(self.prompts).items()},
             **{
                 name.replace("_", "-"): value

@@ -23,7 +23,7 @@ class Verification:
 def verify(folder: Path, manifest: Manifest) -> Verification:
     """Compare every file that the manifest names with its recorded size and hash."""
     expected: list[tuple[str, str, int | None]] = [
-        *((image.file, image.sha256, None) for image in manifest.job.images),
+        *((image.file, image.sha256, None) for image in (*manifest.job.images, *manifest.job.destyled)),
         *((file.path, file.sha256, file.bytes) for file in manifest.artifacts),
     ]
     problems = []

@@ -14,19 +14,26 @@ images; what they lack of the training image is left to the style branch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import re
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from PIL import Image
 from torch import Tensor
 
+import unziplora_cli
 from unziplora_cli.config import Prompts, TrainConfig
 from unziplora_cli.events import Progress
+from unziplora_cli.images import MIN_SIDE, save_png
 from unziplora_cli.sdxl.latents import LatentDistribution
 from unziplora_cli.sdxl.text import Conditioning, GraphedUNet, TextEmbeddings, unconditional
 from unziplora_cli.training.noise import DESTYLE_STREAM, derive_seed
+from unziplora_cli.training.request import DESTYLED
 
 DDIM_STEPS = 20
 """Steps between a clean image and pure noise; destyling takes ``destyle_strength`` of them, each way."""
@@ -74,9 +81,43 @@ class DestyleConditioning:
         )
 
 
-def plain_prompt(config: TrainConfig, prompts: Prompts) -> str | None:
-    """The prompt of the destyled images; None if the settings ask for none."""
-    return config.destyle_prompt.replace("{content}", prompts.content) if config.destyle_images else None
+def plain_prompt(
+    config: TrainConfig, prompts: Prompts, subject: str = "", features: Sequence[str] = ()
+) -> str | None:
+    """The prompt of the destyled images; None if the settings ask for none.
+
+    It says what distinguishes the subject, which the prompts of training leave to the trigger: guidance then
+    keeps the colours and markings of this individual. Single words precede the subject, others follow it:
+    "a monadikos orange fox with white dots".
+    """
+    if not config.destyle_images:
+        return None
+    content = prompts.content
+    if features:
+        adjectives = [feature for feature in features if " " not in feature]
+        others = [feature for feature in features if " " in feature]
+        described = " ".join([*adjectives, subject]) + (f" with {' and '.join(others)}" if others else "")
+        named = re.compile(rf"(?<!\w){re.escape(subject)}(?!\w)", re.IGNORECASE)
+        if subject and named.search(content):
+            content = named.sub(lambda match: described, content, count=1)
+        else:
+            content = f"{content}, {', '.join(features)}"
+    return config.destyle_prompt.replace("{content}", content)
+
+
+def write_destyled(
+    folder: Path, images: Iterable[Image.Image], parameters: Mapping[str, Any]
+) -> tuple[Path, ...]:
+    """Write destyled images to ``destyled/`` in ``folder``, with how they were made."""
+    (folder / DESTYLED).mkdir(parents=True, exist_ok=True)
+    header = {"schema": 1, "version": unziplora_cli.__version__, "command": "destyle"}
+    paths = []
+    for number, image in enumerate(images, start=1):
+        paths.append(folder / DESTYLED / f"{number:02}.png")
+        save_png(
+            image.resize([max(side, MIN_SIDE) for side in image.size]), paths[-1], {**header, **parameters}
+        )
+    return tuple(paths)
 
 
 @torch.no_grad()

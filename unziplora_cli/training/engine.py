@@ -12,22 +12,31 @@ from accelerate.state import AcceleratorState, is_initialized
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from unziplora_cli.accel.device import PRECISION_NAMES, memory_guard, pick_device, pick_dtype, reset_threads
+from unziplora_cli.accel.device import (
+    PRECISION_NAMES,
+    empty_cache,
+    memory_guard,
+    pick_device,
+    pick_dtype,
+    reset_threads,
+)
 from unziplora_cli.accel.fused_lora import fuse_lora, unfuse_lora
 from unziplora_cli.config import TrainConfig
+from unziplora_cli.images import load_image
 from unziplora_cli.method.inject import eject, inject
 from unziplora_cli.method.layer import LoRAStart
 from unziplora_cli.method.schedule import Schedule
 from unziplora_cli.method.separation import Separation, TrainedLayers
 from unziplora_cli.projects.unfinished import CHECKPOINTS
 from unziplora_cli.sdxl.attention import separate_prompts
-from unziplora_cli.sdxl.load import alphas_cumprod
+from unziplora_cli.sdxl.latents import crop_image, decode_latents, encode_latents
+from unziplora_cli.sdxl.load import alphas_cumprod, load_vae
 from unziplora_cli.training.batches import BatchSource
 from unziplora_cli.training.callbacks import DivergenceMonitor, MetricLogger, Validation, check_tracker
 from unziplora_cli.training.checkpoint import Checkpoints, TrainingState
-from unziplora_cli.training.destyle import generate_destyled
+from unziplora_cli.training.destyle import generate_destyled, plain_prompt, write_destyled
 from unziplora_cli.training.estimate import MemoryAdvisor, target_of
-from unziplora_cli.training.events import Event, Notice, Phase, TrainResult
+from unziplora_cli.training.events import Destyled, Event, Notice, Phase, TrainResult
 from unziplora_cli.training.inputs import InputCache, Prior, TrainingInputs
 from unziplora_cli.training.memory import free_memory
 from unziplora_cli.training.optimizer import build_lr_scheduler, build_optimizer
@@ -86,7 +95,10 @@ def train(
 def _with_destyled_images(
     inputs: TrainingInputs, unet: UNet2DConditionModel, request: TrainRequest, device: torch.device
 ) -> Generator[Event, None, TrainingInputs]:
-    """``inputs`` with destyled images, if requested, as the class images of the content branch."""
+    """``inputs`` with destyled images, if requested, as the class images of the content branch.
+
+    The branch learns them as the files hold them, so that a training that is given the files learns the same.
+    """
     if inputs.destyle is None:
         return inputs
     yield Phase("destyle", f"{request.config.destyle_images} images")
@@ -99,7 +111,31 @@ def _with_destyled_images(
         device=device,
         velocity=inputs.velocity,
     )
+    vae = load_vae(request.base, device=device, vae=request.job.vae)
+    images = decode_latents(vae, latents.mean.to(device))
+    prompt = plain_prompt(
+        request.config, request.job.prompts, request.job.words.subject, request.job.features
+    )
+    parameters = {"base": {"id": request.base.id}, "prompts": {"full": prompt}, "seed": request.config.seed}
+    paths = write_destyled(request.folder, images, parameters)
+    pixels = torch.cat([crop_image(load_image(path).image, request.config.resolution, 1) for path in paths])
+    latents = encode_latents(vae, pixels)
+    del vae
+    empty_cache(device)
+    yield Destyled(paths)
     return replace(inputs, priors={**inputs.priors, "content": Prior(latents, inputs.destyle.content)})
+
+
+def destyle(request: TrainRequest) -> Generator[Event, None, None]:
+    """Write the destyled images of a training by inversion into its folder, without training."""
+    device = pick_device(request.job.device)
+    dtype = pick_dtype(request.config.precision, device)
+    input_cache = InputCache()
+    with memory_guard("Use a smaller resolution, or another way to destyle."):
+        inputs = yield from input_cache.inputs(request, _make_accelerator(request, device, dtype), dtype)
+        yield Phase("load U-Net", request.base.id)
+        unet = input_cache.take_unet(request, device, dtype)
+        yield from _with_destyled_images(inputs, unet, request, device)
 
 
 def _make_trainer(

@@ -49,6 +49,13 @@ class ColumnsChosen:
 
 
 @dataclass(frozen=True, slots=True)
+class Destyled:
+    """The base made destyled images of the training images."""
+
+    paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Validated:
     """Validation images were generated after ``step``; the last path is the sheet of all of them."""
 
@@ -87,4 +94,4 @@ class TrainResult:
     precision: str
 
 
-Event = Phase | Notice | Progress | StepDone | ColumnsChosen | Validated | Saved
+Event = Phase | Notice | Progress | StepDone | ColumnsChosen | Destyled | Validated | Saved

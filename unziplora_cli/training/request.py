@@ -14,12 +14,18 @@ if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
 
 
+DESTYLED = "destyled"
+"""The folder of the destyled images in that of a project."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainRequest:
     """One job to run now.
 
-    ``images`` are the files of ``job.images``. ``folder`` receives ``history.csv``, ``checkpoints/``,
-    ``saved/``, ``validation/`` and ``logs/``. ``metadata`` goes into the weight files, by part.
+    ``images`` are the files of ``job.images``, ``destyled`` those of ``job.destyled``; without the latter the
+    base makes them by inversion if the settings ask for any. ``folder`` receives ``history.csv``,
+    ``destyled/``, ``checkpoints/``, ``saved/``, ``validation/`` and ``logs/``. ``metadata`` goes into the
+    weight files, by part.
 
     ``resume`` continues after the newest valid checkpoint in ``checkpoints``, by default the one in
     ``folder``. ``replaces`` allows the new project to replace an older one of its name.
@@ -28,6 +34,7 @@ class TrainRequest:
     job: Job
     base: BaseRef
     images: tuple[Path, ...]
+    destyled: tuple[Path, ...] = ()
     folder: Path = Path()
     resume: bool = False
     replaces: bool = False

@@ -140,8 +140,12 @@ def request_to_replay(
         device=device or job.device,
         settings=replace(config, validate_every=0, save_every=0, tracker="none"),
     )
-    images = tuple(inside(project.folder, image.file) for image in job.images)
-    return TrainRequest(job, _base(project), images), tuple(f"the class images in {path}" for path in folders)
+    images, destyled = (
+        tuple(inside(project.folder, image.file) for image in files) for files in (job.images, job.destyled)
+    )
+    return TrainRequest(job, _base(project), images, destyled), tuple(
+        f"the class images in {path}" for path in folders
+    )
 
 
 def compare(recorded: Project, new: Project) -> Iterator[FileDistance]:

@@ -27,7 +27,7 @@ from unziplora_cli.projects import manifest
 from unziplora_cli.projects.manifest import Artifact, Manifest
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.projects.unfinished import CHECKPOINTS, UnfinishedRecord, read_record, write_record
-from unziplora_cli.training.request import TrainRequest
+from unziplora_cli.training.request import DESTYLED, TrainRequest
 from unziplora_cli.workflows.provenance import base_record, metadata_of
 
 if TYPE_CHECKING:
@@ -55,13 +55,14 @@ class _Outcome:
 
     result: TrainResult | None = None
     complete: bool = False
+    destyled: tuple[SourceImage, ...] = ()
     step_times: list[float] = field(default_factory=list)
 
 
-def read_sources(images: Sequence[Path]) -> tuple[SourceImage, ...]:
+def read_sources(images: Sequence[Path], folder: str = "") -> tuple[SourceImage, ...]:
     """The records of training images, each one decoded once; raises UsageError for one that cannot be used.
 
-    ``file`` is the name that the copy in the project will have.
+    ``file`` is the name that the copy in the project will have, or in a ``folder`` of it.
     """
     from unziplora_cli.images import load_image
 
@@ -70,7 +71,8 @@ def read_sources(images: Sequence[Path]) -> tuple[SourceImage, ...]:
         loaded = load_image(path)
         ending = path.suffix.lower()
         plain = ending.isascii() and ending[1:].isalnum()
-        file = "source" + (f"-{number}" if number > 1 else "") + (ending if plain else "")
+        stem = f"{folder}/{number:02}" if folder else "source" + (f"-{number}" if number > 1 else "")
+        file = stem + (ending if plain else "")
         sources.append(SourceImage(file, files.sha256(path), *loaded.file_size, loaded.format))
     return tuple(sources)
 
@@ -122,8 +124,10 @@ def request_to_resume(
             Remedy("Resume it as it began", "train", settings={"resume": name}),
             Remedy("Or train from the start", settings={"force": True}),
         )
-    images = tuple(unfinished.folder / image.file for image in job.images)
-    return TrainRequest(job, base, images, resume=True, replaces=True)
+    images, destyled = (
+        tuple(unfinished.folder / image.file for image in files) for files in (job.images, job.destyled)
+    )
+    return TrainRequest(job, base, images, destyled, resume=True, replaces=True)
 
 
 def _settings(recorded: Job, changes: Mapping[str, Any]) -> TrainConfig:
@@ -185,11 +189,17 @@ def train(
         store.training(name, prepare, force=request.replaces) as folder,
     ):
         record = read_record(folder)
-        job = replace(request.job, created=record.job.created, images=record.job.images)
+        job = replace(
+            request.job,
+            created=record.job.created,
+            images=record.job.images,
+            destyled=record.job.destyled,
+        )
         request = replace(request, job=job)
         if request.resume:
             write_record(folder, replace(record, job=job))
         yield from _learn(request, folder, folder, outcome, input_cache)
+        job = replace(job, destyled=outcome.destyled or job.destyled)
         with StopRequest():  # a signal during these last moments would only cost what was learned
             (folder / manifest.FILE_NAME).unlink(missing_ok=True)
             assert outcome.result is not None
@@ -204,6 +214,7 @@ def train(
 
 def _prepare(request: TrainRequest, folder: Path) -> UnfinishedRecord:
     copy_images(request.images, request.job.images, folder)
+    copy_images(request.destyled, request.job.destyled, folder)
     return UnfinishedRecord(job=request.job, replaces=request.replaces)
 
 
@@ -212,6 +223,7 @@ def copy_images(images: Sequence[Path], sources: Sequence[SourceImage], folder: 
     for path, source in zip(images, sources, strict=True):
         copy = folder / source.file
         try:
+            copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
             files.fsync(copy)
         except OSError as error:
@@ -252,14 +264,16 @@ def _learn(
 ) -> Iterator[Event]:
     """Run ``request`` in ``folder``; ``training`` is the folder of the training that it resumes."""
     from unziplora_cli.training.engine import train as run
-    from unziplora_cli.training.events import Phase, StepDone
+    from unziplora_cli.training.events import Destyled, Phase, StepDone
 
-    images = request.images
+    images, destyled = request.images, request.destyled
     if training is not None and request.resume:
         images = tuple(training / image.file for image in request.job.images)
+        destyled = tuple(training / image.file for image in request.job.destyled)
     request = replace(
         request,
         images=images,
+        destyled=destyled,
         folder=folder,
         checkpoints=None if training is None else training / CHECKPOINTS,
         metadata=metadata_of(request.job, images[0]),
@@ -270,6 +284,10 @@ def _learn(
             case Phase("load U-Net"):
                 # The files of a stopped project change from here on: it is no project until they are whole.
                 (folder / manifest.FILE_NAME).unlink(missing_ok=True)
+            case Destyled(paths) if training is not None:
+                outcome.destyled = read_sources(paths, DESTYLED)
+                record = read_record(folder)
+                write_record(folder, replace(record, job=replace(record.job, destyled=outcome.destyled)))
             case StepDone():
                 outcome.step_times.append(event.seconds)
 
