@@ -283,7 +283,7 @@ class TrainConfig(Checked):
     destyle: str | None = destyling(
         None,
         "How to make destyled images: inversion = by the base itself, model = by the small destyler of mini, "
-        "edit = by an editing model (destyler), none, or a folder of images of the subject without the style; "
+        "edit = by an editing model (destyler), none, or a folder of images of it without the style; "
         "default: model on mini, otherwise inversion.",
     )
     destyler: str | None = destyling(

@@ -18,6 +18,7 @@ PhaseName = Literal[
     "encode images",
     "load base",
     "load U-Net",
+    "load destyler",
     "destyle",
     "train",
     "generate",

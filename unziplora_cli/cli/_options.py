@@ -1,7 +1,7 @@
 """Options shared by commands, options generated from configuration fields, and shell completion."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from functools import wraps
 from pathlib import Path
@@ -152,6 +152,8 @@ def project_base(session: Session, spec: str | None, projects: "Sequence[Project
     return base
 
 
-def preset_for(base: "BaseRef") -> str:
-    """The preset used if the user names none."""
-    return "mini" if base.kind == "builtin" else "paper"
+def preset_for(base: "BaseRef", settings: Mapping[str, Any] | None = None) -> str:
+    """The preset used if the user names none: a way to destyle asks for all that goes with it."""
+    if base.kind == "builtin":
+        return "mini"
+    return "paper" if (settings or {}).get("destyle") in (None, "none") else "destyle"

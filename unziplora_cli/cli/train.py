@@ -114,11 +114,8 @@ def train(
     settings: dict[str, Any] | None = None,
 ) -> None:
     """Learn a content LoRA and a style LoRA from one image."""
-    from unziplora_cli.job import Job, now
     from unziplora_cli.prompts import make_prompts, make_words, prompt_notes
-    from unziplora_cli.training.request import TrainRequest
-    from unziplora_cli.workflows.provenance import base_record
-    from unziplora_cli.workflows.train import read_sources
+    from unziplora_cli.workflows.train import make_request, read_sources
 
     session: Session = ctx.obj
     store = session.store()
@@ -167,23 +164,19 @@ def train(
     if preset is not None:
         resolve(preset, settings or {})
     model = find_base(session, base)
-    config = resolve(preset or preset_for(model), settings or {})
+    config = resolve(preset or preset_for(model, settings), settings or {})
     requests = [
-        TrainRequest(
-            Job(
-                name=names[i],
-                created=now(),
-                base=base_record(model),
-                images=sources[i],
-                words=words[i],
-                prompts=prompts[i],
-                validation=validation[i],
-                vae=vae,
-                device=device,
-                settings=config,
-            ),
-            model,
+        make_request(
+            names[i],
             group,
+            words[i],
+            model,
+            config,
+            sources=sources[i],
+            prompts=prompts[i],
+            validation=validation[i],
+            vae=vae,
+            device=device,
             replaces=replacing[i],
         )
         for i, group in enumerate(groups)

@@ -101,7 +101,11 @@ def decode_latents(vae: Any, latents: Tensor) -> list[Image.Image]:
     shift, factor = (scale.to(latents.device) for scale in latent_scale(vae))
     images = []
     for latent in torch.split(latents, 1):
-        pixels = vae.decode((latent / factor + shift).to(vae.dtype), return_dict=False)[0]
-        levels = pixels.float().add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8)  # [1, 3, H, W]
-        images.append(Image.fromarray(levels[0].permute(1, 2, 0).cpu().numpy()))
+        images += to_images(vae.decode((latent / factor + shift).to(vae.dtype), return_dict=False)[0])
     return images
+
+
+def to_images(pixels: Tensor) -> list[Image.Image]:
+    """RGB images of ``pixels`` [n, 3, height, width] in [-1, 1]."""
+    levels = pixels.float().add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8)
+    return [Image.fromarray(image) for image in levels.permute(0, 2, 3, 1).cpu().numpy()]

@@ -34,7 +34,7 @@ from unziplora_cli.training.events import Event, Notice, Phase, Progress
 from unziplora_cli.training.noise import PRIOR_STREAMS, derive_seed
 from unziplora_cli.training.request import TrainRequest
 
-CLASS_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,13 +288,16 @@ def class_image_files(config: TrainConfig, branch: str) -> list[Path]:
     folder = Path(getattr(config, f"prior_{branch}")).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"prior-{branch} must be a folder of class images, but {folder} is a file.")
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    images = [
+    return image_files(folder)[: config.prior_images] if folder.is_dir() else []
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images in a folder, by name, without hidden files."""
+    return [
         file
-        for file in files
-        if file.suffix.lower() in CLASS_IMAGE_SUFFIXES and not file.name.startswith(".")
+        for file in sorted(folder.iterdir())
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
     ]
-    return images[: config.prior_images]
 
 
 def _class_pixels(config: TrainConfig, branch: str) -> list[Tensor]:

@@ -13,13 +13,10 @@ from unziplora_cli.config import ComputeConfig, Words, resolve, resolve_generate
 from unziplora_cli.errors import Remedy, UsageError
 from unziplora_cli.events import Notice
 from unziplora_cli.files import atomic_write, check_writable, claimed, refuse_existing
-from unziplora_cli.job import Job, now
 from unziplora_cli.projects.store import Project, ProjectStore
-from unziplora_cli.prompts import make_prompts
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.workflows.generate import AdapterCache, GenerateSpec, generate_requests, source_image
-from unziplora_cli.workflows.provenance import base_record
-from unziplora_cli.workflows.train import TrainedProject, read_sources, train
+from unziplora_cli.workflows.train import TrainedProject, make_request, train
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -93,17 +90,8 @@ def _sheet_file(out: Path, *, force: bool) -> Path:
 def _request(name: str, base: BaseRef, device: str) -> TrainRequest:
     sample = resources.samples()[name]
     words = Words(sample.subject, sample.style)
-    job = Job(
-        name=f"demo-{name}",
-        created=now(),
-        base=base_record(base),
-        images=read_sources((sample.image,)),
-        words=words,
-        prompts=make_prompts(words),
-        device=device,
-        settings=resolve(PRESET, {}),
-    )
-    return TrainRequest(job, base, (sample.image,), replaces=True)
+    config = resolve(PRESET, {})
+    return make_request(f"demo-{name}", (sample.image,), words, base, config, device=device, replaces=True)
 
 
 def _rows(first: Project, second: Project, base: BaseRef) -> list[Row]:

@@ -6,7 +6,6 @@ import errno
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -14,23 +13,27 @@ from functools import partial
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import unziplora_cli
 from unziplora_cli import files
-from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, check_settings
+from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, Words, check_settings
 from unziplora_cli.errors import Interrupted, ProjectError, Remedy, UsageError
 from unziplora_cli.events import observe
-from unziplora_cli.job import Job, SourceImage, differences
+from unziplora_cli.job import Job, SourceImage, differences, now
 from unziplora_cli.paths import leave_process_group, process_count, process_rank
 from unziplora_cli.projects import manifest
 from unziplora_cli.projects.manifest import Artifact, Manifest
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.projects.unfinished import CHECKPOINTS, UnfinishedRecord, read_record, write_record
+from unziplora_cli.prompts import make_prompts
 from unziplora_cli.training.request import DESTYLED, TrainRequest
+from unziplora_cli.workflows.destyle import choose_way, destyle_requests
 from unziplora_cli.workflows.provenance import base_record, metadata_of
 
 if TYPE_CHECKING:
+    from unziplora_cli.sdxl.base import BaseRef
     from unziplora_cli.training.events import Event, TrainResult
     from unziplora_cli.training.inputs import InputCache
 
@@ -75,6 +78,37 @@ def read_sources(images: Sequence[Path], folder: str = "") -> tuple[SourceImage,
         file = stem + (ending if plain else "")
         sources.append(SourceImage(file, files.sha256(path), *loaded.file_size, loaded.format))
     return tuple(sources)
+
+
+def make_request(
+    name: str,
+    images: Sequence[Path],
+    words: Words,
+    base: BaseRef,
+    config: TrainConfig,
+    *,
+    sources: tuple[SourceImage, ...] | None = None,
+    replaces: bool = False,
+    **job: Any,
+) -> TrainRequest:
+    """The request of a new training, with the way to destyle chosen; ``job`` are other fields of the job.
+
+    Raises UsageError for an image that cannot be read, and what
+    :func:`~unziplora_cli.workflows.destyle.choose_way` raises.
+    """
+    config, destyled = choose_way(config, base)
+    job = {"prompts": make_prompts(words), **job}
+    made = Job(
+        name=name,
+        created=now(),
+        base=base_record(base),
+        images=sources or read_sources(images),
+        words=words,
+        destyled=read_sources(destyled, DESTYLED),
+        settings=config,
+        **job,
+    )
+    return TrainRequest(made, base, tuple(images), destyled, replaces=replaces)
 
 
 def input_cache_for(requests: Sequence[TrainRequest]) -> InputCache:
@@ -171,12 +205,21 @@ def train(
     and ProjectError when the name is taken or the disk refuses.
     """
     from unziplora_cli.sdxl.base import check_trainable
-    from unziplora_cli.training.trainer import StopRequest, signals_as_keyboard_interrupt
 
     check_trainable(request.base)
+    with TemporaryDirectory(prefix="unziplora-") as scratch:
+        (request,) = yield from destyle_requests([request], Path(scratch))
+        yield from _train(request, store, input_cache)
+
+
+def _train(
+    request: TrainRequest, store: ProjectStore, input_cache: InputCache | None
+) -> Iterator[Event | TrainedProject]:
+    from unziplora_cli.training.trainer import StopRequest, signals_as_keyboard_interrupt
+
     name, outcome = request.job.name, _Outcome()
     if process_rank() > 0:
-        with tempfile.TemporaryDirectory() as scratch:
+        with TemporaryDirectory() as scratch:
             reopened = store.reopen(name) if request.resume else None
             yield from _learn(request, Path(scratch), reopened, outcome, input_cache)
         if not outcome.complete:
