@@ -11,7 +11,7 @@ LAYERS = (
     ("errors",),
     ("paths", "resources"),
     ("events",),
-    ("files",),
+    ("files", "checks"),
     ("config",),
     ("color", "image_formats", "image_repair"),
     ("prompts", "images"),

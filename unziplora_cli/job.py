@@ -24,7 +24,8 @@ from pydantic import (
 )
 
 import unziplora_cli
-from unziplora_cli.config import MUTABLE_ON_RESUME, Prompts, TrainConfig, Words, control_character
+from unziplora_cli.checks import control_character
+from unziplora_cli.config import MUTABLE_ON_RESUME, Prompts, TrainConfig, Words
 from unziplora_cli.errors import ProjectError
 
 T = TypeVar("T")

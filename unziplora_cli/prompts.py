@@ -18,7 +18,8 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import replace
 
-from unziplora_cli.config import Prompts, Words, check_text
+from unziplora_cli.checks import check_text
+from unziplora_cli.config import Prompts, Words
 from unziplora_cli.errors import Remedy, UsageError
 
 LONGEST_WORDS = 100
@@ -180,6 +181,12 @@ def _shortened(text: str) -> str:
 
 
 # The three prompts
+
+
+def split_features(text: str) -> tuple[str, ...]:
+    """The features in a list with commas, as "orange, white dots"; raises UsageError."""
+    features = (" ".join(feature.split()) for feature in check_text("features", text).split(","))
+    return tuple(dict.fromkeys(feature for feature in features if feature))
 
 
 def make_prompts(

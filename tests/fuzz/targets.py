@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from tests.fuzz.guard import confined
 from tests.fuzz.seeds import sample_manifest, training_state
 from tests.jobs import changed
-from unziplora_cli import config, files, images, model_cache, prompts, resources
+from unziplora_cli import checks, config, files, images, model_cache, prompts, resources
 from unziplora_cli.__main__ import run
 from unziplora_cli.adapters.lora_file import read_lora
 from unziplora_cli.adapters.merge_weights import read_merge, read_pickled_merge
@@ -60,7 +60,7 @@ def _config(data: bytes, folder: Path) -> None:
     values = _json(data)
     if isinstance(values, dict):
         for kind in (TrainConfig, GenerateConfig):
-            fields = {key: value for key, value in values.items() if key in config.field_names(kind)}
+            fields = {key: value for key, value in values.items() if key in checks.field_names(kind)}
             assert kind(**asdict(kind(**fields))) == kind(**fields)
         config.resolve("paper", values)
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from unziplora_cli import paths
+from unziplora_cli.checks import describe_range, plain_type
 from unziplora_cli.cli._output import Session, notice_text
-from unziplora_cli.config import describe_range, plain_type
 
 if TYPE_CHECKING:
     from unziplora_cli.projects.store import Project

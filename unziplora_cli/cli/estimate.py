@@ -4,10 +4,11 @@ import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from unziplora_cli.checks import check_settings
 from unziplora_cli.cli._errors import hint, remedy_text
 from unziplora_cli.cli._options import find_base, preset_for
 from unziplora_cli.cli._output import Session, Table, format_duration, format_size
-from unziplora_cli.config import TrainConfig, check_settings, resolve
+from unziplora_cli.config import TrainConfig, resolve
 from unziplora_cli.errors import Remedy
 
 if TYPE_CHECKING:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unziplora_cli.checks import check_settings
 from unziplora_cli.cli._options import PROJECT, config_options, preset_for, project_base, project_names
 from unziplora_cli.cli._output import ProgressDisplay, Session
-from unziplora_cli.config import ComputeConfig, GenerateConfig, check_settings, resolve_generate
+from unziplora_cli.config import ComputeConfig, GenerateConfig, resolve_generate
 from unziplora_cli.errors import Remedy, UsageError
 
 if TYPE_CHECKING:

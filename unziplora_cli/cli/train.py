@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unziplora_cli.checks import check_settings
 from unziplora_cli.cli._options import (
     BASE,
     DEVICE,
@@ -17,7 +18,7 @@ from unziplora_cli.cli._options import (
 )
 from unziplora_cli.cli._output import ProgressDisplay, Session, format_duration, format_size
 from unziplora_cli.cli.estimate import show_estimate
-from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, check_settings, resolve
+from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, resolve
 from unziplora_cli.errors import ProjectError, Remedy, UsageError
 from unziplora_cli.paths import process_rank
 
@@ -54,6 +55,14 @@ def train(
     style: Annotated[
         list[str] | None,
         typer.Option(help="Style, one or two words (for example: watercolor); once, or once per image."),
+    ] = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Colors, markings and parts that distinguish the subject (orange, white dots), for destyled "
+            "images; once, or once per image.",
+            show_default=False,
+        ),
     ] = None,
     trigger: Annotated[
         str, typer.Option(help="Rare word that stands for this particular subject.")
@@ -114,7 +123,7 @@ def train(
     settings: dict[str, Any] | None = None,
 ) -> None:
     """Learn a content LoRA and a style LoRA from one image."""
-    from unziplora_cli.prompts import make_prompts, make_words, prompt_notes
+    from unziplora_cli.prompts import make_prompts, make_words, prompt_notes, split_features
     from unziplora_cli.workflows.train import make_request, read_sources
 
     session: Session = ctx.obj
@@ -173,6 +182,7 @@ def train(
             model,
             config,
             sources=sources[i],
+            features=split_features(_one_of(features, i, len(groups), "features") or ""),
             prompts=prompts[i],
             validation=validation[i],
             vae=vae,
@@ -320,13 +330,8 @@ def _word(
     session: Session, given: list[str] | None, index: int, count: int, flag: str, question: str, image: Path
 ) -> str:
     """The subject or style of one image: given, or typed on a terminal."""
-    if given:
-        if len(given) not in (1, count):
-            raise UsageError(
-                f"{flag} is given {len(given)} times for {count} {'image' if count == 1 else 'images'}.",
-                Remedy("Give it once, or once per image in the same order."),
-            )
-        return given[index if len(given) > 1 else 0]
+    if (word := _one_of(given, index, count, flag)) is not None:
+        return word
     if not session.output.can_ask:
         raise UsageError(
             f"The {flag} of {image.name} is not given.",
@@ -339,6 +344,18 @@ def _word(
 
     guess = slugify(image.stem).replace("-", " ").replace("_", " ") if flag == "subject" else None
     return session.output.ask(f"{question} ({image.name})", guess)
+
+
+def _one_of(given: list[str] | None, index: int, count: int, flag: str) -> str | None:
+    """The value of an option for one image: the only one, or that of the image."""
+    if not given:
+        return None
+    if len(given) not in (1, count):
+        raise UsageError(
+            f"{flag} is given {len(given)} times for {count} {'image' if count == 1 else 'images'}.",
+            Remedy("Give it once, or once per image in the same order."),
+        )
+    return given[index if len(given) > 1 else 0]
 
 
 def _summary(finished: "TrainedProject") -> dict[str, Any]:

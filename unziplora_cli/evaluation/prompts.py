@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Literal
 
-from unziplora_cli.config import SEED_MAX, Checked, Prompts, Words, option
+from unziplora_cli.checks import Checked, option
+from unziplora_cli.config import SEED_MAX, Prompts, Words
 from unziplora_cli.prompts import make_prompts
 
 Purpose = Literal["content", "context", "style", "combine"]

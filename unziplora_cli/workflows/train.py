@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import unziplora_cli
 from unziplora_cli import files
-from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, Words, check_settings
+from unziplora_cli.checks import check_settings
+from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, Words
 from unziplora_cli.errors import Interrupted, ProjectError, Remedy, UsageError
 from unziplora_cli.events import observe
 from unziplora_cli.job import Job, SourceImage, differences, now

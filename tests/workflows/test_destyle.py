@@ -1,0 +1,201 @@
+"""Destyled images: made once, kept in the project, learned as their files hold them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.cli.conftest import SETTINGS
+from unziplora_cli import resources
+from unziplora_cli.__main__ import run
+from unziplora_cli.config import Prompts, TrainConfig, Words, resolve
+from unziplora_cli.errors import ModelError, UsageError
+from unziplora_cli.projects.store import ProjectStore
+from unziplora_cli.sdxl.base import BaseRef, resolve_base
+from unziplora_cli.training.destyle import plain_prompt
+from unziplora_cli.training.destyler import MiniDestyler
+from unziplora_cli.workflows import destyle
+
+PROMPTS = Prompts("a monadikos fox in ink style", "a monadikos fox", "a fox in ink style")
+WORDS = ("--subject=fox", "--style=watercolor")
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "fox.png"
+    Image.linear_gradient("L").resize((80, 64)).convert("RGB").save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def train(tiny_base: Path, picture: Path):
+    """Trains six steps on two destyled images; returns the exit code."""
+    settings = {**SETTINGS, "base": tiny_base, "destyle-images": 2, "destyle-strength": 0.2}
+
+    def invoke(home: Path, *more: str) -> int:
+        options = [f"--{name}={value}" for name, value in settings.items()]
+        return run(["train", str(picture), *WORDS, *options, f"--home={home}", "-q", *more])
+
+    return invoke
+
+
+@pytest.fixture(scope="module")
+def trained(train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with one project that was trained on destyled images."""
+    home = tmp_path_factory.mktemp("home")
+    assert train(home, "--features=red, white dots") == 0
+    return home
+
+
+def test_destyled_images_are_part_of_the_project(trained: Path) -> None:
+    store = ProjectStore(trained)
+    project = store.open("fox")
+    files = [image.file for image in project.job.destyled]
+    assert files == ["destyled/01.png", "destyled/02.png"]
+    assert (project.job.settings or TrainConfig()).destyle == "inversion"
+    assert store.verify("fox").problems == ()
+    assert store.verify("fox").checked == 1 + 2 + 4
+    with Image.open(project.folder / files[0]) as image:
+        assert image.size == (64, 64)
+        assert json.loads(image.info["unziplora"])["prompts"]["full"] == (
+            "a monadikos red fox with white dots in photo style"
+        )
+
+
+def test_a_training_that_is_given_the_files_learns_the_same(train, trained: Path, tmp_path: Path) -> None:
+    """Nothing else of a destyled image reaches the LoRAs: a copy of the folder gives equal weights."""
+    made = ProjectStore(trained).open("fox")
+    assert train(tmp_path, f"--destyle={made.folder / 'destyled'}") == 0
+    given = ProjectStore(tmp_path).open("fox")
+    assert (given.job.settings or TrainConfig()).destyle == "folder"
+    assert [i.sha256 for i in given.job.destyled] == [i.sha256 for i in made.job.destyled]
+    assert given.path("merge").read_bytes() == made.path("merge").read_bytes()
+    assert given.manifest.metrics == made.manifest.metrics
+
+
+def test_a_replay_uses_the_recorded_images(trained: Path, monkeypatch, capsys) -> None:
+    from unziplora_cli.training import engine
+
+    monkeypatch.setattr(engine, "generate_destyled", None)
+    assert run(["replay", "fox", f"--home={trained}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["result"]["identical"] is True
+
+
+def test_a_changed_destyled_image_is_a_problem_of_the_project(trained: Path, tmp_path: Path) -> None:
+    import shutil
+
+    home = tmp_path / "home"
+    shutil.copytree(trained, home)
+    Image.new("RGB", (64, 64)).save(home / "projects/fox/destyled/02.png")
+    (problem,) = ProjectStore(home).verify("fox").problems
+    assert problem.path == "destyled/02.png"
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        ((), "a monadikos fox in photo style"),
+        (("orange",), "a monadikos orange fox in photo style"),
+        (("white dots", "orange"), "a monadikos orange fox with white dots in photo style"),
+        (("white dots", "a red collar"), "a monadikos fox with white dots and a red collar in photo style"),
+        (("{content}",), "a monadikos {content} fox in photo style"),
+        ((r"\g<0>",), r"a monadikos \g<0> fox in photo style"),
+    ],
+)
+def test_features_stand_where_english_puts_them(features: tuple[str, ...], expected: str) -> None:
+    config = TrainConfig(destyle_images=1, destyle_prompt="{content} in photo style")
+    assert plain_prompt(config, PROMPTS, "fox", features) == expected
+
+
+def test_features_follow_a_content_prompt_without_the_subject() -> None:
+    config = TrainConfig(destyle_images=1, destyle_prompt="a photo of {content}")
+    prompts = replace(PROMPTS, content="monadikos")
+    assert plain_prompt(config, prompts, "fox", ("orange", "white dots")) == (
+        "a photo of monadikos, orange, white dots"
+    )
+
+
+@pytest.fixture
+def mini() -> BaseRef:
+    return resolve_base("mini", offline=True)[0]
+
+
+@pytest.fixture
+def other(tiny_base: Path) -> BaseRef:
+    return resolve_base(str(tiny_base), offline=True)[0]
+
+
+@pytest.fixture
+def destyler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A random destyler in the place of mini's own."""
+    folder = tmp_path / "destyler"
+    MiniDestyler(("red", "orange", "white"), widths=(8, 8), size=128).save(folder)
+    monkeypatch.setattr(resources, "destyler", lambda: folder)
+    return folder
+
+
+def test_mini_uses_its_destyler_if_it_has_one(mini: BaseRef, destyler: Path) -> None:
+    config = resolve("mini", {})
+    assert destyle.choose_way(config, mini)[0].destyle == "model"
+    (destyler / "destyler.json").unlink()
+    assert destyle.choose_way(config, mini)[0].destyle == "inversion"
+
+
+def test_another_base_cannot_use_the_destyler_of_mini(other: BaseRef, destyler: Path) -> None:
+    with pytest.raises(UsageError, match="built-in base"):
+        destyle.choose_way(resolve("destyle", {"destyle": "model"}), other)
+    assert destyle.choose_way(resolve("destyle", {}), other)[0].destyle == "inversion"
+    assert destyle.choose_way(resolve("paper", {}), other)[0] == resolve("paper", {})
+
+
+@pytest.mark.parametrize(
+    ("way", "error", "match"),
+    [("nowhere", UsageError, "neither"), ("edit", ModelError, "No editing model")],
+)
+def test_a_way_that_cannot_work_is_refused_before_training(other: BaseRef, way, error, match) -> None:
+    with pytest.raises(error, match=match):
+        destyle.choose_way(resolve("destyle", {"destyle": way}), other)
+
+
+def test_an_empty_folder_is_refused(other: BaseRef, tmp_path: Path) -> None:
+    (tmp_path / ".hidden.png").write_bytes(b"")
+    with pytest.raises(UsageError, match="no images"):
+        destyle.choose_way(resolve("destyle", {"destyle": str(tmp_path)}), other)
+
+
+def test_a_way_and_a_number_may_not_contradict() -> None:
+    assert resolve("mini", {"destyle": "none"}).destyle_images == 0
+    assert resolve("paper", {"destyle": "inversion"}).destyle_images == 8
+    with pytest.raises(UsageError, match="destyle-images is 0"):
+        resolve("mini", {"destyle": "edit", "destyle_images": 0})
+    with pytest.raises(UsageError, match="destyle-images is 4"):
+        resolve("mini", {"destyle": "none", "destyle_images": 4})
+
+
+def test_the_destyler_gets_the_colours_of_the_features() -> None:
+    colors = ("red", "orange", "white")
+    assert destyle._colors(("Orange", "white dots"), colors).tolist() == [[1, 2]]
+    assert destyle._colors(("striped",), colors).tolist() == [[3, 3]]
+
+
+def test_the_destyler_redraws_each_crop_before_training(
+    mini: BaseRef, destyler: Path, picture: Path, tmp_path: Path
+) -> None:
+    from unziplora_cli.events import run as collect
+    from unziplora_cli.images import load_image
+    from unziplora_cli.sdxl.latents import crop_image
+    from unziplora_cli.workflows.train import make_request
+
+    words = Words("fox", "watercolor")
+    request = make_request("fox", (picture,), words, mini, resolve("mini", {"crops": 2}), features=("red",))
+    (done,) = collect(destyle.destyle_requests([request], tmp_path / "scratch"), lambda event: None)
+    assert [image.file for image in done.job.destyled] == ["destyled/01.png", "destyled/02.png"]
+    assert done.config.destyle == "model"
+    pixels = crop_image(load_image(picture).image, 128, 2)
+    photos = MiniDestyler.load(destyler)(pixels, torch.tensor([[0, 3]] * 2))
+    for path, photo in zip(done.destyled, photos, strict=True):
+        written = crop_image(load_image(path).image, 128, 1)[0]
+        assert (written - photo).abs().max() < 0.005  # half a level of 255
