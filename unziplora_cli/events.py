@@ -18,6 +18,8 @@ PhaseName = Literal[
     "encode images",
     "load base",
     "load U-Net",
+    "load describer",
+    "describe",
     "load destyler",
     "destyle",
     "train",

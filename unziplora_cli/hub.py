@@ -10,6 +10,7 @@ HF_HOME and HF_HUB_CACHE.
 """
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -23,9 +24,12 @@ from typing import Any, Literal
 
 from unziplora_cli import paths
 from unziplora_cli.errors import ModelError, Remedy, UnziploraError
-from unziplora_cli.files import sha256
+from unziplora_cli.files import read_text, sha256
 
 Part = Literal["tokenizers"]
+
+DESCRIBER = "Qwen/Qwen3-VL-2B-Instruct"
+"""The vision-language model that describes images (Apache-2.0, 2 billion parameters)."""
 
 _PREFIX = "models--"
 _CLASS = re.compile(r'"_class_name"\s*:\s*"(\w+)"')
@@ -43,6 +47,13 @@ _WEIGHT_FOLDERS = ("", "unet/", "vae/", "text_encoder/", "text_encoder_2/")
 _WEIGHT_NAMES = ("model", "diffusion_pytorch_model")
 _WEIGHT_ENDINGS = (".fp16*.safetensors", ".safetensors", "-?????-of-?????.safetensors")
 """The first ending that matches is taken."""
+
+# Files of a vision-language model of transformers.
+_DESCRIBER_FILES = (
+    *("config.json", "generation_config.json", "*processor_config.json", "chat_template.*"),
+    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("model*.safetensors", "model.safetensors.index.json"),
+)
 
 _DISK_FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG")}
 
@@ -139,6 +150,18 @@ def _refs(folder: Path) -> dict[str, str]:
     }
 
 
+def check_transformers(folder: Path) -> None:
+    """Raise ModelError if a folder lacks the configuration or weights of a model of transformers."""
+    index = folder / "model.safetensors.index.json"
+    try:
+        names = set(json.loads(read_text(index))["weight_map"].values()) if index.is_file() else set()
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{index} is damaged.") from error
+    for name in ("config.json", *sorted(names or {"model.safetensors"})):
+        if not (folder / str(name)).is_file():
+            raise ModelError(f"{folder} is incomplete: it has no {name}.")
+
+
 # Query and download
 
 
@@ -190,6 +213,13 @@ def query_model(id: str, revision: str | None, only: Part | None = None) -> Down
             f"{id} has no {only} in diffusers' layout.", Remedy(command="models pull", arguments=("sdxl",))
         )
     return Download(id, revision, commit, tuple(_remote_file(siblings[name]) for name in names))
+
+
+def query_describer() -> Download:
+    """Ask the hub for the files of the describer; raises ModelError."""
+    commit, siblings = _query(DESCRIBER, None)
+    names = [name for name in sorted(siblings) if any(_matches(name, p) for p in _DESCRIBER_FILES)]
+    return Download(DESCRIBER, None, commit, tuple(_remote_file(siblings[name]) for name in names))
 
 
 def query_files(id: str, names: Sequence[str]) -> Download:

@@ -111,7 +111,7 @@ class Description:
     style: Text = ""
     features: tuple[Text, ...] = ()
     surroundings: Text = ""
-    changed: tuple[Literal["subject", "style", "features"], ...] = ()
+    changed: tuple[Text, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from unziplora_cli import paths, resources
 from unziplora_cli.errors import ModelError, Remedy
 from unziplora_cli.files import Problem, folder_size, sha256
-from unziplora_cli.hub import Snapshot, blob_path, list_snapshots
+from unziplora_cli.hub import DESCRIBER, Snapshot, blob_path, check_transformers, list_snapshots
 from unziplora_cli.sdxl.base import HUB_ID, SDXL_ID, SDXL_REVISION, check_folder, find_vae
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Verification:
 
 def list_models() -> tuple[Model, ...]:
     """The built-in base, then every cached SDXL-class model and VAE, by name."""
-    cached = [_cached_model(snapshot) for snapshot in list_snapshots() if snapshot.is_supported]
+    cached = [_cached_model(snapshot) for snapshot in list_snapshots() if _is_used(snapshot)]
     return _folder_model("mini", resources.mini_base()), *cached
 
 
@@ -62,7 +62,7 @@ def find_cached(spec: str) -> Snapshot:
     """The cached commit of `spec`; raises ModelError."""
     id, revision = hub_id(spec)
     for snapshot in list_snapshots(id):
-        if snapshot.is_supported and revision in (None, snapshot.revision, *snapshot.refs):
+        if _is_used(snapshot) and revision in (None, snapshot.revision, *snapshot.refs):
             return snapshot
     raise ModelError(f"{spec} is not on this disk.", Remedy("List those that are", command="models list"))
 
@@ -73,7 +73,9 @@ def describe_snapshot(id: str, revision: str) -> Model:
 
 
 def hub_id(spec: str) -> tuple[str, str | None]:
-    """Id and revision of `sdxl`, `owner/name` or `owner/name@revision`; raises ModelError."""
+    """Id and revision of `sdxl`, `describer`, `owner/name` or `owner/name@revision`; raises ModelError."""
+    if spec == "describer":
+        return DESCRIBER, None
     if spec == "sdxl":
         return SDXL_ID, SDXL_REVISION
     if spec == "mini":
@@ -87,7 +89,7 @@ def hub_id(spec: str) -> tuple[str, str | None]:
 def check_supported(id: str, revision: str) -> None:
     """Raise ModelError if a cached commit, of which the small files suffice, cannot be used."""
     snapshot = next(s for s in list_snapshots(id) if s.revision == revision)
-    if not snapshot.is_supported:
+    if not _is_used(snapshot):
         name = snapshot.class_name
         raise ModelError(
             f"{id} is {'a ' + name if name else 'not a diffusers model'}, not an SDXL-class model or a VAE.",
@@ -216,7 +218,7 @@ def _cached_model(snapshot: Snapshot) -> Model:
         path=snapshot.path,
         bytes=snapshot.bytes(),
         last_used=snapshot.last_used(),
-        problem=_problem(snapshot.path),
+        problem=_problem(snapshot.path, is_describer=snapshot.id == DESCRIBER),
     )
 
 
@@ -225,13 +227,20 @@ def _spec(snapshot: Snapshot) -> str:
     if (snapshot.id, snapshot.revision) == (SDXL_ID, SDXL_REVISION):
         return "sdxl"
     default = find_cached(snapshot.id).revision
-    return snapshot.id if default == snapshot.revision else f"{snapshot.id}@{snapshot.revision}"
+    name = "describer" if snapshot.id == DESCRIBER else snapshot.id
+    return name if default == snapshot.revision else f"{snapshot.id}@{snapshot.revision}"
 
 
-def _problem(folder: Path) -> str:
+def _is_used(snapshot: Snapshot) -> bool:
+    return snapshot.is_supported or snapshot.id == DESCRIBER
+
+
+def _problem(folder: Path, *, is_describer: bool = False) -> str:
     """What a model lacks; empty if it is complete."""
     try:
-        if (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
+        if is_describer:
+            check_transformers(folder)
+        elif (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
             find_vae(str(folder))
         else:
             check_folder(folder)

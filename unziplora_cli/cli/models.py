@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MODEL = typer.Argument(
     metavar="MODEL",
-    help="sdxl, or owner/name or owner/name@revision on the hub.",
+    help="sdxl, describer, or owner/name or owner/name@revision on the hub.",
     show_default=False,
     autocompletion=model_names,
 )
@@ -81,12 +81,16 @@ def pull(
         ),
     ] = None,
 ) -> None:
-    """Download a base model into Hugging Face's cache, or resume an interrupted download."""
+    """Download a base model into Hugging Face's cache, or resume an interrupted download.
+
+    `describer` is a model that proposes subject and style of an image (Apache-2.0, 4.3 GB).
+    """
     session: Session = ctx.obj
     session.use_network("Pulling a model")
     from unziplora_cli import hub, model_cache, paths
 
-    query = hub.query_model(*model_cache.hub_id(model), only)
+    id, revision = model_cache.hub_id(model)
+    query = hub.query_describer() if id == hub.DESCRIBER else hub.query_model(id, revision, only)
     missing = query.missing()
     rest = "" if missing == query.bytes else f", {format_size(missing)} of them missing"
     session.output.message(

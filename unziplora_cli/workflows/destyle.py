@@ -50,7 +50,7 @@ def choose_way(config: TrainConfig, base: BaseRef) -> tuple[TrainConfig, tuple[P
     from unziplora_cli.training.edit import find_editor
 
     way = config.destyle
-    own: tuple[Path, ...] = ()
+    images: tuple[Path, ...] = ()
     if not config.destyle_images:
         return replace(config, destyle=None if way is None else "none"), ()
     if way is None:
@@ -65,8 +65,8 @@ def choose_way(config: TrainConfig, base: BaseRef) -> tuple[TrainConfig, tuple[P
     elif way == "edit":
         find_editor(config.destyler)
     elif way not in WAYS:
-        way, own = "folder", _images_in(Path(way).expanduser())
-    return replace(config, destyle=way), own
+        way, images = "folder", _images_in(Path(way).expanduser())
+    return replace(config, destyle=way), images
 
 
 def _images_in(folder: Path) -> tuple[Path, ...]:
