@@ -1,5 +1,6 @@
 """Fixtures of all tests: an isolated home and model cache, and no network."""
 
+import gc
 import os
 import signal
 import socket
@@ -29,6 +30,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported_modules_are_no_garbage() -> None:
+    """Keep collections short: trainings collect garbage, among a million objects of imported libraries."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
