@@ -1,6 +1,6 @@
 """The longest times in which a command prints nothing on a terminal.
 
-    python benchmarks/silence.py train fox.png --subject fox --style watercolor
+python benchmarks/silence.py train fox.png --subject fox --style watercolor
 """
 
 from __future__ import annotations

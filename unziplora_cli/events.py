@@ -61,7 +61,15 @@ class Progress:
     steps: int = 0
 
 
-Event = Phase | Notice | Progress
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What follows is the part from ``start`` to ``end`` of the whole operation, as shares of its time."""
+
+    start: float
+    end: float
+
+
+Event = Phase | Notice | Progress | Part
 
 
 def observe(

@@ -1,7 +1,6 @@
 """Trainings on the tiny base, as a user starts them."""
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -18,7 +17,6 @@ from unziplora_cli import resources
 from unziplora_cli.adapters.lora_file import read_lora
 from unziplora_cli.adapters.merge_weights import read_merge
 from unziplora_cli.cli import _output
-from unziplora_cli.cli._output import Output
 from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.training import callbacks, events, inputs
@@ -333,44 +331,6 @@ ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 def on_screen(text: str) -> list[str]:
     """The lines that were ever on a terminal, without control sequences and trailing blanks."""
     return [line.rstrip() for line in re.split(r"[\r\n]+", ANSI.sub("", text))]
-
-
-class Screen(io.StringIO):
-    """A stderr that is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize("color", [True, False])
-def test_the_bar_fits_into_80_columns(monkeypatch, color):
-    screen = Screen()
-    monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    if not color:
-        monkeypatch.setenv("NO_COLOR", "1")
-    name = "a-project-with-quite-a-long-name-as-files-from-cameras-have-them"
-    with _output.ProgressDisplay(Output(), name) as display:
-        display.event(
-            events.Phase("encode prompts", "a monadikos fox in watercolor style on a beach in the snow")
-        )
-        for step in (1, 600):
-            event = events.StepDone(
-                step, 600, "separate", 0.123, 0.1, 0.2, 1.0, (1e-4,) * 3, 12.34, 23_456_000_000
-            )
-            display.event(event)
-            display.bar.refresh()
-        display.event(events.ColumnsChosen(600, 12345, 12345, 1234, 123456))
-        display.event(events.Notice("word " * 40))
-    lines = on_screen(screen.getvalue())
-    assert max(map(len, lines)) <= 80
-    shown = next(line for line in lines if "600/600" in line)
-    assert "loss 0.123" in shown
-    assert "12.34 s/step" in shown
-    assert "23.5 GB" in shown
-    assert ("\x1b[3" in screen.getvalue()) == color
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from unziplora_cli import paths
 from unziplora_cli.cli._errors import remedy_text
 from unziplora_cli.cli._streams import is_unicode, uncleaned
 from unziplora_cli.errors import ModelError, Remedy, UsageError
+from unziplora_cli.events import Part
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +40,7 @@ ENVELOPE_SCHEMA = 1
 LOG_INTERVAL = 15.0
 """Seconds between progress lines where there is no terminal."""
 
-LONGEST_TASK_NAME = 16
+LONGEST_TASK_NAME = 14
 """Characters of the name before the progress bar, so that the rest fits into 80 columns."""
 
 
@@ -340,8 +341,48 @@ def notice_text(notice: "Notice") -> str:
     return " ".join([notice.text, *(remedy_text(remedy) for remedy in notice.remedies)])
 
 
+def format_left(seconds: float | None) -> str:
+    """Remaining seconds as text, rounded up: `2 h 5 min left`, `4 min left`, `35 s left`."""
+    if seconds is None:
+        return ""
+    if seconds <= 90:
+        return f"{5 * math.ceil(round(seconds) / 5)} s left"
+    hours, minutes = divmod(math.ceil(round(seconds) / 60), 60)
+    return f"{hours} h {minutes} min left" if hours else f"{minutes} min left"
+
+
+class RemainingTime:
+    """Estimates the remaining time of a task from its mean speed, recent minutes counting most.
+
+    The speed of the last steps alone would make it jump: steps differ, and the machine has other work.
+    """
+
+    WINDOW = 60.0
+    """Seconds after which what was measured counts for 1/e."""
+
+    def __init__(self) -> None:
+        self.updated: float | None = None
+        self.completed = 0.0
+        self.seconds = self.units = 0.0
+
+    def update(self, completed: float, total: float, now: float) -> float | None:
+        """Seconds left at the time `now`; None until two seconds were measured."""
+        if self.updated is not None:
+            decay = math.exp((self.updated - now) / self.WINDOW)
+            self.seconds = self.seconds * decay + now - self.updated
+            self.units = self.units * decay + completed - self.completed
+        self.updated, self.completed = now, completed
+        if self.seconds < 2.0 or self.units <= 0.0:
+            return None
+        return self.seconds / self.units * (total - completed)
+
+
 class ProgressDisplay:
-    """Renders events: a progress bar on a terminal, otherwise one line every `LOG_INTERVAL` seconds."""
+    """Renders events: a line that moves all the time on a terminal, otherwise a line every `LOG_INTERVAL`.
+
+    The line names the phase, with a bar where its length is known. A second one shows the whole of an
+    operation that yields Part.
+    """
 
     def __init__(self, output: Output, title: str) -> None:
         self.output = output
@@ -349,27 +390,38 @@ class ProgressDisplay:
         self.bar = self._make_bar()
         self.task_name = ""
         self.logged = time.monotonic()
+        self.remaining = RemainingTime()
+        self.part = Part(0.0, 1.0)
+        self.whole: RemainingTime | None = None
 
     def _make_bar(self) -> "ProgressBar | None":
         console = self.output.console()
         if self.output.quiet or not console.is_terminal:
             return None
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+        from rich.text import Text
+
+        class Clock(ProgressColumn):
+            """The remaining time, or the elapsed one while nothing is known."""
+
+            def render(self, task: Task) -> Text:
+                return Text(task.fields["left"] or format_duration(int(task.elapsed or 0)).replace(".0", ""))
 
         return Progress(
+            SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("{task.fields[detail]}", markup=False),
-            TimeRemainingColumn(compact=True),
+            Clock(),
             console=console,
             transient=True,
-            speed_estimate_period=60,
+            get_time=lambda: time.monotonic(),
         )
 
     def __enter__(self) -> "ProgressDisplay":
         if self.bar is not None:
             self.bar.start()
+        self._begin("start")
         return self
 
     def __exit__(
@@ -385,19 +437,45 @@ class ProgressDisplay:
         else:
             self.output.message(text)
 
+    def _begin(self, name: str) -> None:
+        """Show the task `name`, of which nothing is known yet, instead of the one before."""
+        self.task_name, self.remaining = name, RemainingTime()
+        if self.bar is not None:
+            for task in self.bar.task_ids[-1:]:
+                self.bar.remove_task(task)
+            label = name if len(name) <= LONGEST_TASK_NAME else name[: LONGEST_TASK_NAME - 1] + "…"
+            self.bar.add_task(label, total=None, detail="", left="")
+
     def update(self, name: str, completed: float, total: float, detail: str, line: str) -> None:
         """Move the bar of the task `name`, or print `line` if the last one is long enough ago."""
+        now = time.monotonic()
+        if name != self.task_name:
+            self._begin(name)
+        left = format_left(self.remaining.update(completed, total, now))
+        share = self.part.start + (self.part.end - self.part.start) * completed / total
+        whole = format_left(self.whole.update(share, 1.0, now)) if self.whole else ""
         if self.bar is not None:
-            if name != self.task_name:
-                for task in self.bar.task_ids:
-                    self.bar.remove_task(task)
-                label = name if len(name) <= LONGEST_TASK_NAME else name[: LONGEST_TASK_NAME - 1] + "…"
-                self.bar.add_task(label, total=total, detail=detail)
-                self.task_name = name
-            self.bar.update(self.bar.task_ids[0], completed=completed, detail=detail)
-        elif time.monotonic() - self.logged >= LOG_INTERVAL or completed == total:
-            self.logged = time.monotonic()
-            self.output.message(line)
+            detail = f"{completed:.0f}/{total:.0f} {detail}".rstrip()
+            self.bar.update(self.bar.task_ids[-1], completed=completed, total=total, detail=detail, left=left)
+            if self.whole:
+                self.bar.update(
+                    self.bar.task_ids[0], completed=share, detail=f"{share:.0%} of all", left=whole
+                )
+        elif now - self.logged >= LOG_INTERVAL or completed == total:
+            self.logged = now
+            notes = [left, f"{share:.0%} of all" if self.whole else "", whole]
+            self.output.message(", ".join([line, *filter(None, notes)]))
+
+    def _begin_part(self, part: Part) -> None:
+        self.part = part
+        if self.whole is None:
+            self.whole = RemainingTime()
+            if self.bar is not None:
+                name = self.task_name
+                self._begin(self.title)
+                self.bar.update(self.bar.task_ids[0], total=1.0)
+                self.bar.add_task("", total=None, detail="", left="")
+                self._begin(name)
 
     def event(self, event: "Event") -> None:
         """Render one event; a closed terminal or pipe does not stop the operation."""
@@ -409,9 +487,12 @@ class ProgressDisplay:
         from unziplora_cli.training import events as training
 
         match event:
-            case common.Phase(name, detail) if name != "finish":
-                self.task_name = ""
-                self.message(f"{self.title}: {name}{f' ({detail})' if detail else ''}")
+            case common.Phase(name, detail):
+                self._begin(name)
+                if name != "finish":
+                    self.message(f"{self.title}: {name}{f' ({detail})' if detail else ''}")
+            case common.Part():
+                self._begin_part(event)
             case common.Notice():
                 self.message(f"Note: {notice_text(event)}")
             case common.Progress(name, done, total, step, steps):
@@ -419,10 +500,9 @@ class ProgressDisplay:
                 line = f"{self.title}: {name} {min(done + 1, total)}/{total} {detail}".rstrip()
                 self.update(name, done + (step / steps if steps else 0), total, detail, line)
             case training.StepDone(step, total):
-                left = format_duration((total - step) * event.seconds)
                 memory = format_size(event.memory)
                 detail = f"{event.phase:8} loss {event.loss:.3f} {event.seconds:.2f} s/step {memory}"
-                line = f"{self.title}: step {step}/{total} {detail}, {left} left"
+                line = f"{self.title}: step {step}/{total} {detail}"
                 self.update(self.title, step, total, detail, line)
             case training.ColumnsChosen():
                 self.message(

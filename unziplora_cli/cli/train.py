@@ -255,7 +255,8 @@ def _finish(session: Session, requests: "list[TrainRequest]", store: "ProjectSto
     from unziplora_cli.workflows.train import input_cache_for, split_by_process
 
     requests = list(split_by_process(requests))
-    cache = input_cache_for(requests)
+    with ProgressDisplay(session.output, "train"):  # this imports torch
+        cache = input_cache_for(requests)
     finished = []
     for request in requests:
         finished.append(_train(session, request, store, cache))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unziplora_cli.events import Notice as Notice
+from unziplora_cli.events import Part as Part
 from unziplora_cli.events import Phase as Phase
 from unziplora_cli.events import Progress as Progress
 from unziplora_cli.method.lora import LoRA, MergeWeights
@@ -94,4 +95,4 @@ class TrainResult:
     precision: str
 
 
-Event = Phase | Notice | Progress | StepDone | ColumnsChosen | Destyled | Validated | Saved
+Event = Phase | Notice | Progress | Part | StepDone | ColumnsChosen | Destyled | Validated | Saved

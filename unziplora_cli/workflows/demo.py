@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unziplora_cli import resources
 from unziplora_cli.config import ComputeConfig, Words, resolve, resolve_generate
 from unziplora_cli.errors import Remedy, UsageError
-from unziplora_cli.events import Notice
+from unziplora_cli.events import Notice, Part, Phase
 from unziplora_cli.files import atomic_write, check_writable, claimed, refuse_existing
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.training.request import TrainRequest
@@ -31,6 +32,9 @@ SCENES = ("on a beach", "in the snow", "in space")
 OTHER_SUBJECTS = ("house", "rocket", "teapot", "mushroom")
 SCENE_STYLE_STRENGTH = 0.6
 """At full strength, the style LoRA paints the background of the training image over the scene."""
+
+SHARES = (0.14, 0.28, 0.14, 0.28, 0.16)
+"""Shares of the time that destyling and training of both samples, and generating, take on a CPU."""
 
 Row = tuple[str, str, list[tuple[str, GenerateSpec]]]
 """Title and note of a row, and a caption with what to generate for each cell."""
@@ -60,14 +64,18 @@ def demo(
     out = _sheet_file(out, force=force)
     base, _ = resolve_base("mini", offline=True)
     projects: list[Project] = []
+    parts = [Part(*ends) for ends in pairwise(accumulate(SHARES, initial=0.0))]
     for sample in SAMPLES:
         for event in train(_request(sample, base, device), store):
             if isinstance(event, TrainedProject):
                 projects.append(event.project)
                 yield Notice(f"{event.project.name}: trained in {event.seconds:.0f} s")
             else:
+                if isinstance(event, Phase) and event.name in ("destyle", "train"):
+                    yield parts.pop(0)
                 yield event
     first, second = projects
+    yield parts.pop(0)
     sheet, count = yield from _generate_sheet(first, second, base, device)
     out.parent.mkdir(parents=True, exist_ok=True)
     with claimed(out, force=force), atomic_write(out) as temporary:
