@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import errno
 import io
 import json
 import logging
-import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +20,7 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from unziplora_cli import image_formats
 from unziplora_cli.color import declared_profile, is_hdr, to_srgb
 from unziplora_cli.errors import Remedy, UsageError
-from unziplora_cli.files import atomic_write
+from unziplora_cli.files import atomic_write, read_bytes
 from unziplora_cli.image_repair import PNG_SIGNATURE, clean_png, planar_tiff
 
 MIN_SIDE = 64
@@ -84,30 +82,22 @@ def load_image(path: Path) -> LoadedImage:
 
 def _read_file(path: Path) -> bytes:
     """The bytes of an image file; raises UsageError unless it is a regular file of a sensible size."""
+    if path.is_dir():
+        raise UsageError(
+            f"{path} is a folder, not an image.", Remedy(f"Name a file in it: {path / 'fox.png'}")
+        )
     try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            example = path / "fox.png"
-            raise UsageError(f"{path} is a folder, not an image.", Remedy(f"Name a file in it: {example}"))
-        if not stat.S_ISREG(status.st_mode):
-            raise UsageError(f"{path} is a pipe or a device, not a file.", Remedy("Save the image first."))
-        if status.st_size > MAX_BYTES:
-            raise UsageError(
-                f"{path} is too large: {status.st_size / 2**30:.1f} GiB.",
-                Remedy("Scale it down in an image editor first."),
-            )
-        return path.read_bytes()
+        return read_bytes(path, MAX_BYTES)
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UsageError(f"There is no file {path}.", Remedy("Check the path.")) from error
     except PermissionError as error:
         raise UsageError(
             f"{path} cannot be read: permission denied.",
             Remedy("Give your user permission to read the file."),
         ) from error
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.ENOTDIR):
-            raise UsageError(
-                f"{path} cannot be read: {error.strerror}.", Remedy("Check the disk.")
-            ) from error
-        raise UsageError(f"There is no file {path}.", Remedy("Check the path.")) from error
+    except OSError as error:
+        reason = (error.strerror or str(error)).rstrip(".")
+        raise UsageError(f"{path} cannot be read: {reason}.", Remedy("Use another file.")) from error
 
 
 @contextmanager
@@ -147,6 +137,7 @@ def _decode(path: Path, data: bytes) -> LoadedImage:
             notes.append(f"The color profile of {path.name} is broken or of another kind; it is ignored.")
         if orientation is not None:
             image = image.transpose(orientation)
+        image.info = {}  # a profile would be saved with pixels that it no longer describes
         return LoadedImage(path, image, tuple(notes), file.format or "unknown", size)
 
 

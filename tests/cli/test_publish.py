@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from markdown_it import MarkdownIt
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from tests.hub_server import TOKEN, Repository
+from unziplora_cli import resources
 from unziplora_cli.config import Words
 from unziplora_cli.job import BaseRecord
 from unziplora_cli.projects import manifest
+from unziplora_cli.projects.manifest import Artifact
 from unziplora_cli.sdxl.base import SDXL_ID
 
 # The hub's library warns about the HTTP library beneath it when it uploads large files.
@@ -40,11 +46,16 @@ def drawn(make_project) -> Path:
     """The project fox with a picture that says how it was made; returns its folder."""
     from unziplora_cli.images import save_png
 
-    folder = make_project("fox").folder
-    (folder / "images").mkdir()
-    parameters = {"prompts": {"full": "a fox on a beach"}, "base": {"id": "/home/me/secret.safetensors"}}
-    save_png(Image.new("RGB", (64, 64), "red"), folder / "images/one.png", parameters)
-    return folder
+    project = make_project("fox")
+    (project.folder / "images").mkdir()
+    parameters = {
+        "command": "content",
+        "prompts": {"content": "a fox on a beach"},
+        "adapters": {"content": project.manifest.artifact("content").sha256},
+        "base": {"id": "/home/me/secret.safetensors"},
+    }
+    save_png(Image.new("RGB", (64, 64), "red"), project.folder / "images/one.png", parameters)
+    return project.folder
 
 
 def test_dry_run_writes_the_folder_without_network(unziplora, hub, drawn, tmp_path):
@@ -95,11 +106,78 @@ def test_parameters_of_the_wrong_type_fall_back_to_the_projects_prompt(
 ):
     info = PngInfo()
     info.add_text("unziplora", json.dumps(parameters))
-    Image.new("RGB", (64, 64)).save(drawn / "images/one.png", pnginfo=info)
-    completed = unziplora("push", "fox", "me/fox", "--dry-run", "--out", tmp_path / "out")
+    Image.new("RGB", (64, 64)).save(tmp_path / "one.png", pnginfo=info)
+    options = ("--image", tmp_path / "one.png", "--out", tmp_path / "out")
+    completed = unziplora("push", "fox", "me/fox", "--dry-run", *options)
     assert completed.code == 0
     prompt = manifest.read(drawn).job.prompts.full
     assert f"![{prompt}](images/1.png)" in (tmp_path / "out/README.md").read_text()
+
+
+def test_only_images_of_this_project_alone_are_published(unziplora, drawn, make_project, tmp_path):
+    """Not a sheet, not what another project or a former version of this one took part in."""
+    from unziplora_cli.images import save_png
+
+    fox, rose = manifest.read(drawn), make_project("rose").manifest
+    own = {role: fox.artifact(role).sha256 for role in ("content", "style")}
+    others = [
+        {
+            "command": "combine",
+            "adapters": {"content": own["content"], "style": rose.artifact("style").sha256},
+        },
+        {"command": "content", "adapters": {"content": rose.artifact("content").sha256}},
+        {"command": "content", "adapters": {"content": "0" * 64}, "projects": {"content": "fox"}},
+        {"command": "cross", "projects": {"content": "fox"}},
+        {"adapters": {}},
+        {"adapters": ["content"]},
+    ]
+    for number, parameters in enumerate(others):
+        save_png(Image.new("RGB", (64, 64), "blue"), drawn / f"images/other-{number}.png", parameters)
+    both = {"command": "combine", "prompts": {"full": "both"}, "adapters": own}
+    save_png(Image.new("RGB", (64, 64), "lime"), drawn / "images/both.png", both)
+    assert unziplora("push", "fox", "me/fox", "--dry-run", "--out", tmp_path / "out").code == 0
+    widget = front((tmp_path / "out/README.md").read_text())["widget"]
+    assert sorted(image["text"] for image in widget) == ["a fox on a beach", "both"]
+
+
+def test_no_image_publishes_no_image_nor_thumbnail(unziplora, drawn, tmp_path):
+    tensors = {"layer.up": torch.ones(2, 2)}
+    file = drawn / "content.safetensors"
+    save_file(tensors, file, {"modelspec.thumbnail": "data:image/jpeg;base64,AAAA", "modelspec.title": "fox"})
+    save_file(tensors, drawn / "style.safetensors")
+    save_file(tensors, drawn / "merge.safetensors")
+    record = manifest.read(drawn)
+    artifacts = tuple(Artifact.of(drawn, a.role, a.path, a.format, a.rank) for a in record.artifacts)
+    manifest.write(drawn, replace(record, artifacts=artifacts))
+    out = tmp_path / "out"
+    assert unziplora("push", "fox", "me/fox", "--dry-run", "--no-picture", "--out", out).code == 0
+    assert sorted(bytes_of(out)) == sorted([*WEIGHTS, "README.md"])
+    with safe_open(out / "fox_content.safetensors", "pt") as published:
+        assert published.metadata()["modelspec.title"] == "fox"
+        assert "modelspec.thumbnail" not in published.metadata()
+        assert torch.equal(published.get_tensor("layer.up"), tensors["layer.up"])
+    assert "widget" not in front((out / "README.md").read_text())
+
+
+def test_dry_run_into_the_working_folder(unziplora, drawn, tmp_path, monkeypatch):
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    assert unziplora("push", "fox", "me/fox", "--dry-run", "--out", ".").code == 0
+    assert sorted(path.name for path in Path().iterdir()) == sorted([*WEIGHTS, "README.md", "images"])
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_card_of_the_built_in_base_says_what_it_is_not_for(unziplora, make_project, tmp_path):
+    make_project("fox", base=BaseRecord("mini", "builtin", "mini", hash="0" * 64))
+    assert unziplora("push", "fox", "me/fox", "--dry-run", "--out", tmp_path / "out").code == 0
+    card = (tmp_path / "out/README.md").read_text()
+    assert "A trial, not for SDXL" in card
+    assert "unziplora import fox_content.safetensors fox_style.safetensors --base mini" in card
+    assert "ComfyUI, A1111, Forge, InvokeAI and SDXL cannot use them" in card
+    assert "models/loras" not in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    ast.parse(code)
+    assert str(resources.mini_base()) not in card
 
 
 def test_dry_run_leaves_other_hidden_folders_alone(unziplora, drawn, tmp_path):
@@ -201,7 +279,7 @@ def test_published_files_contain_no_local_paths(unziplora, two_projects, tiny_ba
 
 
 def test_user_text_is_neither_markup_nor_metadata(unziplora, make_project, tmp_path):
-    nasty = Words('fox"\nlicense: mit', "[ink](http://x.org) | *bold* <b>")
+    nasty = Words('fox"\nlicense: mit', "[ink](http://x.org) | *bold* <b> $$x$$ {{ 7 * 7 }} www.y.org &lt;")
     project = make_project("fox", words=nasty)
     prompts = replace(project.job.prompts, content='a "fox": #1\n- x', full='a `fox` \\ "ink"')
     make_project("rose", words=nasty, prompts=prompts)
@@ -212,7 +290,9 @@ def test_user_text_is_neither_markup_nor_metadata(unziplora, make_project, tmp_p
     assert metadata["instance_prompt"] == prompts.content
     links = re.findall(r"(?<!\\)\]\((.*?)\)", card)
     assert [link for link in links if not link.startswith("images/")] == ["https://arxiv.org/abs/2412.04465"]
-    assert "<b>" not in card.replace("\\<b\\>", "")
+    body = MarkdownIt("gfm-like", {"linkify": False}).render(card.split("---\n", 2)[2])
+    assert "&lt;b&gt; $$x$$ {{ 7 * 7 }} www.y.org &amp;lt;" in body
+    assert not re.search(r"(?<!\\)(\$\$|:(?=//x)|www(?=\.))", card.split("```")[0].split("---\n", 2)[2])
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     (drawn,) = (node.args[0].value for node in ast.walk(ast.parse(code)) if called(node, "pipe"))
     assert drawn == prompts.full

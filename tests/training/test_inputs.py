@@ -9,6 +9,7 @@ from PIL import Image
 
 from tests.training.conftest import run_training
 from unziplora_cli.config import Prompts
+from unziplora_cli.errors import UsageError
 from unziplora_cli.training import inputs
 from unziplora_cli.training.events import TrainResult
 from unziplora_cli.training.inputs import InputCache
@@ -67,3 +68,22 @@ def test_cache_encodes_an_image_that_was_not_pending(
     first, second = (learn(request, input_cache) for request in two_requests)
     assert first.losses != second.losses
     assert second.losses == learn(two_requests[1]).losses
+
+
+def test_class_images_are_read_before_anything_else(
+    make_request: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every format, without hidden files; an unusable one is refused before a model is loaded."""
+    folder = tmp_path / "classes"
+    folder.mkdir()
+    names = ["a.webp", "b.psd", "c.heic", "d.JPG"]
+    for name in [*names, "._a.png", ".DS_Store", "notes.txt", "e.png"]:
+        (folder / name).write_bytes(b"no image")
+    (folder / "sub.png").mkdir()
+    settings = {"prior_content": str(folder), "prior_content_prompt": "a photo", "prior_images": 9}
+    request = make_request(tmp_path / "fox", steps=8, **settings)
+    assert [path.name for path in inputs.class_image_files(request.config, "content")] == [*names, "e.png"]
+    for name in ("load_text_encoders", "generate"):
+        monkeypatch.setattr(inputs, name, lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(UsageError, match=r"a\.webp is not an image"):
+        learn(request)

@@ -74,10 +74,17 @@ def push(
     image: Annotated[
         list[Path] | None,
         typer.Option(
-            help="An image for the model card; may be repeated. Default: the project's newest images.",
+            help="An image for the model card; may be repeated. Default: the newest that this project alone "
+            "generated.",
             show_default=False,
         ),
     ] = None,
+    no_image: Annotated[
+        bool,
+        typer.Option(
+            "--no-image", "--no-picture", help="Publish no image, nor thumbnails in the LoRA files."
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write the folder that would be uploaded; upload nothing.")
     ] = False,
@@ -91,7 +98,7 @@ def push(
     """Publish a project on the Hugging Face hub.
 
     Uploads both LoRAs, the merge weights, images and a model card. The LoRA files contain a thumbnail of the
-    training image.
+    training image, unless --no-image is given.
     """
     from unziplora_cli.workflows.publish import PushRequest, write_folder
     from unziplora_cli.workflows.publish import push as run
@@ -100,7 +107,10 @@ def push(
     store = session.store()
     if out is not None and not dry_run:
         raise UsageError("--out is only used by --dry-run.", Remedy("Add", settings={"dry_run": True}))
-    request = PushRequest(store.open(project), repository, private, license, tuple(image) if image else None)
+    if image and no_image:
+        raise UsageError("--image and --no-image exclude each other.", Remedy("Give one of them."))
+    images = tuple(image) if image else None
+    request = PushRequest(store.open(project), repository, private, license, images, pictures=not no_image)
     if dry_run:
         result = write_folder(request, store, out or Path(repository.split("/")[1]))
     else:

@@ -14,6 +14,7 @@ from torch import Tensor
 from unziplora_cli.accel.device import empty_cache, limit_threads
 from unziplora_cli.config import GenerateConfig, Prompts, TrainConfig
 from unziplora_cli.errors import ProjectError, Remedy, UsageError
+from unziplora_cli.image_formats import has_image_ending
 from unziplora_cli.images import load_image
 from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.sdxl.base import BaseRef, predicts_velocity
@@ -33,8 +34,6 @@ from unziplora_cli.training.destyle import DestyleConditioning, plain_prompt
 from unziplora_cli.training.events import Event, Notice, Phase, Progress
 from unziplora_cli.training.noise import PRIOR_STREAMS, derive_seed
 from unziplora_cli.training.request import TrainRequest
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +78,9 @@ def prepare_inputs(
         yield Phase("read images", _names(request))
         pixels.append((yield from _read_images(request.images, request.config)))
         destyled.append((yield from _read_images(request.destyled, request.config)))
+        for branch in class_prompts(request.config):
+            for path in class_image_files(request.config, branch):
+                load_image(path)  # an unusable one is refused before anything is generated or encoded
         if class_prompts(request.config) and accelerator.is_local_main_process:
             yield from generate_missing_class_images(
                 request.base, request.config, device=device, dtype=dtype, vae=request.job.vae
@@ -293,11 +295,7 @@ def class_image_files(config: TrainConfig, branch: str) -> list[Path]:
 
 def image_files(folder: Path) -> list[Path]:
     """The images in a folder, by name, without hidden files."""
-    return [
-        file
-        for file in sorted(folder.iterdir())
-        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
-    ]
+    return [file for file in sorted(folder.iterdir()) if has_image_ending(file) and file.is_file()]
 
 
 def _class_pixels(config: TrainConfig, branch: str) -> list[Tensor]:

@@ -7,7 +7,9 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unziplora_cli import files
 from unziplora_cli.errors import ModelError, ProjectError, Remedy, UsageError
@@ -15,19 +17,27 @@ from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.report.html import CardImage, ModelCard, render_card
 from unziplora_cli.workflows.report import newest_images
 
+if TYPE_CHECKING:
+    from unziplora_cli.images import ImageParameters
+
 MAX_IMAGES = 4
 """How many of the project's generated images the card shows by default."""
 
 
 @dataclass(frozen=True)
 class PushRequest:
-    """What to publish, and where; ``images`` are those of the card (default: the project's newest)."""
+    """What to publish, and where.
+
+    ``images`` are those of the card; by default the newest that this project alone generated. ``pictures``
+    False publishes no image at all, not even the thumbnails in the LoRA files.
+    """
 
     project: Project
     repository: str
     private: bool = False
     license: str | None = None
     images: Sequence[Path] | None = None
+    pictures: bool = True
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.repository):
@@ -79,15 +89,18 @@ def write_folder(request: PushRequest, store: ProjectStore, folder: Path) -> Pus
         raise UsageError(
             f"{folder} already exists.", Remedy("Choose an empty folder", settings={"out": None})
         )
-    folder = folder.absolute()
+    folder = folder.resolve()
     files.check_writable(folder.parent)
     with files.write_errors(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with files.temporary_folder(folder.parent) as temporary:
             names = _write(request, store, temporary)
-            if folder.exists():
-                folder.rmdir()
-            temporary.rename(folder)
+            if folder.exists():  # it may be the working folder, which must stay
+                for path in temporary.iterdir():
+                    path.rename(folder / path.name)
+                files.fsync(folder)
+            else:
+                temporary.rename(folder)
             files.fsync(folder.parent)
     return PushResult(None, folder, names)
 
@@ -105,13 +118,18 @@ def _write(request: PushRequest, store: ProjectStore, folder: Path) -> tuple[str
     for artifact in project.manifest.artifacts:
         if artifact.path.endswith(".safetensors"):
             weights[artifact.role] = f"{project.name}_{artifact.role}.safetensors"
-            shutil.copyfile(project.path(artifact.role), folder / weights[artifact.role])
-    paths = newest_images(project)[:MAX_IMAGES] if request.images is None else request.images
+            copy = shutil.copyfile if request.pictures else _copy_without_thumbnail
+            copy(project.path(artifact.role), folder / weights[artifact.role])
+    paths: Sequence[Path] = ()
+    if request.pictures:
+        own = (path for path in newest_images(project) if own_parameters(project, path))
+        paths = tuple(islice(own, MAX_IMAGES)) if request.images is None else request.images
     images = [
-        _copy_image(path, folder, f"images/{number}.png", project.job.prompts.full)
+        _copy_image(path, folder, f"images/{number}.png", project)
         for number, path in enumerate(paths, start=1)
     ]
-    (folder / "README.md").write_text(render_card(_card(request, weights, images)), encoding="utf-8")
+    card = render_card(_card(request, weights, images))
+    (folder / "README.md").write_bytes(card.encode(errors="replace"))
     return tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
 
 
@@ -129,20 +147,43 @@ def _card(request: PushRequest, weights: dict[str, str], images: Sequence[CardIm
         files={role: weights[role] for role in ("content", "style") if role in weights},
         merge_file=weights.get("merge"),
         rank=lora.rank if lora else None,
-        base=Path(job.base.id).name if job.base.kind in ("folder", "file") else job.base.id,
+        base=re.split(r"[\\/]", job.base.id)[-1] if job.base.kind in ("folder", "file") else job.base.id,
         base_id=job.base.id if job.base.kind == "hub" else None,
+        builtin=job.base.kind == "builtin",
         fp16=job.base.id == SDXL_ID,
         license=request.license,
         images=images,
     )
 
 
-def _copy_image(source: Path, folder: Path, name: str, default_prompt: str) -> CardImage:
+def own_parameters(project: Project, path: Path) -> ImageParameters:
+    """The parameters of an image that the present LoRAs of this project alone generated; else empty."""
+    from unziplora_cli.images import read_parameters
+
+    try:
+        parameters = read_parameters(path)
+    except UsageError:
+        return {}
+    used = parameters.get("adapters", {})
+    own = {artifact.role: artifact.sha256 for artifact in project.manifest.artifacts}
+    return parameters if used and all(own.get(role) == sha256 for role, sha256 in used.items()) else {}
+
+
+def _copy_without_thumbnail(source: Path, target: Path) -> None:
+    from unziplora_cli.adapters.tensors import read_tensors, write_tensors
+
+    tensors, metadata = read_tensors(source)
+    metadata.pop("modelspec.thumbnail", None)
+    write_tensors(target, tensors, metadata)
+
+
+def _copy_image(source: Path, folder: Path, name: str, project: Project) -> CardImage:
     """Save the pixels without metadata, which may name folders of this machine."""
     from unziplora_cli.images import load_image, read_parameters
 
-    image = load_image(source).image
-    prompt = read_parameters(source).get("prompts", {}).get("full") or default_prompt
+    image, parameters = load_image(source).image, read_parameters(source)
+    kind, default = parameters.get("command", ""), project.job.prompts.full
+    prompt = parameters.get("prompts", {}).get(kind if kind in ("content", "style") else "full", default)
     (folder / name).parent.mkdir(exist_ok=True)
     image.save(folder / name, format="PNG")
     return CardImage(name, prompt)
