@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +25,12 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.separation import classification, rows
-from benchmarks.separation.destyle import destyle_all
+from benchmarks.separation.destyle import destyle_all, redrawn
 from benchmarks.separation.generation import generate_images, reconstruction_errors
 from benchmarks.separation.methods import ImageRequest, Method, Trained, image_requests
 from benchmarks.separation.scenes import Sample, reference_embeddings, render_photos, samples
 from benchmarks.separation.stack import Stack, StackedJob
-from benchmarks.separation.tables import markdown, sheet
+from benchmarks.separation.tables import by_style, markdown, sheet
 from unziplora_cli import resources
 from unziplora_cli.evaluation.scorers import Classifier
 from unziplora_cli.paths import set_openmp_wait_policy
@@ -78,6 +78,9 @@ class Bench:
             self._texts[prompt] = (embeddings.tokens, embeddings.pooled)
         return self._texts[prompt]
 
+    def _drawn(self) -> tuple[list[Callable[[], np.ndarray]], ...]:
+        return [sample.image for sample in self.images], [sample.photo for sample in self.images]
+
     def stack(self, jobs: Sequence[StackedJob]) -> Stack:
         """A new stack of trainings, before its first step."""
         unet = load_unet(self.base, device=self.device, dtype=self.dtype)
@@ -85,6 +88,13 @@ class Bench:
         if any(job.config.destyle_images for job in jobs):
             args = (self.latents[:, 0], self.text, ids, self.dtype)
             destyled = destyle_all(unet, self.alphas, jobs, *args)
+            others = [index for index, job in enumerate(jobs) if job.source != "inversion"]
+            if others:
+                pixels = [torch.from_numpy(np.stack([draw() for draw in drawn])) for drawn in self._drawn()]
+                images, photos = (p.permute(0, 3, 1, 2).to(self.device) / 127.5 - 1 for p in pixels)
+                made = redrawn([jobs[index] for index in others], images, photos)
+                latents = torch.cat([encode_latents(self.vae, image[None]).mean for image in made])
+                destyled[others] = latents[:, None].to(self.device)
         return Stack(unet, jobs, self.latents, self.text, ids, self.alphas, self.dtype, destyled)
 
 
@@ -280,6 +290,7 @@ def main() -> None:
                 )
     named = [next(iter(results)), *(method.name for method in methods if method.name in results)]
     text = markdown({name: results[name] for name in named})
+    text += "\n" + by_style(bench.images, {name: results[name] for name in named if name.startswith("ours")})
     print(text)
     if args.out:
         (args.out / "table.md").write_text(text)

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.separation.stack import StackedJob
+from unziplora_cli import resources
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.events import run
 from unziplora_cli.sdxl.text import Conditioning, predict_noise_merged
 from unziplora_cli.training.destyle import DestyleConditioning, destyle, fresh_noise, plain_prompt
+from unziplora_cli.training.destyler import MiniDestyler
 
 
 @torch.no_grad()
@@ -27,7 +29,8 @@ def destyle_all(
 ) -> Tensor:
     """Latents [jobs, destyled images, channels, h, w] from ``images`` [samples, channels, h, w].
 
-    Trainings without destyled images get zeros; all others must ask for the same number.
+    Trainings without destyled images, or whose destyled images have another source, get zeros; all others
+    must ask for the same number.
     """
     count = max(job.config.destyle_images for job in jobs)
     device = images.device
@@ -68,11 +71,33 @@ def destyle_all(
     return latents
 
 
+def redrawn(jobs: Sequence[StackedJob], images: Tensor, photos: Tensor) -> Tensor:
+    """The destyled image of every job with another source, [jobs, 3, h, w] in [-1, 1]; else zeros.
+
+    ``images`` and ``photos`` [samples, 3, h, w] are the training images and photos of the same individuals.
+    """
+    samples = torch.tensor([job.sample for job in jobs], device=images.device)
+    chosen = torch.tensor([job.source == "destyler" for job in jobs], device=images.device)
+    photo = torch.tensor([job.source == "photo" for job in jobs], device=images.device)
+    result = photos[samples] * photo[:, None, None, None]
+    if chosen.any():
+        destyler = MiniDestyler.load(resources.destyler()).to(images.device)
+        colors = torch.tensor([_told(destyler, job) for job in jobs], device=images.device)
+        for at in chosen.nonzero()[:, 0].split(64):
+            result[at] = destyler(images[samples[at]], colors[at])
+    return result
+
+
+def _told(destyler: MiniDestyler, job: StackedJob) -> list[int]:
+    words = job.features[:2] if job.features else ("", None)
+    return [destyler.colors.index(word) if word else destyler.unknown for word in words]
+
+
 def _group_by_settings(jobs: Sequence[StackedJob]) -> dict[TrainConfig, list[int]]:
     """The indices of the jobs with equal destyling settings, by the configuration of the first of them."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, job in enumerate(jobs):
-        if job.config.destyle_images:
+        if job.config.destyle_images and job.source == "inversion":
             settings = {
                 name: value for name, value in asdict(job.config).items() if name.startswith("destyle")
             }

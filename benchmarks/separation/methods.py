@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Literal
 
+from PIL import Image
+
 from benchmarks.separation.scenes import Sample
-from benchmarks.separation.stack import StackedJob
+from benchmarks.separation.stack import Source, StackedJob
+from recipes.mini.scene import MARKS
 from unziplora_cli.config import Prompts, TrainConfig, Words, resolve
+from unziplora_cli.evaluation.reader import read_image
 from unziplora_cli.prompts import make_prompts
 
+Features = tuple[str, str | None, str]
+"""Colour of the body, colour of the marking (None: unknown or none) and marking of an individual."""
 Kind = Literal["none", "pair", "one", "two", "blocks"]
 CONTENT_BLOCK, STYLE_BLOCK = "up_blocks.0.attentions.0.", "up_blocks.0.attentions.1."
 """The blocks that B-LoRA trains (Frenkel et al., arXiv 2403.14572)."""
@@ -40,6 +47,10 @@ class Method:
     style_prompt: str = "a {subject} in {style} style"
     token_prompt: bool = False
     """Use B-LoRA's own training prompt, which is only the rare token."""
+    source: Source = "inversion"
+    """Where the destyled images come from."""
+    described: Literal["", "read", "true"] = ""
+    """Colours and marking in the destyle prompt or for the destyler: as the reader reads them, or true."""
 
     def config(self, seed: int) -> TrainConfig:
         """The settings of one training."""
@@ -54,7 +65,12 @@ class Method:
             case "none":
                 return ()
             case "pair":
-                return (StackedJob(sample.number, config, prompts),)
+                features = self.features(sample)
+                if features and self.source == "inversion":
+                    described = prompts.content.replace(sample.subject, phrase(sample.subject, features))
+                    prompt = config.destyle_prompt.replace("{content}", described)
+                    config = replace(config, destyle_prompt=prompt)
+                return (StackedJob(sample.number, config, prompts, source=self.source, features=features),)
             case "one":
                 return (_single_lora(sample, config, prompts.full),)
             case "two":
@@ -62,6 +78,16 @@ class Method:
             case "blocks":
                 text = "a monadikos" if self.token_prompt else prompts.full
                 return (replace(_single_lora(sample, config, text), blocks=(CONTENT_BLOCK, STYLE_BLOCK)),)
+
+    def features(self, sample: Sample) -> Features | None:
+        """What is said of the individual; None without a description."""
+        match self.described:
+            case "read":
+                return read_features(sample)
+            case "true":
+                who = sample.scene.individual
+                return who.color, who.second_color if who.marking in MARKS else None, who.marking
+        return None
 
     def prompts(self, sample: Sample) -> Prompts:
         """The three training prompts."""
@@ -71,6 +97,22 @@ class Method:
     def style_text(self, subject: str, style: str) -> str:
         """The style prompt for ``subject`` in ``style``."""
         return self.style_prompt.format(subject=subject, style=style)
+
+
+def phrase(subject: str, features: Features) -> str:
+    """The subject with its features, as in "orange fox with white dots"; unknown ones are left out."""
+    color, second, marking = features
+    if second and marking in MARKS:
+        return f"{color} {subject} with {second} {MARKS[marking]}".strip()
+    return " ".join(word for word in (color, marking, subject) if word)
+
+
+@cache
+def read_features(sample: Sample) -> Features:
+    """Colours and marking as the reader names them in the training image; what it is not sure of is empty."""
+    fields = read_image(Image.fromarray(sample.image()))
+    color, second, marking = (fields.get(name, ("",))[0] for name in ("color", "second_color", "marking"))
+    return color, second or None, marking
 
 
 def _single_lora(sample: Sample, config: TrainConfig, text: str) -> StackedJob:

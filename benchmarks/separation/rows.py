@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.separation.methods import Method
 
-WITH_IMAGES = ("base alone", "DreamBooth-LoRA", "paper", "ours")
+WITH_IMAGES = ("ours, by inversion", "ours, by the destyler")
 """Methods whose images are saved."""
 RATES = (1e-4, 3e-4, 1e-3)
 LENGTHS = (200, 400, 800)
@@ -46,11 +46,32 @@ def with_rate(method: Method, rate: float, steps: int) -> Method:
 def tuning() -> list[Method]:
     """Every method with every learning rate and number of steps of the grid."""
     methods = [*baselines(), Method("B-LoRA token", "blocks", token_prompt=True)]
-    return [
+    grid = [
         replace(with_rate(method, rate, steps), name=f"{method.name} @ {rate:g} x {steps}")
         for steps in LENGTHS
         for rate in RATES
         for method in methods
+    ]
+    destyler = Method("ours, by the destyler", "pair", "mini", source="destyler")
+    changes: dict[str, dict[str, Any]] = {
+        "all timesteps": {"destyle_min_timestep": 0.0},
+        "content learning rate 2e-3": {"content_lr": 2e-3},
+    }
+    variants = [
+        replace(destyler, name=f"{destyler.name}, {name}", settings=settings)
+        for name, settings in changes.items()
+    ]
+    return [*ours(), *variants, *grid]
+
+
+def ours() -> list[Method]:
+    """Our default with each source of the destyled images."""
+    return [
+        Method("ours, by inversion", "pair", "mini"),
+        Method("ours, by inversion, described", "pair", "mini", described="read"),
+        Method("ours, by the destyler", "pair", "mini", source="destyler"),
+        Method("ours, by the destyler, true colours", "pair", "mini", source="destyler", described="true"),
+        Method("ours, true photos (ceiling)", "pair", "mini", source="photo"),
     ]
 
 
@@ -58,7 +79,7 @@ def ablations() -> list[Method]:
     """Our default with one setting changed."""
 
     def changed(name: str, **settings: Any) -> Method:
-        return Method(f"ours, {name}", "pair", "mini", settings)
+        return Method(f"changed: {name}", "pair", "mini", settings)
 
     return [
         changed("without destyled images", destyle_images=0, destyled_only=False),
@@ -88,7 +109,7 @@ def table() -> list[Method]:
     """The rows of the published table."""
     tuned = [with_rate(method, *TUNED[method.name]) for method in baselines()]
     published = Method("paper, at its own 5e-5 x 600", "pair")
-    return [Method("base alone", "none"), *tuned, published, Method("ours", "pair", "mini"), *ablations()]
+    return [Method("base alone", "none"), *tuned, published, *ours(), *ablations()]
 
 
 def quick() -> list[Method]:

@@ -31,7 +31,7 @@ CANDIDATES = 6
 POSES = 4
 """Rendered photos of every candidate."""
 PHOTO = STYLES[0]
-SEEDS = {"test": 31_415, "tune": 777, "quick": 4_711}
+SEEDS = {"test": 271_828, "tune": 777, "quick": 4_711}
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,10 @@ class Sample:
     def image(self) -> np.ndarray:
         """The training image, uint8 [128, 128, 3]."""
         return draw(self.scene, SIZE)
+
+    def photo(self) -> np.ndarray:
+        """A photo of the individual in the pose of the training image, before a plain background."""
+        return draw(replace(self.scene, style=PHOTO, context=""), SIZE)
 
 
 def samples(name: str, count: int) -> tuple[Sample, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +30,17 @@ from unziplora_cli.sdxl.attention import separate_prompts
 from unziplora_cli.sdxl.text import Conditioning, predict_noise
 from unziplora_cli.training.noise import CONTENT_PRIOR_STREAM, add_noise, step_noise
 
+Source = Literal["inversion", "destyler", "photo"]
+"""Where destyled images come from: the base, the small destyler, or a drawn photo of the individual."""
+
 
 @dataclass(frozen=True)
 class StackedJob:
     """One training of the stack: image ``sample`` with ``prompts``.
 
     ``branches`` are the LoRAs that learn; ``content`` alone is a plain LoRA. ``blocks`` limits the training
-    to layers whose names start with one of these.
+    to layers whose names start with one of these. ``features`` are the colours and the marking that the
+    destyler is told.
     """
 
     sample: int
@@ -43,6 +48,8 @@ class StackedJob:
     prompts: Prompts
     branches: tuple[str, ...] = BRANCHES
     blocks: tuple[str, ...] = ()
+    source: Source = "inversion"
+    features: tuple[str, str | None, str] | None = None
 
     @property
     def training_prompts(self) -> Prompts:

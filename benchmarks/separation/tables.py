@@ -38,6 +38,18 @@ def markdown(results: Mapping[str, Mapping[str, np.ndarray]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def by_style(samples: Sequence[Sample], results: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    """One row per method and style: the means of mean, cross, identity and marking."""
+    columns = ("mean", "cross", "scene", "identity", "marking")
+    lines = ["| method | style | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    for name, scores in results.items():
+        for style in dict.fromkeys(sample.style for sample in samples):
+            chosen = [number for number, sample in enumerate(samples) if sample.style == style]
+            cells = [_short(float(np.nanmean(scores[column][chosen]))) for column in columns]
+            lines.append(f"| {name} | {style} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def sheet(samples: Sequence[Sample], images: Mapping[tuple[str, int], Sequence[np.ndarray]]) -> Image.Image:
     """One row per sample: the training image, a rendered photo of the individual, then ``TILES``."""
     page = Image.new("RGB", ((len(TILES) + 2) * SIZE, len(samples) * SIZE), "white")

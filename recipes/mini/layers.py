@@ -31,21 +31,25 @@ class Layers:
         self.size = size
         self.unit = size / 128
         self.seed = scene.pose_seed
-        self.plain = not scene.context
         matrix, offset = placement(scene.pose_seed)
         front = [
             Part(p.role, p.points @ matrix.T + offset, p.line)
             for p in subject_parts(scene.individual, scene.pose_seed)
         ]
         marks = [points @ matrix.T + offset for points in marking_shapes(scene.individual)]
-        back = context_parts(scene.context, scene.pose_seed)
         self._front, self._solid = self._label(front)
-        self._back, self._back_solid = self._label(back)
         self.front_roles = ["", *(part.role for part in front)]
-        self.back_roles = ["", *(part.role for part in back)]
         self._mark(marks)
-        self.front_colors, self.back_colors = self._color(scene)
+        self.set_background(scene)
         self.front_tones = self._tone()
+
+    def set_background(self, scene: Scene) -> None:
+        """Put the subject before the background of ``scene``, which shows the same subject."""
+        self.plain = not scene.context
+        back = context_parts(scene.context, scene.pose_seed)
+        self._back, self._back_solid = self._label(back)
+        self.back_roles = ["", *(part.role for part in back)]
+        self.front_colors, self.back_colors = self._color(scene)
 
     def _label(self, parts: list[Part]) -> tuple[Image.Image, Image.Image]:
         side = self.size * SUPERSAMPLING
@@ -137,19 +141,29 @@ class Layers:
 
     def lines(self, width: float, *, details: bool = False) -> Array:
         """Strokes along the subject's parts; with ``details`` along markings and small details too."""
-        return self._trace(self._front if details else self._solid, width)
+        return self._trace(self.borders(details=details), width)
 
     def back_lines(self, width: float) -> Array:
         """Strokes along the background's parts, also behind the subject."""
-        return self._trace(self._back_solid, width)
+        return self._trace(self.back_borders(), width)
 
-    def _trace(self, labels: Image.Image, width: float) -> Array:
-        """A stroke ``width`` wide: the label map's borders, blurred and cut where that width is reached."""
+    def borders(self, *, details: bool = False) -> Array:
+        """The share of every pixel that lies on a border of two of the subject's parts, before blurring."""
+        return self._borders(self._front if details else self._solid)
+
+    def back_borders(self) -> Array:
+        """The same of the background's parts."""
+        return self._borders(self._back_solid)
+
+    def _borders(self, labels: Image.Image) -> Array:
         ids = np.asarray(labels)
         border = np.zeros(ids.shape, np.uint8)
         border[:, 1:] = ids[:, 1:] != ids[:, :-1]
         border[1:] |= ids[1:] != ids[:-1]
-        density = np.asarray(Image.fromarray(border * 255).reduce(SUPERSAMPLING), np.float32) / 255
+        return np.asarray(Image.fromarray(border * 255).reduce(SUPERSAMPLING), np.float32) / 255
+
+    def _trace(self, density: Array, width: float) -> Array:
+        """A stroke ``width`` wide: borders, blurred and cut where that width is reached."""
         sigma = width * 0.5
         soft = blur(density, sigma)
         peak = 1.12 / (SUPERSAMPLING * sigma * self.unit * np.sqrt(2 * np.pi))

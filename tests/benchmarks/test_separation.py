@@ -1,5 +1,6 @@
 """The separation benchmark trains as the program does, and its scores are correct."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,17 +9,20 @@ import torch
 from PIL import Image
 
 from benchmarks.separation import classification, rows
-from benchmarks.separation.destyle import destyle_all
+from benchmarks.separation.destyle import destyle_all, redrawn
 from benchmarks.separation.methods import ImageRequest, Method
 from benchmarks.separation.scenes import samples
 from benchmarks.separation.stack import Stack, StackedJob
+from recipes.mini.scene import MARKS
 from tests.jobs import make_job
-from unziplora_cli.config import Prompts, TrainConfig
+from unziplora_cli import resources
+from unziplora_cli.config import Prompts, TrainConfig, resolve
 from unziplora_cli.events import run
 from unziplora_cli.sdxl.base import resolve_base
 from unziplora_cli.sdxl.latents import crop_image, encode_latents
 from unziplora_cli.sdxl.load import alphas_cumprod, load_text_encoders, load_unet, load_vae
 from unziplora_cli.sdxl.text import encode, time_ids
+from unziplora_cli.training.destyler import MiniDestyler
 from unziplora_cli.training.engine import train
 from unziplora_cli.training.events import Event, StepDone
 from unziplora_cli.training.request import TrainRequest
@@ -158,3 +162,35 @@ def test_dreambooth_trains_one_lora_and_its_variant_two() -> None:
         f"a {sample.subject} in {sample.style} style",
     ]
     assert all(job.branches == ("content",) and job.config.start == "zero" for job in (*one, *two))
+
+
+def test_destyled_images_of_other_sources_are_photos_or_redrawn_in_the_colours_told(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    destyler = MiniDestyler(("red", "blue"), widths=(8, 16), size=16)
+    destyler.save(tmp_path)
+    monkeypatch.setattr(resources, "destyler", lambda: tmp_path)
+    images, photos = torch.rand(2, 3, 16, 16) * 2 - 1, torch.rand(2, 3, 16, 16) * 2 - 1
+    config, prompts = resolve("mini"), Prompts("full", "content", "style")
+    jobs = [
+        StackedJob(1, config, prompts),
+        StackedJob(1, config, prompts, source="photo"),
+        StackedJob(0, config, prompts, source="destyler"),
+        StackedJob(1, config, prompts, source="destyler", features=("blue", "red", "dotted")),
+    ]
+    made = redrawn(jobs, images, photos)
+    loaded = MiniDestyler.load(tmp_path)
+    assert torch.equal(made[0], torch.zeros_like(made[0]))
+    assert torch.equal(made[1], photos[1])
+    torch.testing.assert_close(made[2:3], loaded(images[:1]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(made[3:], loaded(images[1:], torch.tensor([[1, 0]])), rtol=1e-4, atol=1e-5)
+
+
+def test_a_described_row_names_colours_and_marking_in_the_destyle_prompt_alone():
+    (sample,) = samples("quick", 1)
+    (plain,), (told,) = (Method("m", "pair", "mini", described=d).jobs(sample) for d in ("", "true"))
+    who = sample.scene.individual
+    second = f" with {who.second_color} {MARKS[who.marking]}" if who.marking in MARKS else ""
+    expected = f"{who.color} {'' if second else who.marking + ' '}{who.subject}{second} in photo style"
+    assert told.config.destyle_prompt.endswith(expected)
+    assert replace(told.config, destyle_prompt=plain.config.destyle_prompt) == plain.config
+    assert told.prompts == plain.prompts
