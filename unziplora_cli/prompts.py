@@ -184,9 +184,9 @@ def _shortened(text: str) -> str:
 
 
 def split_features(text: str) -> tuple[str, ...]:
-    """The features in a list with commas, as "orange, white dots"; raises UsageError."""
+    """The features in a list with commas, as "orange, white dots", or "none"; raises UsageError."""
     features = (" ".join(feature.split()) for feature in check_text("features", text).split(","))
-    return tuple(dict.fromkeys(feature for feature in features if feature))
+    return tuple(dict.fromkeys(feature for feature in features if feature and feature != "none"))
 
 
 def make_prompts(

@@ -13,11 +13,16 @@ from unziplora_cli import resources
 from unziplora_cli.__main__ import run
 from unziplora_cli.config import Prompts, TrainConfig, Words, resolve
 from unziplora_cli.errors import ModelError, UsageError
+from unziplora_cli.evaluation.scorers import ImageScore
+from unziplora_cli.events import Notice
+from unziplora_cli.events import run as run_events
 from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.sdxl.base import BaseRef, resolve_base
 from unziplora_cli.training.destyle import plain_prompt
 from unziplora_cli.training.destyler import MiniDestyler
+from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.workflows import destyle
+from unziplora_cli.workflows.train import make_request
 
 PROMPTS = Prompts("a monadikos fox in ink style", "a monadikos fox", "a fox in ink style")
 WORDS = ("--subject=fox", "--style=watercolor")
@@ -184,14 +189,12 @@ def test_the_destyler_gets_the_colours_of_the_features() -> None:
 def test_the_destyler_redraws_each_crop_before_training(
     mini: BaseRef, destyler: Path, picture: Path, tmp_path: Path
 ) -> None:
-    from unziplora_cli.events import run as collect
     from unziplora_cli.images import load_image
     from unziplora_cli.sdxl.latents import crop_image
-    from unziplora_cli.workflows.train import make_request
 
     words = Words("fox", "watercolor")
     request = make_request("fox", (picture,), words, mini, resolve("mini", {"crops": 2}), features=("red",))
-    (done,) = collect(destyle.destyle_requests([request], tmp_path / "scratch"), lambda event: None)
+    (done,) = run_events(destyle.destyle_requests([request], tmp_path / "scratch"), lambda event: None)
     assert [image.file for image in done.job.destyled] == ["destyled/01.png", "destyled/02.png"]
     assert done.config.destyle == "model"
     pixels = crop_image(load_image(picture).image, 128, 2)
@@ -199,3 +202,85 @@ def test_the_destyler_redraws_each_crop_before_training(
     for path, photo in zip(done.destyled, photos, strict=True):
         written = crop_image(load_image(path).image, 128, 1)[0]
         assert (written - photo).abs().max() < 0.005  # half a level of 255
+
+
+class FakeScorer:
+    """Sees what it is told to see: subject, style and identity of each image in turn."""
+
+    subject, style, name, notes = "fox", "ink", "a scorer", ()
+
+    def __init__(self, *seen: tuple[str, str, float]) -> None:
+        self.scores = [ImageScore(subject, style, "", identity) for subject, style, identity in seen]
+
+    def score(self, images: list[Image.Image], prompts: list[str]) -> list[ImageScore]:
+        assert prompts == ["a photo of a fox"] * len(images)
+        return self.scores
+
+
+def best_of(request: TrainRequest, monkeypatch: pytest.MonkeyPatch, *seen: tuple[str, str, float]):
+    """Which of as many images are kept, and what is said about them."""
+    scorer = FakeScorer(*seen) if seen else None
+    monkeypatch.setattr(destyle, "find_scorer", lambda request, training: scorer)
+    images = [Image.new("RGB", (8, 8), (number, 0, 0)) for number in range(len(seen) or 5)]
+    events: list[object] = []
+    kept = run_events(destyle._best(request, images), events.append)
+    notices = [event for event in events if isinstance(event, Notice)]
+    return [image.getpixel((0, 0))[0] for image in kept], notices
+
+
+@pytest.fixture
+def edited(other: BaseRef, picture: Path, monkeypatch: pytest.MonkeyPatch) -> TrainRequest:
+    from unziplora_cli.training import edit
+
+    monkeypatch.setattr(edit, "find_editor", lambda spec: Path())
+    config = resolve("destyle", {"destyle": "edit", "destyle_images": 5})
+    return make_request("fox", (picture,), Words("fox", "ink"), other, config)
+
+
+def test_the_best_quarter_of_edited_images_is_kept(edited, monkeypatch) -> None:
+    seen = [("fox", "photo", 0.5), ("cat", "photo", 0.9), ("fox", "photo", 0.7)]
+    seen += [("fox", "ink", 1.0), ("fox", "photo", 0.6)]
+    assert best_of(edited, monkeypatch, *seen) == ([2, 4], [])
+
+
+def test_it_says_when_no_edited_image_is_good(edited, monkeypatch) -> None:
+    kept, (notice,) = best_of(edited, monkeypatch, *[("fox", "ink", 0.1), ("dog", "ink", 0.9)])
+    assert kept == [0]
+    assert "no edited image is a photo of the fox" in notice.text
+    assert {"destyle": "inversion"} in [remedy.settings for remedy in notice.remedies]
+
+
+def test_without_a_scorer_all_edited_images_are_kept(edited, monkeypatch) -> None:
+    kept, (notice,) = best_of(edited, monkeypatch)
+    assert kept == [0, 1, 2, 3, 4]
+    assert "not scored" in notice.text
+
+
+def test_one_editing_model_serves_all_trainings(edited, monkeypatch, tmp_path) -> None:
+    """It is loaded once, freed before the next model, and its seeds follow that of each training."""
+    from unziplora_cli.training import edit
+
+    log: list[object] = []
+
+    class FakeEditor:
+        def edit(self, image: Image.Image, text: str, side: int, seed: int) -> Image.Image:
+            log.append(seed)
+            return Image.new("RGB", (side, side), (seed, 0, 0))
+
+        def close(self) -> None:
+            log.append("closed")
+
+        @classmethod
+        def load(cls, spec: str, **options: object) -> "FakeEditor":
+            log.append("loaded")
+            return cls()
+
+    monkeypatch.setattr(edit, "ImageEditor", FakeEditor)
+    monkeypatch.setattr(destyle, "find_scorer", lambda request, training: None)
+    config = replace(edited.config, destyle_images=2, resolution=64, seed=7)
+    other = replace(edited, job=replace(edited.job, name="rose", settings=config))
+    first = replace(edited, job=replace(edited.job, settings=replace(config, seed=0)))
+    done = run_events(destyle.destyle_requests([first, other], tmp_path), lambda event: None)
+    assert log == ["loaded", 0, 1, 7, 8, "closed"]
+    assert [len(request.destyled) for request in done] == [2, 2]
+    assert done[0].job.destyled != done[1].job.destyled

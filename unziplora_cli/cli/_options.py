@@ -19,15 +19,19 @@ if TYPE_CHECKING:
 
 
 def config_options(
-    config: type, into: str = "settings"
+    config: type, into: str = "settings", only: Sequence[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add one option per field of `config` to a command.
+    """Add one option per field of `config` to a command, or `only` some fields or groups.
 
     The command receives the options that the user gave, as a dict in its parameter `into`. All others keep
     the value of the preset or the default of the field.
     """
     hints = get_type_hints(config)
-    options = [_parameter(field, plain_type(hints[field.name])) for field in fields(config)]
+    options = [
+        _parameter(field, plain_type(hints[field.name]))
+        for field in fields(config)
+        if not only or {field.name, field.metadata["group"]} & set(only)
+    ]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from unziplora_cli import __version__
-from unziplora_cli.cli import adapters, evaluate, generate, models, projects, publish, system, train
+from unziplora_cli.cli import adapters, describe, evaluate, generate, models, projects, publish, system, train
 from unziplora_cli.cli._output import Session
 from unziplora_cli.paths import check_environment, hub_is_offline, process_rank
 
@@ -48,6 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 train.register(app)
+describe.register(app)
 generate.register(app)
 system.register_demo(app)
 projects.register(app)

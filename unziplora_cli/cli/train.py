@@ -17,6 +17,16 @@ from unziplora_cli.cli._options import (
     unfinished_names,
 )
 from unziplora_cli.cli._output import ProgressDisplay, Session, format_duration, format_size
+from unziplora_cli.cli.describe import (
+    DESCRIBE,
+    DESCRIBER,
+    FEATURES,
+    STYLES,
+    SUBJECTS,
+    DescribeOptions,
+    GivenWords,
+    settle_words,
+)
 from unziplora_cli.cli.estimate import show_estimate
 from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, resolve
 from unziplora_cli.errors import ProjectError, Remedy, UsageError
@@ -48,22 +58,11 @@ def train(
             metavar="IMAGE...", help="Images to train on, one project per image.", show_default=False
         ),
     ] = None,
-    subject: Annotated[
-        list[str] | None,
-        typer.Option(help="Subject, one or two words (for example: fox); once, or once per image."),
-    ] = None,
-    style: Annotated[
-        list[str] | None,
-        typer.Option(help="Style, one or two words (for example: watercolor); once, or once per image."),
-    ] = None,
-    features: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Colors, markings and parts that distinguish the subject (orange, white dots), for destyled "
-            "images; once, or once per image.",
-            show_default=False,
-        ),
-    ] = None,
+    subject: Annotated[list[str] | None, SUBJECTS] = None,
+    style: Annotated[list[str] | None, STYLES] = None,
+    features: Annotated[list[str] | None, FEATURES] = None,
+    describe: Annotated[bool, DESCRIBE] = True,
+    describer: Annotated[str | None, DESCRIBER] = None,
     trigger: Annotated[
         str, typer.Option(help="Rare word that stands for this particular subject.")
     ] = "monadikos",
@@ -123,7 +122,7 @@ def train(
     settings: dict[str, Any] | None = None,
 ) -> None:
     """Learn a content LoRA and a style LoRA from one image."""
-    from unziplora_cli.prompts import make_prompts, make_words, prompt_notes, split_features
+    from unziplora_cli.prompts import make_prompts, prompt_notes
     from unziplora_cli.workflows.train import make_request, read_sources
 
     session: Session = ctx.obj
@@ -153,36 +152,36 @@ def train(
         return
     done = set() if force else _done(store, names)
     replacing = [project in done or _may_replace(session, store, project, force=force) for project in names]
-    words = [
-        make_words(
-            _word(session, subject, i, len(groups), "subject", "Subject, one or two words", group[0]),
-            _word(session, style, i, len(groups), "style", "Style, one or two words", group[0]),
-            trigger,
-        )
-        for i, group in enumerate(groups)
-    ]
-    given = {"full": full_prompt, "content": content_prompt, "style": style_prompt}
-    for note in prompt_notes(*given.values(), validation_prompt):
-        session.output.warning(note)
-    prompts = [make_prompts(group_words, None, given) for group_words in words]
-    validation = [
-        None if validation_prompt is None else make_prompts(group_words, validation_prompt)
-        for group_words in words
-    ]
     check_settings(TrainConfig, settings or {})
     if preset is not None:
         resolve(preset, settings or {})
     model = find_base(session, base)
     config = resolve(preset or preset_for(model, settings), settings or {})
+    settled = settle_words(
+        session,
+        [group[0] for group in groups],
+        model,
+        GivenWords(subject, style, features, trigger),
+        DescribeOptions(describe, describer, device),
+        ask_features=config.destyle_images > 0,
+    )
+    given = {"full": full_prompt, "content": content_prompt, "style": style_prompt}
+    for note in prompt_notes(*given.values(), validation_prompt):
+        session.output.warning(note)
+    prompts = [make_prompts(one.words, None, given) for one in settled]
+    validation = [
+        None if validation_prompt is None else make_prompts(one.words, validation_prompt) for one in settled
+    ]
     requests = [
         make_request(
             names[i],
             group,
-            words[i],
+            settled[i].words,
             model,
             config,
             sources=sources[i],
-            features=split_features(_one_of(features, i, len(groups), "features") or ""),
+            features=settled[i].features,
+            description=settled[i].description,
             prompts=prompts[i],
             validation=validation[i],
             vae=vae,
@@ -325,38 +324,6 @@ def _may_replace(session: Session, store: "ProjectStore", name: str, *, force: b
             Remedy("Choose another name", settings={"name": "NAME"}),
         )
     return True
-
-
-def _word(
-    session: Session, given: list[str] | None, index: int, count: int, flag: str, question: str, image: Path
-) -> str:
-    """The subject or style of one image: given, or typed on a terminal."""
-    if (word := _one_of(given, index, count, flag)) is not None:
-        return word
-    if not session.output.can_ask:
-        raise UsageError(
-            f"The {flag} of {image.name} is not given.",
-            Remedy(
-                "Name it in one or two words",
-                settings={flag: "fox" if flag == "subject" else "watercolor"},
-            ),
-        )
-    from unziplora_cli.projects.names import slugify
-
-    guess = slugify(image.stem).replace("-", " ").replace("_", " ") if flag == "subject" else None
-    return session.output.ask(f"{question} ({image.name})", guess)
-
-
-def _one_of(given: list[str] | None, index: int, count: int, flag: str) -> str | None:
-    """The value of an option for one image: the only one, or that of the image."""
-    if not given:
-        return None
-    if len(given) not in (1, count):
-        raise UsageError(
-            f"{flag} is given {len(given)} times for {count} {'image' if count == 1 else 'images'}.",
-            Remedy("Give it once, or once per image in the same order."),
-        )
-    return given[index if len(given) > 1 else 0]
 
 
 def _summary(finished: "TrainedProject") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,10 @@ class ImageEditor:
         diffusers.utils.logging.set_verbosity_error()
         diffusers.utils.logging.disable_progress_bar()
         try:
-            pipeline = getattr(diffusers, name).from_pretrained(
-                folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
-            )
+            with warnings.catch_warnings(action="ignore"):  # newer diffusers renamed torch_dtype
+                pipeline = getattr(diffusers, name).from_pretrained(
+                    folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+                )
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # any library that a pipeline consists of may raise anything
@@ -110,7 +112,7 @@ def find_editor(spec: str | None) -> Path:
         folder = snapshot.path
     index = folder / "model_index.json"
     name = read_json(index).get("_class_name") if index.is_file() else None
-    if name not in EDITORS:
+    if not isinstance(name, str) or name not in EDITORS:
         what = f"a {name}" if isinstance(name, str) else "not a pipeline of diffusers"
         raise ModelError(
             f"{spec} is {what}, not a model that edits images by instruction.",

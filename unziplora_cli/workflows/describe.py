@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from unziplora_cli.evaluation.describe import Describer
 
 
+UNNAMED_STYLE = "unnamed"
+"""The style of an image whose subject a describer names, but not its style, where nobody can be asked."""
+
+
 def describe(
     images: Sequence[Path], *, builtin: bool, describer: str | None = None, device: str = "auto"
 ) -> Generator[Event, None, list[Description]]:
@@ -57,7 +61,8 @@ def can_describe(*, builtin: bool, describer: str | None = None) -> bool:
 
 def compare(description: Description, words: Words, features: tuple[str, ...]) -> Description:
     """The description with the names of the fields that the user replaced."""
-    used = {"subject": words.subject, "style": words.style, "features": features}
+    style = words.style if words.style != UNNAMED_STYLE else description.style
+    used = {"subject": words.subject, "style": style, "features": features}
     changed = tuple(name for name, value in used.items() if getattr(description, name) != value)
     return replace(description, changed=changed)
 

@@ -13,6 +13,7 @@ from unziplora_cli import files, resources
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import Remedy, UsageError
 from unziplora_cli.events import Notice, Phase, Progress
+from unziplora_cli.prompts import with_article
 from unziplora_cli.training.request import DESTYLED, TrainRequest
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def _best(request: TrainRequest, images: list[Image.Image]) -> Generator[Event, 
         yield Notice(f"{request.job.name}: the edited images were not scored: DINOv2 and CLIP are not here.")
         return images
     yield Phase("score")
-    scores = scorer.score(images, [f"a photo of {words.subject}"] * len(images))
+    scores = scorer.score(images, [f"a photo of {with_article(words.subject)}"] * len(images))
     good = [(score.subject == scorer.subject) + (score.style == PHOTO) for score in scores]
     order = sorted(range(len(images)), key=lambda i: (-good[i], -scores[i].identity))
     best = order[: -(-len(images) // KEPT)]

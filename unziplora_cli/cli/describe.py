@@ -1,0 +1,292 @@
+"""describe and destyle: what a training will read off an image, and the images that content learns from."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unziplora_cli.cli._options import BASE, DEVICE, VAE, config_options, find_base
+from unziplora_cli.cli._output import ProgressDisplay, Session, Table
+from unziplora_cli.config import TrainConfig, Words, resolve
+from unziplora_cli.errors import ModelError, OutOfMemory, Remedy, UsageError
+
+if TYPE_CHECKING:
+    from unziplora_cli.job import Description
+    from unziplora_cli.sdxl.base import BaseRef
+
+PANEL = "Images"
+SUBJECTS = typer.Option(
+    "--subject", help="Subject, one or two words (for example: fox); once, or once per image."
+)
+STYLES = typer.Option(
+    "--style", help="Style, one or two words (for example: watercolor); once, or once per image."
+)
+FEATURES = typer.Option(
+    "--features",
+    help="Colors, markings and parts that distinguish the subject (orange, white dots), for destyled images; "
+    "once, or once per image.",
+    show_default=False,
+)
+DESCRIBE = typer.Option(
+    "--describe/--no-describe", help="Let a model propose the words that are not given.", show_default=False
+)
+DESCRIBER = typer.Option(
+    help="Vision-language model that proposes words: a Hugging Face id in the cache, or a folder; default: "
+    "mini's own reader, or the one of `models pull describer`.",
+    show_default=False,
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the program."""
+    app.command("describe", rich_help_panel=PANEL)(describe)
+    only = ("Destyling", "resolution", "crop", "crops", "precision", "seed")
+    app.command("destyle", rich_help_panel=PANEL)(config_options(TrainConfig, only=only)(destyle))
+
+
+def describe(
+    ctx: typer.Context,
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Images to describe.", show_default=False)
+    ],
+    describer: Annotated[str | None, DESCRIBER] = None,
+    base: Annotated[str | None, BASE] = None,
+    device: Annotated[str, DEVICE] = "auto",
+) -> None:
+    """Propose subject, style, features and surroundings of images."""
+    session: Session = ctx.obj
+    builtin = find_base(session, base).kind == "builtin"
+    descriptions = _run(session, images, builtin, describer, device)
+    rows = [
+        [
+            path.name,
+            description.subject,
+            description.style,
+            ", ".join(description.features),
+            description.surroundings,
+        ]
+        for path, description in zip(images, descriptions, strict=True)
+    ]
+    fields = ("by", "subject", "style", "features", "surroundings")
+    session.output.result(
+        {
+            "images": [
+                {"image": str(path), **{name: asdict(description)[name] for name in fields}}
+                for path, description in zip(images, descriptions, strict=True)
+            ]
+        },
+        table=Table(("image", "subject", "style", "features", "surroundings"), rows),
+        text=f"Described by {descriptions[0].by}.",
+    )
+
+
+def destyle(
+    ctx: typer.Context,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image to destyle.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the destyled images.", show_default=False)],
+    subject: Annotated[str | None, SUBJECTS] = None,
+    style: Annotated[str | None, STYLES] = None,
+    features: Annotated[str | None, FEATURES] = None,
+    describe: Annotated[bool, DESCRIBE] = True,
+    describer: Annotated[str | None, DESCRIBER] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of a preset or a .toml file; default: destyle, or mini on the built-in base.",
+            show_default=False,
+        ),
+    ] = None,
+    base: Annotated[str | None, BASE] = None,
+    vae: Annotated[str | None, VAE] = None,
+    device: Annotated[str, DEVICE] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace images in the folder.")] = False,
+    settings: dict[str, Any] | None = None,
+) -> None:
+    """Show the destyled images that a training would learn.
+
+    `train --destyle FOLDER` learns those that you keep.
+    """
+    from unziplora_cli.events import run
+    from unziplora_cli.workflows.destyle import preview
+    from unziplora_cli.workflows.train import make_request, read_sources
+
+    session: Session = ctx.obj
+    sources = read_sources([image])
+    model = find_base(session, base)
+    chosen = preset or ("mini" if model.kind == "builtin" else "destyle")
+    config = resolve(chosen, settings or {})
+    lists = [None if text is None else [text] for text in (subject, style, features)]
+    given = GivenWords(lists[0], lists[1], lists[2])
+    options = DescribeOptions(describe, describer, device)
+    (words,) = settle_words(session, [image], model, given, options, ask_features=True)
+    request = make_request(
+        "destyle",
+        [image],
+        words.words,
+        model,
+        config,
+        sources=sources,
+        features=words.features,
+        vae=vae,
+        device=device,
+    )
+    with ProgressDisplay(session.output, image.name) as display:
+        result = run(preview(request, out, force=force), display.event)
+    session.output.result(
+        {"way": result.way, "images": [str(path) for path in result.paths]},
+        text="\n".join(
+            [
+                *map(str, result.paths),
+                f"Delete those that are not this {words.words.subject} without its style. Next: "
+                f"unziplora train {image} --destyle {out}",
+            ]
+        ),
+    )
+
+
+# The words of a training
+
+
+@dataclass(frozen=True)
+class GivenWords:
+    """What the user gave for all images: one value, or one per image."""
+
+    subject: Sequence[str] | None = None
+    style: Sequence[str] | None = None
+    features: Sequence[str] | None = None
+    trigger: str | None = None
+
+
+@dataclass(frozen=True)
+class DescribeOptions:
+    """Whether and how to propose the words that were not given."""
+
+    enabled: bool = True
+    describer: str | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class SettledWords:
+    """The words of one image, and the description from which they were proposed."""
+
+    words: Words
+    features: tuple[str, ...]
+    description: "Description | None"
+
+
+def settle_words(
+    session: Session,
+    images: Sequence[Path],
+    base: "BaseRef",
+    given: GivenWords,
+    options: DescribeOptions,
+    *,
+    ask_features: bool,
+) -> list[SettledWords]:
+    """The words of each image: given, else proposed by a describer, which on a terminal can be corrected.
+
+    Raises UsageError for words that are neither given nor proposed, if there is no terminal to ask on.
+    """
+    from unziplora_cli.prompts import TRIGGER, make_words, split_features
+    from unziplora_cli.workflows.describe import UNNAMED_STYLE, compare
+
+    proposals = _proposals(session, images, base, given, options)
+    settled = []
+    for index, (image, proposal) in enumerate(zip(images, proposals, strict=True)):
+        subject, style, features = (
+            _one_of(getattr(given, name), index, len(images), name)
+            for name in ("subject", "style", "features")
+        )
+        taken = subject is None or style is None
+        if subject is None:
+            guess = proposal.subject if proposal else ""
+            subject = _word(session, image, "subject", guess, base, options)
+        if style is None:
+            guess = proposal.style if proposal else ""
+            if proposal and not guess and not session.output.can_ask:
+                guess = UNNAMED_STYLE
+            style = _word(session, image, "style", guess, base, options)
+        listed = split_features(features) if features is not None else proposal.features if proposal else ()
+        if features is None and listed and ask_features and session.output.can_ask:
+            question = f"Its features, or none ({image.name})"
+            listed = split_features(session.output.ask(question, ", ".join(listed)))
+        words = make_words(subject, style, given.trigger or TRIGGER)
+        if proposal and taken and not session.output.can_ask:
+            what = ", ".join([f"a {words.subject} in {words.style} style", *listed])
+            session.output.message(
+                f"{image.name}: {what}, says {proposal.by}. --subject, --style and --features replace this."
+            )
+        description = compare(proposal, words, listed) if proposal else None
+        settled.append(SettledWords(words, listed, description))
+    return settled
+
+
+def _proposals(
+    session: Session,
+    images: Sequence[Path],
+    base: "BaseRef",
+    given: GivenWords,
+    options: DescribeOptions,
+) -> "list[Description | None]":
+    """A description of each image if a word is missing and a describer is on this disk."""
+    from unziplora_cli.workflows.describe import can_describe
+
+    nothing: list[Description | None] = [None] * len(images)
+    if not options.enabled or (given.subject and given.style and options.describer is None):
+        return nothing
+    builtin = base.kind == "builtin"
+    if not can_describe(builtin=builtin, describer=options.describer):
+        return nothing
+    try:
+        return list(_run(session, images, builtin, options.describer, options.device))
+    except (ModelError, OutOfMemory) as error:
+        if options.describer is not None:
+            raise
+        session.output.warning(f"The image is not described. {error.message}")
+        return nothing
+
+
+def _run(
+    session: Session, images: Sequence[Path], builtin: bool, describer: str | None, device: str
+) -> "list[Description]":
+    from unziplora_cli.events import run
+    from unziplora_cli.workflows.describe import describe
+
+    with ProgressDisplay(session.output, "describe") as display:
+        return run(describe(images, builtin=builtin, describer=describer, device=device), display.event)
+
+
+def _word(
+    session: Session, image: Path, name: str, proposal: str, base: "BaseRef", options: DescribeOptions
+) -> str:
+    """The subject or style of one image: proposed, and on a terminal confirmed or typed."""
+    from unziplora_cli.projects.names import slugify
+
+    if session.output.can_ask:
+        file_name = slugify(image.stem).replace("-", " ").replace("_", " ") if name == "subject" else None
+        question = f"{name.capitalize()}, one or two words ({image.name})"
+        return session.output.ask(question, proposal or file_name)
+    if proposal:
+        return proposal
+    example = "fox" if name == "subject" else "watercolor"
+    pull = Remedy("Or let a model name it: first download it", "models pull", ("describer",))
+    raise UsageError(
+        f"The {name} of {image.name} is not given.",
+        Remedy("Name it in one or two words", settings={name: example}),
+        *([pull] if options.enabled and base.kind != "builtin" else []),
+    )
+
+
+def _one_of(given: Sequence[str] | None, index: int, count: int, name: str) -> str | None:
+    """The value of an option for one image: the only one, or that of the image."""
+    if not given:
+        return None
+    if len(given) not in (1, count):
+        raise UsageError(
+            f"{name} is given {len(given)} times for {count} {'image' if count == 1 else 'images'}.",
+            Remedy("Give it once, or once per image in the same order."),
+        )
+    return given[index if len(given) > 1 else 0]
