@@ -7,7 +7,7 @@ import pytest
 
 from unziplora_cli.config import Words, resolve, resolve_generate
 from unziplora_cli.evaluation import metrics as names
-from unziplora_cli.evaluation.diagnosis import RULES, SEPARATIONS, diagnose
+from unziplora_cli.evaluation.diagnosis import RULES, SEPARATIONS, diagnose, misreading
 from unziplora_cli.projects.manifest import ScoreRecord
 
 WORDS = Words("fox", "neon")
@@ -186,3 +186,17 @@ def test_lower_destyle_strength_is_advised_for_a_lost_individual(used: float, ad
     assert "individual fox" in summary
     assert ("destyle-strength" in advice[0]) == (advised is not None)
     assert advised is None or f"destyle-strength {advised}" in advice[0]
+
+
+@pytest.mark.parametrize(
+    ("seen", "subject", "says"),
+    [
+        ("rocket", "cat", "it sees a rocket"),
+        ("cat", "Cat", ""),
+        ("cat", "tabby cat", ""),
+        ("cat", "caterpillar", "it sees a cat"),
+        ("fire engine", "fire  engine", ""),
+    ],
+)
+def test_an_image_that_the_base_cannot_read_is_said(seen, subject, says):
+    assert (says in misreading(seen, subject)) if says else misreading(seen, subject) == ""

@@ -19,6 +19,7 @@ def test_classifier_names_the_sample_images(name):
         scorer = make_scorer(image, sample.subject.title(), sample.style)
         (score,) = scorer.score([image], [""])
     assert (scorer.subject, scorer.style, scorer.notes) == (sample.subject, sample.style, ())
+    assert scorer.seen == sample.subject
     assert (score.subject, score.style) == (sample.subject, sample.style)
     assert score.identity == pytest.approx(1.0, abs=1e-4)
 
@@ -34,7 +35,7 @@ def test_unknown_words_are_replaced_by_predicted_classes_with_a_note():
 def test_word_that_differs_from_the_prediction_is_kept_with_a_note():
     with Image.open(resources.samples()["fox"].image) as image:
         scorer = make_scorer(image, "teapot", "stained glass")
-    assert scorer.subject == "teapot"
+    assert (scorer.subject, scorer.seen) == ("teapot", "fox")
     assert len(scorer.notes) == 1
     assert "may be wrong" in scorer.notes[0]
 

@@ -13,7 +13,7 @@ from unziplora_cli.config import ComputeConfig, GenerateConfig, Words, resolve
 from unziplora_cli.errors import AdapterError, ProjectError
 from unziplora_cli.evaluation import metrics as names
 from unziplora_cli.evaluation.prompts import EvaluationConfig
-from unziplora_cli.events import Event, Progress, run
+from unziplora_cli.events import Event, Notice, Progress, run
 from unziplora_cli.job import BaseRecord
 from unziplora_cli.method.inject import adapted_projections
 from unziplora_cli.method.lora import LoRAWeights
@@ -143,3 +143,13 @@ def test_damaged_weights_are_refused_and_nothing_is_written(fox, store):
         evaluate_now(request(project), store)
     assert manifest.read(project.folder).evaluation is None
     assert not (project.folder / SHEET).exists()
+
+
+def test_a_misread_image_is_said_before_anything_is_measured(fox, store):
+    words = Words("cat", "stained glass")
+    project, events = fox(0.0), []
+    store.update(project, replace(project.manifest, job=replace(project.job, words=words)))
+    result = evaluate_now(request(project), store, events.append)
+    assert isinstance(events[0], Notice)
+    assert "it sees a fox" in events[0].text
+    assert result.evaluation.diagnosis.startswith(events[0].text)

@@ -66,14 +66,17 @@ class Output:
         self,
         data: Mapping[str, Any],
         *,
+        lead: str = "",
         text: str = "",
         table: Table | Sequence[Table] | None = None,
     ) -> None:
-        """Print the result of a command: `data` with --json, otherwise the tables and the text."""
+        """Print the result of a command: `data` with --json, otherwise the lead, the tables and the text."""
         if self.json:
             self._envelope({"ok": True, "result": data})
             return
         console = self.console(stderr=False)
+        if lead:
+            print_text(console, lead)
         for item in [table] if isinstance(table, Table) else table or ():
             _print_table(console, item)
         if text:

@@ -62,8 +62,8 @@ def evaluate(
             "evaluation": asdict(evaluation),
             "sheet": str(result.sheet) if result.sheet else None,
         },
-        table=(columns_table(evaluation), scores_table(evaluation, explain=session.output.verbose)),
-        text="\n".join([evaluation.diagnosis, *(f"- {advice}" for advice in evaluation.advice)]),
+        lead="\n".join([evaluation.diagnosis, *(f"- {advice}" for advice in evaluation.advice), ""]),
+        table=(scores_table(evaluation, explain=session.output.verbose), columns_table(evaluation)),
     )
     for note in evaluation.notes:
         session.output.message(note)

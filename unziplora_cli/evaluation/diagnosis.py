@@ -114,7 +114,7 @@ def diagnose(scores: Sequence[ScoreRecord], training: Mapping[str, Scalar], word
     rules = [rule for rule in RULES if rule.applies(evidence)]
     problems = [rule.problem(evidence) for rule in rules]
     advice = tuple(
-        f"{problem[0].upper()}{problem[1:]}: {rule.advice(evidence)}."
+        f"{problem[0].upper()}{problem[1:].partition(' (')[0]}: {rule.advice(evidence)}."
         for problem, rule in zip(problems, rules, strict=True)
     )
     listed = "; ".join(problems)
@@ -128,6 +128,16 @@ def diagnose(scores: Sequence[ScoreRecord], training: Mapping[str, Scalar], word
     if all(rule.minor for rule in rules):
         return Diagnosis(f"Content and style were separated, but {listed}.", advice)
     return Diagnosis(f"Content and style were not separated: {listed}.", advice)
+
+
+def misreading(seen: str, subject: str) -> str:
+    """What to know first where the scorer sees another subject in the training image; else empty."""
+    if seen.lower() in subject.lower().split() or seen.lower() == " ".join(subject.lower().split()):
+        return ""
+    return (
+        f"This base cannot read the image: it sees a {seen}, where the subject is {subject!r}. "
+        "It learns little from such an image, and the scores below say little."
+    )
 
 
 def _retrain(*settings: str) -> str:
@@ -198,12 +208,15 @@ RULES = (
         ),
     ),
     Rule(
-        lambda evidence: "style leaks into content",
+        lambda evidence: (
+            f"style leaks into content (the {evidence.words.subject} alone still looks like "
+            f"{evidence.words.style})"
+        ),
         lambda evidence: evidence.leaked(metrics.STYLE_LEAKED),
         _shorter("content_lr", "content-strength 0.7", separate=True),
     ),
     Rule(
-        lambda evidence: f"the {evidence.words.subject} leaks into style",
+        lambda evidence: f"the {evidence.words.subject} leaks into style (other subjects turn into it)",
         lambda evidence: evidence.leaked(metrics.SUBJECT_LEAKED),
         _shorter("style_lr", "style-strength 0.7", separate=True),
     ),

@@ -54,12 +54,14 @@ class Scorer(Protocol):
 
     Attributes:
         subject, style: the scorer's names for those of the training image.
+        seen: the subject that the scorer sees in the training image; another one if it cannot read the image.
         notes: what a person should know about these names.
     """
 
     name: str
     subject: str
     style: str
+    seen: str
     notes: tuple[str, ...]
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[ImageScore]:
@@ -76,6 +78,7 @@ class ClassifierScorer:
         self._classifier = Classifier.load(folder)
         predictions, self._identity = self._classifier.predict(_pixels(training))  # [images, 64]
         names = self._classifier.class_names(predictions)[0]
+        self.seen = names["subject"]
         self.subject, subject_notes = self._resolve("subject", words.subject, names["subject"])
         self.style, style_notes = self._resolve("style", words.style, names["style"])
         self.notes = (*subject_notes, *style_notes)
@@ -231,6 +234,7 @@ class ClipScorer:
             "": "a picture on a plain background",
             **{context: f"a picture taken {context}" for context in CONTEXTS},
         }
+        self.seen = self._nearest(self._clip[:1], self._subjects)[0]
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[ImageScore]:
         """Score each image."""

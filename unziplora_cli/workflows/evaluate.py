@@ -13,7 +13,7 @@ from unziplora_cli import files, resources
 from unziplora_cli.config import ComputeConfig, GenerateConfig, Prompts
 from unziplora_cli.errors import AdapterError, ProjectError, Remedy
 from unziplora_cli.evaluation.prompts import EvaluationConfig
-from unziplora_cli.events import Event, Phase
+from unziplora_cli.events import Event, Notice, Phase
 from unziplora_cli.job import now
 from unziplora_cli.projects.manifest import BlockColumns, Evaluation, Manifest, ScoreRecord
 from unziplora_cli.projects.store import Project, ProjectStore
@@ -86,7 +86,7 @@ def evaluate(request: EvaluationRequest, store: ProjectStore) -> Generator[Event
     project is in use or has no training image or weights, ModelError, AdapterError, OutOfMemory.
     """
     from unziplora_cli.adapters.columns import count_columns, group_by_block, read_columns
-    from unziplora_cli.evaluation.diagnosis import diagnose
+    from unziplora_cli.evaluation.diagnosis import diagnose, misreading
     from unziplora_cli.evaluation.metrics import denoising_scores, weight_scores
     from unziplora_cli.evaluation.scorers import missing_encoders
 
@@ -103,20 +103,24 @@ def evaluate(request: EvaluationRequest, store: ProjectStore) -> Generator[Event
         )
         loras = AdapterCache().branches(GenerateSpec(request.base, request.generation, project, project))
         training = _training_images(project)
+        missing = () if request.base.kind == "builtin" else missing_encoders()
+        scorer = None if missing else _scorer(request, project, training)
+        misread = misreading(scorer.seen, record.job.words.subject) if scorer else ""
+        if misread:
+            yield Notice(misread)
         results = yield from _measure_denoising(request, project, loras, training)
         measured = denoising_scores(results)
         _check_finite(measured, project)
-        missing = () if request.base.kind == "builtin" else missing_encoders()
         scored = _ImageEvaluation()
-        if not missing:
-            scored = yield from _score_images(request, project, loras, training)
+        if scorer is not None:
+            scored = yield from _score_images(request, project, loras, training, scorer)
         layers = read_columns(loras)
         scores = (*scored.scores, *measured, *weight_scores(layers))
         settings = asdict(record.job.settings) if record.job.settings else {}
         diagnosis = diagnose(scores, settings, record.job.words)
         evaluation = Evaluation(
             created=now(),
-            diagnosis=diagnosis.summary,
+            diagnosis=f"{misread} {diagnosis.summary}".strip(),
             advice=diagnosis.advice,
             scores=tuple(map(_rounded, scores)),
             columns=tuple(
@@ -213,14 +217,18 @@ def _measure_denoising(
 
 
 def _score_images(
-    request: EvaluationRequest, project: Project, loras: LoRAPair, training: Sequence[Image.Image]
+    request: EvaluationRequest,
+    project: Project,
+    loras: LoRAPair,
+    training: Sequence[Image.Image],
+    scorer: Scorer,
 ) -> Generator[Event, None, _ImageEvaluation]:
     """Generate images for every purpose, with the LoRAs and with the base alone, and score them."""
     from unziplora_cli.evaluation.metrics import image_scores
     from unziplora_cli.evaluation.prompts import evaluation_prompts
     from unziplora_cli.sdxl.generate import GeneratedImage
 
-    scorer, words, config = _scorer(request, project, training), project.job.words, request.config
+    words, config = project.job.words, request.config
     excluded = f"{scorer.subject} {words.subject.lower()}".split()
     prompts = evaluation_prompts(words, scorer.subject, excluded, config.count, config.seed)
     requests = [*_image_requests(request, prompts, None), *_image_requests(request, prompts, loras)]

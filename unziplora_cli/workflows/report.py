@@ -15,6 +15,7 @@ from unziplora_cli.errors import AdapterError, ProjectError, Remedy, UsageError
 from unziplora_cli.job import Scalar, now
 from unziplora_cli.projects.store import Project
 from unziplora_cli.projects.verify import inside
+from unziplora_cli.workflows.evaluate import SHEET as EVALUATION_SHEET
 from unziplora_cli.workflows.generate import SHEET
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ def report(project: Project, out: Path | None = None, *, force: bool = False) ->
             "job": job,
             "words": job.words,
             "evaluation": record.evaluation,
+            "evaluation_sheet": _evaluation_sheet(project, notes),
             "images": images,
             "charts": _charts(project, notes),
             "maps": _block_maps(layers, training),
@@ -248,6 +250,16 @@ def _validation(project: Project, notes: list[str]) -> Iterator[ValidationStep]:
         )
         if images:
             yield ValidationStep(step, images)
+
+
+def _evaluation_sheet(project: Project, notes: list[str]) -> ReportImage | None:
+    """The sheet of the images that were generated for the evaluation."""
+    sheet = project.folder / EVALUATION_SHEET
+    if project.manifest.evaluation is None or not sheet.is_file():
+        return None
+    data = _data_uri(project, sheet, SHEET_SIDE, notes)
+    caption = "The images that were scored. Below each: its prompt, and what the scorer sees in it."
+    return ReportImage(data, caption, caption) if data else None
 
 
 def _data_uri(project: Project, path: Path, longest: int, notes: list[str]) -> DataURI | None:
