@@ -5,6 +5,7 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from unziplora_cli.errors import Remedy, UsageError
@@ -26,15 +27,22 @@ class Checked:
     """Checks the type and the range of every field of an instance; raises UsageError."""
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
+        hints = _hints(type(self))
         for entry in fields(self):  # type: ignore[arg-type]
-            value = check_value(entry.name, getattr(self, entry.name), hints[entry.name], entry.metadata)
-            object.__setattr__(self, entry.name, value)
+            value = getattr(self, entry.name)
+            if type(value) is not type(entry.default) or value != entry.default:
+                value = check_value(entry.name, value, hints[entry.name], entry.metadata)
+                object.__setattr__(self, entry.name, value)
+
+
+@cache
+def _hints(config: type) -> dict[str, Any]:
+    return get_type_hints(config)
 
 
 def check_settings(config: type, values: Mapping[str, Any]) -> None:
     """Check single values of a configuration before the others are known; raises UsageError."""
-    hints = get_type_hints(config)
+    hints = _hints(config)
     for entry in fields(config):
         if values.get(entry.name) is not None:
             check_value(entry.name, values[entry.name], hints[entry.name], entry.metadata)

@@ -302,7 +302,32 @@ def sha256(path: Path) -> str:
 
 def folder_size(folder: Path) -> int:
     """Bytes of all regular files below a folder; links are not followed."""
-    return sum((Path(root) / name).lstat().st_size for root, _, names in os.walk(folder) for name in names)
+    return measure(folder)[0]
+
+
+def measure(folder: Path) -> tuple[int, bool]:
+    """Bytes of all regular files below a folder, and whether there is a link among them."""
+    size, links = 0, False
+    for entry in walk(folder):
+        links = links or entry.is_symlink()
+        size += _entry_size(entry)
+    return size, links
+
+
+def walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
+    """Everything below a folder; links are not followed, and folders that cannot be read are passed over."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry
+            if entry.is_dir(follow_symlinks=False):
+                yield from walk(entry.path)
+
+
+def _entry_size(entry: os.DirEntry[str]) -> int:
+    try:
+        return 0 if entry.is_dir(follow_symlinks=False) else entry.stat(follow_symlinks=False).st_size
+    except OSError:  # deleted just now
+        return 0
 
 
 def escapes(path: Path, folder: Path) -> bool:
@@ -312,11 +337,9 @@ def escapes(path: Path, folder: Path) -> bool:
 
 def escaping_links(folder: Path) -> Iterator[str]:
     """The links below a folder that point outside of it, relative to the folder; none is followed."""
-    for root, folders, names in os.walk(folder):
-        for name in (*folders, *names):
-            path = Path(root, name)
-            if path.is_symlink() and escapes(path, folder):
-                yield path.relative_to(folder).as_posix()
+    for entry in walk(folder):
+        if entry.is_symlink() and escapes(Path(entry.path), folder):
+            yield Path(entry.path).relative_to(folder).as_posix()
 
 
 # Locks

@@ -229,9 +229,10 @@ def to_json(record: Any) -> bytes:
 
 
 def from_json(kind: type[T], data: object, where: str) -> T:
-    """A record from parsed JSON; raises ValueError that names the key, and UsageError for a wrong setting."""
+    """A record from JSON, as bytes or parsed; raises ValueError with the key, UsageError for a setting."""
+    text = data if isinstance(data, bytes) else json.dumps(data)
     try:
-        return cast(T, _adapter(cast(Any, kind)).validate_json(json.dumps(data)))
+        return cast(T, _adapter(cast(Any, kind)).validate_json(text))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])

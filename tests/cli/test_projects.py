@@ -3,6 +3,10 @@ import json
 
 import pytest
 
+from tests.jobs import make_job
+from unziplora_cli.files import locked
+from unziplora_cli.projects.unfinished import UnfinishedRecord, write_record, write_status
+
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
@@ -104,3 +108,19 @@ def test_a_home_that_is_a_file_is_one_clear_error(unziplora, tmp_path):
     completed = unziplora("--home", home, "list")
     assert completed.code == 3
     assert "Cannot use the home" in completed.message
+
+
+def test_a_running_training_is_listed_and_used_by_nobody(unziplora, isolated_home):
+    folder = isolated_home / "projects" / ".rose.unfinished"
+    folder.mkdir(parents=True)
+    write_record(folder, UnfinishedRecord(job=make_job(name="rose")))
+    write_status(folder, 160)
+    assert "unfinished, 0 of 600" in " ".join(unziplora("list").out.split())
+    with locked(isolated_home / "locks", "rose"):
+        assert "running, step 160 of 600" in " ".join(unziplora("list").out.split())
+        (training,) = unziplora("list", "--json").envelope["result"]["unfinished"]
+        assert (training["running_step"], training["steps"]) == (160, 600)
+        completed = unziplora("combine", "rose")
+        assert completed.code == 3
+        assert "'rose' is being trained, step 160 of 600." in completed.message
+        assert "--resume" not in completed.message

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -258,3 +259,79 @@ def test_questions_are_cleaned(monkeypatch):
     assert output.ask("Subject (\x1b[2J\n.png)") == "fox"
     assert output.confirm("Delete \u202ex?", instead=None)
     assert questions == ["Subject (\ufffd[2J .png)", "Delete \ufffdx?"]
+
+
+def table_lines(capsys, monkeypatch, columns, *rows):
+    from unziplora_cli.cli._output import Output
+
+    monkeypatch.setenv("COLUMNS", str(columns))
+    names = tuple(f"c{number}" for number in range(len(rows[0])))
+    Output().result({}, table=Table(names, rows))
+    return [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+
+
+def test_a_table_wraps_between_words(capsys, monkeypatch):
+    row = ["fox", "a red fox with a very long tail and small ears", "in watercolor", "2026-11-28", "4.9 kB"]
+    lines = table_lines(capsys, monkeypatch, 60, row)
+    assert max(map(len, lines)) <= 60
+    assert len(lines) > 3
+    assert all(word in line for word in ("fox", "2026-11-28") for line in lines[2:3])
+    words = " ".join(lines[2:]).split()
+    assert sorted(words) == sorted(" ".join(row).split())
+
+
+def test_a_table_cuts_words_only_if_nothing_else_helps(capsys, monkeypatch):
+    lines = table_lines(capsys, monkeypatch, 40, ["x" * 64, "2026-11-28"])
+    assert max(map(len, lines)) <= 40
+    assert "2026-11-28" in lines[2]
+    assert "".join(lines[2:]).count("x") == 64
+
+
+def test_wide_characters_count_twice(capsys, monkeypatch):
+    from rich.cells import cell_len
+
+    lines = table_lines(capsys, monkeypatch, 30, ["红狐红狐红狐红狐", "a b c d e f g h i j"], ["x", "y"])
+    assert max(map(cell_len, lines)) <= 30
+    assert len({cell_len(line.split("a")[0]) for line in lines if "a" in line}) == 1
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """A terminal of 40 columns."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    return stream
+
+
+def test_prose_wraps_between_words_and_a_command_stays_whole(terminal, monkeypatch):
+    from unziplora_cli.cli._output import Output
+
+    command = "unziplora models pull stabilityai/stable-diffusion-xl-base-1.0"
+    hint = f"Download the base model of this project again: {command}"
+    monkeypatch.setattr(sys, "stderr", terminal)
+    Output().error(ValueError(), "This is a message of more than forty characters.", hint, 1)
+    assert re.sub(r"\x1b\[\d*m", "", terminal.getvalue()).splitlines() == [
+        "Error: This is a message of more than",
+        "       forty characters.",
+        "  -> Download the base model of this",
+        "     project again:",
+        f"       {command}",
+    ]
+
+
+def test_the_users_token_of_any_length_is_masked(monkeypatch, tmp_path):
+    from unziplora_cli.cli._output import without_tokens
+
+    monkeypatch.setenv("HF_TOKEN", "abc")
+    assert without_tokens("bad token abc, not abcd") == "bad token ***, not abcd"
+    monkeypatch.setenv("HF_TOKEN", "")
+    (tmp_path / "token").write_text("short\n")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
+    assert without_tokens("https://hub/x?token=other&a=1 'short'") == "https://hub/x?token=***&a=1 '***'"

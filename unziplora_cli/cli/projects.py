@@ -31,14 +31,20 @@ def list_projects(ctx: typer.Context) -> None:
     projects, damaged = store.list()
     unfinished, damaged_trainings = store.all_unfinished()
     damaged += damaged_trainings
+    running = [store.running_step(training) for training in unfinished]
     data = {
         "projects": [
             {**_summary(project), "state": project.manifest.state, "steps_done": project.manifest.steps_done}
             for project in projects
         ],
         "unfinished": [
-            {**_summary(training), "steps_kept": training.step, "steps": training.job.config.steps}
-            for training in unfinished
+            {
+                **_summary(training),
+                "steps_kept": training.step,
+                "steps": training.job.config.steps,
+                "running_step": step,
+            }
+            for training, step in zip(unfinished, running, strict=True)
         ],
         "damaged": [{"name": folder.name, "reason": folder.reason} for folder in damaged],
     }
@@ -47,8 +53,12 @@ def list_projects(ctx: typer.Context) -> None:
         return
     rows = [_row(project, _steps(project)) for project in projects]
     rows += [
-        _row(training, f"unfinished, {training.step} of {training.job.config.steps}")
-        for training in unfinished
+        _row(
+            training,
+            f"{f'unfinished, {training.step}' if step is None else f'running, step {step}'} "
+            f"of {training.job.config.steps}",
+        )
+        for training, step in zip(unfinished, running, strict=True)
     ]
     rows += [[folder.name, "damaged", "", "", "", "", ""] for folder in damaged]
     columns = ("name", "subject", "style", "base", "steps", "created", "size")

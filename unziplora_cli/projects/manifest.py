@@ -187,7 +187,7 @@ def read_versioned(
     try:
         for step in range(schema, current):
             data = migrations[step](data)
-        return from_json(kind, data, path.stem)
+        return from_json(kind, text if schema == current else data, path.stem)
     except (ValueError, TypeError, RecursionError, UsageError) as error:
         raise ProjectError(f"{path} is damaged: {error}.") from error
 

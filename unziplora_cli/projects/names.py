@@ -24,6 +24,15 @@ def check_name(name: str) -> str:
     return name
 
 
+def is_name(name: str) -> bool:
+    """Whether the name is a valid project name."""
+    try:
+        check_name(name)
+    except UsageError:
+        return False
+    return True
+
+
 def slugify(text: str) -> str:
     """A valid name from any text, such as a file's stem: ``My Fox (1)`` becomes ``my-fox-1``."""
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()

@@ -3,23 +3,26 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
 from unziplora_cli import files
-from unziplora_cli.errors import ProjectError, Remedy
+from unziplora_cli.errors import ProjectError, Remedy, UsageError
+from unziplora_cli.files import InUse
 from unziplora_cli.job import Job
 from unziplora_cli.projects import manifest, verify
 from unziplora_cli.projects.folders import ProjectLayout, delete
 from unziplora_cli.projects.manifest import Manifest, Role
-from unziplora_cli.projects.names import check_name
+from unziplora_cli.projects.names import check_name, is_name
 from unziplora_cli.projects.unfinished import (
     CHECKPOINTS,
+    STATUS,
     Unfinished,
     UnfinishedRecord,
     has_record,
     read_record,
+    read_status,
     write_record,
 )
 from unziplora_cli.projects.verify import Verification, inside, refuse_links
@@ -33,6 +36,7 @@ class Project:
 
     folder: Path
     manifest: Manifest
+    bytes: int | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
@@ -58,7 +62,7 @@ class Project:
 
     def size(self) -> int:
         """Bytes of everything in the folder."""
-        return files.folder_size(self.folder)
+        return files.folder_size(self.folder) if self.bytes is None else self.bytes
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ class ProjectStore(ProjectLayout):
             for name in self.hidden("ready"):
                 self.settle(name)
             try:
-                return sorted(entry.name for entry in self.folder.iterdir() if _is_project_folder(entry))
+                folders = [entry.name for entry in self.folder.iterdir() if _is_folder(entry)]
+                return sorted(name for name in folders if is_name(name))
             except FileNotFoundError:
                 return []
 
@@ -105,18 +110,45 @@ class ProjectStore(ProjectLayout):
             try:
                 trainings.append(Unfinished(name, folder, read_record(folder)))
             except ProjectError as error:
-                damaged.append(Damaged(name, error.message))
+                if folder.exists():  # otherwise it was finished just now
+                    damaged.append(Damaged(name, error.message))
         return tuple(trainings), tuple(damaged)
 
     def list(self) -> tuple[tuple[Project, ...], tuple[Damaged, ...]]:
-        """All projects, and the damaged ones."""
+        """All projects, and the damaged ones; other folders are passed over."""
         projects, damaged = [], []
         for name in self.names():
+            folder = self.folder / name
             try:
-                projects.append(self.open(name))
+                size, links = files.measure(folder)
+                if links:
+                    refuse_links(folder)
+                projects.append(Project(folder, _named(manifest.read(folder), name), size))
             except ProjectError as error:
-                damaged.append(Damaged(name, error.message))
-        return tuple(projects), tuple(damaged)
+                if any(folder.glob("*.safetensors")) or os.path.lexists(folder / manifest.FILE_NAME):
+                    damaged.append(Damaged(name, error.message))
+        return tuple(projects), (*damaged, *self._misnamed())
+
+    def _misnamed(self) -> Iterator[Damaged]:
+        """Projects whose folder somebody renamed to what is no name."""
+        if not self.folder.is_dir():
+            return
+        for folder in sorted(self.folder.iterdir()):
+            if _is_folder(folder) and os.path.lexists(folder / manifest.FILE_NAME):
+                try:
+                    check_name(folder.name)
+                except UsageError as error:
+                    yield Damaged(folder.name, f"{error.message} Rename its folder.")
+
+    def running_step(self, training: Unfinished) -> int | None:
+        """The last step of a training that another process runs; None if it was cut off."""
+        try:
+            self.check_unused(training.name)
+        except InUse:
+            return read_status(training.folder) or training.step
+        except ProjectError:  # the locks cannot be used
+            pass
+        return None
 
     def open(self, name: str) -> Project:
         """The project of this name; raises ProjectError when it is unknown, damaged or links to outside."""
@@ -261,11 +293,18 @@ class ProjectStore(ProjectLayout):
         """The folder of an existing project, damaged or not; raises ProjectError."""
         self.settle(check_name(name))
         folder = self.folder / name
-        if _is_project_folder(folder):
+        if _is_folder(folder):
             return folder
         if folder.is_symlink():
             raise ProjectError(f"{folder} is a link; a project must be inside the home.")
         if self.place(name, "unfinished").is_dir():
+            training = self.unfinished(name)
+            step = None if training is None else self.running_step(training)
+            if training is not None and step is not None:
+                raise InUse(
+                    f"{name!r} is being trained, step {step} of {training.job.config.steps}.",
+                    Remedy("Wait until the training ends."),
+                )
             raise ProjectError(
                 f"The training of {name!r} is not finished.",
                 Remedy("Resume it", "train", settings={"resume": name}),
@@ -277,8 +316,7 @@ class ProjectStore(ProjectLayout):
     def _read(self, name: str) -> Project:
         folder = self.folder_of(name)
         inside(folder, manifest.FILE_NAME)
-        content = manifest.read(folder)
-        return Project(folder, replace(content, job=replace(content.job, name=name)))
+        return Project(folder, _named(manifest.read(folder), name))
 
     def _check_free(self, name: str, *, force: bool) -> None:
         folder = self.folder / name
@@ -313,6 +351,7 @@ class ProjectStore(ProjectLayout):
     def _leave(self, name: str) -> None:
         """Move the folder of a training to where its state belongs; the caller holds its lock."""
         folder = self.place(name, "unfinished")
+        (folder / STATUS).unlink(missing_ok=True)
         if (folder / manifest.FILE_NAME).exists():
             state = manifest.read(folder).state
             if state == "complete":
@@ -325,6 +364,13 @@ class ProjectStore(ProjectLayout):
             delete(folder)
 
 
+def _named(content: Manifest, name: str) -> Manifest:
+    """The manifest with the name of its folder, which somebody may have renamed."""
+    if content.job.name == name:
+        return content
+    return replace(content, job=replace(content.job, name=name))
+
+
 def _taken_by_training(name: str) -> ProjectError:
     return ProjectError(
         f"A training of {name!r} is not finished.",
@@ -333,5 +379,5 @@ def _taken_by_training(name: str) -> ProjectError:
     )
 
 
-def _is_project_folder(entry: Path) -> bool:
+def _is_folder(entry: Path) -> bool:
     return not entry.name.startswith(".") and entry.is_dir() and not entry.is_symlink()

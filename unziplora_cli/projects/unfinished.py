@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,6 +17,8 @@ from unziplora_cli.projects.manifest import read_versioned
 SCHEMA: Literal[2] = 2
 FILE_NAME, FORMER_FILE_NAME = "training.json", "plan.json"
 CHECKPOINTS = "checkpoints"
+STATUS = "status.txt"
+"""How many steps a running training has done; without meaning once nobody holds its lock."""
 _STEP = re.compile(r"step-([0-9]{6,})\.safetensors")
 
 
@@ -84,6 +87,22 @@ def read_record(folder: Path) -> UnfinishedRecord:
     except OSError as error:
         raise ProjectError(f"Cannot read {path}: {error.strerror}.") from error
     return read_versioned(UnfinishedRecord, text, path, SCHEMA, {1: _from_schema_1})
+
+
+def write_status(folder: Path, step: int) -> None:
+    """Note how far a running training is; a note that cannot be written is left out."""
+    with suppress(OSError):
+        temporary = folder / f"{STATUS}.partial"
+        temporary.write_text(str(step), encoding="ascii")
+        temporary.replace(folder / STATUS)
+
+
+def read_status(folder: Path) -> int | None:
+    """How far the running training in ``folder`` is, if it has noted that."""
+    try:
+        return int(files.read_bytes(folder / STATUS, limit=20))
+    except (OSError, ValueError):
+        return None
 
 
 def _from_schema_1(data: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import errno
 import os
 import platform
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -27,7 +28,13 @@ from unziplora_cli.paths import leave_process_group, process_count, process_rank
 from unziplora_cli.projects import manifest
 from unziplora_cli.projects.manifest import Artifact, Manifest
 from unziplora_cli.projects.store import Project, ProjectStore
-from unziplora_cli.projects.unfinished import CHECKPOINTS, UnfinishedRecord, read_record, write_record
+from unziplora_cli.projects.unfinished import (
+    CHECKPOINTS,
+    UnfinishedRecord,
+    read_record,
+    write_record,
+    write_status,
+)
 from unziplora_cli.prompts import make_prompts
 from unziplora_cli.training.request import DESTYLED, TrainRequest
 from unziplora_cli.workflows.destyle import choose_way, destyle_requests
@@ -61,6 +68,7 @@ class _Outcome:
     complete: bool = False
     destyled: tuple[SourceImage, ...] = ()
     step_times: list[float] = field(default_factory=list)
+    noted: float = 0.0  # when the progress was written last
 
 
 def read_sources(images: Sequence[Path], folder: str = "") -> tuple[SourceImage, ...]:
@@ -334,6 +342,9 @@ def _learn(
                 write_record(folder, replace(record, job=replace(record.job, destyled=outcome.destyled)))
             case StepDone():
                 outcome.step_times.append(event.seconds)
+                if training is not None and time.monotonic() - outcome.noted > 1:
+                    outcome.noted = time.monotonic()
+                    write_status(folder, event.step)
 
     outcome.result = yield from observe(run(request, input_cache), watch)
     outcome.complete = outcome.result.steps == request.config.steps
