@@ -9,6 +9,7 @@ from unziplora_cli.prompts import (
     normalise_style,
     normalise_subject,
     prompt_notes,
+    subject_of_file_name,
     with_article,
 )
 
@@ -268,3 +269,18 @@ def test_weights_and_networks_of_other_programs_are_removed_and_said():
 def test_words_of_a_former_project_are_not_changed():
     words = Words("a fox", "watercolor style")
     assert make_prompts(words).full == "a monadikos a fox in watercolor style style"
+
+
+@pytest.mark.parametrize(
+    ("stem", "subject"),
+    [
+        *(("fox", "fox"), ("Red_Fox (2)", "red fox"), ("my-dog-final", "my dog"), ("狐狸", "狐狸")),
+        *((stem, None) for stem in ("IMG_2034", "DSC01234", "PXL_20240101_1", "image", "Screenshot 12", "x")),
+        *(
+            (stem, None)
+            for stem in ("P1010034", "9f8e7d", "scan", "photo-1", "a" * 40, "2024-05-01", "WhatsApp Image")
+        ),
+    ],
+)
+def test_a_subject_is_guessed_from_the_file_name_unless_a_camera_made_it(stem, subject):
+    assert subject_of_file_name(stem) == subject

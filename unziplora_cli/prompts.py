@@ -92,6 +92,21 @@ def normalise_style(text: str) -> str:
     return _not_empty("style", _without_capital(text, of_single_word=False))
 
 
+def subject_of_file_name(stem: str) -> str | None:
+    """The subject that a file name suggests, such as "red fox" for "Red_Fox (2)"; None for "IMG_2034"."""
+    words = re.sub(r"[\W_]+", " ", unicodedata.normalize("NFC", stem)).strip()
+    words = re.sub(r"(?:\s+(?:\d+|copy|final|edit|edited))+$", "", words, flags=re.IGNORECASE)
+    is_camera = re.match(
+        r"(?:img|imgp|dsc\w?|dscn|dscf|pxl|mvimg|gopr|pic|photo|picture|image|screen ?shot|scan|untitled|"
+        r"download|unnamed|whatsapp|signal|p\d|pict)(?:[\s\d]|$)",
+        f"{words} ",
+        re.IGNORECASE,
+    )
+    if is_camera or len(words) > 30 or re.search(r"\d", words) or not re.search(r"[^\W\d]{2}", words):
+        return None
+    return words.lower() if words.isupper() or words.istitle() else words
+
+
 def with_article(noun: str) -> str:
     """The noun with "a" or "an", or without an article if it is a plural."""
     if _is_plural(noun):

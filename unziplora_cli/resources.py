@@ -3,6 +3,7 @@
 In a wheel the templates are inside the package; in a checkout they are beside it.
 """
 
+import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,13 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in template("presets").glob("*.toml"))
 
 
+def default_preset(base_kind: str, destyle: str | None = None) -> str:
+    """The preset of a base if the user names none: a way to destyle asks for all that goes with it."""
+    if base_kind == "builtin":
+        return "mini"
+    return "paper" if destyle in (None, "none") else "destyle"
+
+
 def mini_base() -> Path:
     """The folder of the built-in base, in the layout of a diffusers SDXL pipeline."""
     return _PACKAGE / "mini" / "base"
@@ -50,6 +58,18 @@ def reader() -> Path:
 def destyler() -> Path:
     """The folder of the network that redraws an image as a photo for the built-in base."""
     return _PACKAGE / "mini" / "destyler"
+
+
+MINI_DESCRIPTION = (
+    "mini is a trial model: it draws simple scenes at 128 px and trains in minutes on a CPU, but its LoRAs "
+    "fit no other base and no other program, such as ComfyUI."
+)
+
+
+def mini_subjects() -> tuple[str, ...]:
+    """The subjects that the built-in base can draw."""
+    names = json.loads((classifier() / "classifier.json").read_text(encoding="utf-8"))["names"]
+    return tuple(names["subject"])
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ SETTINGS = {
 @pytest.fixture(scope="session")
 def settings(tiny_base: Path) -> list[str]:
     """The options of a training of six steps on the tiny base."""
-    return [f"--{name}={value}" for name, value in {"base": tiny_base, **SETTINGS}.items()]
+    return [*(f"--{name}={value}" for name, value in {"base": tiny_base, **SETTINGS}.items()), "--no-sheet"]
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,14 @@
 """Every exception that ends a command gets a message, an exit code and a next step."""
 
 import errno
+import shlex
 from pathlib import Path
 
 import pytest
 
 from unziplora_cli.cli._errors import describe, hint, remedy_text
 from unziplora_cli.errors import ProjectError, Remedy
+from unziplora_cli.packages import install_command
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_every_exception_has_a_message_a_hint_and_a_code(error, message, hint, c
             "unziplora train fox.png --preset fast",
         ),
         (Remedy("Sign in", program="hf", command="auth login"), "Sign in: hf auth login"),
-        (Remedy("Install it", extra="bnb"), "Install it: pip install 'unziplora[bnb]'"),
+        (Remedy("Install it", extra="bnb"), f"Install it: {shlex.join(install_command('bnb'))}"),
     ],
 )
 def test_a_remedy_becomes_a_line_to_type(remedy, text):

@@ -12,13 +12,16 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from PIL import Image
 
 from unziplora_cli import resources
 from unziplora_cli.adapters.lora_file import read_lora
 from unziplora_cli.adapters.merge_weights import read_merge
 from unziplora_cli.cli import _output
+from unziplora_cli.errors import OutOfMemory
 from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.sdxl.base import BaseRef
+from unziplora_cli.sdxl.generate import GeneratedImage
 from unziplora_cli.training import callbacks, events, inputs
 
 WORDS = ("--subject=fox", "--style=watercolor")
@@ -97,6 +100,66 @@ def test_what_is_going_on_is_told_on_stderr_and_the_result_on_stdout(unziplora, 
     assert "step 6/6" in completed.err
     assert completed.out.startswith("fox: 6 steps in")
     assert "unziplora combine fox" in completed.out
+
+
+def test_a_training_ends_with_a_labelled_sheet(unziplora, photos, settings, isolated_home, monkeypatch):
+    """Also of several images and after --resume; the base is loaded once for all sheets."""
+    from unziplora_cli.workflows import sheet
+
+    requests = []
+
+    def generate(given, base, compute):
+        requests.append(given)
+        for request in given:
+            yield GeneratedImage(Image.new("RGB", (64, 64)), request, 0, {})
+
+    monkeypatch.setattr(sheet, "generate_requests", generate)
+    images = (photos / "fox.png", photos / "rose.jpg")
+    completed = unziplora("train", *images, *WORDS, *settings, "--sheet", "--json")
+    paths = [Path(project["sheet"]) for project in completed.envelope["result"]["projects"]]
+    assert paths == [isolated_home / "projects" / name / "sheet.png" for name in ("fox", "rose")]
+    for path in paths:
+        with Image.open(path) as image:
+            assert image.width > 4 * 256
+    (given,) = requests
+    assert [request.texts[0] for request in given] == [
+        "a monadikos fox",
+        "a house in watercolor style",
+        "a monadikos fox in watercolor style",
+    ] * 2
+    assert [request.branches.names for request in given[:3]] == [
+        ("content",),
+        ("style",),
+        ("content", "style"),
+    ]
+
+
+def test_a_training_is_complete_although_its_sheet_fails(unziplora, photos, settings, monkeypatch):
+    from unziplora_cli.workflows import sheet
+
+    def fail(*_: object) -> None:
+        raise OutOfMemory("Not enough memory.")
+
+    monkeypatch.setattr(sheet, "generate_requests", fail)
+    completed = unziplora("train", photos / "fox.png", *WORDS, *settings, "--sheet")
+    assert completed.code == 0
+    assert "there is no sheet: Not enough memory." in completed.message
+    assert "merge.safetensors" in completed.out
+    assert unziplora("verify", "fox").code == 0
+
+
+def test_settings_without_effect_are_named(unziplora, photos, settings):
+    options = (
+        "--lr-warmup-steps=2",
+        "--save-every=100",
+        "--destyle-strength=0.5",
+        "--validation-prompt=at night",
+    )
+    completed = unziplora("train", photos / "fox.png", *WORDS, *settings, *options)
+    assert completed.code == 0
+    for name in ("lr-warmup-steps", "save-every", "destyle-strength", "validation-prompt"):
+        assert f"Note: {name} has no effect: " in completed.err
+    assert completed.err.count("has no effect") == 4
 
 
 def test_quiet_says_nothing_but_the_result(unziplora, photos, settings):
@@ -209,11 +272,13 @@ def test_a_project_that_appears_meanwhile_is_not_replaced(
 def test_words_are_asked_for_with_the_file_name_as_a_hint(
     unziplora, photos, settings, isolated_home, on_terminal
 ):
-    on_terminal("", "pop art")
+    on_terminal("", "", "{style}", "in pop art style")
     completed = unziplora("train", photos / "rose.jpg", *settings)
     assert completed.code == 0
-    assert "Subject, one or two words (rose.jpg) [rose]:" in completed.err
-    assert "Style, one or two words (rose.jpg):" in completed.err
+    assert "Subject of rose.jpg, one or two words (for example: fox) [rose]:" in completed.err
+    assert completed.err.count("Style of rose.jpg, one or two words (for example: watercolor):") == 3
+    assert "The style is empty. It is how the image is made;" in completed.message
+    assert "The style '{style}' contains '{'" in completed.message
     words = ProjectStore(isolated_home).open("rose").job.words
     assert (words.subject, words.style) == ("rose", "pop art")
 
@@ -355,8 +420,8 @@ def test_a_training_on_a_real_terminal(photos, settings, isolated_home):
     os.close(ours)
     lines = on_screen(text.decode())
     assert process.returncode == 0, lines
-    assert any("Subject, one or two words (rose.jpg) [rose]:" in line for line in lines)
-    assert any("Style, one or two words (rose.jpg):" in line for line in lines)
+    assert any("Subject of rose.jpg, one or two words (for example: fox) [rose]:" in line for line in lines)
+    assert any("Style of rose.jpg, one or two words (for example: watercolor):" in line for line in lines)
     assert any("6/6" in line and "s/step" in line for line in lines)
     assert "Traceback" not in text.decode()
     bar = [line for line in lines if "s/step" in line or "\u2501" in line]

@@ -1,7 +1,6 @@
 """History files, the divergence check, and what trackers receive."""
 
 import csv
-import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +9,12 @@ import pytest
 import torch
 
 from tests.training.conftest import Parts
-from unziplora_cli.cli._errors import hint
-from unziplora_cli.errors import ProjectError, UsageError
+from unziplora_cli.errors import ProjectError
 from unziplora_cli.training.callbacks import (
     HISTORY_COLUMNS,
     DivergenceMonitor,
     HistoryRow,
     append_history,
-    check_tracker,
     merge_weight_curves,
     read_history,
     truncate_history,
@@ -103,14 +100,6 @@ def test_fp16_overflows_are_divergence_only_in_a_row() -> None:
     assert not any(feed(monitor, [math.nan] * 19 + [0.1]))
     last = feed(monitor, [math.nan] * 20)[-1]
     assert last == "The loss was NaN or infinite for 20 steps up to step 20."
-
-
-def test_missing_tracker_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    check_tracker("none")
-    with pytest.raises(UsageError, match="tensorboard") as caught:
-        check_tracker("tensorboard")
-    assert hint(caught.value) == "pip install 'unziplora[tensorboard]'"
 
 
 def test_merge_weight_curves_are_mean_and_minimum_of_each_block(make_parts: Callable[[], Parts]) -> None:

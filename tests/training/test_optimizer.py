@@ -34,18 +34,6 @@ def test_adamw_equals_torch_adamw() -> None:
         torch.testing.assert_close(a["params"][0], b["params"][0])
 
 
-@pytest.mark.parametrize(
-    ("name", "package", "extra"), [("adamw8bit", "bitsandbytes", "bnb"), ("prodigy", "prodigyopt", "prodigy")]
-)
-def test_missing_package_names_the_extra_to_install(
-    name: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UsageError, match=package) as caught:
-        build_optimizer(TrainConfig(optimizer=name), groups())
-    assert hint(caught.value) == f"pip install 'unziplora[{extra}]'"
-
-
 def test_prodigy_refuses_different_learning_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     with pytest.raises(UsageError, match=r"0\.01, 0\.02, 0\.03") as caught:

@@ -5,6 +5,7 @@ import shlex
 from typing import Any
 
 from unziplora_cli.errors import Interrupted, OutOfMemory, Remedy, UnziploraError
+from unziplora_cli.packages import install_command
 
 BUG = Remedy("This is a bug in unziplora or in a library. Show the traceback", settings={"verbose": True})
 DOCTOR = Remedy("Find out what is broken and how to fix it", command="doctor")
@@ -40,7 +41,7 @@ def hint(error: UnziploraError) -> str:
 def remedy_text(remedy: Remedy) -> str:
     """The advice of a remedy, followed by the command or the options to type, quoted for a POSIX shell."""
     if remedy.extra:
-        words = ["pip", "install", f"unziplora[{remedy.extra}]"]
+        words = install_command(remedy.extra)
     else:
         words = [remedy.program, *remedy.command.split()] if remedy.command else []
         words += [str(argument) for argument in remedy.arguments]

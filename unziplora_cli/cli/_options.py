@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from unziplora_cli import paths
-from unziplora_cli.checks import describe_range, plain_type
+from unziplora_cli import paths, resources
+from unziplora_cli.checks import plain_type
+from unziplora_cli.cli._help import HELP_ALL, setting_facts
 from unziplora_cli.cli._output import Session, notice_text
+from unziplora_cli.config import GenerateConfig, TrainConfig
 
 if TYPE_CHECKING:
     from unziplora_cli.projects.store import Project
@@ -27,8 +29,9 @@ def config_options(
     the value of the preset or the default of the field.
     """
     hints = get_type_hints(config)
+    has_preset = config in (TrainConfig, GenerateConfig)
     options = [
-        _parameter(field, plain_type(hints[field.name]))
+        _parameter(field, hints[field.name], "" if has_preset else setting_facts(field, hints[field.name]))
         for field in fields(config)
         if not only or {field.name, field.metadata["group"]} & set(only)
     ]
@@ -39,30 +42,37 @@ def config_options(
 
         @wraps(command)
         def with_settings(**arguments: Any) -> None:
+            arguments.pop("help_all", None)
             values = {option.name: arguments.pop(option.name) for option in options}
             arguments[into] = {name: value for name, value in values.items() if value is not None}
             command(**arguments)
 
         parameters = [
-            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*others, *options)
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in (*others, *options, *([_HELP_ALL] if has_preset else []))
         ]
         with_settings.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         with_settings.__annotations__ = {item.name: item.annotation for item in parameters}
+        if has_preset:
+            with_settings.preset_config = config  # type: ignore[attr-defined]
         return with_settings
 
     return decorate
 
 
-def _parameter(field: "Field[Any]", kind: type) -> inspect.Parameter:
+_HELP_ALL = inspect.Parameter(
+    "help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, HELP_ALL]
+)
+
+
+def _parameter(field: "Field[Any]", hint: Any, facts: str) -> inspect.Parameter:
     flag = "--" + field.name.replace("_", "-")
-    limits = field.metadata
-    notes = [_default_text(field.default), describe_range(limits) if kind in (int, float) else ""]
-    facts = "; ".join(note for note in notes if note)
+    limits, kind = field.metadata, plain_type(hint)
     choices = limits.get("choices", ())
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
-        help=f"{limits['help']} ({facts})" if facts else limits["help"],
-        metavar="|".join(choices) or None,
+        help=f"{limits['help'].removesuffix('.')} ({facts})." if facts else limits["help"],
+        metavar="NAME" if choices else None,
         autocompletion=model_names if field.name == "base" else _complete_from(choices),
         show_default=False,
         rich_help_panel=limits["group"],
@@ -77,14 +87,6 @@ def _parameter(field: "Field[Any]", kind: type) -> inspect.Parameter:
 
 def _complete_from(choices: Sequence[str]) -> Callable[[str], list[str]]:
     return lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
-
-
-def _default_text(default: object) -> str:
-    if isinstance(default, bool):
-        return "default: on" if default else "default: off"
-    if default is None or default == "":
-        return ""
-    return f"default: {default:g}" if isinstance(default, float) else f"default: {default}"
 
 
 def project_names(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -126,6 +128,13 @@ BASE = typer.Option(
     show_default=False,
     autocompletion=model_names,
 )
+
+
+def text_option(help: str) -> Any:
+    """An option without a default to show."""
+    return typer.Option(help=help, show_default=False)
+
+
 VAE = typer.Option(
     help="Another VAE: a folder or a Hugging Face id, such as madebyollin/sdxl-vae-fp16-fix.",
     show_default=False,
@@ -157,7 +166,5 @@ def project_base(session: Session, spec: str | None, projects: "Sequence[Project
 
 
 def preset_for(base: "BaseRef", settings: Mapping[str, Any] | None = None) -> str:
-    """The preset used if the user names none: a way to destyle asks for all that goes with it."""
-    if base.kind == "builtin":
-        return "mini"
-    return "paper" if (settings or {}).get("destyle") in (None, "none") else "destyle"
+    """The preset used if the user names none."""
+    return resources.default_preset(base.kind, (settings or {}).get("destyle"))

@@ -70,8 +70,12 @@ class Output:
         lead: str = "",
         text: str = "",
         table: Table | Sequence[Table] | None = None,
+        links: Sequence[Path] = (),
     ) -> None:
-        """Print the result of a command: `data` with --json, otherwise the lead, the tables and the text."""
+        """Print the result of a command: `data` with --json, otherwise the lead, the tables and the text.
+
+        On terminals, the paths in `links` are hyperlinks.
+        """
         if self.json:
             self._envelope({"ok": True, "result": data})
             return
@@ -81,7 +85,7 @@ class Output:
         for item in [table] if isinstance(table, Table) else table or ():
             _print_table(console, item)
         if text:
-            print_text(console, text)
+            print_text(console, text, links=links)
 
     def message(self, text: str) -> None:
         """Print one line about what is going on; --quiet silences it."""
@@ -125,7 +129,7 @@ class Output:
     def ask(self, question: str, default: str | None = None) -> str:
         """Ask for a text on the terminal; check `can_ask` before."""
         default = None if default is None else one_line(default)
-        answer: str = typer.prompt(one_line(question), default=default, err=True)
+        answer: str = typer.prompt(one_line(question), default=default, show_default=bool(default), err=True)
         return answer
 
     def console(self, *, stderr: bool = True) -> "Console":
@@ -251,7 +255,9 @@ _COMMAND = re.compile(r": (?=(?:unziplora|pip|pipx|uv|sudo|hf|'?/\S*python\d?'?)
 """Between a sentence and the command that it ends with."""
 
 
-def print_text(console: "Console", text: str, label: tuple[str, str] = ("", "")) -> None:
+def print_text(
+    console: "Console", text: str, label: tuple[str, str] = ("", ""), links: Sequence[Path] = ()
+) -> None:
     """Print text after a label in a style; on a terminal its lines wrap between words.
 
     A command that ends a line is printed unbroken, so that it can be copied.
@@ -270,7 +276,10 @@ def print_text(console: "Console", text: str, label: tuple[str, str] = ("", ""))
         lines += [f"  {words}" for words in command]
     for number, line in enumerate(lines):
         start = label if number == 0 else (indent, "")
-        console.print(Text.assemble(start, line), highlight=False, soft_wrap=True)
+        assembled = Text.assemble(start, line)
+        for path in links:  # OSC 8
+            assembled.highlight_words([str(path)], f"link {path.absolute().as_uri()}")
+        console.print(assembled, highlight=False, soft_wrap=True)
 
 
 def wrap(text: str, width: int) -> list[str]:
@@ -540,6 +549,6 @@ class ProgressDisplay:
                     f"style {event.style}, shared {event.shared} of {event.total}"
                 )
             case training.Validated(step, files):
-                self.message(f"{self.title}: validation images after step {step}: {files[-1].name}")
+                self.message(f"{self.title}: validation images after step {step}: {files[-1]}")
             case training.Saved(step, folder):
                 self.message(f"{self.title}: saved after step {step}: {folder.name}")

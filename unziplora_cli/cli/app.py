@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from unziplora_cli import __version__
 from unziplora_cli.cli import adapters, describe, evaluate, generate, models, projects, publish, system, train
+from unziplora_cli.cli._help import Program
 from unziplora_cli.cli._output import Session
 from unziplora_cli.paths import check_environment, hub_is_offline, process_rank
 
@@ -40,7 +41,7 @@ class RootGroup(TyperGroup):
                 formatter.write_dl(rows)
 
 
-app = typer.Typer(
+app = Program(
     name="unziplora",
     cls=RootGroup,
     help="Split one image into a content LoRA and a style LoRA, and recombine them.",

@@ -263,21 +263,36 @@ def _word(
     session: Session, image: Path, name: str, proposal: str, base: "BaseRef", options: DescribeOptions
 ) -> str:
     """The subject or style of one image: proposed, and on a terminal confirmed or typed."""
-    from unziplora_cli.projects.names import slugify
+    from unziplora_cli.prompts import normalise_style, normalise_subject, subject_of_file_name
 
-    if session.output.can_ask:
-        file_name = slugify(image.stem).replace("-", " ").replace("_", " ") if name == "subject" else None
-        question = f"{name.capitalize()}, one or two words ({image.name})"
-        return session.output.ask(question, proposal or file_name)
+    example, explanation = EXAMPLES[name]
+    question = f"{name.capitalize()} of {image.name}, one or two words (for example: {example})"
+    guess = proposal or (subject_of_file_name(image.stem) or "" if name == "subject" else "")
+    while session.output.can_ask:
+        answer = session.output.ask(question, guess)
+        try:
+            return normalise_subject(answer) if name == "subject" else normalise_style(answer)
+        except UsageError as error:
+            session.output.message(f"{error.message} {explanation}")
     if proposal:
         return proposal
-    example = "fox" if name == "subject" else "watercolor"
     pull = Remedy("Or let a model name it: first download it", "models pull", ("describer",))
     raise UsageError(
         f"The {name} of {image.name} is not given.",
         Remedy("Name it in one or two words", settings={name: example}),
         *([pull] if options.enabled and base.kind != "builtin" else []),
     )
+
+
+EXAMPLES = {
+    "subject": ("fox", "It is what the image shows; prompts need a word for it, such as fox or teapot."),
+    "style": (
+        "watercolor",
+        "It is how the image is made; prompts need a word for it, such as watercolor or pencil sketch. For a "
+        "photograph, answer photo.",
+    ),
+}
+"""An example of each word, and what it is for."""
 
 
 def _one_of(given: Sequence[str] | None, index: int, count: int, name: str) -> str | None:

@@ -99,7 +99,7 @@ def combine(
     style_project: Annotated[
         str | None,
         typer.Argument(
-            metavar="[STYLE]",
+            metavar="STYLE",
             help="Project to take the style from; default: the same.",
             show_default=False,
             autocompletion=project_names,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from unziplora_cli.cli._errors import remedy_text
+from unziplora_cli.cli._help import Program
 from unziplora_cli.cli._options import model_names
 from unziplora_cli.cli._output import Session, Table, format_size
 from unziplora_cli.errors import Interrupted, ModelError, Remedy
@@ -29,7 +30,7 @@ ANY_MODEL = typer.Argument(
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
-    group = typer.Typer(help="Base models on this disk, in Hugging Face's cache.")
+    group = Program(help="Base models on this disk, in Hugging Face's cache.")
     group.callback()(_name_the_command)
     group.command("list")(list_models)
     group.command("pull")(pull)

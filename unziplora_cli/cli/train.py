@@ -1,5 +1,6 @@
 """train: creates projects from images, and resumes unfinished trainings."""
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unziplora_cli.checks import check_settings
+from unziplora_cli.cli._errors import describe
 from unziplora_cli.cli._options import (
     BASE,
     DEVICE,
@@ -14,6 +16,7 @@ from unziplora_cli.cli._options import (
     config_options,
     find_base,
     preset_for,
+    text_option,
     unfinished_names,
 )
 from unziplora_cli.cli._output import ProgressDisplay, Session, format_duration, format_size
@@ -28,18 +31,21 @@ from unziplora_cli.cli.describe import (
     settle_words,
 )
 from unziplora_cli.cli.estimate import show_estimate
-from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, resolve
-from unziplora_cli.errors import ProjectError, Remedy, UsageError
+from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, Words, resolve
+from unziplora_cli.dependencies import without_effect
+from unziplora_cli.errors import ProjectError, Remedy, UnziploraError, UsageError
+from unziplora_cli.packages import check_packages
 from unziplora_cli.paths import process_rank
 
 if TYPE_CHECKING:
-    from unziplora_cli.projects.store import ProjectStore
+    from unziplora_cli.projects.store import Project, ProjectStore
+    from unziplora_cli.sdxl.base import BaseRef
     from unziplora_cli.training.inputs import InputCache
     from unziplora_cli.training.request import TrainRequest
     from unziplora_cli.workflows.train import TrainedProject
 
 PANEL = "Images"
-ACCEPTED_ON_RESUME = {"resume", "device", *MUTABLE_ON_RESUME}
+ACCEPTED_ON_RESUME = {"resume", "device", "sheet", *MUTABLE_ON_RESUME}
 """Parameters that may be given with --resume."""
 
 FORCE = Remedy(settings={"force": True})
@@ -95,22 +101,20 @@ def train(
     base: Annotated[str | None, BASE] = None,
     vae: Annotated[str | None, VAE] = None,
     device: Annotated[str, DEVICE] = "auto",
-    full_prompt: Annotated[
-        str | None, typer.Option(help="The complete full prompt.", show_default=False)
-    ] = None,
-    content_prompt: Annotated[
-        str | None, typer.Option(help="The complete content prompt.", show_default=False)
-    ] = None,
-    style_prompt: Annotated[
-        str | None, typer.Option(help="The complete style prompt.", show_default=False)
-    ] = None,
+    full_prompt: Annotated[str | None, text_option("The complete full prompt.")] = None,
+    content_prompt: Annotated[str | None, text_option("The complete content prompt.")] = None,
+    style_prompt: Annotated[str | None, text_option("The complete style prompt.")] = None,
     validation_prompt: Annotated[
         str | None,
-        typer.Option(
-            help="Scene of the validation images, or a sentence with {subject} and {style}.",
-            show_default=False,
-        ),
+        text_option("Scene of the validation images, or a sentence with {subject} and {style}."),
     ] = None,
+    sheet: Annotated[
+        bool,
+        typer.Option(
+            "--sheet/--no-sheet",
+            help="After training, generate a sheet: the image, its content, its style, and both.",
+        ),
+    ] = True,
     plan: Annotated[
         bool,
         typer.Option(
@@ -132,7 +136,7 @@ def train(
         from unziplora_cli.workflows.train import request_to_resume
 
         request = request_to_resume(store, resume, settings or {}, None if device == "auto" else device)
-        _finish(session, [request], store)
+        _finish(session, [request], store, sheet=sheet)
         return
     if not images:
         raise UsageError(
@@ -154,9 +158,16 @@ def train(
     replacing = [project in done or _may_replace(session, store, project, force=force) for project in names]
     check_settings(TrainConfig, settings or {})
     if preset is not None:
-        resolve(preset, settings or {})
+        check_packages(resolve(preset, settings or {}))
     model = find_base(session, base)
     config = resolve(preset or preset_for(model, settings), settings or {})
+    check_packages(config)
+    for note in without_effect(config, settings or {}):
+        session.output.warning(note)
+    if validation_prompt is not None and not config.validate_every:
+        session.output.warning(
+            "validation-prompt has no effect: there are no validation images (validate-every)."
+        )
     settled = settle_words(
         session,
         [group[0] for group in groups],
@@ -165,6 +176,8 @@ def train(
         DescribeOptions(describe, describer, device),
         ask_features=config.destyle_images > 0,
     )
+    if model.kind == "builtin":
+        _explain_mini(session, [one.words for one in settled])
     given = {"full": full_prompt, "content": content_prompt, "style": style_prompt}
     for note in prompt_notes(*given.values(), validation_prompt):
         session.output.warning(note)
@@ -193,7 +206,7 @@ def train(
     for project in sorted(done):
         session.output.message(f"{project}: already trained, unchanged.")
     remaining = [request for request in requests if request.job.name not in done]
-    _finish(session, [_offer_resume(session, store, request) for request in remaining], store)
+    _finish(session, [_offer_resume(session, store, request) for request in remaining], store, sheet=sheet)
 
 
 def _done(store: "ProjectStore", names: list[str]) -> set[str]:
@@ -236,7 +249,7 @@ def _offer_resume(session: Session, store: "ProjectStore", request: "TrainReques
             output.message(f"{name}: the same training stopped {where}; resuming it.")
         elif on_terminal:
             question = f"The training of {name!r} stopped {where}. Resume it?"
-            resume = output.confirm(question, instead=Remedy(settings={"resume": name}))
+            resume = output.confirm(question, instead=Remedy(settings={"resume": name}), default=True)
         if resume:
             return request_to_resume(store, name, {}, request.job.device)
     discard = f"Discard the training of {name!r} {where} and start again?"
@@ -250,7 +263,7 @@ def _offer_resume(session: Session, store: "ProjectStore", request: "TrainReques
     return replace(request, replaces=request.replaces or unfinished.folder.name == name)
 
 
-def _finish(session: Session, requests: "list[TrainRequest]", store: "ProjectStore") -> None:
+def _finish(session: Session, requests: "list[TrainRequest]", store: "ProjectStore", *, sheet: bool) -> None:
     from unziplora_cli.workflows.train import input_cache_for, split_by_process
 
     requests = list(split_by_process(requests))
@@ -261,10 +274,29 @@ def _finish(session: Session, requests: "list[TrainRequest]", store: "ProjectSto
         finished.append(_train(session, request, store, cache))
         if len(requests) > 1:
             session.output.message(f"{request.job.name}: done, {finished[-1].project.folder}")
+    del cache  # the sheets need its memory
+    sheets = _sheets(session, finished, requests[0].base) if sheet and finished else {}
     session.output.result(
-        {"projects": [_summary(trained) for trained in finished]},
-        text="\n".join(_closing(trained) for trained in finished),
+        {"projects": [_summary(trained, sheets.get(trained.project.name)) for trained in finished]},
+        text="\n".join(_closing(trained, sheets.get(trained.project.name), store) for trained in finished),
+        links=tuple(sheets.values()),
     )
+
+
+def _sheets(session: Session, finished: "list[TrainedProject]", base: "BaseRef") -> dict[str, Path]:
+    """The sheet of each project; a failure is only said, since the projects are complete."""
+    from unziplora_cli.events import run
+    from unziplora_cli.workflows.sheet import generate_sheets
+
+    projects = [trained.project for trained in finished]
+    try:
+        with ProgressDisplay(session.output, "sheet") as display:
+            paths = run(generate_sheets(projects, base), display.event)
+    except (UnziploraError, MemoryError, KeyboardInterrupt) as error:
+        reason, _, _ = describe(error)
+        session.output.warning(f"The training is complete, but there is no sheet: {reason}")
+        return {}
+    return {project.name: path for project, path in zip(projects, paths, strict=True)}
 
 
 def _train(
@@ -326,12 +358,26 @@ def _may_replace(session: Session, store: "ProjectStore", name: str, *, force: b
     return True
 
 
-def _summary(finished: "TrainedProject") -> dict[str, Any]:
+def _explain_mini(session: Session, words: list[Words]) -> None:
+    """One line about the built-in base before it trains, and one about words that it does not know."""
+    from unziplora_cli import resources
+
+    session.output.message(f"{resources.MINI_DESCRIPTION} {USE_SDXL}")
+    subjects = set(resources.mini_subjects())
+    for unknown in {pair.subject for pair in words if subjects.isdisjoint(pair.subject.lower().split())}:
+        session.output.message(f"mini does not know {unknown!r}. It knows: {', '.join(sorted(subjects))}.")
+
+
+USE_SDXL = "For real use, train SDXL on a GPU: unziplora models pull sdxl"
+
+
+def _summary(finished: "TrainedProject", sheet: Path | None) -> dict[str, Any]:
     manifest = finished.project.manifest
     return {
         "name": finished.project.name,
         "folder": str(finished.project.folder),
         "files": {file.role: str(finished.project.folder / file.path) for file in manifest.artifacts},
+        "sheet": None if sheet is None else str(sheet),
         "steps": manifest.steps_done,
         "seconds": manifest.seconds,
         "seconds_per_step": round(finished.seconds_per_step, 4),
@@ -339,12 +385,34 @@ def _summary(finished: "TrainedProject") -> dict[str, Any]:
     }
 
 
-def _closing(finished: "TrainedProject") -> str:
+def _closing(finished: "TrainedProject", sheet: Path | None, store: "ProjectStore") -> str:
+    """What was made and where, and commands that are useful next."""
+    from unziplora_cli.workflows.sheet import other_subject
+
     project, manifest = finished.project, finished.project.manifest
+    partner = _partner(project, store)
+    following = [
+        f'combine {project.name} --prompt "on a beach"',
+        f"style {project.name} --subject {other_subject(project)}",
+    ]
+    following += [f"combine {project.name} {partner}"] if partner else []
+    strips = sorted((project.folder / "validation").glob("*/strip.png"))
     lines = [
         f"{project.name}: {manifest.steps_done} steps in {format_duration(finished.seconds)} "
         f"({finished.seconds_per_step:.2f} s per step, peak {format_size(manifest.peak_memory_bytes or 0)})",
         *(f"  {file.role:8} {project.folder / file.path}" for file in manifest.artifacts),
-        f'Next: unziplora combine {project.name} --prompt "on a beach"',
+        *([f"  {'validation':8} {strips[-1]}"] if strips else []),
+        *([f"  {'sheet':8} {sheet}"] if sheet else []),
+        "Next:",
+        *(f"  unziplora {line}" for line in (*following, f"eval {project.name}")),
     ]
     return "\n".join(lines)
+
+
+def _partner(project: "Project", store: "ProjectStore") -> str | None:
+    """Another project of the same base, to combine with."""
+    for name in [name for name in store.names() if name != project.name][:20]:
+        with suppress(ProjectError):
+            if store.open(name).job.base == project.job.base:
+                return name
+    return None

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unziplora_cli.accel.device import empty_cache
 from unziplora_cli.adapters.columns import column_map
-from unziplora_cli.config import TrainConfig
+from unziplora_cli.config import Prompts, TrainConfig
 from unziplora_cli.errors import ProjectError
 from unziplora_cli.files import atomic_write, read_bytes, read_text
 from unziplora_cli.method.layer import BRANCHES, Mode
@@ -37,7 +37,6 @@ from unziplora_cli.sdxl.text import (
 )
 from unziplora_cli.training.events import StepDone
 from unziplora_cli.training.inputs import TrainingInputs
-from unziplora_cli.training.optimizer import require_package
 
 HISTORY_FILE = "history.csv"
 
@@ -159,15 +158,8 @@ class DivergenceMonitor:
 
 
 RUN_NAME = "unziplora"
-TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
 MAP_WIDTH, MAP_HEIGHT = 800, 560
 """Minimum size of a column map in pixels."""
-
-
-def check_tracker(tracker: str) -> None:
-    """Raise UsageError with the remedy if the package of the tracker is missing."""
-    if tracker != "none":
-        require_package(TRACKER_PACKAGES[tracker], tracker, f"The tracker {tracker}")
 
 
 @dataclass(slots=True)
@@ -255,6 +247,7 @@ class Validation:
     base: BaseRef
     vae: str | None
     config: TrainConfig
+    prompts: Prompts
     folder: Path
     inputs: TrainingInputs
     unet: UNet2DConditionModel
@@ -272,8 +265,20 @@ class Validation:
                 paths.append(folder / f"{name}-{number}.png")
                 image.save(paths[-1])
         paths.append(folder / "strip.png")
-        image_grid(list(images.values())).save(paths[-1])
+        self._strip(step, images).save(paths[-1])
         return tuple(paths)
+
+    def _strip(self, step: int, images: dict[str, list[Image.Image]]) -> Image.Image:
+        """The images in rows by prompt and columns by seed, labelled."""
+        from unziplora_cli.report.contact_sheet import Heading, contact_sheet
+
+        seeds = range(self.config.seed, self.config.seed + self.config.validation_images)
+        return contact_sheet(
+            list(images.values()),
+            title=f"After step {step} of {self.config.steps}",
+            columns=[f"seed {seed}" for seed in seeds],
+            row_headings=[Heading(name, getattr(self.prompts, name)) for name in images],
+        )
 
     @torch.no_grad()
     def _latents(self, name: str) -> list[Tensor]:
@@ -314,16 +319,6 @@ class Validation:
         self._decoder.to("cpu")
         empty_cache(self.unet.device)
         return images
-
-
-def image_grid(rows: Sequence[Sequence[Image.Image]], gap: int = 4) -> Image.Image:
-    """Images of one size in rows, on white."""
-    width, height = rows[0][0].size
-    grid = Image.new("RGB", (len(rows[0]) * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            grid.paste(image, (x * (width + gap), y * (height + gap)))
-    return grid
 
 
 def _uncond(empty: TextEmbeddings | None, cond: Conditioning, name: str) -> Conditioning:

@@ -27,12 +27,13 @@ from unziplora_cli.method.inject import eject, inject
 from unziplora_cli.method.layer import LoRAStart
 from unziplora_cli.method.schedule import Schedule
 from unziplora_cli.method.separation import Separation, TrainedLayers
+from unziplora_cli.packages import check_packages
 from unziplora_cli.projects.unfinished import CHECKPOINTS
 from unziplora_cli.sdxl.attention import separate_prompts
 from unziplora_cli.sdxl.latents import crop_image, decode_latents, encode_latents
 from unziplora_cli.sdxl.load import alphas_cumprod, load_vae
 from unziplora_cli.training.batches import BatchSource
-from unziplora_cli.training.callbacks import DivergenceMonitor, MetricLogger, Validation, check_tracker
+from unziplora_cli.training.callbacks import DivergenceMonitor, MetricLogger, Validation
 from unziplora_cli.training.checkpoint import Checkpoints, TrainingState
 from unziplora_cli.training.destyle import generate_destyled, plain_prompt, write_destyled
 from unziplora_cli.training.estimate import MemoryAdvisor, target_of
@@ -57,7 +58,7 @@ def train(
     """
     started = time.monotonic()
     input_cache = input_cache or InputCache()
-    check_tracker(request.config.tracker)
+    check_packages(request.config)
     request.folder.mkdir(parents=True, exist_ok=True)
     reset_threads()
     device = pick_device(request.job.device)
@@ -196,7 +197,14 @@ def _make_trainer(
         step=CapturedStep(step) if config.capture and capturable(step) else step,
         state=TrainingState(trained, optimizer, lr_scheduler, accelerator.scaler),
         validation=Validation(
-            request.base, request.job.vae, config, request.folder / "validation", inputs, unet, layers
+            request.base,
+            request.job.vae,
+            config,
+            request.job.validation or request.job.prompts,
+            request.folder / "validation",
+            inputs,
+            unet,
+            layers,
         ),
         metric_logger=metric_logger,
         checkpoints=Checkpoints(request.checkpoints or request.folder / CHECKPOINTS, config.checkpoint_every),

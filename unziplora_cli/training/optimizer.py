@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import Remedy, UsageError
+from unziplora_cli.packages import check_packages
 
 
 def build_optimizer(config: TrainConfig, groups: Sequence[dict[str, Any]]) -> Optimizer:
@@ -22,19 +22,18 @@ def build_optimizer(config: TrainConfig, groups: Sequence[dict[str, Any]]) -> Op
 
     Raises UsageError if its package is missing or it does not support the settings.
     """
+    check_packages(config)
     settings: dict[str, Any] = {
         "betas": (config.adam_beta1, config.adam_beta2),
         "eps": config.adam_eps,
         "weight_decay": config.weight_decay,
     }
     if config.optimizer == "adamw8bit":
-        require_package("bitsandbytes", "bnb", "The optimizer adamw8bit")
         from bitsandbytes.optim import AdamW8bit
 
         adamw8bit: Optimizer = AdamW8bit(groups, **settings)
         return adamw8bit
     if config.optimizer == "prodigy":
-        require_package("prodigyopt", "prodigy", "The optimizer prodigy")
         rates = {float(group["lr"]) for group in groups} - {0.0}
         if len(rates) > 1:
             raise UsageError(
@@ -65,12 +64,3 @@ def build_lr_scheduler(config: TrainConfig, optimizer: Optimizer) -> LRScheduler
         num_training_steps=config.steps,
     )
     return scheduler
-
-
-def require_package(package: str, extra: str, feature: str) -> None:
-    """Raise UsageError with the remedy unless ``package``, from the extra ``extra``, is installed."""
-    if importlib.util.find_spec(package) is None:
-        raise UsageError(
-            f"{feature} needs the package {package}, which is not installed.",
-            Remedy(extra=extra),
-        )

@@ -1,0 +1,89 @@
+"""The help of every command: examples that can be typed, whole option names, the usual options first."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import typer
+
+from unziplora_cli.cli._help import EXAMPLES, USUAL
+from unziplora_cli.cli.app import GLOBAL_OPTIONS, app
+from unziplora_cli.config import GenerateConfig, TrainConfig
+
+
+def commands(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command with its path, such as "models list"."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{path}{name} ")
+        else:
+            yield f"{path}{name}", command
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
+
+
+def option_names(command: Any) -> set[str]:
+    return {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_every_command_has_examples_of_options_that_exist(path, unziplora, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = unziplora(*path.split(), "--help").out
+    assert EXAMPLES[path]
+    for example in EXAMPLES[path]:
+        assert f"\n  unziplora {example}\n" in shown
+        words = shlex.split(example.removeprefix(path))
+        assert example.startswith(path)
+        assert {word for word in words if word.startswith("-")} <= {
+            *option_names(COMMANDS[path]),
+            *GLOBAL_OPTIONS,
+        }
+
+
+def test_no_example_is_left_of_a_former_command():
+    assert set(EXAMPLES) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+@pytest.mark.parametrize("option", ["--help", "--help-all"])
+def test_help_fits_into_80_columns(path, option, unziplora, monkeypatch):
+    if option not in (*option_names(COMMANDS[path]), "--help"):
+        return
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = unziplora(*path.split(), option).out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+
+
+def test_the_help_of_train_shows_the_fifteen_usual_options(unziplora):
+    shown = set(
+        re.findall(r"--[a-z-]+", unziplora("train", "--help").out.split("Options:")[1].split("Defaults")[0])
+    )
+    usual = {"--" + name.replace("_", "-") for name in USUAL["train"]}
+    assert len(usual) == 15
+    assert usual <= shown
+    assert shown - usual <= {"--no-sheet", "--estimate", "--help", "--help-all"}
+
+
+@pytest.mark.parametrize(("path", "config"), [("train", TrainConfig), ("combine", GenerateConfig)])
+def test_help_all_shows_every_setting_under_its_group(path, config, unziplora):
+    shown = unziplora(path, "--help-all").out
+    for setting in fields(config):
+        assert re.search(rf"--{setting.name.replace('_', '-')}[ \n]", shown)
+        assert f"\n{setting.metadata['group']}:\n" in shown
+
+
+def test_the_defaults_are_those_of_the_preset_that_would_be_used(unziplora):
+    def default_rank(*arguments: str) -> str:
+        shown = " ".join(unziplora("train", *arguments, "--help").out.split())
+        return re.search(r"--rank N Rank of both LoRAs \(default: (\d+)", shown)[1]
+
+    assert default_rank() == default_rank("--base=mini") == "16"
+    assert default_rank("--preset", "paper") == "64"
+    assert "preset paper, for the base mini" in unziplora("train", "--preset=paper", "--help").out
+    assert unziplora("train", "--preset=nothing", "--help").code == 0

@@ -1,0 +1,218 @@
+"""The help of a single command: plain text in 80 columns, the usual options first, and examples.
+
+`--help` shows the options that people use, `--help-all` every one, under the title of its group. The defaults
+are those of the preset that would be used on this machine.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, Field, fields
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperCommand
+
+from unziplora_cli import resources
+from unziplora_cli.checks import describe_range, plain_type
+from unziplora_cli.config import SEED_MAX, TrainConfig, load_preset
+from unziplora_cli.errors import UnziploraError
+
+if TYPE_CHECKING:
+    from unziplora_cli.config import Preset
+
+USUAL = {
+    "train": (
+        *("subject", "style", "name", "base", "preset", "steps", "rank", "resolution", "seed", "device"),
+        *("together", "resume", "force", "sheet", "plan"),
+    ),
+    **dict.fromkeys(
+        ("content", "style", "combine", "cross"),
+        (
+            *(
+                "prompt",
+                "subject",
+                "content",
+                "style",
+                "count",
+                "seed",
+                "steps",
+                "guidance",
+                "width",
+                "height",
+            ),
+            *("content_strength", "style_strength", "grid", "negative_prompt", "out", "force"),
+        ),
+    ),
+}
+"""The options that `--help` shows, by command; those of other commands are few enough to show them all."""
+
+EXAMPLES = {
+    "train": (
+        "train fox.png",
+        "train fox.png --subject fox --style watercolor",
+        "train fox.png --base mini",
+        "train fox.png rose.jpg --subject fox --subject rose --style ink",
+        "train --resume fox",
+    ),
+    "describe": ("describe fox.png", "describe fox.png --json"),
+    "destyle": ("destyle fox.png --out photos", "destyle fox.png --out photos --base mini"),
+    "content": ('content fox --prompt "on a skateboard"', "content fox --count 4"),
+    "style": ("style fox --subject house", 'style fox --subject owl --prompt "at night"'),
+    "combine": (
+        'combine fox --prompt "on a beach"',
+        "combine fox rose",
+    ),
+    "cross": ("cross fox rose lantern", "cross --content fox --style rose --style lantern"),
+    "demo": ("demo", "demo --out sheet.png"),
+    "list": ("list", "list --json"),
+    "show": ("show fox",),
+    "verify": ("verify fox",),
+    "rename": ("rename fox red-fox",),
+    "remove": ("remove fox",),
+    "export": ("export fox --out loras", "export fox --part combined --out fox.safetensors"),
+    "check": ("check fox-style.safetensors",),
+    "import": ("import content.safetensors style.safetensors --subject fox",),
+    "eval": ("eval fox", "eval fox --count 8"),
+    "report": ("report fox", "report fox --out fox.html"),
+    "replay": ("replay fox",),
+    "models list": ("models list",),
+    "models pull": ("models pull sdxl",),
+    "models verify": ("models verify sdxl",),
+    "models remove": ("models remove sdxl",),
+    "models path": ("models path sdxl",),
+    "doctor": ("doctor", "doctor --online"),
+    "push": ("push fox you/fox-lora", "push fox --dry-run --out folder"),
+}
+"""Command lines to type, by command, without the name of the program."""
+
+METAVARS = {"str": "TEXT", "int": "N", "float": "X", "path": "PATH", "Path": "PATH"}
+_TYPE = re.compile(r"<(list\[)?(\w+)\]?>")
+
+
+class Command(TyperCommand):
+    """A command with this module's help."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Format without Rich, whose tables cut the names of options in 80 columns."""
+        self.rich_markup_mode = None
+        super().format_help(ctx, formatter)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """List the arguments, and the options under the titles of their groups."""
+        usual = None if ctx.meta.get("help_all") else USUAL.get(self.name or "")
+        config = getattr(self.callback, "preset_config", None)
+        preset, note = _preset_at_hand(ctx) if config else (None, "")
+        facts = dict(_facts(config, preset)) if config else {}
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            is_argument = param.param_type_name == "argument"
+            if record is None or not (
+                is_argument or usual is None or param.name in (*usual, "help", "help_all")
+            ):
+                continue
+            panel = getattr(param, "rich_help_panel", None)
+            title = (
+                "Arguments"
+                if is_argument
+                else panel
+                if usual is None and isinstance(panel, str)
+                else "Options"
+            )
+            text = record[1]
+            if fact := facts.get(param.name):
+                text = f"{text.removesuffix('.')} ({fact})."
+            name = (
+                record[0].split(" ")[0]
+                if is_argument
+                else _TYPE.sub(lambda match: METAVARS.get(match[2], match[2].upper()), record[0]).strip()
+            )
+            groups.setdefault(title, []).append((name, text))
+        for title, rows in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(rows, col_max=26)
+        if note:
+            formatter.write_paragraph()
+            formatter.write_text(note)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Add the examples."""
+        path = ctx.command_path.split(" ", 1)[-1]
+        if examples := EXAMPLES.get(path):
+            with formatter.section("Examples"):
+                formatter.write("".join(f"  unziplora {line}\n" for line in examples))
+
+
+class Program(typer.Typer):
+    """A Typer program whose commands have this module's help."""
+
+    def command(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
+        """Register a command."""
+        return super().command(*arguments, **{"cls": Command, **options})
+
+
+def _show_all(ctx: typer.Context, value: bool) -> None:
+    if value:
+        ctx.meta["help_all"] = True
+        typer.echo(ctx.get_help())
+        raise typer.Exit
+
+
+HELP_ALL = typer.Option(
+    "--help-all", callback=_show_all, is_eager=True, show_default=False, help="Show every option and exit."
+)
+"""The option of commands in :data:`USUAL`."""
+
+
+def _preset_at_hand(ctx: Any) -> "tuple[Preset | None, str]":
+    """The preset whose defaults apply: the one on the command line, or that of the base to be used."""
+    from unziplora_cli.sdxl.base import resolve_base
+
+    line = tuple(getattr(ctx.obj, "command_line", ()))
+    given = {name: _value(line, f"--{name}") for name in ("base", "preset", "destyle")}
+    try:
+        base = resolve_base(given["base"], offline=False)[0]
+        name = given["preset"] or resources.default_preset(base.kind, given["destyle"])
+        note = f"Defaults: those of the preset {name}, for the base {base.spec}."
+    except UnziploraError:  # a base that has to be downloaded first
+        name, note = given["preset"] or "paper", ""
+    try:
+        return load_preset(name), note or f"Defaults: those of the preset {name}."
+    except UnziploraError:
+        return None, ""
+
+
+def _value(line: tuple[str, ...], option: str) -> str | None:
+    for word, following in zip(line, (*line[1:], ""), strict=True):
+        if word == option or word.startswith(f"{option}="):
+            return word.removeprefix(option).removeprefix("=") or following or None
+    return None
+
+
+def _facts(config: type, preset: "Preset | None") -> Iterable[tuple[str, str]]:
+    """The default and the range of every setting, as text."""
+    from typing import get_type_hints
+
+    hints = get_type_hints(config)
+    values = {} if preset is None else preset.train if config is TrainConfig else preset.generate
+    for setting in fields(config):
+        yield setting.name, setting_facts(setting, hints[setting.name], values.get(setting.name, MISSING))
+
+
+def setting_facts(setting: "Field[Any]", hint: Any, default: Any = MISSING) -> str:
+    """The default of a setting, its range and its choices, as text."""
+    limits = setting.metadata
+    notes = [_default_text(limits.get("default_text", setting.default) if default is MISSING else default)]
+    if plain_type(hint) in (int, float) and limits["max"] < SEED_MAX - 1000:
+        notes.append(describe_range(limits))
+    if "choices" in limits:
+        notes.append(f"one of {', '.join(limits['choices'])}")
+    return "; ".join(note for note in notes if note)
+
+
+def _default_text(default: object) -> str:
+    if isinstance(default, bool):
+        return "default: on" if default else "default: off"
+    if default is None or default == "":
+        return ""
+    return f"default: {default:g}" if isinstance(default, float) else f"default: {default}"

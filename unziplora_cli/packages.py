@@ -1,0 +1,55 @@
+"""Optional packages: which settings need one, whether it is here, and how this program was installed."""
+
+import importlib.util
+import sys
+from functools import cache
+from pathlib import Path
+
+from unziplora_cli.config import TrainConfig
+from unziplora_cli.errors import Remedy, UsageError
+
+OPTIMIZERS = {"adamw8bit": ("bitsandbytes", "bnb"), "prodigy": ("prodigyopt", "prodigy")}
+TRACKERS = {"tensorboard": ("tensorboard", "tensorboard"), "wandb": ("wandb", "wandb")}
+"""The package and the extra of each choice that needs one."""
+
+
+def check_packages(config: TrainConfig) -> None:
+    """Raise UsageError with the remedy if the optimizer or the tracker needs a package that is missing."""
+    for kind, name, needs in (
+        ("optimizer", config.optimizer, OPTIMIZERS),
+        ("tracker", config.tracker, TRACKERS),
+    ):
+        if name in needs:
+            package, extra = needs[name]
+            if importlib.util.find_spec(package) is None:
+                raise UsageError(
+                    f"The {kind} {name} needs the package {package}, which is not installed.",
+                    Remedy(extra=extra),
+                )
+
+
+def install_command(extra: str) -> list[str]:
+    """The words that add an extra of this program, for the installer that installed it."""
+    requirement = f"unziplora[{extra}]"
+    match installer(Path(sys.prefix)):
+        case "pipx":
+            return ["pipx", "runpip", "unziplora", "install", requirement]
+        case "uv tool":
+            return ["uv", "tool", "install", requirement]
+        case "uv":
+            return ["uv", "pip", "install", "--python", sys.executable, requirement]
+    return ["pip", "install", requirement]
+
+
+@cache
+def installer(environment: Path) -> str:
+    """``pipx``, ``uv tool``, ``uv`` or ``pip``: what made the environment in this folder."""
+    if (environment / "pipx_metadata.json").is_file():
+        return "pipx"
+    if (environment / "uv-receipt.toml").is_file():
+        return "uv tool"
+    try:
+        made_by_uv = "\nuv = " in "\n" + (environment / "pyvenv.cfg").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        made_by_uv = False
+    return "uv" if made_by_uv and importlib.util.find_spec("pip") is None else "pip"

@@ -1,0 +1,83 @@
+"""The sheet at the end of a training: the image, its content, its style on something else, and both."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unziplora_cli import resources
+from unziplora_cli.config import ComputeConfig, GenerateConfig, resolve_generate
+from unziplora_cli.files import atomic_write, write_errors
+from unziplora_cli.projects.store import Project
+from unziplora_cli.workflows.generate import (
+    AdapterCache,
+    GenerateSpec,
+    generate_requests,
+    source_image,
+)
+
+if TYPE_CHECKING:
+    from unziplora_cli.events import Event
+    from unziplora_cli.sdxl.base import BaseRef
+
+FILE_NAME = "sheet.png"
+OTHER_SUBJECTS = ("house", "cat")
+"""What the style is shown on: the first one that is not the project's own subject."""
+
+
+def generate_sheets(projects: Sequence[Project], base: BaseRef) -> Generator[Event, None, tuple[Path, ...]]:
+    """Write ``sheet.png`` into the folder of each project; the base is loaded once.
+
+    All projects were trained on ``base``, with the same settings. Raises ModelError, AdapterError,
+    OutOfMemory, and ProjectError if a sheet cannot be written.
+    """
+    from unziplora_cli.report.contact_sheet import Cell, contact_sheet
+    from unziplora_cli.sdxl.generate import GeneratedImage
+
+    job = projects[0].job
+    compute = ComputeConfig(device=job.device, precision=job.config.precision, vae=job.vae)
+    config = replace(resolve_generate(resources.default_preset(base.kind), {}), count=1, seed=0)
+    cache = AdapterCache()
+    specs = [spec for project in projects for spec in _specs(project, base, config)]
+    images = []
+    for event in generate_requests([cache.request(spec) for spec in specs], base, compute):
+        if isinstance(event, GeneratedImage):
+            images.append(event.image)
+        else:
+            yield event
+    paths = []
+    for number, project in enumerate(projects):
+        content, style, both = images[3 * number : 3 * number + 3]
+        prompts = [spec.prompts for spec in specs[3 * number : 3 * number + 3]]
+        sheet = contact_sheet(
+            [
+                [
+                    Cell(source_image(project), "what it learned from"),
+                    Cell(content, prompts[0].content),
+                    Cell(style, prompts[1].style),
+                    Cell(both, prompts[2].full),
+                ]
+            ],
+            title=f"{project.job.words.subject}, {project.job.words.style}",
+            subtitle=f"The project {project.name}, after {project.manifest.steps_done} steps.",
+            columns=("your image", "content", "style", "combined"),
+        )
+        paths.append(project.folder / FILE_NAME)
+        with write_errors(project.folder), atomic_write(paths[-1]) as temporary:
+            sheet.save(temporary, format="PNG")
+    return tuple(paths)
+
+
+def other_subject(project: Project) -> str:
+    """Something else than the project's subject, to show its style on."""
+    return next(subject for subject in OTHER_SUBJECTS if subject not in project.job.words.subject)
+
+
+def _specs(project: Project, base: BaseRef, config: GenerateConfig) -> tuple[GenerateSpec, ...]:
+    return (
+        GenerateSpec(base, config, content=project),
+        GenerateSpec(base, config, style=project, subject=other_subject(project)),
+        GenerateSpec(base, config, content=project, style=project),
+    )
