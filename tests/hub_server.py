@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -47,7 +47,9 @@ class Hub:
     """The state of the server, for tests to change and inspect.
 
     Keys are hashes of large files: `cut` lists after how many bytes the connection is closed, once per
-    request; `broken` files are sent as zeros; `short` files end after so many bytes.
+    request; `broken` files are sent as zeros; `short` files end after so many bytes. `change` replaces the
+    list of files of a model, `etag` every ETag; `whole`: ranges are ignored; `handle` may answer a request in
+    another way, until `ended`.
     """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -59,6 +61,11 @@ class Hub:
     commits: list[list[dict[str, Any]]] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     url: str = ""
+    change: Callable[[dict[str, Any]], Any] = lambda answer: answer
+    etag: str = ""
+    whole: bool = False
+    handle: Callable[[BaseHTTPRequestHandler], bool] = lambda handler: False
+    ended: threading.Event = field(default_factory=threading.Event)
 
     def sent(self, ending: str) -> list[Request]:
         """The requests for bytes of a path."""
@@ -90,6 +97,7 @@ def serving() -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.ended.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -106,7 +114,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", "no such file")
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
         # Its handler writes to the stderr of another test.
         monkeypatch.setattr(logging.getLogger("huggingface_hub"), "handlers", [])
         use_endpoint(served.url, monkeypatch)
@@ -156,6 +163,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(Request(self.command, host, path, self.headers.get("Range"), token))
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.bodies.append(body)
+        if self.hub.handle(self):
+            self.close_connection = True
+            return
         parts = path.strip("/").split("/")
         match [self.command, *parts]:
             case ["GET", "storage", name]:
@@ -197,7 +207,8 @@ class _Handler(BaseHTTPRequestHandler):
                     self._refuse(404, "RevisionNotFound", "Invalid rev id")
                     return
                 siblings = [_sibling(name, data) for name, data in model.files.items()]
-                self._json({"id": id, "sha": model.commit, "siblings": siblings, "private": model.private})
+                answer = {"id": id, "sha": model.commit, "siblings": siblings, "private": model.private}
+                self._json(self.hub.change(answer))
             case ["tree", *_]:
                 self._json([_entry(name, data) for name, data in model.files.items()])
             case ["preupload", _]:
@@ -231,7 +242,7 @@ class _Handler(BaseHTTPRequestHandler):
             data = model.files[name]
             self.send_response(302)
             self.send_header("X-Repo-Commit", model.commit)
-            self.send_header("X-Linked-Etag", f'"{sha256(data)}"')
+            self.send_header("X-Linked-Etag", self.hub.etag or f'"{sha256(data)}"')
             self.send_header("X-Linked-Size", str(len(data)))
             self.send_header("Location", f"{self._elsewhere()}/storage/{sha256(data)}?Signature=a-secret")
             self._end(b"")
@@ -239,7 +250,7 @@ class _Handler(BaseHTTPRequestHandler):
             data = model.files[name]
             self.send_response(200)
             self.send_header("X-Repo-Commit", model.commit)
-            self.send_header("ETag", f'"{git_hash(data)}"')
+            self.send_header("ETag", self.hub.etag or f'"{git_hash(data)}"')
             self._end(data)
 
     def _storage(self, name: str) -> None:
@@ -248,7 +259,7 @@ class _Handler(BaseHTTPRequestHandler):
         if name in self.hub.broken:
             data = bytes(len(data))
         data = data[: self.hub.short.get(name)]
-        range_header = self.headers.get("Range")
+        range_header = None if self.hub.whole else self.headers.get("Range")
         first = int(range_header.removeprefix("bytes=").split("-")[0]) if range_header else 0
         rest = data[first:]
         if range_header and not rest:

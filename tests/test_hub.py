@@ -1,12 +1,17 @@
 """Downloads from a local hub server, through the command line."""
 
+import errno
 import json
 import os
+import re
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +22,16 @@ from tests.cli import envelopes
 from tests.hub_server import TOKEN, Hub, Repository, sha256, use_endpoint
 from tests.test_model_cache import sdxl_files
 from unziplora_cli import hub as hub_module
-from unziplora_cli import paths
+from unziplora_cli import network, paths
 from unziplora_cli.__main__ import run
 from unziplora_cli.cli._errors import hint
+from unziplora_cli.errors import ModelError
 from unziplora_cli.sdxl import base
 from unziplora_cli.sdxl.load import load_unet
-from unziplora_cli.sdxl.single_file import find_tokenizers
+from unziplora_cli.sdxl.single_file import TOKENIZERS, find_tokenizers
 
 UNET = "unet/diffusion_pytorch_model.fp16.safetensors"
-LARGE = bytes(range(256)) * 100_000  # more than two of the pieces in which the library reads
+LARGE = bytes(range(256)) * 100_000
 PIECE = 10 * 2**20
 
 
@@ -110,10 +116,9 @@ def test_pull_downloads_the_files_of_a_base(hub, unziplora):
     assert "free at" in completed.err
     assert cached() == set(sdxl_files())
     assert all(request.token is None for request in hub.requests)
-    resolved, _ = base.resolve_base("owner/name", offline=True)
-    assert resolved.revision == "c" * 40
-    (paths.hub_cache() / "models--owner--name/refs/main").unlink()
-    assert base.resolve_base("owner/name", offline=True)[0] == resolved
+    snapshot = hub_module.find_snapshot("owner/name")
+    assert snapshot is not None
+    assert (snapshot.revision, snapshot.refs) == ("c" * 40, ("main",))
 
     hub.requests.clear()
     again = unziplora("models", "pull", "owner/name", "--json").result
@@ -143,7 +148,7 @@ def test_a_dropped_connection_is_resumed(hub, unziplora):
     hub.cut[sha256(LARGE)] = [PIECE + 5_000_000]
     assert unziplora("models", "pull", "owner/name").code == 0
     first, second = hub.sent(sha256(LARGE))
-    assert (first.range, second.range) == (None, f"bytes={PIECE}-")
+    assert (first.range, second.range) == (None, f"bytes={PIECE + 5_000_000}-")
     assert blob(LARGE).read_bytes() == LARGE
 
 
@@ -330,7 +335,7 @@ def test_an_unwritable_cache_is_not_blamed_on_the_connection(hub, unziplora, tmp
 def test_only_tokenizers_downloads_a_few_files(hub, unziplora):
     completed = unziplora("models", "pull", "owner/name", "--only", "tokenizers")
     assert completed.code == 0
-    tokenizers = {f"{name}/{file}" for name in base.TOKENIZERS for file in ("vocab.json", "merges.txt")}
+    tokenizers = {f"{name}/{file}" for name in TOKENIZERS for file in ("vocab.json", "merges.txt")}
     assert cached() == {"model_index.json", *tokenizers}
     assert unziplora("models", "pull", "owner/name", "--only", "vae").code == 2
 
@@ -380,9 +385,148 @@ def test_a_query_downloads_nothing(hub, unziplora):
     assert plan.bytes == sum(map(len, sdxl_files().values()))
 
 
-def test_without_http_get_the_library_downloads_the_weights(hub, unziplora, monkeypatch):
-    """`http_get` is undocumented; if a release of huggingface_hub drops it, only resuming is lost."""
-    monkeypatch.setattr("unziplora_cli.hub._append", lambda *_: False)
+HOSTILE = ("/etc/x", "../../../x", "", 5, None, ["a"], {}, "x" * 100_000, "\x1b[2J", "A" * 40)
+
+
+def with_sibling(**changes: Any) -> Callable[[dict[str, Any]], Any]:
+    """Changes the first configuration or, for lfs, the weights of the U-Net in a list of files."""
+
+    def change(answer: dict[str, Any]) -> Any:
+        wanted = UNET if "lfs" in changes else "model_index.json"
+        next(file for file in answer["siblings"] if file["rfilename"] == wanted).update(changes)
+        return answer
+
+    return change
+
+
+INVALID = [
+    *(lambda answer, value=value: {**answer, "sha": value} for value in HOSTILE),
+    *(with_sibling(lfs={"sha256": value}) for value in HOSTILE),
+    *(with_sibling(lfs=value) for value in ("x", 5, ["sha256"])),
+    *(with_sibling(blobId=value) for value in HOSTILE),
+    *(with_sibling(size=value) for value in ("5", None, [], -1, 1.5, 10**30)),
+    *(
+        with_sibling(rfilename=value)
+        for value in ("../config.json", "/config.json", "a\0/config.json", 5, [])
+    ),
+    *(lambda answer, value=value: {**answer, "siblings": value} for value in ("x", 5, None, [5], [None])),
+    *(lambda answer, value=value: value for value in (None, [], 5, "x")),
+]
+
+
+def test_an_answer_never_becomes_a_path_unchecked(hub):
+    machine = paths.hub_cache().parent.parent
+    before = set(machine.rglob("*"))
+    for change in INVALID:
+        hub.change = change
+        with pytest.raises(ModelError, match="gave an invalid answer about owner/name") as error:
+            hub_module.query_model("owner/name", None)
+        assert len(error.value.message) < 500
+        assert error.value.remedies
+    assert set(machine.rglob("*")) == before
+
+
+def test_an_etag_is_no_path(hub, unziplora):
+    hub.etag = '"../../../../evil"'
     assert unziplora("models", "pull", "owner/name").code == 0
     assert cached() == set(sdxl_files())
-    assert unziplora("models", "verify", "owner/name").code == 0
+    assert not list(paths.hub_cache().parent.parent.rglob("*evil*"))
+
+
+@pytest.mark.parametrize("spec", ["owner/name@..", "owner/..", "../name", "owner/name@"])
+def test_an_id_or_a_revision_of_dots_is_refused(hub, unziplora, spec):
+    completed = unziplora("models", "pull", spec)
+    assert completed.code == 4
+    assert "is not the id of a model" in completed.err
+    assert hub.requests == []
+
+
+def silence(handler: BaseHTTPRequestHandler, hub: Hub) -> None:
+    hub.ended.wait(10)
+
+
+def endless_headers(handler: BaseHTTPRequestHandler, hub: Hub) -> None:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    while not hub.ended.wait(0.01):
+        handler.wfile.write(b"X-More: 1\r\n")
+
+
+def one_byte_at_a_time(handler: BaseHTTPRequestHandler, hub: Hub) -> None:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+    while not hub.ended.wait(0.01):
+        handler.wfile.write(b" ")
+
+
+def endless(handler: BaseHTTPRequestHandler, hub: Hub) -> None:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+    while not hub.ended.is_set():
+        handler.wfile.write(b" " * 10_000)
+
+
+def wait_600(handler: BaseHTTPRequestHandler, hub: Hub) -> None:
+    handler.wfile.write(b"HTTP/1.1 429 Too Many\r\nRetry-After: 600\r\nContent-Length: 0\r\n\r\n")
+
+
+@pytest.mark.parametrize("part", ["/api/", "/storage/"])
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (silence, "does not answer in"),
+        (endless_headers, "does not answer in"),
+        (one_byte_at_a_time, "sent only|does not answer in"),
+        (endless, "is larger than"),
+        (wait_600, "try again in 600 s"),
+    ],
+)
+def test_nothing_is_endless_or_waited_for_in_silence(hub, unziplora, monkeypatch, answer, says, part):
+    """While the list of files or a file is read; what is waited for is on the screen."""
+    hub.repositories["owner/name"].files[UNET] = LARGE
+
+    def handle(handler: BaseHTTPRequestHandler) -> bool:
+        if part not in handler.path:
+            return False
+        with suppress(OSError):
+            answer(handler, hub)
+        return True
+
+    hub.handle = handle
+    monkeypatch.setattr(network, "WINDOW", 0.3)
+    monkeypatch.setattr(hub_module, "LARGEST_ANSWER", 1_000_000)
+    completed = unziplora("models", "pull", "owner/name")
+    assert completed.code == 4
+    assert re.search(says, completed.err)
+    assert completed.err.startswith(f"Asking {hub.url} for the files of owner/name.")
+    assert not list(paths.hub_cache().rglob("unet/*.safetensors"))
+
+
+def test_ctrl_c_ends_the_wait_for_a_silent_hub(hub, unziplora):
+    def handle(handler: BaseHTTPRequestHandler) -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        silence(handler, hub)
+        return True
+
+    hub.handle = handle
+    assert unziplora("models", "pull", "owner/name").code == 130
+    assert len(hub.requests) == 1
+
+
+def test_a_server_that_ignores_the_range_starts_again(hub, unziplora):
+    """The rest is not appended to what is there already."""
+    hub.repositories["owner/name"].files[UNET] = LARGE
+    hub.whole = True
+    blob(LARGE).parent.mkdir(parents=True)
+    blob(LARGE).with_name(f"{sha256(LARGE)}.incomplete").write_bytes(b"x" * 1000)
+    assert unziplora("models", "pull", "owner/name").code == 0
+    assert blob(LARGE).read_bytes() == LARGE
+
+
+def test_without_links_the_files_themselves_are_in_the_snapshot(hub, unziplora, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    assert unziplora("models", "pull", "owner/name").code == 0
+    assert cached() == set(sdxl_files())
+    hub.requests.clear()
+    assert unziplora("models", "pull", "owner/name").code == 0
+    assert not [request for request in hub.requests if "resolve" in request.path]

@@ -18,6 +18,7 @@ LAYERS = (
     ("job",),
     ("method",),
     ("accel",),
+    ("network",),
     ("hub",),
     ("adapters", "projects", "sdxl"),
     ("model_cache",),

@@ -4,7 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from tests.sdxl.checkpoint import altered, write_checkpoint
 from unziplora_cli import model_cache, paths
 from unziplora_cli.__main__ import run
 from unziplora_cli.cli._errors import hint
@@ -194,3 +196,56 @@ def test_copies_without_links_count_as_unchecked(capsys):
     assert (result.checked, result.unchecked, result.problems) == (0, len(sdxl_files()), ())
     assert run(["models", "verify", "owner/name"]) == 0
     assert "no hash of the hub" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["a user's file", "a blob of another model", "a user's folder"])
+def test_remove_deletes_only_what_is_the_models(tmp_path, place):
+    """A damaged snapshot may link to anywhere."""
+    snapshot = put_in_cache("owner/name", REVISION, sdxl_files())
+    thesis = tmp_path / "folder/thesis.txt"
+    if place == "a blob of another model":
+        thesis = put_in_cache("other/model", "b" * 40, sdxl_files()) / "unet/config.json"
+        thesis = thesis.resolve()
+    else:
+        thesis.parent.mkdir()
+        thesis.write_text("years of work")
+    if place == "a user's folder":
+        shutil.rmtree(snapshot / "unet")
+        (snapshot / "unet").symlink_to(thesis.parent)
+    else:
+        (snapshot / "unet/config.json").unlink()
+        (snapshot / "unet/config.json").symlink_to(thesis)
+    before = thesis.read_bytes()
+    assert run(["models", "remove", "owner/name", "--yes"]) == 0
+    assert thesis.read_bytes() == before
+    assert not snapshot.parent.parent.exists()
+
+
+def test_a_linked_commit_is_unlinked(tmp_path):
+    files = put_in_cache("owner/name", REVISION, sdxl_files())
+    moved = shutil.copytree(files, tmp_path / "elsewhere")
+    shutil.rmtree(files)
+    files.symlink_to(moved)
+    assert run(["models", "remove", "owner/name", "--yes"]) == 0
+    assert (moved / "model_index.json").is_file()
+    assert not files.is_symlink()
+
+
+def test_files_of_the_user_have_a_path_and_are_verified(tiny_base, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(base, "SDXL_CONFIG", tiny_base)
+    file = write_checkpoint(tiny_base, tmp_path / "photo.safetensors")
+    vae = tmp_path / "vae.sft"
+    save_file({key: tensor for key, tensor in load_file(file).items() if "first_stage" in key}, vae)
+    monkeypatch.chdir(tmp_path)
+    for path in (file, vae):
+        capsys.readouterr()
+        assert run(["models", "path", path.name]) == 0
+        assert capsys.readouterr().out.strip() == str(path)
+        assert run(["models", "verify", path.name]) == 0
+    altered(file, file, "middle_block")
+    assert run(["models", "verify", file.name]) == 4
+    assert "lacks" in capsys.readouterr().err
+    for command in ("remove", "pull"):
+        assert run(["models", command, file.name]) == 4
+        assert "your own file" in capsys.readouterr().err
+    assert file.exists()

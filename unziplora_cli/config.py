@@ -292,9 +292,8 @@ class ComputeConfig(Checked):
         None,
         "Base model: sdxl, mini, a Hugging Face id, a folder or a .safetensors file; default: the project's.",
     )
-    vae: str | None = compute(
-        None, "Another VAE: a folder or a Hugging Face id, such as madebyollin/sdxl-vae-fp16-fix."
-    )
+    vae: str | None = compute(None, "Another VAE: a file, a folder or a Hugging Face id.")
+    prediction: str | None = compute(None, "What the U-Net predicts.", choices=("epsilon", "v_prediction"))
     device: str = compute("auto", "Device: auto, cpu, cuda, cuda:N or mps.")
     precision: str = compute(
         "auto", "Number format of the base model.", choices=("auto", "fp32", "bf16", "fp16")

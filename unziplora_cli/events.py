@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 from unziplora_cli.errors import Remedy
 
 PhaseName = Literal[
+    "download",
     "read images",
     "generate class images",
     "encode prompts",
@@ -69,7 +70,16 @@ class Part:
     end: float
 
 
-Event = Phase | Notice | Progress | Part
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """``done`` of ``total`` bytes of a file have arrived."""
+
+    file: str
+    done: int
+    total: int
+
+
+Event = Phase | Notice | Progress | Part | Transfer
 
 
 def observe(

@@ -283,6 +283,31 @@ def read_text(path: Path, limit: int = MAX_TEXT_SIZE) -> str:
     return read_bytes(path, limit).decode("utf-8-sig")
 
 
+def identify(path: Path) -> tuple[str, Remedy] | None:
+    """What a file is that cannot be read as safetensors, and what to do with it; None if unknown."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        return f"{error.strerror}", Remedy("Check the permissions of the file.")
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not start:
+        return "it is empty", Remedy("Download it again.")
+    if text.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, without the weights", Remedy(
+            "Download the file itself", "lfs pull", program="git"
+        )
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "it is a web page", Remedy("Download the file itself; its host may require you to log in.")
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        return "it is a pickle of PyTorch (.pt, .ckpt, .bin), which may run code when it is opened", Remedy(
+            "Convert it to safetensors with the program that made it."
+        )
+    if start.startswith(b"GGUF"):
+        return "it is a GGUF file", Remedy("Use the safetensors file that it was made from.")
+    return None
+
+
 # Hashes, sizes and links
 
 

@@ -5,26 +5,31 @@ The cache is read without the library ``huggingface_hub``, whose import is slow,
     <cache>/models--owner--name/   refs/<branch>   snapshots/<commit>/<file> -> ../../blobs/<hash of the file>
 
 It also holds models of other programs, and commits of which only some files were downloaded. Only the
-query and download functions use the network. The library reads HF_ENDPOINT, HF_TOKEN,
-HF_HOME and HF_HUB_CACHE.
+query and download functions use the network, with the library's connection and token. Every name that the hub
+answers is checked before it becomes a path, and no answer may be endless or endlessly slow.
 """
 
 import errno
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from unziplora_cli import paths
 from unziplora_cli.errors import ModelError, Remedy, UnziploraError
-from unziplora_cli.files import read_text, sha256
+from unziplora_cli.events import Transfer
+from unziplora_cli.files import read_text
+from unziplora_cli.network import POLL, TooLarge, read
 
 Part = Literal["tokenizers"]
 
@@ -55,6 +60,12 @@ _DESCRIBER_FILES = (
     *("model*.safetensors", "model.safetensors.index.json"),
 )
 
+LARGEST_ANSWER, LARGEST_FILE = 32 << 20, 1 << 40
+"""Bytes of a model's list of files, and of one file."""
+
+ATTEMPTS, ENOUGH = 5, 1 << 20
+"""Lost connections in a row, each after at most so many bytes, after which a download is given up."""
+
 _DISK_FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG")}
 
 
@@ -82,7 +93,8 @@ class Snapshot:
         """The class in its configuration, such as StableDiffusionXLPipeline; empty if there is none."""
         for name in ("model_index.json", "config.json"):
             if (self.path / name).is_file():
-                match = _CLASS.search((self.path / name).read_text(encoding="utf-8", errors="replace"))
+                with (self.path / name).open("rb") as file:
+                    match = _CLASS.search(file.read(1 << 20).decode(errors="replace"))
                 return match[1] if match else ""
         return ""
 
@@ -189,14 +201,26 @@ class Download:
         """Bytes of all files."""
         return sum(file.bytes for file in self.files)
 
+    @property
+    def folder(self) -> Path:
+        """The folder of the commit in the cache."""
+        return _repository(self.id) / "snapshots" / self.revision
+
+    def blob(self, file: RemoteFile) -> Path:
+        """Where the bytes of a file are kept."""
+        return _repository(self.id) / "blobs" / file.blob
+
     def missing(self) -> int:
         """Bytes that are not in the cache yet."""
-        blobs, missing = _repository(self.id) / "blobs", 0
-        for file in self.files:
-            if not (file.blob and (blobs / file.blob).exists()):
-                partial = blobs / f"{file.blob}.incomplete"
-                missing += file.bytes - (partial.stat().st_size if partial.is_file() else 0)
-        return missing
+        absent = [f for f in self.files if not (self.blob(f).exists() or (self.folder / f.name).exists())]
+        return sum(file.bytes - _size(_partial(self.blob(file))) for file in absent)
+
+
+def endpoint() -> str:
+    """The address of the hub: $HF_ENDPOINT, else https://huggingface.co."""
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
 
 
 def query_model(id: str, revision: str | None, only: Part | None = None) -> Download:
@@ -212,14 +236,14 @@ def query_model(id: str, revision: str | None, only: Part | None = None) -> Down
         raise ModelError(
             f"{id} has no {only} in diffusers' layout.", Remedy(command="models pull", arguments=("sdxl",))
         )
-    return Download(id, revision, commit, tuple(_remote_file(siblings[name]) for name in names))
+    return Download(id, revision, commit, tuple(_remote_file(id, siblings[name]) for name in names))
 
 
 def query_describer() -> Download:
     """Ask the hub for the files of the describer; raises ModelError."""
     commit, siblings = _query(DESCRIBER, None)
     names = [name for name in sorted(siblings) if any(_matches(name, p) for p in _DESCRIBER_FILES)]
-    return Download(DESCRIBER, None, commit, tuple(_remote_file(siblings[name]) for name in names))
+    return Download(DESCRIBER, None, commit, tuple(_remote_file(DESCRIBER, siblings[name]) for name in names))
 
 
 def query_files(id: str, names: Sequence[str]) -> Download:
@@ -228,7 +252,7 @@ def query_files(id: str, names: Sequence[str]) -> Download:
     missing = [name for name in names if name not in siblings]
     if missing:
         raise ModelError(f"{id} has no {', '.join(missing)} on the hub.")
-    return Download(id, None, commit, tuple(_remote_file(siblings[name]) for name in names))
+    return Download(id, None, commit, tuple(_remote_file(id, siblings[name]) for name in names))
 
 
 def choose_files(names: Iterable[str], only: Part | None = None) -> list[str]:
@@ -252,39 +276,164 @@ def free_space() -> int:
     return shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free
 
 
-def download(query: Download, accept: Callable[[str, str], None] = lambda id, revision: None) -> Path:
+def download(
+    query: Download, accept: Callable[[str, str], None] = lambda id, revision: None
+) -> Generator[Transfer, None, Path]:
     """Download the missing files into the cache and return the snapshot folder; raises ModelError.
 
     Small files come first, so that an interrupted download can be identified, and so that ``accept`` can
-    inspect them and raise. Large files resume where they were interrupted; their SHA-256 is verified.
+    inspect them and raise. All resume where they were interrupted, and their hashes are verified.
     """
-    cache, missing, free = paths.hub_cache(), query.missing(), free_space()
+    missing, free = query.missing(), free_space()
     if missing > free:
         raise ModelError(
-            f"{query.id} needs {missing / 1e9:.1f} GB more, but {cache} has {free / 1e9:.1f} GB free.",
+            f"{query.id} needs {missing / 1e9:.1f} GB more, but {paths.hub_cache()} has {free / 1e9:.1f} GB "
+            "free.",
             Remedy("Free some space, or point HF_HOME to another disk."),
         )
     with hub_errors(query.id):
-        from huggingface_hub import hf_hub_download, snapshot_download
+        for large in (False, True):
+            for file in query.files:
+                if bool(file.sha256) == large:
+                    yield from _download_file(query, file)
+            if not large:
+                if query.ref != query.revision:
+                    ref = _repository(query.id) / "refs" / (query.ref or "main")
+                    ref.parent.mkdir(parents=True, exist_ok=True)
+                    ref.write_text(query.revision, encoding="utf-8")
+                accept(query.id, query.revision)
+    return query.folder
 
-        folder = snapshot_download(
-            query.id,
-            revision=query.ref,
-            allow_patterns=[file.name for file in query.files if not file.sha256],
-            cache_dir=cache,
+
+def _download_file(query: Download, file: RemoteFile) -> Generator[Transfer, None, None]:
+    """Download one file into the blobs of its model, and link to it from the commit, as the library does."""
+    from filelock import FileLock
+
+    path, blob = query.folder / file.name, query.blob(file)
+    if path.exists():
+        return
+    # The library's own lock.
+    lock = paths.hub_cache() / ".locks" / _repository(query.id).name / f"{file.blob}.lock"
+    for folder in (lock.parent, blob.parent, path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        if not blob.exists():
+            yield from _download_blob(query, file)
+    path.unlink(missing_ok=True)
+    try:
+        path.symlink_to(os.path.relpath(blob, path.parent))
+    except OSError:  # a file system or an account without links
+        shutil.move(blob, path)
+
+
+def _download_blob(query: Download, file: RemoteFile) -> Generator[Transfer, None, None]:
+    """Download the bytes of one file from where they were interrupted, again after each lost connection."""
+    url = f"{endpoint()}/{quote(query.id)}/resolve/{query.revision}/{quote(file.name)}"
+    partial, lost = _partial(query.blob(file)), 0
+    while (before := _size(partial)) != file.bytes or not partial.exists():
+        try:
+            with partial.open("ab") as stream:
+                pieces = read(url, file.bytes, before if before < file.bytes else 0)
+                stream.truncate(next(pieces))
+                shown = 0.0
+                for piece in pieces:
+                    stream.write(piece)
+                    if time.monotonic() - shown > POLL:
+                        shown = time.monotonic()
+                        yield Transfer(file.name, stream.tell(), file.bytes)
+        except TooLarge:
+            partial.unlink()
+            raise
+        except Exception:
+            lost = 0 if _size(partial) - before > ENOUGH else lost + 1
+            if lost == ATTEMPTS or _size(partial) <= before:
+                raise
+        else:
+            if _size(partial) == before:
+                raise ConnectionError(f"{file.name} ends after {before} of {file.bytes} bytes")
+    if hub_hash(partial, file.blob) != file.blob:
+        partial.unlink()
+        raise ModelError(
+            f"{file.name} of {query.id} is damaged: its hash differs from the hub's.",
+            Remedy("Run the command again."),
         )
-        revision = Path(folder).name
-        accept(query.id, revision)
-        for file in query.files:
-            if file.sha256:
-                _download_blob(query, file)
-                hf_hub_download(query.id, file.name, revision=revision, cache_dir=cache)
-    return Path(folder)
+    yield Transfer(file.name, file.bytes, file.bytes)
+    partial.replace(query.blob(file))
+
+
+def hub_hash(path: Path, like: str) -> str:
+    """The hash by which the hub names a file: SHA-256 or, if ``like`` is that short, git's SHA-1."""
+    digest = hashlib.sha256()
+    if len(like) == 40:
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _partial(blob: Path) -> Path:
+    return blob.with_name(f"{blob.name}.incomplete")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+# Answers
+
+
+def _query(id: str, revision: str | None) -> tuple[str, dict[str, Any]]:
+    """The commit of a revision, and what the hub says about each of its files, by name."""
+    with hub_errors(id):
+        branch = f"/revision/{quote(revision, safe='')}" if revision else ""
+        pieces = read(f"{endpoint()}/api/models/{quote(id)}{branch}?blobs=true", LARGEST_ANSWER)
+        next(pieces)
+        data = b"".join(pieces)
+        try:
+            answer = json.loads(data)
+            siblings = {sibling["rfilename"]: sibling for sibling in answer["siblings"]}
+            if not all(isinstance(name, str) for name in siblings):
+                raise TypeError("the name of a file is not text")
+            return _hash(answer["sha"], 40), siblings
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise _invalid(id, error) from error
+
+
+def _remote_file(id: str, sibling: dict[str, Any]) -> RemoteFile:
+    """What the hub says about a file; raises ModelError unless its name and its hash can be paths."""
+    try:
+        name, size, lfs = sibling["rfilename"], sibling["size"], sibling.get("lfs")
+        parts = name.split("/")
+        if any(part in ("", ".", "..") or len(part) > 200 for part in parts) or re.search(
+            r"[\\:\x00-\x1f]", name
+        ):
+            raise ValueError(f"{name[:200]!r} is no name of a file")
+        if type(size) is not int or not 0 <= size <= LARGEST_FILE:
+            raise ValueError(f"{name} cannot have {str(size)[:40]} bytes")
+        digest = _hash(lfs["sha256"], 64) if lfs else None
+        return RemoteFile(name, size, digest or _hash(sibling["blobId"], 40), digest)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _invalid(id, error) from error
+
+
+def _hash(value: Any, length: int) -> str:
+    if not isinstance(value, str) or not re.fullmatch(rf"[0-9a-f]{{{length}}}", value):
+        raise ValueError(f"{str(value)[:80]!r} is no hash")
+    return value
+
+
+def _invalid(id: str, error: Exception) -> ModelError:
+    reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+    return ModelError(
+        f"{endpoint()} gave an invalid answer about {id}: {reason[:300]}.",
+        Remedy("Check that HF_ENDPOINT names a hub, and try again later."),
+    )
 
 
 @contextmanager
 def hub_errors(id: str, action: str = "download") -> Iterator[None]:
-    """Turn the errors of the hub's library, of HTTP and of the disk into ModelError."""
+    """Turn the errors of the hub, of its library, of HTTP and of the disk into ModelError."""
     try:
         yield
     except UnziploraError:
@@ -295,24 +444,28 @@ def hub_errors(id: str, action: str = "download") -> Iterator[None]:
 
 
 def _explain(error: Exception, id: str, action: str) -> tuple[str, *tuple[Remedy, ...]]:
-    """What an error of the hub's library means, and its remedies."""
-    from huggingface_hub.constants import ENDPOINT
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
+    """What an error means, and its remedies."""
     login = Remedy("Log in", program="hf", command="auth login")
     token = Remedy("Or set HF_TOKEN to a token with permission.")
     again = "run the command again" + ("; what was downloaded is kept." if action == "download" else ".")
-    if isinstance(error, GatedRepoError):
-        return f"{id} requires that you accept its terms.", Remedy(f"Accept them at {ENDPOINT}/{id}"), login
-    if isinstance(error, RevisionNotFoundError):
-        return f"{id} has no such revision.", Remedy(f"See {ENDPOINT}/{id}")
-    if isinstance(error, RepositoryNotFoundError):
-        return f"There is no model {id} on the hub, or it is private.", login, token
     root = _root(error)
-    status = getattr(getattr(root, "response", None), "status_code", None)
+    response = getattr(root, "response", None)
+    status, headers = getattr(response, "status_code", None), getattr(response, "headers", None) or {}
+    code = headers.get("X-Error-Code", "")
+    rejected = headers.get("X-Error-Message") == "Invalid credentials in Authorization header"
+    if code == "GatedRepo":
+        return f"{id} requires that you accept its terms.", Remedy(f"Accept them at {endpoint()}/{id}"), login
+    if code == "RevisionNotFound":
+        return f"{id} has no such revision.", Remedy(f"See {endpoint()}/{id}")
+    if code == "RepoNotFound" or (status in (401, 404) and action == "download" and not rejected):
+        return f"There is no model {id} on the hub, or it is private.", login, token
     if status in (401, 403):
         message = f"The hub refused to {action} {id} ({status}): no token, or one without permission."
         return message, login, token
+    if status in (429, 503):
+        seconds = headers.get("Retry-After", "")
+        when = f"in {seconds} s" if seconds.isdecimal() and len(seconds) < 8 else "later"
+        return f"{endpoint()} is busy ({status}): it asks to try again {when}.", Remedy(f"Wait, then {again}")
     if isinstance(root, OSError) and root.errno in _DISK_FULL:
         message = f"The disk of {paths.hub_cache()} is full ({root.strerror})."
         return message, Remedy(f"Free some space and {again}")
@@ -320,86 +473,14 @@ def _explain(error: Exception, id: str, action: str) -> tuple[str, *tuple[Remedy
         message = f"Cannot write to {paths.hub_cache()}: {root.strerror} ({root.filename})."
         return message, Remedy("Point HF_HOME to a folder that you may write to.")
     reason = re.sub(r"\?[^\s'\"]*", "", f"{type(root).__name__}: {root}".splitlines()[0])
-    return f"Cannot {action} {id} ({ENDPOINT}): {reason}", Remedy(f"Check the connection and {again}")
+    return f"Cannot {action} {id} ({endpoint()}): {reason}", Remedy(f"Check the connection and {again}")
 
 
 def _root(error: BaseException) -> BaseException:
     """The first error of the chain that has a response, else its last one."""
-    while error.__cause__ is not None and not hasattr(error, "response"):
+    while error.__cause__ is not None and getattr(error, "response", None) is None:
         error = error.__cause__
     return error
-
-
-def _query(id: str, revision: str | None) -> tuple[str, dict[str, Any]]:
-    """The commit of a revision, and the hub's metadata of each of its files."""
-    with hub_errors(id):
-        from huggingface_hub import HfApi
-
-        info: Any = HfApi().model_info(id, revision=revision, files_metadata=True)
-    return info.sha, {file.rfilename: file for file in info.siblings or ()}
-
-
-def _download_blob(query: Download, file: RemoteFile) -> None:
-    """Download one large file into the blobs of its model, from where it was interrupted.
-
-    ``hf_hub_download`` of huggingface_hub 2 deletes its temporary file when it is interrupted, so the next
-    attempt starts from zero. Without ``http_get``, which is not documented, this is left to that function.
-    """
-    from filelock import FileLock
-
-    folder = _repository(query.id)
-    blob = folder / "blobs" / file.blob
-    lock = folder.parent / ".locks" / folder.name / f"{file.blob}.lock"  # the library's own
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    blob.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
-        if blob.exists():
-            return
-        partial = blob.with_name(f"{file.blob}.incomplete")
-        while True:
-            before = partial.stat().st_size if partial.exists() else 0
-            try:
-                if not _append(query, file, partial):
-                    return
-                break
-            except Exception:
-                if partial.stat().st_size <= before:  # no progress since the last attempt
-                    raise
-        if sha256(partial) != file.sha256:
-            partial.unlink()
-            raise ModelError(
-                f"{file.name} of {query.id} is damaged: its SHA-256 differs from the hub's.",
-                Remedy("Run the command again."),
-            )
-        partial.replace(blob)
-
-
-def _append(query: Download, file: RemoteFile, partial: Path) -> bool:
-    """Download the rest of a file; False if the library has no ``http_get``."""
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-
-    try:
-        from huggingface_hub.file_download import http_get
-    except ImportError:
-        return False
-    with partial.open("ab") as stream:
-        if stream.tell() > file.bytes:
-            stream.truncate(0)
-        http_get(
-            hf_hub_url(query.id, file.name, revision=query.revision),
-            stream,
-            resume_size=stream.tell(),
-            headers=build_hf_headers(),
-            expected_size=file.bytes,
-            displayed_filename=file.name,
-        )
-    return True
-
-
-def _remote_file(sibling: Any) -> RemoteFile:
-    digest = sibling.lfs["sha256"] if sibling.lfs else None
-    return RemoteFile(sibling.rfilename, sibling.size or 0, digest or sibling.blob_id or "", digest)
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -78,13 +78,17 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 @dataclass(frozen=True)
 class BaseRecord:
-    """The base model of a training; ``hash`` identifies a model that has no revision."""
+    """The base model of a training; ``hash`` identifies a model that has no revision.
+
+    ``prediction`` is what the user says that its U-Net predicts; None: what its files say.
+    """
 
     spec: Text
     kind: Literal["hub", "folder", "file", "builtin"]
     id: Text
     revision: Text | None = None
     hash: Text | None = None
+    prediction: Literal["epsilon", "v_prediction"] | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,7 @@ class Job:
         return {
             "version of unziplora": self.tool_version,
             "base": self.base.hash or self.base.id,
+            "prediction": self.base.prediction,
             "vae": self.vae,
             **{f"image {number}": image.sha256 for number, image in enumerate(self.images, start=1)},
             **({"features": ", ".join(self.features)} if self.features else {}),

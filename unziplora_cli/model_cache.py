@@ -1,22 +1,21 @@
 """Base models on this disk: the built-in one and those in Hugging Face's cache, which are used in place."""
 
-import hashlib
-import shutil
+import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unziplora_cli import paths, resources
 from unziplora_cli.errors import ModelError, Remedy
-from unziplora_cli.files import Problem, folder_size, sha256
-from unziplora_cli.hub import DESCRIBER, Snapshot, blob_path, check_transformers, list_snapshots
-from unziplora_cli.sdxl.base import HUB_ID, SDXL_ID, SDXL_REVISION, check_folder, find_vae
+from unziplora_cli.files import Problem, delete, folder_size
+from unziplora_cli.hub import DESCRIBER, Snapshot, blob_path, check_transformers, hub_hash, list_snapshots
+from unziplora_cli.sdxl.base import HUB_ID, SDXL_ID, SDXL_REVISION, check_file, find_vae
+from unziplora_cli.sdxl.folder import check_folder
+from unziplora_cli.sdxl.single_file import read_header
 
 if TYPE_CHECKING:
     from huggingface_hub import DeleteCacheStrategy
-
-VAE_FIX = "madebyollin/sdxl-vae-fp16-fix"
-"""SDXL's VAE, modified to work in fp16."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +47,14 @@ class Verification:
 def list_models() -> tuple[Model, ...]:
     """The built-in base, then every cached SDXL-class model and VAE, by name."""
     cached = [_cached_model(snapshot) for snapshot in list_snapshots() if _is_used(snapshot)]
-    return _folder_model("mini", resources.mini_base()), *cached
+    return _own_model("mini", resources.mini_base()), *cached
 
 
 def locate(spec: str) -> Path:
-    """The folder of a model; raises ModelError if it is not on this disk."""
+    """The folder or the file of a model; raises ModelError if it is not on this disk."""
     if spec == "mini":
         return resources.mini_base()
-    return Path(spec).expanduser().resolve() if _is_folder(spec) else find_cached(spec).path
+    return Path(spec).expanduser().resolve() if _is_path(spec) else find_cached(spec).path
 
 
 def find_cached(spec: str) -> Snapshot:
@@ -80,7 +79,12 @@ def hub_id(spec: str) -> tuple[str, str | None]:
         return SDXL_ID, SDXL_REVISION
     if spec == "mini":
         raise ModelError("mini is built in: it cannot be pulled or removed.")
-    if not HUB_ID.fullmatch(spec) or spec.startswith("."):
+    if _is_path(spec):
+        raise ModelError(
+            f"{spec} is your own file or folder: only models in Hugging Face's cache are pulled and removed.",
+            Remedy("List those", command="models list"),
+        )
+    if not HUB_ID.fullmatch(spec) or any(not part.strip(".") for part in re.split("[/@]", spec)):
         raise ModelError(f"{spec!r} is not the id of a model on the hub.", Remedy("Give sdxl or owner/name."))
     id, _, revision = spec.partition("@")
     return id, revision or None
@@ -104,47 +108,49 @@ def verify(spec: str) -> Verification:
     """Check that a model is complete and its files are intact, without the network.
 
     The cache names its blobs by the hub's hash: SHA-256, or git's SHA-1 for small files. Copies, on a file
-    system without links, have no hash to compare with. In other folders, truncated weights are detected.
+    system without links, have no hash to compare with. In other folders and files, what is compared are the
+    names and shapes of the weights, and the size of each file.
     """
-    if _is_folder(spec):
-        folder = locate(spec)
-        files = sorted(folder.glob("**/*.safetensors"))
-        problems = [Problem(file.relative_to(folder).as_posix(), _truncation(file)) for file in files]
-        damaged = tuple(problem for problem in problems if problem.reason)
-        return Verification(_folder_model(spec, folder), 0, len(files), damaged)
+    if _is_path(spec):
+        path = locate(spec)
+        files = [path] if path.is_file() else sorted(path.glob("**/*.safetensors"))
+        reasons = {file: _header_problem(file) for file in files}
+        damaged = tuple(
+            Problem(file.relative_to(path).as_posix(), reason)
+            for file, reason in reasons.items()
+            if reason and file != path
+        )
+        return Verification(_own_model(spec, path), 0, len(files), damaged)
     snapshot = find_cached(spec)
-    hashes = {file: _hub_hash(file) for file in snapshot.files()}
-    reasons = {file.relative_to(snapshot.path): _damage(file, digest) for file, digest in hashes.items()}
-    damaged = tuple(Problem(file.as_posix(), reason) for file, reason in reasons.items() if reason)
+    hashes = {file: _hash_in_name(file) for file in snapshot.files()}
+    damage = {file.relative_to(snapshot.path): _damage(file, digest) for file, digest in hashes.items()}
+    damaged = tuple(Problem(file.as_posix(), reason) for file, reason in damage.items() if reason)
     checked = sum(digest != "" for digest in hashes.values())
     return Verification(_cached_model(snapshot), checked, len(hashes) - checked, damaged)
 
 
-def _hub_hash(file: Path) -> str:
+def _hash_in_name(file: Path) -> str:
     """The hash in the name of a file's blob; empty for a copy."""
     name = getattr(blob_path(file), "name", "")
     return name if len(name) in (40, 64) else ""
 
 
 def _damage(file: Path, expected: str) -> str:
-    if not file.exists():
+    if not file.is_file():
         return "is missing"
-    if len(expected) == 40:
-        data = file.read_bytes()
-        actual = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-    else:
-        actual = sha256(file) if expected else ""
-    return "" if actual == expected else "is damaged: its hash differs from the hub's"
+    return (
+        "is damaged: its hash differs from the hub's"
+        if expected not in ("", hub_hash(file, expected))
+        else ""
+    )
 
 
-def _truncation(file: Path) -> str:
-    from safetensors import SafetensorError, safe_open
-
+def _header_problem(file: Path) -> str:
     try:
-        with safe_open(file, framework="numpy"):
-            return ""
-    except (OSError, SafetensorError) as error:
-        return f"is damaged: {error}"
+        read_header(file)
+    except ModelError as error:
+        return error.message.removeprefix(f"{file} ").rstrip(".")
+    return ""
 
 
 # Remove
@@ -158,16 +164,20 @@ class Removal:
     bytes: int
 
     def run(self) -> None:
-        """Delete the commit."""
+        """Delete the commit; what its links point to outside of the model's folder stays."""
         strategy = _delete_strategy(self.snapshot)
         if strategy is not None:
             strategy.execute()
-            return
-        for blob in _exclusive_blobs(self.snapshot):
-            blob.unlink()
-        for ref in self.snapshot.refs:
-            (self.snapshot.repository / "refs" / ref).unlink()
-        shutil.rmtree(self.snapshot.repository if self.snapshot.is_only_revision else self.snapshot.path)
+        else:
+            for path in _exclusive_blobs(self.snapshot):
+                path.unlink()
+            for ref in self.snapshot.refs:
+                (self.snapshot.repository / "refs" / ref).unlink()
+            delete(self.snapshot.repository if self.snapshot.is_only_revision else self.snapshot.path)
+        if os.path.lexists(self.snapshot.path):
+            raise ModelError(
+                f"{self.snapshot.path} could not be removed.", Remedy("Check the permissions of this folder.")
+            )
 
 
 def plan_removal(snapshot: Snapshot) -> Removal:
@@ -181,33 +191,41 @@ def plan_removal(snapshot: Snapshot) -> Removal:
 
 
 def _delete_strategy(snapshot: Snapshot) -> "DeleteCacheStrategy | None":
-    """The library's plan to delete a commit; None for models with missing files, which it ignores."""
+    """The library's plan to delete a commit; None if it has none, or would delete what is not the model's.
+
+    The library ignores models with missing files, and follows links to wherever they point.
+    """
     from huggingface_hub import scan_cache_dir
 
-    scan = scan_cache_dir(paths.hub_cache())
+    scan, own = scan_cache_dir(paths.hub_cache()), Path(os.path.realpath(snapshot.repository))
     for repository in scan.repos:  # the plan takes every model that has the commit, so it gets only this one
         if repository.repo_path.name == snapshot.repository.name:
-            return replace(scan, repos=frozenset({repository})).delete_revisions(snapshot.revision)
+            plan = replace(scan, repos=frozenset({repository})).delete_revisions(snapshot.revision)
+            deleted = (*plan.blobs, *plan.refs, *plan.repos, *plan.snapshots)
+            places = (Path(os.path.realpath(path.parent), path.name) for path in deleted)
+            return plan if all(path.is_relative_to(own) for path in places) else None
     return None
 
 
 def _exclusive_blobs(snapshot: Snapshot) -> set[Path]:
-    """The blobs that no other commit of the model uses."""
+    """The blobs of the model that no other commit of it uses."""
     others = (other for other in list_snapshots(snapshot.id) if other != snapshot)
     shared = {blob_path(file) for other in others for file in other.files()}
     blobs = {blob_path(file) for file in snapshot.files()} - shared
-    return {blob for blob in blobs if blob is not None and blob.exists()}
+    folder = snapshot.repository / "blobs"
+    return {blob for blob in blobs if blob and blob.parent == folder and os.path.lexists(blob)}
 
 
 # Descriptions
 
 
-def _is_folder(spec: str) -> bool:
-    return spec == "mini" or (spec != "" and Path(spec).expanduser().is_dir())
+def _is_path(spec: str) -> bool:
+    return spec == "mini" or (spec != "" and Path(spec).expanduser().exists())
 
 
-def _folder_model(spec: str, folder: Path) -> Model:
-    return Model(spec, spec, None, folder, folder_size(folder), None, _problem(folder))
+def _own_model(spec: str, path: Path) -> Model:
+    size = path.stat().st_size if path.is_file() else folder_size(path)
+    return Model(spec, spec, None, path, size, None, _problem(path))
 
 
 def _cached_model(snapshot: Snapshot) -> Model:
@@ -236,10 +254,12 @@ def _is_used(snapshot: Snapshot) -> bool:
 
 
 def _problem(folder: Path, *, is_describer: bool = False) -> str:
-    """What a model lacks; empty if it is complete."""
+    """What a model lacks, or why it cannot be used; empty if it is complete."""
     try:
         if is_describer:
             check_transformers(folder)
+        elif folder.is_file():
+            check_file(folder)
         elif (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
             find_vae(str(folder))
         else:

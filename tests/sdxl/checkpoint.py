@@ -81,6 +81,13 @@ def write_checkpoint(folder: Path, path: Path) -> Path:
     return path
 
 
+def altered(source: Path, path: Path, without: str = "^$", **added: Tensor) -> Path:
+    """A copy of a checkpoint without the keys that match, and with other tensors (``a__b`` is ``a.b``)."""
+    kept = {key: tensor for key, tensor in load_file(source).items() if not re.search(without, key)}
+    save_file(kept | {key.replace("__", "."): tensor for key, tensor in added.items()}, path)
+    return path
+
+
 def open_clip(clip: dict[str, Tensor]) -> dict[str, Tensor]:
     """CLIP with joined query, key and value, and a transposed projection."""
     joined: dict[str, Tensor] = {}

@@ -20,12 +20,12 @@ from unziplora_cli.sdxl import base as bases
 from unziplora_cli.sdxl.base import (
     BaseNotCached,
     check_trainable,
-    component_variant,
     find_vae,
     native_resolution,
     predicts_velocity,
     resolve_base,
 )
+from unziplora_cli.sdxl.folder import component_variant
 from unziplora_cli.sdxl.generate import ImageRequest
 from unziplora_cli.sdxl.load import alphas_cumprod, load_scheduler, load_vae
 from unziplora_cli.sdxl.sampling import initial_noise
@@ -191,44 +191,6 @@ def test_resolution_and_scale_factor_of_sdxl() -> None:
     assert bases.vae_scale_factor(sdxl) == 8
 
 
-def checkpoint(path: Path, *keys: str, channels: int = 4) -> Path:
-    tensors = {key: torch.zeros(1) for key in keys}
-    tensors["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(1, channels, 1, 1)
-    save_file(tensors, path)
-    return path
-
-
-SDXL_KEYS = (
-    "model.diffusion_model.label_emb.0.0.weight",
-    "conditioner.embedders.0.transformer.text_model.x",
-    "conditioner.embedders.1.model.x",
-    "first_stage_model.decoder.x",
-)
-
-
-def test_a_checkpoint_file_is_recognised_by_its_components(tmp_path: Path) -> None:
-    base, _ = resolve_base(str(checkpoint(tmp_path / "x.safetensors", *SDXL_KEYS)), offline=True)
-    assert base.kind == "file"
-    with pytest.raises(ModelError, match="lacks the U-Net, the second text encoder"):
-        resolve_base(str(checkpoint(tmp_path / "sd1.safetensors", SDXL_KEYS[1], SDXL_KEYS[3])), offline=True)
-    with pytest.raises(ModelError, match="9 channels"):
-        resolve_base(str(checkpoint(tmp_path / "i.safetensors", *SDXL_KEYS, channels=9)), offline=True)
-
-
-def test_files_that_are_not_checkpoints_are_refused(tmp_path: Path) -> None:
-    short = tmp_path / "short.safetensors"
-    short.write_bytes(checkpoint(tmp_path / "x.safetensors", *SDXL_KEYS).read_bytes()[:200])
-    with pytest.raises(ModelError, match="damaged"):
-        resolve_base(str(short), offline=True)
-    (tmp_path / "x.ckpt").write_bytes(b"PK")
-    with pytest.raises(ModelError, match="can run code"):
-        resolve_base(str(tmp_path / "x.ckpt"), offline=True)
-    lora = tmp_path / "lora.safetensors"
-    save_file({"lora_unet_mid_block.lora_down.weight": torch.zeros(1)}, lora)
-    with pytest.raises(ModelError, match="is a LoRA"):
-        resolve_base(str(lora), offline=True)
-
-
 # Predictions, samplers and VAEs
 
 
@@ -268,6 +230,10 @@ def test_few_step_models_generate_but_are_not_trained(
     copy: Path, file: str, values: dict[str, object], reason: str
 ) -> None:
     change(copy / file, **values)
+    if "time_cond_proj_dim" in values:
+        weights = copy / "unet/diffusion_pytorch_model.safetensors"
+        projection = {"time_embedding.cond_proj.weight": torch.zeros(8, 256)}
+        save_file(load_file(weights) | projection, weights, metadata={"format": "pt"})
     base, notice = resolve_base(str(copy), offline=True)
     assert notice is not None
     assert "--steps 4 --guidance 1" in notice_text(notice)

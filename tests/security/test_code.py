@@ -24,7 +24,7 @@ FORBIDDEN_IMPORTS = {
 PROCESSES = {"doctor/environment.py", "doctor/gpus.py"}
 """The only modules that start other programs."""
 DYNAMIC_IMPORTS = {"doctor/probe.py"}
-NETWORK = {"hub.py", "doctor/environment.py"}
+NETWORK = {"hub.py", "network.py", "doctor/environment.py"}
 """The only modules that import an HTTP library."""
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from unziplora_cli.errors import AdapterError, Remedy
-from unziplora_cli.files import atomic_write
+from unziplora_cli.files import atomic_write, identify
 
 DAMAGED = Remedy("The file is damaged; download or export it again.")
 
@@ -37,7 +37,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             return tensors, dict(file.metadata() or {})
     except _BROKEN as error:
-        kind, remedy = _identify(path) or (str(error), DAMAGED)
+        kind, remedy = identify(path) or (str(error), DAMAGED)
         raise AdapterError(f"{path} is not a whole safetensors file: {kind}.", remedy) from error
 
 
@@ -54,31 +54,6 @@ def require_regular(path: Path, limit: int) -> None:
             f"{path} is too large: files of this kind have at most {limit >> 20} MiB.",
             Remedy("Check that it is the right file."),
         )
-
-
-def _identify(path: Path) -> tuple[str, Remedy] | None:
-    """What a file is that cannot be read as safetensors, and what to do with it; None if unknown."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(512)
-    except OSError as error:
-        return f"{error.strerror}", Remedy("Check the permissions of the file.")
-    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if not start:
-        return "it is empty", DAMAGED
-    if text.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, without the weights", Remedy(
-            "Download the file itself", "lfs pull", program="git"
-        )
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "it is a web page", Remedy("Download the file itself; its host may require you to log in.")
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        return "it is a pickle of PyTorch (.pt, .ckpt, .bin), which may run code when it is opened", Remedy(
-            "Convert it to safetensors with the program that made it."
-        )
-    if start.startswith(b"GGUF"):
-        return "it is a GGUF file", Remedy("Use the safetensors file that it was made from.")
-    return None
 
 
 def read_metadata(path: Path) -> Mapping[str, str]:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, fields
+from dataclasses import Field, fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -16,6 +16,7 @@ from unziplora_cli.cli._output import Session, notice_text
 from unziplora_cli.config import GenerateConfig, TrainConfig
 
 if TYPE_CHECKING:
+    from unziplora_cli.config import ComputeConfig
     from unziplora_cli.projects.store import Project
     from unziplora_cli.sdxl.base import BaseRef
 
@@ -136,33 +137,44 @@ def text_option(help: str) -> Any:
 
 
 VAE = typer.Option(
-    help="Another VAE: a folder or a Hugging Face id, such as madebyollin/sdxl-vae-fp16-fix.",
+    help="Another VAE: a file, a folder or a Hugging Face id, such as madebyollin/sdxl-vae-fp16-fix.",
+    show_default=False,
+)
+PREDICTION = typer.Option(
+    help="What the base's U-Net predicts, if its files do not say: the noise or the velocity.",
     show_default=False,
 )
 DEVICE = typer.Option(help="Device: auto, cpu, cuda, cuda:N or mps.")
 
 
-def find_base(session: Session, spec: str | None) -> "BaseRef":
+def find_base(
+    session: Session, spec: str | None, vae: str | None = None, prediction: str | None = None
+) -> "BaseRef":
     """Resolve the base model; prints a message if it was chosen automatically."""
     from unziplora_cli.sdxl.base import resolve_base
 
-    base, notice = resolve_base(spec, offline=session.offline)
+    base, notice = resolve_base(spec, offline=session.offline, vae=vae, prediction=prediction)
     if notice:
         session.output.message(notice_text(notice))
     return base
 
 
-def project_base(session: Session, spec: str | None, projects: "Sequence[Project]") -> "BaseRef":
-    """The base model in `spec`, otherwise the one of the projects; warns if that has changed since."""
+def project_base(
+    session: Session, compute: "ComputeConfig", projects: "Sequence[Project]"
+) -> "tuple[ComputeConfig, BaseRef]":
+    """The base model in `compute`, otherwise that of the projects with its VAE; warns if it has changed."""
     from unziplora_cli.workflows.generate import shared_base
 
-    base = find_base(session, spec or shared_base(projects))
-    recorded = projects[0].job.base.hash
-    if spec is None and recorded and base.fingerprint != recorded:
+    job, spec = projects[0].job, compute.base
+    if spec is None:
+        prediction = compute.prediction or job.base.prediction
+        compute = replace(compute, vae=compute.vae or job.vae, prediction=prediction)
+    base = find_base(session, spec or shared_base(projects), compute.vae, compute.prediction)
+    if spec is None and job.base.hash and base.fingerprint != job.base.hash:
         session.output.warning(
             f"The base {base.spec} has changed since {projects[0].name} was trained on it."
         )
-    return base
+    return compute, base
 
 
 def preset_for(base: "BaseRef", settings: Mapping[str, Any] | None = None) -> str:

@@ -538,6 +538,9 @@ class ProgressDisplay:
                 detail = f"step {step}/{steps}" if steps else ""
                 line = f"{self.title}: {name} {min(done + 1, total)}/{total} {detail}".rstrip()
                 self.update(name, done + (step / steps if steps else 0), total, detail, line)
+            case common.Transfer(file, done, total):
+                size = f"{format_size(done)} of {format_size(total)}"
+                self.update(file, done / 1e6, total / 1e6, "MB", f"{self.title}: {file}, {size}")
             case training.StepDone(step, total):
                 memory = format_size(event.memory)
                 detail = f"{event.phase:8} loss {event.loss:.3f} {event.seconds:.2f} s/step {memory}"

@@ -21,17 +21,19 @@ NOT_REPEATED = ("--plan", "--estimate", "--json", "--quiet", "-q", "--verbose", 
 def show_estimate(
     session: Session,
     projects: int,
-    *,
-    base: str | None,
+    base: tuple[str | None, ...],
     preset: str | None,
     device: str,
     settings: dict[str, Any],
 ) -> None:
-    """Print the estimate for ``projects`` trainings, one after the other."""
+    """Print the estimate for ``projects`` trainings, one after the other.
+
+    ``base`` are the arguments of ``find_base``: the base, the VAE and the prediction.
+    """
     from unziplora_cli.training.estimate import estimate_training
 
     check_settings(TrainConfig, settings)
-    ref = _find_base(session, base)
+    ref = _find_base(session, *base)
     preset = preset or preset_for(ref)
     estimate = estimate_training(ref, resolve(preset, settings), device)
     command = _fitting_command(session, estimate)
@@ -42,13 +44,13 @@ def show_estimate(
     )
 
 
-def _find_base(session: Session, spec: str | None) -> "BaseRef":
+def _find_base(session: Session, *spec: str | None) -> "BaseRef":
     """The base; SDXL can be estimated before it is downloaded."""
     from unziplora_cli.sdxl.base import SDXL_ID, SDXL_REVISION, BaseNotCached
     from unziplora_cli.training.estimate import shipped_sdxl
 
     try:
-        return find_base(session, spec)
+        return find_base(session, *spec)
     except BaseNotCached as error:
         if error.id != SDXL_ID or error.revision not in (None, SDXL_REVISION):
             raise

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unziplora_cli.cli._options import DEVICE, PANEL, PROJECT, config_options, preset_for, project_base
-from unziplora_cli.cli._output import Session, Table, format_duration, format_size
+from unziplora_cli.cli._output import Session, Table, format_duration
 from unziplora_cli.config import ComputeConfig, resolve_generate
 from unziplora_cli.evaluation.prompts import EvaluationConfig
 
@@ -47,10 +47,9 @@ def evaluate(
     opened = session.store().open(project)
     if pull:
         session.use_network("Downloading DINOv2 and CLIP")
-        evaluate.download_encoders(
-            lambda model_id, size: session.output.message(f"Downloading {model_id}, {format_size(size)}.")
-        )
-    base = project_base(session, compute_config.base, [opened])
+        with ProgressDisplay(session.output, "eval") as display:
+            run(evaluate.download_encoders(), display.event)
+    compute_config, base = project_base(session, compute_config, [opened])
     generation = resolve_generate(preset_for(base), {})
     request = evaluate.EvaluationRequest(project, base, config, generation, compute_config)
     with ProgressDisplay(session.output, "eval") as display:

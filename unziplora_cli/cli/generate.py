@@ -206,7 +206,7 @@ def _resolve(
     """The compute settings, the base model, and the generation settings for that base."""
     compute, settings = ComputeConfig(**(computing or {})), settings or {}
     check_settings(GenerateConfig, settings)
-    base = project_base(session, compute.base, projects)
+    compute, base = project_base(session, compute, projects)
     return compute, base, resolve_generate(preset_for(base), settings)
 
 

@@ -8,7 +8,7 @@ import typer
 from unziplora_cli.cli._errors import remedy_text
 from unziplora_cli.cli._help import Program
 from unziplora_cli.cli._options import model_names
-from unziplora_cli.cli._output import Session, Table, format_size
+from unziplora_cli.cli._output import ProgressDisplay, Session, Table, format_size
 from unziplora_cli.errors import Interrupted, ModelError, Remedy
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ MODEL = typer.Argument(
 )
 ANY_MODEL = typer.Argument(
     metavar="MODEL",
-    help="mini, sdxl, owner/name, owner/name@revision or a folder.",
+    help="mini, sdxl, owner/name, owner/name@revision, a folder or a file.",
     show_default=False,
     autocompletion=model_names,
 )
@@ -86,11 +86,14 @@ def pull(
 
     `describer` is a model that proposes subject and style of an image (Apache-2.0, 4.3 GB).
     """
-    session: Session = ctx.obj
-    session.use_network("Pulling a model")
     from unziplora_cli import hub, model_cache, paths
+    from unziplora_cli.events import run
+    from unziplora_cli.sdxl.base import VAE_FIX
 
+    session: Session = ctx.obj
     id, revision = model_cache.hub_id(model)
+    session.use_network("Pulling a model")
+    session.output.message(f"Asking {hub.endpoint()} for the files of {id}.")
     query = hub.query_describer() if id == hub.DESCRIBER else hub.query_model(id, revision, only)
     missing = query.missing()
     rest = "" if missing == query.bytes else f", {format_size(missing)} of them missing"
@@ -99,7 +102,8 @@ def pull(
         f"{format_size(hub.free_space())} free at {paths.hub_cache()}."
     )
     try:
-        folder = hub.download(query, accept=model_cache.check_supported)
+        with ProgressDisplay(session.output, "pull") as display:
+            folder = run(hub.download(query, accept=model_cache.check_supported), display.event)
     except KeyboardInterrupt as interrupt:
         raise Interrupted(
             "Stopped; what was downloaded is kept.",
@@ -113,7 +117,7 @@ def pull(
     what = f"The {only} of {model} are" if only else f"{model} is"
     session.output.result(_summary(pulled), text=f"{what} at {folder}.")
     if model == "sdxl" and not only:
-        session.output.message(f"To use SDXL in fp16, also run: {_pull_command(model_cache.VAE_FIX)}")
+        session.output.message(f"To use SDXL in fp16, also run: {_pull_command(VAE_FIX)}")
 
 
 def verify(ctx: typer.Context, model: Annotated[str, ANY_MODEL]) -> None:
@@ -172,13 +176,13 @@ def path(
         str | None,
         typer.Argument(
             metavar="[MODEL]",
-            help="mini, sdxl, owner/name or a folder; default: the cache of all models.",
+            help="mini, sdxl, owner/name, a folder or a file; default: the cache of all models.",
             show_default=False,
             autocompletion=model_names,
         ),
     ] = None,
 ) -> None:
-    """Print the folder of a model, or of the whole cache."""
+    """Print where a model is, or the folder of the whole cache."""
     from unziplora_cli import model_cache, paths
 
     session: Session = ctx.obj

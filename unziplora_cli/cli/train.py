@@ -3,7 +3,7 @@
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,6 +12,7 @@ from unziplora_cli.cli._errors import describe
 from unziplora_cli.cli._options import (
     BASE,
     DEVICE,
+    PREDICTION,
     VAE,
     config_options,
     find_base,
@@ -100,6 +101,7 @@ def train(
     ] = None,
     base: Annotated[str | None, BASE] = None,
     vae: Annotated[str | None, VAE] = None,
+    prediction: Annotated[Literal["epsilon", "v_prediction"] | None, PREDICTION] = None,
     device: Annotated[str, DEVICE] = "auto",
     full_prompt: Annotated[str | None, text_option("The complete full prompt.")] = None,
     content_prompt: Annotated[str | None, text_option("The complete content prompt.")] = None,
@@ -127,6 +129,7 @@ def train(
 ) -> None:
     """Learn a content LoRA and a style LoRA from one image."""
     from unziplora_cli.prompts import make_prompts, prompt_notes
+    from unziplora_cli.sdxl.base import absolute_spec
     from unziplora_cli.workflows.train import make_request, read_sources
 
     session: Session = ctx.obj
@@ -152,14 +155,14 @@ def train(
     sources = [read_sources(group) for group in groups]
     names = _names(groups, name)
     if plan:
-        show_estimate(session, len(groups), base=base, preset=preset, device=device, settings=settings or {})
+        show_estimate(session, len(groups), (base, vae, prediction), preset, device, settings or {})
         return
     done = set() if force else _done(store, names)
     replacing = [project in done or _may_replace(session, store, project, force=force) for project in names]
     check_settings(TrainConfig, settings or {})
     if preset is not None:
         check_packages(resolve(preset, settings or {}))
-    model = find_base(session, base)
+    model = find_base(session, base, vae, prediction)
     config = resolve(preset or preset_for(model, settings), settings or {})
     check_packages(config)
     for note in without_effect(config, settings or {}):
@@ -197,7 +200,7 @@ def train(
             description=settled[i].description,
             prompts=prompts[i],
             validation=validation[i],
-            vae=vae,
+            vae=None if vae is None else absolute_spec(vae),
             device=device,
             replaces=replacing[i],
         )

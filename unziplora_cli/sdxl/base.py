@@ -1,18 +1,16 @@
 """Base models: which one is meant, where its files are, and whether the method can train it.
 
 A base is ``mini`` (built in), ``sdxl``, a Hugging Face id (``owner/name`` or ``owner/name@revision``), a
-folder in diffusers' layout, or a single ``.safetensors`` checkpoint. Nothing is loaded here, and the network
-is not used.
+folder in diffusers' layout, or a single checkpoint file in safetensors. No weights are loaded here, only the
+headers of their files are read, and the network is not used.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,15 +18,33 @@ from unziplora_cli import resources
 from unziplora_cli.errors import ModelError, Remedy
 from unziplora_cli.events import Notice
 from unziplora_cli.hub import find_snapshot
-from unziplora_cli.method.blocks import SELECTIVE
-from unziplora_cli.sdxl.single_file import TOKENIZERS, find_tokenizers, scheduler_config, unsupported_reason
+from unziplora_cli.sdxl.folder import (
+    PREDICTIONS,
+    WEIGHTS,
+    check_folder,
+    check_vae,
+    check_weights,
+    folder_header,
+    read_json,
+    unsupported_model,
+    valid_config,
+    weight_files,
+)
+from unziplora_cli.sdxl.single_file import (
+    few_step_name,
+    find_tokenizers,
+    is_vae,
+    marked_prediction,
+    read_header,
+    scheduler_config,
+    unsupported_reason,
+    vae_prefix,
+)
 
 SDXL_ID = "stabilityai/stable-diffusion-xl-base-1.0"
 SDXL_REVISION = "462165984030d82259a11f4367a4eed129e94a7b"
 SDXL_CONFIG = Path(__file__).with_name("config")
 """Component configurations of SDXL, for single checkpoint files, which contain none."""
-
-WEIGHTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 SCHEDULERS = {
     "euler": "EulerDiscreteScheduler",
@@ -38,19 +54,15 @@ SCHEDULERS = {
 }
 """Short name of a sampler -> its class in diffusers."""
 
-PREDICTIONS = ("epsilon", "v_prediction")
-"""What a U-Net may predict: the noise, or the velocity of Salimans and Ho (arXiv 2202.00512)."""
+VAE_FIX = "madebyollin/sdxl-vae-fp16-fix"
+"""SDXL's VAE, modified to work in fp16."""
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 """`owner/name`, or `owner/name@revision`."""
 
-_FEW_STEP_NAME = re.compile(r"(?i)turbo|lightning|lcm|hyper-?sd|dmd2")
+_FEW_STEP_NAME = re.compile(r"(?i)turbo|lightning|lcm|hyper-?(sd|xl)|dmd2")
 _FEW_STEP_SETTINGS = {"steps": 4, "guidance": 1}
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
-_MAX_LAYERS = 100
-"""Layers of a block that are checked, whatever number a configuration claims."""
-
-_FETCH_AGAIN = Remedy("The base is damaged; fetch or export it again.")
 
 
 class BaseNotCached(ModelError):
@@ -68,7 +80,8 @@ class BaseRef:
 
     ``spec`` is what the user typed; ``path`` the folder or file; ``variant`` the weight files to prefer
     (``fp16``). Two bases are equal if their ``fingerprint`` is: the hub's commit, or ``sha256:`` of the
-    U-Net's configuration and of samples of its weights.
+    U-Net's configuration and of samples of its weights. ``prediction`` is what the user says that the U-Net
+    predicts, instead of what its files say.
     """
 
     spec: str
@@ -78,20 +91,34 @@ class BaseRef:
     revision: str | None
     variant: str | None
     fingerprint: str
+    prediction: str | None = None
 
 
 def resolve_base(
-    spec: str | None, *, offline: bool, has_gpu: bool | None = None
+    spec: str | None,
+    *,
+    offline: bool,
+    has_gpu: bool | None = None,
+    vae: str | None = None,
+    prediction: str | None = None,
 ) -> tuple[BaseRef, Notice | None]:
     """Find the base that ``spec`` names, and a notice if the user should know more about the choice.
 
     Without a spec: ``sdxl`` if it is on this disk or this machine could use it (online, with a GPU), else
-    ``mini``. Raises ModelError if the base is missing, incomplete or unsupported, BaseNotCached if it would
-    have to be downloaded.
+    ``mini``. ``vae`` replaces its autoencoder. The names and shapes of all weights are compared with the
+    configuration. Raises ModelError if the base or the VAE is missing, incomplete or unsupported,
+    BaseNotCached if it would have to be downloaded.
     """
+    base, notice = _choose_base(spec, offline, has_gpu)
+    base = replace(base, prediction=prediction)
+    if base.kind != "builtin" or vae is not None:
+        _check_weights(base, vae)
+    return base, notice if spec is None else _notice(base)
+
+
+def _choose_base(spec: str | None, offline: bool, has_gpu: bool | None) -> tuple[BaseRef, Notice | None]:
     if spec is not None:
-        base = _find(spec)
-        return base, _few_step_notice(base)
+        return _find(spec), None
     cached = find_snapshot(SDXL_ID, SDXL_REVISION)
     if cached is not None and weight_files(cached.path / "unet"):
         return _find("sdxl"), None
@@ -104,40 +131,9 @@ def resolve_base(
     )
 
 
-def check_folder(folder: Path, *remedies: Remedy) -> None:
-    """Raise ModelError unless ``folder`` has all components of an SDXL-class pipeline, as safetensors.
-
-    ``remedies`` are those for missing components.
-    """
-    remedies = remedies or (Remedy("Fetch or export the base again, with all its components."),)
-    index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
-    pipeline = index.get("_class_name", "StableDiffusionXLPipeline")
-    if not str(pipeline).startswith("StableDiffusionXL"):
-        raise unsupported_model(folder, f"its model_index.json says {pipeline}")
-    if not any((folder / component).is_dir() for component in WEIGHTS):
-        raise ModelError(
-            f"The folder {folder} is not a base: it has no {', '.join(WEIGHTS)} folders.", *remedies
-        )
-    missing = [file for file in _required_files(folder) if not (folder / file).is_file()]
-    missing += [f"{name}/*.safetensors" for name in WEIGHTS if not weight_files(folder / name)]
-    if missing:
-        if any(any((folder / name).glob("*.bin")) for name in WEIGHTS) and not any(
-            weight_files(folder / name) for name in WEIGHTS
-        ):
-            remedies = (Remedy("Opening .bin weights can run code: convert the base to safetensors."),)
-        raise ModelError(f"The base {folder} lacks {', '.join(missing)}.", *remedies)
-    unet = read_json(folder / "unet/config.json")
-    scheduler = read_json(folder / "scheduler/scheduler_config.json")
-    vae = read_json(folder / "vae/config.json")
-    with valid_config(folder):
-        check_unet(folder, unet)
-        _check_scheduler(folder, scheduler)
-        check_vae(folder / "vae", vae, unet["in_channels"])
-
-
 def check_trainable(base: BaseRef) -> None:
     """Raise ModelError for a base that was distilled to a few steps: training would undo that."""
-    reason = few_step_reason(component_config(base, "unet"), component_config(base, "scheduler"))
+    reason = _few_step_reason(base)
     if reason:
         raise ModelError(
             f"The base {base.spec} cannot be trained: {reason}, and training would undo its distillation.",
@@ -149,22 +145,17 @@ def check_trainable(base: BaseRef) -> None:
         )
 
 
-def check_vae(path: Path, vae: Mapping[str, Any], channels: int) -> None:
-    """Raise ModelError unless an autoencoder has as many latent channels as the U-Net."""
-    latent_channels = vae.get("latent_channels", 4)
-    if latent_channels != channels:
-        raise ModelError(
-            f"The VAE {path} has {latent_channels} latent channels, but the U-Net takes {channels}.",
-            Remedy("Use the base's own VAE, or one that was made for SDXL."),
-        )
-
-
-def few_step_reason(unet: Mapping[str, Any], scheduler: Mapping[str, Any]) -> str:
+def _few_step_reason(base: BaseRef) -> str:
     """Why a model must be one that was distilled to a few steps; empty if it need not be.
 
     Signs are LCM's guidance embedding or sampler, TCD's sampler, and the trailing timesteps of SDXL-Turbo and
-    SDXL-Lightning. A model that predicts the velocity may use these too, to start at pure noise.
+    SDXL-Lightning. A model that predicts the velocity may use these too, to start at pure noise. A single
+    file has no configuration, so its name or title counts.
     """
+    if base.kind == "file":
+        word = few_step_name(read_header(base.path), base.path, _FEW_STEP_NAME)
+        return f"its name says {word}" if word else ""
+    unet, scheduler = component_config(base, "unet"), component_config(base, "scheduler")
     kind = scheduler.get("_class_name")
     if unet.get("time_cond_proj_dim") or kind in ("LCMScheduler", "TCDScheduler"):
         return "it is a consistency model (LCM or TCD)"
@@ -174,39 +165,17 @@ def few_step_reason(unet: Mapping[str, Any], scheduler: Mapping[str, Any]) -> st
     return ""
 
 
-def unsupported_model(path: Path, reason: str) -> ModelError:
-    """The error for a base that the method cannot train."""
-    return ModelError(
-        f"The base {path} is not an SDXL-class model: {reason}.",
-        Remedy("Use SDXL or a model made from it", settings={"base": "sdxl"}),
-        Remedy("Or try the built-in one", settings={"base": "mini"}),
-    )
-
-
 # Files and configurations
-
-
-def weight_files(component: Path) -> list[Path]:
-    """The safetensors in the folder of a component, all variants."""
-    return sorted(component.glob("*.safetensors")) if component.is_dir() else []
-
-
-def component_variant(component: Path, preferred: str | None) -> str | None:
-    """The variant to load from a component's folder: ``preferred`` if present, else plain, else fp16."""
-    names = [file.name for file in weight_files(component)]
-    plain = any(re.fullmatch(r"\w+(-\d+-of-\d+)?\.safetensors", name) for name in names)
-    for variant in (preferred, None if plain else "fp16"):
-        if variant and any(f".{variant}." in name or f".{variant}-" in name for name in names):
-            return variant
-    return None
 
 
 def component_config(base: BaseRef, component: str) -> Mapping[str, Any]:
     """The configuration of a component: ``unet``, ``vae``, ``scheduler``, ``text_encoder``, ..."""
     name = "scheduler_config.json" if component == "scheduler" else "config.json"
     config = read_json(config_folder(base) / component / name)
-    if base.kind == "file" and component == "scheduler":
-        return scheduler_config(base.path, config)
+    if component == "scheduler" and base.kind == "file":
+        config = scheduler_config(read_header(base.path), config)
+    if component == "scheduler" and base.prediction:
+        config["prediction_type"] = base.prediction
     return config
 
 
@@ -226,22 +195,36 @@ def tokenizer_folder(base: BaseRef) -> Path:
 
 
 def find_vae(spec: str) -> Path:
-    """The folder of an autoencoder, from a folder (also that of a whole base) or a cached Hugging Face id."""
-    folder = Path(spec).expanduser()
-    if not folder.is_dir():
+    """An autoencoder: a file, or a folder in diffusers' layout.
+
+    ``spec`` is a safetensors file or a folder, also of a whole base, or a cached
+    Hugging Face id. Raises ModelError.
+    """
+    path = Path(spec).expanduser()
+    if path.is_file():
+        return path.resolve()
+    if not path.is_dir():
         id, _, revision = spec.partition("@")
-        snapshot = find_snapshot(id, revision or None) if HUB_ID.fullmatch(spec) else None
+        if not HUB_ID.fullmatch(spec) or path.suffix.lower() in (".safetensors", ".sft"):
+            raise ModelError(f"There is no VAE {spec!r}.", Remedy("Give a file, a folder or owner/name."))
+        snapshot = find_snapshot(id, revision or None)
         if snapshot is None:
             raise ModelError(f"The VAE {spec} is not on this disk.", _pull(spec))
-        folder = snapshot.path
-    if (folder / "vae/config.json").is_file():
-        folder /= "vae"
-    if not (folder / "config.json").is_file() or not weight_files(folder):
+        path = snapshot.path
+    if (path / "vae/config.json").is_file():
+        path /= "vae"
+    if not (path / "config.json").is_file() or not weight_files(path):
         raise ModelError(
             f"The VAE {spec} lacks a config.json or a .safetensors file.",
-            Remedy("Give a folder in diffusers' layout or a Hugging Face id."),
+            Remedy("Give a folder in diffusers' layout, a single file or a Hugging Face id."),
         )
-    return folder
+    return path
+
+
+def absolute_spec(spec: str) -> str:
+    """The spec of a base or a VAE, as one that is valid in any working folder."""
+    path = Path(spec).expanduser()
+    return str(path.resolve()) if spec and path.exists() else spec
 
 
 def predicts_velocity(base: BaseRef) -> bool:
@@ -269,80 +252,67 @@ def scheduler_name(base: BaseRef, name: str | None = None) -> str:
     return name or next((short for short, cls in SCHEDULERS.items() if cls == own_class), own_class)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises ModelError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"Cannot read {path}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not valid JSON.", _FETCH_AGAIN) from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} does not contain a configuration.", _FETCH_AGAIN)
-    return value
+def check_file(path: Path) -> None:
+    """Raise ModelError unless a file is a checkpoint of SDXL or a VAE with all weights."""
+    if is_vae(read_header(path)):
+        _check_vae(str(path), read_json(SDXL_CONFIG / "unet/config.json")["in_channels"])
+    else:
+        resolve_base(str(path), offline=True)
 
 
-@contextmanager
-def valid_config(path: Path) -> Iterator[None]:
-    """Turn the errors that a wrongly typed value of a configuration causes into ModelError."""
-    try:
-        yield
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
-        raise ModelError(
-            f"A configuration of the base {path} is damaged: {type(error).__name__}: {error}.", _FETCH_AGAIN
-        ) from error
+def _check_weights(base: BaseRef, vae: str | None) -> None:
+    """Compare the weights of all components with their configurations, from the headers of the files."""
+    file = read_header(base.path) if base.kind == "file" else None
+    with valid_config(base.path):
+        if vae is not None:
+            _check_vae(vae, component_config(base, "unet")["in_channels"])
+        elif file and vae_prefix(file) is None:
+            raise ModelError(
+                f"The checkpoint {base.path.name} contains no VAE.",
+                Remedy("Give one", settings={"vae": VAE_FIX}),
+            )
+        if base.kind == "builtin" or base.revision == SDXL_REVISION:
+            return
+        for component in WEIGHTS:
+            if component != "vae" or vae is None:
+                header = file or folder_header(base.path / component, base.variant)
+                config = component_config(base, component)
+                check_weights(base.path.name, component, config, header, file=file is not None)
 
 
-def check_unet(folder: Path, unet: Mapping[str, Any]) -> None:
-    if unet.get("_class_name") != "UNet2DConditionModel":
-        raise unsupported_model(
-            folder, f"its denoiser is a {unet.get('_class_name')}, not a UNet2DConditionModel"
-        )
-    if unet.get("addition_embed_type") != "text_time":
-        raise unsupported_model(folder, "its U-Net takes no pooled text and image size")
-    if unet.get("in_channels") != unet.get("out_channels"):
-        raise unsupported_model(
-            folder, "its U-Net takes a mask or an image beside the noise (an inpainting or edit model)"
-        )
-    attentions = list(_attentions(unet))
-    missing = [block for block in SELECTIVE if not any(name.startswith(block) for name in attentions)]
-    if missing:
-        raise unsupported_model(folder, f"its U-Net has no attention at {', '.join(missing)}")
+def _check_vae(spec: str, channels: int) -> None:
+    """Raise ModelError unless ``spec`` is an autoencoder of this many latent channels, with all weights."""
+    path = find_vae(spec)
+    if not path.is_file():
+        config = read_json(path / "config.json")
+        check_vae(path, config, channels)
+        check_weights(path.name, "vae", config, folder_header(path, None), file=False)
+        return
+    header, config = read_header(path), read_json(SDXL_CONFIG / "vae/config.json")
+    prefix = vae_prefix(header)
+    if prefix is None:
+        raise ModelError(f"{path.name} contains no VAE.", Remedy("Give the file of a VAE of SDXL."))
+    shape = header.shapes[f"{prefix}decoder.conv_in.weight"]
+    check_vae(path, {"latent_channels": shape[1] if len(shape) > 1 else 0}, channels)
+    check_weights(path.name, "vae", config, header, file=True)
 
 
-def _attentions(unet: Mapping[str, Any]) -> Iterator[str]:
-    """The names of the attention groups of a U-Net, from its configuration."""
-    layers = unet.get("layers_per_block", 2)
-    for side, extra in (("down", 0), ("up", 1)):
-        for i, block in enumerate(unet.get(f"{side}_block_types", ())):
-            if "CrossAttn" in block:
-                count = (layers if isinstance(layers, int) else layers[i]) + extra
-                yield from (f"{side}_blocks.{i}.attentions.{j}." for j in range(min(count, _MAX_LAYERS)))
-
-
-def _check_scheduler(path: Path, scheduler: Mapping[str, Any]) -> None:
-    kind = str(scheduler.get("_class_name", ""))
-    if kind.startswith("FlowMatch") or scheduler.get("prediction_type") == "flow_prediction":
-        raise unsupported_model(path, "it is a flow-matching model")
-    if kind.startswith("EDM"):
-        raise unsupported_model(path, "its U-Net expects the noise levels of EDM")
-    prediction = scheduler.get("prediction_type", PREDICTIONS[0])
-    if prediction not in PREDICTIONS:
-        raise unsupported_model(path, f"its U-Net predicts {prediction!r}, not the noise or the velocity")
-
-
-def _few_step_notice(base: BaseRef) -> Notice | None:
-    """A notice for a base that needs few steps, by its configuration or its name."""
-    reason = few_step_reason(component_config(base, "unet"), component_config(base, "scheduler"))
+def _notice(base: BaseRef) -> Notice | None:
+    """What the user should know of a base that cannot be read from its files for certain."""
+    notes, remedies = [], []
+    reason = _few_step_reason(base)
     if match := _FEW_STEP_NAME.search(Path(base.id).name):
         reason = reason or f"its name says {match[0]}"
-    if not reason:
-        return None
-    return Notice(
-        f"{base.spec} seems to be distilled to a few steps ({reason}): train on the model that it was "
-        "distilled from.",
-        (Remedy("Generate with", settings=_FEW_STEP_SETTINGS),),
-    )
+    if reason:
+        notes.append(
+            f"{base.spec} seems to be distilled to a few steps ({reason}): train on the model that it was "
+            "distilled from."
+        )
+        remedies.append(Remedy("Generate with", settings=_FEW_STEP_SETTINGS))
+    if base.kind == "file" and not base.prediction and not marked_prediction(read_header(base.path)):
+        notes.append(f"{base.path.name} does not say what it predicts; training assumes the noise (epsilon).")
+        remedies.append(Remedy("For a v-prediction model, add", settings={"prediction": "v_prediction"}))
+    return Notice(" ".join(notes), tuple(remedies)) if notes else None
 
 
 def _find(spec: str) -> BaseRef:
@@ -359,7 +329,7 @@ def _find(spec: str) -> BaseRef:
         return BaseRef(spec, "folder", str(path), path, None, None, _fingerprint_folder(path))
     if path.is_file():
         path = path.resolve()
-        if reason := unsupported_reason(path):
+        if reason := unsupported_reason(read_header(path), path.name):
             raise unsupported_model(path, reason)
         return BaseRef(spec, "file", str(path), path, None, None, _fingerprint(path))
     if HUB_ID.fullmatch(spec) and not spec.startswith("."):
@@ -387,15 +357,6 @@ def _gpu_present() -> bool:
     import torch
 
     return torch.cuda.is_available() or torch.backends.mps.is_available()
-
-
-def _required_files(folder: Path) -> Iterator[str]:
-    yield from (f"{component}/config.json" for component in WEIGHTS)
-    yield "scheduler/scheduler_config.json"
-    for tokenizer in TOKENIZERS:
-        if not (folder / tokenizer / "tokenizer.json").is_file():
-            yield f"{tokenizer}/vocab.json"
-            yield f"{tokenizer}/merges.txt"
 
 
 def _fingerprint_folder(folder: Path) -> str:

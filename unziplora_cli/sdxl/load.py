@@ -14,26 +14,26 @@ import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from safetensors import SafetensorError
+from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from unziplora_cli.accel.fused_modules import fuse_modules
 from unziplora_cli.accel.int8 import quantize
 from unziplora_cli.errors import ModelError, Remedy
+from unziplora_cli.sdxl import base as bases
 from unziplora_cli.sdxl.base import (
     SCHEDULERS,
     BaseRef,
-    check_vae,
     component_config,
-    component_variant,
     config_folder,
     find_vae,
-    read_json,
     scheduler_name,
     tokenizer_folder,
 )
-from unziplora_cli.sdxl.single_file import TOKENIZERS
+from unziplora_cli.sdxl.folder import check_vae, component_variant, read_json
+from unziplora_cli.sdxl.single_file import PREFIXES, TOKENIZERS, read_header, vae_prefix
 from unziplora_cli.sdxl.text import TextEncoders
 
 _LATENT_SAMPLER = {"clip_sample": False, "set_alpha_to_one": False}
@@ -47,27 +47,15 @@ def load_text_encoders(base: BaseRef, *, device: torch.device | str, dtype: torc
         first, second = (
             CLIPTokenizer.from_pretrained(folder / name, local_files_only=True) for name in TOKENIZERS
         )
-        if base.kind == "file":
-            from diffusers import StableDiffusionXLPipeline  # a slow import that few bases need
-
-            pipeline = StableDiffusionXLPipeline.from_single_file(
-                str(base.path),
-                config=str(config_folder(base)),
-                torch_dtype=dtype,
-                local_files_only=True,
-                tokenizer=first,
-                tokenizer_2=second,
-                unet=None,
-                vae=None,
+        models = [
+            _from_file(cls, base.path, name, dtype)
+            if base.kind == "file"
+            else _pretrained(cls, base.path / name, base.variant, dtype=dtype)
+            for name, cls in (
+                ("text_encoder", CLIPTextModel),
+                ("text_encoder_2", CLIPTextModelWithProjection),
             )
-            models = (_complete(pipeline.text_encoder), _complete(pipeline.text_encoder_2))
-        else:
-            models = (
-                _pretrained(CLIPTextModel, base.path / "text_encoder", base.variant, dtype=dtype),
-                _pretrained(
-                    CLIPTextModelWithProjection, base.path / "text_encoder_2", base.variant, dtype=dtype
-                ),
-            )
+        ]
     return TextEncoders(
         (first, second), tuple(_frozen(model, device) for model in models), _zeros_for_empty(base)
     )
@@ -78,15 +66,16 @@ def load_vae(
 ) -> AutoencoderKL:
     """The autoencoder, frozen; raises ModelError.
 
-    ``vae`` replaces the base's own: a folder or a cached Hugging Face id.
+    ``vae`` replaces the base's own: a file, a folder or a cached Hugging Face id.
     """
     with _loading(base, "VAE"):
         if vae is None:
             return _frozen(_diffusers_model(AutoencoderKL, base, "vae", dtype), device)
-        folder = find_vae(vae)
-        channels = component_config(base, "unet")["in_channels"]
-        check_vae(folder, read_json(folder / "config.json"), channels)
-        return _frozen(_pretrained(AutoencoderKL, folder, None, torch_dtype=dtype), device)
+        path = find_vae(vae)
+        if path.is_file():
+            return _frozen(_from_file(AutoencoderKL, path, "vae", dtype), device)
+        check_vae(path, read_json(path / "config.json"), component_config(base, "unet")["in_channels"])
+        return _frozen(_pretrained(AutoencoderKL, path, None, torch_dtype=dtype), device)
 
 
 def load_vae_decoder(
@@ -137,14 +126,23 @@ def alphas_cumprod(base: BaseRef) -> Tensor:
 def _diffusers_model(cls: Any, base: BaseRef, component: str, dtype: torch.dtype) -> Any:
     if base.kind != "file":
         return _pretrained(cls, base.path / component, base.variant, torch_dtype=dtype)
-    model = cls.from_single_file(
-        str(base.path),
-        config=str(config_folder(base)),
-        subfolder=component,
-        torch_dtype=dtype,
-        local_files_only=True,
-    )
-    return _complete(model)
+    return _from_file(cls, base.path, component, dtype)
+
+
+def _from_file(cls: Any, path: Path, component: str, dtype: torch.dtype) -> Any:
+    """A component of a single checkpoint file, of which only its own tensors are read."""
+    prefix = vae_prefix(read_header(path)) if component == "vae" else PREFIXES[component]
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys() if key.startswith(prefix or "")}  # noqa: SIM118
+    options = {
+        "config": str(bases.SDXL_CONFIG),
+        "subfolder": component,
+        "torch_dtype": dtype,
+        "local_files_only": True,
+    }
+    if component.startswith("text_encoder"):
+        return _complete(create_diffusers_clip_model_from_ldm(cls, tensors, **options))
+    return _complete(cls.from_single_file(tensors, **options))
 
 
 def _pretrained(cls: Any, folder: Path, variant: str | None, **dtype: torch.dtype) -> Any:

@@ -1,80 +1,163 @@
-"""A single checkpoint file in SDXL's original layout: what it contains, and what it has to borrow.
+"""A single checkpoint file in SDXL's original layout: what it is, what it contains, and what it borrows.
 
 It contains no configurations and no tokenizers. The configurations of SDXL ship in the folder ``config``;
-what the model predicts is read from marks in the file.
+what the model predicts is read from marks in the file. Only the header of the file is read.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unziplora_cli.errors import ModelError, Remedy
+from unziplora_cli.files import identify
 from unziplora_cli.hub import list_snapshots
 
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 TOKENIZERS_VARIABLE = "UNZIPLORA_TOKENIZERS"
 
-_COMPONENTS = {
-    "the U-Net": "model.diffusion_model.label_emb.0.0.weight",
-    "the first text encoder": "conditioner.embedders.0.transformer.",
-    "the second text encoder": "conditioner.embedders.1.model.",
-    "the VAE": "first_stage_model.decoder.",
+PREFIXES = {
+    "unet": "model.diffusion_model.",
+    "text_encoder": "conditioner.embedders.0.transformer.",
+    "text_encoder_2": "conditioner.embedders.1.model.",
+    "vae": "first_stage_model.",
 }
 """Component -> the beginning of its keys in the original layout."""
 
+_MODELS = {
+    r"(double_blocks|single_transformer_blocks)\.0\.": "FLUX",
+    r"(joint_blocks\.0|transformer_blocks\.0\.attn\.add_q_proj)\.": "Stable Diffusion 3",
+    r"cond_stage_model\.transformer\.": "Stable Diffusion 1",
+    r"cond_stage_model\.model\.": "Stable Diffusion 2",
+    r"conditioner\.embedders\.0\.model\.": "the refiner of SDXL",
+    r"edm_vpred\.sigma_max$": "CosXL: its U-Net expects the noise levels of EDM",
+    r"edm_(mean|std)$": "Playground 2.5: its U-Net expects the noise levels of EDM",
+    r"time_embed(ding)?\.cond_proj\.": "a consistency model (LCM)",
+    r"(control_model|controlnet_\w+|input_hint_block)\.": "a ControlNet",
+    r"(ip_adapter|image_proj)\.": "an IP-Adapter",
+    r"(emb_params|string_to_param|clip_[gl])$": "a textual inversion",
+}
+"""What the beginning of a key, after the U-Net's prefix, says about the model."""
 
-def unsupported_reason(path: Path) -> str:
-    """Why the file is not an SDXL checkpoint in the original layout; empty if it is one.
+_QUANTIZED = {
+    r"\.(absmax|quant_map|nested_absmax)$|\.quant_state\.": "4-bit weights of bitsandbytes (NF4 or FP4)",
+    r"^scaled_fp8$|\.(scale_weight|weight_scale|scale_input|input_scale)$": "fp8 weights with scales",
+    r"\.(qweight|qzeros|weight_packed|comfy_quant)$": "quantized weights",
+}
+_INTEGERS = {"I8", "U8", "I16", "I32", "I64", "BOOL"}
+_LORA = re.compile(r"lora_|\.lora|hada_|lokr_|\.oft_|dora_scale")
 
-    Raises ModelError if it is damaged, a LoRA, or not a safetensors file.
-    """
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The tensors of a safetensors file, name -> shape and number format (``F16``), and its metadata."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    formats: Mapping[str, str]
+    metadata: Mapping[str, str]
+
+    def has(self, component: str) -> bool:
+        """Whether there are tensors of a component."""
+        return any(key.startswith(PREFIXES[component]) for key in self.shapes)
+
+
+def read_header(path: Path) -> Header:
+    """The header of a safetensors file, whatever its name ends with; raises ModelError."""
     from safetensors import SafetensorError, safe_open
 
-    if path.suffix != ".safetensors":
-        raise ModelError(
-            f"{path.name} is not a .safetensors file; opening other checkpoints can run code.",
-            Remedy("Convert it to safetensors, or give a folder or a Hugging Face id."),
-        )
     try:
         with safe_open(path, framework="pt") as file:
-            keys = set(file.keys())
-            first = "model.diffusion_model.input_blocks.0.0.weight"
-            channels = file.get_slice(first).get_shape()[1] if first in keys else None
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is damaged: {error}.", Remedy("Fetch the file again.")) from error
-    if any("lora" in key for key in keys):
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            return Header(
+                {key: tuple(part.get_shape()) for key, part in slices.items()},
+                {key: part.get_dtype() for key, part in slices.items()},
+                file.metadata() or {},
+            )
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
+        if identified := identify(path):
+            kind, remedy = identified
+            raise ModelError(f"{path} is not a safetensors file: {kind}.", remedy) from error
+        raise ModelError(f"{path} is damaged: {error}.", Remedy("Download the file again.")) from error
+
+
+def unsupported_reason(header: Header, name: str) -> str:
+    """Why the file ``name`` is not an SDXL checkpoint in the original layout; it may lack the VAE.
+
+    Raises ModelError for a LoRA, a VAE and quantized weights.
+    """
+    keys = list(header.shapes)
+    if sum(bool(_LORA.search(key)) for key in keys) > len(keys) / 2:
+        raise ModelError(f"{name} is a LoRA, not a base.", Remedy("Import it as a project", command="import"))
+    if is_vae(header):
         raise ModelError(
-            f"{path.name} is a LoRA, not a base.", Remedy("Import it as a project", command="import")
+            f"{name} is a VAE, not a base.",
+            Remedy("Use it together with a base", settings={"base": "sdxl", "vae": "FILE"}),
         )
-    missing = [
-        name for name, prefix in _COMPONENTS.items() if not any(key.startswith(prefix) for key in keys)
-    ]
+    for pattern, model in _MODELS.items():
+        if any(re.match(rf"(model\.diffusion_model\.)?{pattern}", key) for key in keys):
+            return f"it is {model}"
+    formats = (header.formats[key] for key in keys if key.startswith(PREFIXES["unet"]))
+    reasons = [what for pattern, what in _QUANTIZED.items() if any(re.search(pattern, key) for key in keys)]
+    if reasons or _INTEGERS.intersection(formats):
+        raise ModelError(
+            f"{name} has {(reasons or ['integer weights'])[0]}, which cannot be used.",
+            Remedy("Use its version in fp16, bf16 or plain fp8."),
+        )
+    names = {"unet": "the U-Net", "text_encoder": "CLIP-L", "text_encoder_2": "OpenCLIP-bigG"}
+    missing = [name for component, name in names.items() if not header.has(component)]
     if missing:
-        return f"it lacks {', '.join(missing)} of SDXL"
-    if channels != 4:
-        return f"its U-Net takes {channels} channels (an inpainting or edit model)"
+        return f"it lacks {', '.join(missing)} of SDXL's original layout"
+    shape = header.shapes.get(PREFIXES["unet"] + "input_blocks.0.0.weight", (0, 4))
+    if len(shape) < 2 or shape[1] != 4:
+        return f"its U-Net takes {shape[1] if len(shape) > 1 else 0} channels (an inpainting or edit model)"
     return ""
 
 
-def scheduler_config(path: Path, default: Mapping[str, Any]) -> dict[str, Any]:
-    """The scheduler configuration ``default``, changed as the marks in the file say.
+def vae_prefix(header: Header) -> str | None:
+    """What the keys of the VAE in a file begin with; None if there is none."""
+    prefixes = (PREFIXES["vae"], "vae.", "")
+    return next((prefix for prefix in prefixes if f"{prefix}decoder.conv_in.weight" in header.shapes), None)
+
+
+def is_vae(header: Header) -> bool:
+    """Whether a file contains a VAE and nothing else of a base."""
+    others = ("unet", "text_encoder", "text_encoder_2")
+    return vae_prefix(header) is not None and not any(map(header.has, others))
+
+
+def few_step_name(header: Header, path: Path, pattern: re.Pattern[str]) -> str:
+    """The word in a file's name or title that says that it was distilled to a few steps."""
+    for text in (path.name, header.metadata.get("modelspec.title", "")):
+        if match := pattern.search(text):
+            return match[0]
+    return ""
+
+
+def marked_prediction(header: Header) -> str | None:
+    """What the U-Net predicts, as the file says; None if it does not.
 
     Trainers mark a model that predicts the velocity by an empty tensor ``v_pred`` or in the ModelSpec
     metadata, and one whose last timestep is pure noise (Lin et al., arXiv 2305.08891) by ``ztsnr``.
     """
-    from safetensors import safe_open
+    if {"v_pred", "ztsnr"} & header.shapes.keys():
+        return "v_prediction"
+    names = [header.metadata.get(f"modelspec.{key}") for key in ("prediction_type", "predict_key")]
+    if any(name in ("v", "v_prediction") for name in names):
+        return "v_prediction"
+    return "epsilon" if any(names) else None
 
-    with safe_open(path, framework="pt") as file:
-        marks, metadata = {"v_pred", "ztsnr"} & set(file.keys()), file.metadata() or {}
-    names = [metadata.get(f"modelspec.{key}") for key in ("prediction_type", "predict_key")]
+
+def scheduler_config(header: Header, default: Mapping[str, Any]) -> dict[str, Any]:
+    """The scheduler configuration ``default``, changed as the marks in the file say."""
     config = dict(default)
-    if marks or "v" in names:
-        config["prediction_type"] = "v_prediction"
-    if "ztsnr" in marks:
+    if prediction := marked_prediction(header):
+        config["prediction_type"] = prediction
+    if "ztsnr" in header.shapes:
         config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return config
 

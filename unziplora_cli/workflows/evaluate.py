@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from math import isfinite
@@ -68,15 +68,14 @@ class _ImageEvaluation:
     sheet: Image.Image | None = None
 
 
-def download_encoders(on_download: Callable[[str, int], None]) -> None:
-    """Download what is missing of DINOv2 and CLIP; reports each id and its bytes. Raises ModelError."""
+def download_encoders() -> Generator[Event, None, None]:
+    """Download what is missing of DINOv2 and CLIP; raises ModelError."""
     from unziplora_cli import hub
     from unziplora_cli.evaluation.scorers import ENCODER_FILES, missing_encoders
 
     for model_id in missing_encoders():
-        download = hub.query_files(model_id, ENCODER_FILES[model_id])
-        on_download(model_id, download.missing())
-        hub.download(download)
+        yield Phase("download", model_id)
+        yield from hub.download(hub.query_files(model_id, ENCODER_FILES[model_id]))
 
 
 def evaluate(request: EvaluationRequest, store: ProjectStore) -> Generator[Event, None, EvaluationResult]:

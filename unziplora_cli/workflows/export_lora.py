@@ -288,7 +288,8 @@ def lookup_base(spec: str) -> BaseRecord:
 
 def unet_config(base: BaseRecord) -> Mapping[str, Any]:
     """The configuration of a base's U-Net; raises ModelError when it is not on this disk."""
-    from unziplora_cli.sdxl.base import SDXL_CONFIG, SDXL_ID, component_config, read_json, resolve_base
+    from unziplora_cli.sdxl.base import SDXL_CONFIG, SDXL_ID, component_config, resolve_base
+    from unziplora_cli.sdxl.folder import read_json
 
     if base.id == SDXL_ID:
         return read_json(SDXL_CONFIG / "unet/config.json")

@@ -19,9 +19,7 @@ SDXL_RESOLUTION = 1024
 
 def base_record(base: BaseRef) -> BaseRecord:
     """What a job keeps of a base."""
-    return BaseRecord(
-        spec=base.spec, kind=base.kind, id=base.id, revision=base.revision, hash=base.fingerprint
-    )
+    return BaseRecord(base.spec, base.kind, base.id, base.revision, base.fingerprint, base.prediction)
 
 
 def origin(job: Job, image: Path | None = None, merged_from: tuple[str, ...] = ()) -> Origin:

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ from unziplora_cli.workflows.report import newest_images
 if TYPE_CHECKING:
     from unziplora_cli.images import ImageParameters
 
+SLOWEST_UPLOAD = 50_000
+"""Bytes per second that an upload must reach on average."""
 MAX_IMAGES = 4
 """How many of the project's generated images the card shows by default."""
 
@@ -62,6 +65,7 @@ def push(request: PushRequest, store: ProjectStore) -> PushResult:
     Raises ProjectError for a damaged project, and ModelError when the hub refuses.
     """
     from unziplora_cli.hub import hub_errors
+    from unziplora_cli.network import WINDOW, within
 
     with tempfile.TemporaryDirectory() as scratch:
         names = _write(request, store, Path(scratch))
@@ -69,17 +73,16 @@ def push(request: PushRequest, store: ProjectStore) -> PushResult:
             from huggingface_hub import HfApi
 
             api = HfApi()
-            url = api.create_repo(request.repository, private=request.private or None, exist_ok=True)
-            if request.private and not api.model_info(request.repository).private:
+            create = partial(api.create_repo, request.repository, exist_ok=True)
+            url = within(WINDOW, lambda: create(private=request.private or None))
+            if request.private and not within(WINDOW, lambda: api.model_info(request.repository)).private:
                 raise ModelError(
                     f"{request.repository} already exists and is public. Nothing was uploaded.",
                     Remedy("Publish it publicly, choose another name, or make it private on its page first."),
                 )
-            api.upload_folder(
-                repo_id=request.repository,
-                folder_path=scratch,
-                commit_message=f"Upload {request.project.name}",
-            )
+            upload = partial(api.upload_folder, repo_id=request.repository, folder_path=scratch)
+            allowed = WINDOW * 10 + files.folder_size(Path(scratch)) / SLOWEST_UPLOAD
+            within(allowed, lambda: upload(commit_message=f"Upload {request.project.name}"))
     return PushResult(str(url), None, names)
 
 

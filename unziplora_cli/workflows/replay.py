@@ -188,7 +188,7 @@ def _base(project: Project) -> BaseRef:
     spec = shared_base([project])
     if recorded.kind == "hub" and recorded.revision:
         spec = f"{recorded.id}@{recorded.revision}"
-    base, _ = resolve_base(spec, offline=True)
+    base, _ = resolve_base(spec, offline=True, vae=project.job.vae, prediction=recorded.prediction)
     if recorded.hash and base.fingerprint != recorded.hash:
         raise ProjectError(
             f"The base {recorded.id} is not the one that {project.name!r} was trained on: "

@@ -149,7 +149,8 @@ def request_to_resume(
             Remedy("Rename it first", "rename", (name, f"{name}-2")),
         )
     spec = recorded.base.id if recorded.base.kind in ("folder", "file") else recorded.base.spec
-    base = replace(resolve_base(spec, offline=True)[0], spec=recorded.base.spec)
+    base, _ = resolve_base(spec, offline=True, vae=recorded.vae, prediction=recorded.base.prediction)
+    base = replace(base, spec=recorded.base.spec)
     job = replace(
         recorded,
         name=name,
