@@ -7,7 +7,7 @@ import pytest
 
 from unziplora_cli.config import Words, resolve, resolve_generate
 from unziplora_cli.evaluation import metrics as names
-from unziplora_cli.evaluation.diagnosis import RULES, SEPARATIONS, diagnose, misreading
+from unziplora_cli.evaluation.diagnosis import SEPARATIONS, diagnose, misreading
 from unziplora_cli.projects.manifest import ScoreRecord
 
 WORDS = Words("fox", "neon")
@@ -160,7 +160,7 @@ def test_all_advice_names_settings_and_values_that_are_allowed():
             for training in (TRAINING, separated):
                 advice += diagnosis({name: value}, training)[1]
                 advice += diagnosis({name: value, names.LOSS["full"]: (1.0, 1.0)}, training)[1]
-    assert len({sentence.split(":")[0] for sentence in advice}) >= len(RULES)
+    assert len({sentence.split(":")[0] for sentence in advice}) >= 11  # all problems occurred
 
     def settings(text):
         return [

@@ -6,7 +6,7 @@ a context or a subject that the base itself misses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -42,7 +42,118 @@ class Diagnosis:
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class Problem:
+    """What went wrong and what helps; ``minor`` if content and style are separated anyway."""
+
+    text: str
+    advice: str
+    minor: bool = False
+
+
+def diagnose(scores: Sequence[ScoreRecord], training: Mapping[str, Scalar], words: Words) -> Diagnosis:
+    """Find all problems that the scores show, and name the training settings that fix them."""
+    evidence = _Evidence({score.name: score for score in scores}, training, words)
+    problems = list(_problems(evidence))
+    advice = tuple(
+        f"{problem.text[0].upper()}{problem.text[1:].partition(' (')[0]}: {problem.advice}."
+        for problem in problems
+    )
+    listed = "; ".join(problem.text for problem in problems)
+    if metrics.CONTENT_KEPT not in evidence.scores:  # no images were scored
+        loss = evidence.scores[metrics.LOSS["full"]]
+        gain = 1.0 - loss.value / loss.base if loss.base else 0.0
+        summary = listed or f"the image was learned (loss {gain:.0%} below the base's)"
+        return Diagnosis(f"{summary[0].upper()}{summary[1:]}. No images were scored.", advice)
+    if not problems:
+        return Diagnosis("Content and style were separated.", ())
+    if all(problem.minor for problem in problems):
+        return Diagnosis(f"Content and style were separated, but {listed}.", advice)
+    return Diagnosis(f"Content and style were not separated: {listed}.", advice)
+
+
+def misreading(seen: str, subject: str) -> str:
+    """What to know first where the scorer sees another subject in the training image; else empty."""
+    if seen.lower() in subject.lower().split() or seen.lower() == " ".join(subject.lower().split()):
+        return ""
+    return (
+        f"This base cannot read the image: it sees a {seen}, where the subject is {subject!r}. "
+        "It learns little from such an image, and the scores below say little."
+    )
+
+
+def _problems(evidence: _Evidence) -> Iterator[Problem]:
+    """The problems in the order in which they are reported."""
+    low, worse, leaked = evidence.low, evidence.worse, evidence.leaked
+    subject, style = evidence.words.subject, evidence.words.style
+    overfitted = (
+        any(map(leaked, (metrics.STYLE_LEAKED, metrics.SUBJECT_LEAKED)))
+        or any(map(worse, (metrics.CONTENT_AS_PHOTO, metrics.CONTENT_KEPT)))
+        or any(map(worse, (metrics.CONTEXT_FOLLOWED, metrics.OTHER_SUBJECTS)))
+    )
+    longer, shorter, scaled = evidence.steps(2.0), evidence.steps(2 / 3), evidence.scaled
+    content_again, style_again = (
+        "fix the other problems first, then evaluate again"
+        if overfitted
+        else _retrain(longer, scaled(setting, 2.0))
+        for setting in ("content_lr", "style_lr")
+    )
+    less_content, less_style = scaled("content_lr", 0.5), scaled("style_lr", 0.5)
+    weaker_content, weaker_style = (
+        f", or generate with {branch}-strength 0.7" for branch in ("content", "style")
+    )
+
+    if evidence.hardly_learned and not overfitted:
+        both = f"{scaled('content_lr', 2.0)} and {scaled('style_lr', 2.0)}"
+        yield Problem("the image was hardly learned", _retrain(longer, both))
+    if leaked(metrics.STYLE_LEAKED):
+        yield Problem(
+            f"style leaks into content (the {subject} alone still looks like {style})",
+            _retrain(evidence.disabled_separations, shorter, less_content, evidence.destyling(DESTYLE_STEP))
+            + weaker_content,
+        )
+    if leaked(metrics.SUBJECT_LEAKED):
+        yield Problem(
+            f"the {subject} leaks into style (other subjects turn into it)",
+            _retrain(evidence.disabled_separations, shorter, less_style) + weaker_style,
+        )
+    if low(metrics.CONTENT_KEPT) and worse(metrics.CONTENT_KEPT):
+        yield Problem(f"the content LoRA loses the {subject}", _retrain(less_content, shorter))
+    if low(metrics.CONTENT_KEPT) and not worse(metrics.CONTENT_KEPT):
+        yield Problem(f"the content LoRA has not learned the {subject}", content_again)
+    if low(metrics.STYLE_KEPT):
+        yield Problem(f"the style LoRA has not learned {style}", style_again)
+    if worse(metrics.OTHER_SUBJECTS) and not leaked(metrics.SUBJECT_LEAKED):
+        yield Problem("the style LoRA loses other subjects", _retrain(shorter, less_style) + weaker_style)
+    if low(metrics.BOTH_COMBINED) and not low(metrics.CONTENT_KEPT) and not low(metrics.STYLE_KEPT):
+        yield Problem(
+            "both LoRAs together lose the subject or the style",
+            _retrain(scaled("overlap_weight", 0.5, 1000.0)) + ", or generate with no-merge",
+        )
+    if worse(metrics.CONTENT_AS_PHOTO) and not leaked(metrics.STYLE_LEAKED):
+        yield Problem(
+            "the content LoRA's images are no longer plain photos",
+            _retrain(shorter, less_content) + weaker_content,
+            minor=True,
+        )
+    if worse(metrics.CONTEXT_FOLLOWED):
+        advice = _retrain(shorter) + weaker_content
+        yield Problem("the content LoRA ignores the place in the prompt", advice, minor=True)
+    if evidence.identity < MIN_IDENTITY and not low(metrics.CONTENT_KEPT) and not overfitted:
+        degree = "hardly" if evidence.identity < MIN_IDENTITY / 2 else "only partly"
+        destyling, wider = evidence.destyling(-DESTYLE_STEP), scaled("column_ratio", 2.0)
+        yield Problem(
+            f"this individual {subject} is {degree} recognized",
+            _retrain(scaled("content_lr", 2.0), destyling, wider),
+            minor=True,
+        )
+
+
+def _retrain(*settings: str) -> str:
+    return f"train again with {' or '.join(setting for setting in settings if setting)}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Evidence:
     """The scores of a project by name, its training settings and its words."""
 
     scores: Mapping[str, ScoreRecord]
@@ -67,18 +178,6 @@ class Evidence:
         return name in self.scores and self.above_base(name) <= -MAX_LOSS_TO_BASE
 
     @property
-    def overfitted(self) -> bool:
-        """Whether a branch has learned too much, so that more training would not help."""
-        leaks = (metrics.STYLE_LEAKED, metrics.SUBJECT_LEAKED)
-        spoiled = (
-            metrics.CONTENT_AS_PHOTO,
-            metrics.CONTENT_KEPT,
-            metrics.CONTEXT_FOLLOWED,
-            metrics.OTHER_SUBJECTS,
-        )
-        return any(map(self.leaked, leaks)) or any(map(self.worse, spoiled))
-
-    @property
     def hardly_learned(self) -> bool:
         """Whether the loss with the full prompt is about the base's."""
         loss = self.scores[metrics.LOSS["full"]]
@@ -97,191 +196,27 @@ class Evidence:
         value = self.training.get(setting, default)
         return float(value) if isinstance(value, int | float) else default
 
+    def steps(self, factor: float) -> str:
+        """Another number of training steps, a multiple of 50."""
+        fifties = self.number("steps", 600) * factor / 50
+        return f"steps {50 * max(1, ceil(fifties) if factor > 1.0 else round(fifties))}"
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A problem, when it applies, and the advice; ``minor`` if content and style are separated anyway."""
+    def scaled(self, setting: str, factor: float, most: float = 1.0) -> str:
+        """Another value of a training setting."""
+        return f"{setting.replace('_', '-')} {min(most, self.number(setting) * factor):.2g}"
 
-    problem: Callable[[Evidence], str]
-    applies: Callable[[Evidence], bool]
-    advice: Callable[[Evidence], str]
-    minor: bool = False
+    @property
+    def disabled_separations(self) -> str:
+        """The separations that were off."""
+        off = (name for name in SEPARATIONS if self.training.get(name) is False)
+        return " and ".join(name.replace("_", "-") for name in off)
 
-
-def diagnose(scores: Sequence[ScoreRecord], training: Mapping[str, Scalar], words: Words) -> Diagnosis:
-    """Apply all rules to the scores."""
-    evidence = Evidence({score.name: score for score in scores}, training, words)
-    rules = [rule for rule in RULES if rule.applies(evidence)]
-    problems = [rule.problem(evidence) for rule in rules]
-    advice = tuple(
-        f"{problem[0].upper()}{problem[1:].partition(' (')[0]}: {rule.advice(evidence)}."
-        for problem, rule in zip(problems, rules, strict=True)
-    )
-    listed = "; ".join(problems)
-    if metrics.CONTENT_KEPT not in evidence.scores:  # no images were scored
-        loss = evidence.scores[metrics.LOSS["full"]]
-        gain = 1.0 - loss.value / loss.base if loss.base else 0.0
-        summary = listed or f"the image was learned (loss {gain:.0%} below the base's)"
-        return Diagnosis(f"{summary[0].upper()}{summary[1:]}. No images were scored.", advice)
-    if not problems:
-        return Diagnosis("Content and style were separated.", ())
-    if all(rule.minor for rule in rules):
-        return Diagnosis(f"Content and style were separated, but {listed}.", advice)
-    return Diagnosis(f"Content and style were not separated: {listed}.", advice)
-
-
-def misreading(seen: str, subject: str) -> str:
-    """What to know first where the scorer sees another subject in the training image; else empty."""
-    if seen.lower() in subject.lower().split() or seen.lower() == " ".join(subject.lower().split()):
-        return ""
-    return (
-        f"This base cannot read the image: it sees a {seen}, where the subject is {subject!r}. "
-        "It learns little from such an image, and the scores below say little."
-    )
-
-
-def _retrain(*settings: str) -> str:
-    return f"train again with {' or '.join(setting for setting in settings if setting)}"
-
-
-def _longer(setting: str) -> Callable[[Evidence], str]:
-    """Advice to learn more, unless a branch has learned too much, which has to be fixed first."""
-
-    def advice(evidence: Evidence) -> str:
-        if evidence.overfitted:
-            return "fix the other problems first, then evaluate again"
-        return _retrain(_steps(evidence, 2.0), _scaled(evidence, setting, 2.0))
-
-    return advice
-
-
-def _shorter(setting: str, remedy: str, *, separate: bool = False) -> Callable[[Evidence], str]:
-    """Advice to learn less, or to generate with another setting."""
-
-    def advice(evidence: Evidence) -> str:
-        options = [_steps(evidence, 2 / 3), _scaled(evidence, setting, 0.5) if setting else ""]
-        if separate:
-            options.insert(0, _disabled_separations(evidence))
-            if setting == "content_lr":
-                options.append(_destyling(evidence, DESTYLE_STEP))
-        return f"{_retrain(*options)}, or generate with {remedy}"
-
-    return advice
-
-
-def _steps(evidence: Evidence, factor: float) -> str:
-    """Another number of training steps, a multiple of 50."""
-    fifties = evidence.number("steps", 600) * factor / 50
-    return f"steps {50 * max(1, ceil(fifties) if factor > 1.0 else round(fifties))}"
-
-
-def _scaled(evidence: Evidence, setting: str, factor: float, most: float = 1.0) -> str:
-    """Another value of a training setting."""
-    return f"{setting.replace('_', '-')} {min(most, evidence.number(setting) * factor):.2g}"
-
-
-def _disabled_separations(evidence: Evidence) -> str:
-    """The separations that were off."""
-    return " and ".join(
-        name.replace("_", "-") for name in SEPARATIONS if evidence.training.get(name) is False
-    )
-
-
-def _destyling(evidence: Evidence, step: float) -> str:
-    """Destyled images, or another strength if the training had some; empty at the end of the range."""
-    if not evidence.training.get("destyle_images"):
-        return "destyle-images 8 and destyled-only"
-    strength = evidence.training.get("destyle_strength")
-    if not isinstance(strength, float):
-        return ""
-    changed = min(1.0, max(DESTYLE_STEP, strength + step))
-    return f"destyle-strength {changed:.2g}" if changed != strength else ""
-
-
-RULES = (
-    Rule(
-        lambda evidence: "the image was hardly learned",
-        lambda evidence: evidence.hardly_learned and not evidence.overfitted,
-        lambda evidence: _retrain(
-            _steps(evidence, 2.0),
-            f"{_scaled(evidence, 'content_lr', 2.0)} and {_scaled(evidence, 'style_lr', 2.0)}",
-        ),
-    ),
-    Rule(
-        lambda evidence: (
-            f"style leaks into content (the {evidence.words.subject} alone still looks like "
-            f"{evidence.words.style})"
-        ),
-        lambda evidence: evidence.leaked(metrics.STYLE_LEAKED),
-        _shorter("content_lr", "content-strength 0.7", separate=True),
-    ),
-    Rule(
-        lambda evidence: f"the {evidence.words.subject} leaks into style (other subjects turn into it)",
-        lambda evidence: evidence.leaked(metrics.SUBJECT_LEAKED),
-        _shorter("style_lr", "style-strength 0.7", separate=True),
-    ),
-    Rule(
-        lambda evidence: f"the content LoRA loses the {evidence.words.subject}",
-        lambda evidence: evidence.low(metrics.CONTENT_KEPT) and evidence.worse(metrics.CONTENT_KEPT),
-        lambda evidence: _retrain(_scaled(evidence, "content_lr", 0.5), _steps(evidence, 2 / 3)),
-    ),
-    Rule(
-        lambda evidence: f"the content LoRA has not learned the {evidence.words.subject}",
-        lambda evidence: evidence.low(metrics.CONTENT_KEPT) and not evidence.worse(metrics.CONTENT_KEPT),
-        _longer("content_lr"),
-    ),
-    Rule(
-        lambda evidence: f"the style LoRA has not learned {evidence.words.style}",
-        lambda evidence: evidence.low(metrics.STYLE_KEPT),
-        _longer("style_lr"),
-    ),
-    Rule(
-        lambda evidence: "the style LoRA loses other subjects",
-        lambda evidence: (
-            evidence.worse(metrics.OTHER_SUBJECTS) and not evidence.leaked(metrics.SUBJECT_LEAKED)
-        ),
-        _shorter("style_lr", "style-strength 0.7"),
-    ),
-    Rule(
-        lambda evidence: "both LoRAs together lose the subject or the style",
-        lambda evidence: (
-            evidence.low(metrics.BOTH_COMBINED)
-            and not evidence.low(metrics.CONTENT_KEPT)
-            and not evidence.low(metrics.STYLE_KEPT)
-        ),
-        lambda evidence: (
-            f"{_retrain(_scaled(evidence, 'overlap_weight', 0.5, 1000.0))}, or generate with no-merge"
-        ),
-    ),
-    Rule(
-        lambda evidence: "the content LoRA's images are no longer plain photos",
-        lambda evidence: (
-            evidence.worse(metrics.CONTENT_AS_PHOTO) and not evidence.leaked(metrics.STYLE_LEAKED)
-        ),
-        _shorter("content_lr", "content-strength 0.7"),
-        minor=True,
-    ),
-    Rule(
-        lambda evidence: "the content LoRA ignores the place in the prompt",
-        lambda evidence: evidence.worse(metrics.CONTEXT_FOLLOWED),
-        _shorter("", "content-strength 0.7"),
-        minor=True,
-    ),
-    Rule(
-        lambda evidence: (
-            f"this individual {evidence.words.subject} is "
-            f"{'hardly recognized' if evidence.identity < MIN_IDENTITY / 2 else 'only partly recognized'}"
-        ),
-        lambda evidence: (
-            evidence.identity < MIN_IDENTITY
-            and not evidence.low(metrics.CONTENT_KEPT)
-            and not evidence.overfitted
-        ),
-        lambda evidence: _retrain(
-            _scaled(evidence, "content_lr", 2.0),
-            _destyling(evidence, -DESTYLE_STEP),
-            _scaled(evidence, "column_ratio", 2.0),
-        ),
-        minor=True,
-    ),
-)
+    def destyling(self, step: float) -> str:
+        """Destyled images, or another strength if the training had some; empty at the end of the range."""
+        if not self.training.get("destyle_images"):
+            return "destyle-images 8 and destyled-only"
+        strength = self.training.get("destyle_strength")
+        if not isinstance(strength, float):
+            return ""
+        changed = min(1.0, max(DESTYLE_STEP, strength + step))
+        return f"destyle-strength {changed:.2g}" if changed != strength else ""

@@ -42,8 +42,8 @@ class _Criterion:
     """
 
     name: str
-    description: str
     purposes: tuple[Purpose, ...]
+    description: str
     value: Callable[[EvaluationPrompt, ImageScore], float | None]
     unit: Unit = "share"
     higher_is_better: bool = True
@@ -63,102 +63,90 @@ def image_scores(
     scorer: Scorer,
 ) -> tuple[ScoreRecord, ...]:
     """The scores of the LoRAs' images, beside those of the base's images for the same prompts and noise."""
-    records = []
-    for criterion in _criteria(scorer.subject, scorer.style):
-        value, base = criterion.mean(prompts, scores), criterion.mean(prompts, base_scores)
-        if value is not None:
-            records.append(
-                ScoreRecord(
-                    name=criterion.name,
-                    value=value,
-                    base=base,
-                    higher_is_better=criterion.higher_is_better,
-                    about=criterion.description,
-                    unit=criterion.unit,
-                )
-            )
-    return tuple(records)
+    return tuple(
+        ScoreRecord(
+            name=criterion.name,
+            value=value,
+            base=criterion.mean(prompts, base_scores),
+            higher_is_better=criterion.higher_is_better,
+            about=criterion.description,
+            unit=criterion.unit,
+        )
+        for criterion in _criteria(scorer.subject, scorer.style)
+        if (value := criterion.mean(prompts, scores)) is not None
+    )
 
 
 def _criteria(subject: str, style: str) -> list[_Criterion]:
     """All criteria for a project; those of a leaking style do not apply to photos."""
     content: tuple[Purpose, ...] = ("content", "context")
-    leaks = [
-        _Criterion(
-            STYLE_LEAKED,
-            f"Images of the content LoRA that are {style}.",
-            content,
-            lambda prompt, score: score.style == style,
-            higher_is_better=False,
-        ),
+
+    def is_subject(prompt: EvaluationPrompt, score: ImageScore) -> bool:
+        return score.subject == subject
+
+    def is_style(prompt: EvaluationPrompt, score: ImageScore) -> bool:
+        return score.style == style
+
+    of_content, of_style = "Images of the content LoRA that", "Images of the style LoRA that"
+    criteria = [
+        _Criterion(CONTENT_KEPT, content, f"{of_content} show a {subject}.", is_subject),
+        _Criterion(STYLE_LEAKED, content, f"{of_content} are {style}.", is_style, higher_is_better=False),
         _Criterion(
             CONTENT_AS_PHOTO,
-            "Images of the content LoRA that are plain photos.",
             content,
-            lambda prompt, score: score.style == PHOTO,
+            f"{of_content} are plain photos.",
+            lambda _, score: score.style == PHOTO,
         ),
-    ]
-    return [
-        _Criterion(
-            CONTENT_KEPT,
-            f"Images of the content LoRA that show a {subject}.",
-            content,
-            lambda prompt, score: score.subject == subject,
-        ),
-        *(leaks if style != PHOTO else ()),
         _Criterion(
             CONTEXT_FOLLOWED,
-            "Images of the content LoRA that show the place in the prompt.",
             ("context",),
+            f"{of_content} show the place in the prompt.",
             lambda prompt, score: score.context == prompt.context,
         ),
         _Criterion(
             IDENTITY,
-            "Similarity of the content LoRA's subject to that of the training image.",
             ("content",),
-            lambda prompt, score: score.identity,
+            "Similarity of the content LoRA's subject to that of the training image.",
+            lambda _, score: score.identity,
             unit="likeness",
         ),
-        _Criterion(
-            STYLE_KEPT,
-            f"Images of the style LoRA that are {style}.",
-            ("style",),
-            lambda prompt, score: score.style == style,
-        ),
+        _Criterion(STYLE_KEPT, ("style",), f"{of_style} are {style}.", is_style),
         _Criterion(
             SUBJECT_LEAKED,
-            f"Images of the style LoRA that show a {subject}, which is not in the prompt.",
             ("style",),
-            lambda prompt, score: score.subject == subject,
+            f"{of_style} show a {subject}, which is not in the prompt.",
+            is_subject,
             higher_is_better=False,
         ),
         _Criterion(
             OTHER_SUBJECTS,
-            "Images of the style LoRA that show the subject in the prompt.",
             ("style",),
+            f"{of_style} show the subject in the prompt.",
             lambda prompt, score: score.subject == prompt.subject,
         ),
         _Criterion(
             BOTH_COMBINED,
-            f"Images of both LoRAs that show a {subject} and are {style}.",
             ("combine",),
-            lambda prompt, score: score.subject == subject and score.style == style,
+            f"Images of both LoRAs that show a {subject} and are {style}.",
+            lambda prompt, score: is_subject(prompt, score) and is_style(prompt, score),
         ),
         _Criterion(
             STYLE_SIMILARITY,
-            "Similarity of the style LoRA's images to the training image as a whole.",
             ("style",),
-            lambda prompt, score: score.style_similarity,
+            "Similarity of the style LoRA's images to the training image as a whole.",
+            lambda _, score: score.style_similarity,
             unit="likeness",
         ),
         _Criterion(
             PROMPT_SIMILARITY,
-            "Similarity of all images to their prompts.",
             PURPOSES,
-            lambda prompt, score: score.prompt_similarity,
+            "Similarity of all images to their prompts.",
+            lambda _, score: score.prompt_similarity,
             unit="likeness",
         ),
     ]
+    inapplicable = (STYLE_LEAKED, CONTENT_AS_PHOTO) if style == PHOTO else ()
+    return [criterion for criterion in criteria if criterion.name not in inapplicable]
 
 
 def denoising_scores(results: Mapping[str, DenoisingResult]) -> tuple[ScoreRecord, ...]:
@@ -184,28 +172,13 @@ def denoising_scores(results: Mapping[str, DenoisingResult]) -> tuple[ScoreRecor
         for name, condition in conditions.items()
     ]
     full, base = results["full"], results["full base"]
-    if full.reconstruction_error is not None:
-        records.append(
-            ScoreRecord(
-                name=RECONSTRUCTION_ERROR,
-                value=full.reconstruction_error,
-                base=base.reconstruction_error,
-                higher_is_better=False,
-                about="Error of the training image reconstructed from strong noise; 0 is exact.",
-                unit="difference",
-            )
-        )
-    records.append(
-        ScoreRecord(
-            name=ONE_FILE_GAP,
-            value=relative_gap(results["one file"].prediction, full.prediction, base.prediction),
-            base=None,
-            higher_is_better=False,
-            about="Change in other programs, which use one prompt for both LoRAs, relative to their effect.",
-            unit="difference",
-        )
-    )
-    return tuple(records)
+    if (error := full.reconstruction_error) is not None:
+        about = "Error of the training image reconstructed from strong noise; 0 is exact."
+        base_error = base.reconstruction_error
+        records.append(ScoreRecord(RECONSTRUCTION_ERROR, error, base_error, False, about, "difference"))
+    gap = relative_gap(results["one file"].prediction, full.prediction, base.prediction)
+    about = "Change in other programs, which use one prompt for both LoRAs, relative to their effect."
+    return (*records, ScoreRecord(ONE_FILE_GAP, gap, None, False, about, "difference"))
 
 
 def weight_scores(layers: Mapping[str, LayerColumns]) -> tuple[ScoreRecord, ...]:
