@@ -97,7 +97,9 @@ def _read_file(path: Path) -> bytes:
         ) from error
     except OSError as error:
         reason = (error.strerror or str(error)).rstrip(".")
-        raise UsageError(f"{path} cannot be read: {reason}.", Remedy("Use another file.")) from error
+        raise UsageError(
+            f"{path} cannot be read: {reason[:1].lower()}{reason[1:]}.", Remedy("Use another file.")
+        ) from error
 
 
 @contextmanager

@@ -168,7 +168,7 @@ def own_parameters(project: Project, path: Path) -> ImageParameters:
     except UsageError:
         return {}
     used = parameters.get("adapters", {})
-    own = {artifact.role: artifact.sha256 for artifact in project.manifest.artifacts}
+    own: dict[str, str] = {artifact.role: artifact.sha256 for artifact in project.manifest.artifacts}
     return parameters if used and all(own.get(role) == sha256 for role, sha256 in used.items()) else {}
 
 
