@@ -1,6 +1,7 @@
 """Destyled images: made once, kept in the project, learned as their files hold them."""
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import torch
 from PIL import Image
 
 from tests.cli.conftest import SETTINGS
+from tests.cli.test_train import at_step
 from unziplora_cli import resources
 from unziplora_cli.__main__ import run
+from unziplora_cli.cli import _output
 from unziplora_cli.config import Prompts, TrainConfig, Words, resolve
 from unziplora_cli.errors import ModelError, UsageError
 from unziplora_cli.evaluation.scorers import ImageScore
@@ -87,6 +90,38 @@ def test_a_replay_uses_the_recorded_images(trained: Path, monkeypatch, capsys) -
     monkeypatch.setattr(engine, "generate_destyled", None)
     assert run(["replay", "fox", f"--home={trained}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["result"]["identical"] is True
+
+
+def test_a_resumed_training_uses_the_images_of_its_folder(train, tmp_path: Path, monkeypatch) -> None:
+    """Stopped after a step, it goes on to the same files without making the images again."""
+    from unziplora_cli.training import engine
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            _output.ProgressDisplay, "event", at_step(3, lambda: signal.raise_signal(signal.SIGINT))
+        )
+        assert train(tmp_path) == 130
+    store = ProjectStore(tmp_path)
+    before = store.open("fox").job.destyled
+    assert len(before) == 2
+    monkeypatch.setattr(engine, "generate_destyled", None)
+    assert run(["train", "--resume", "fox", f"--home={tmp_path}", "-q"]) == 0
+    assert store.open("fox").job.destyled == before
+    assert store.verify("fox").problems == ()
+
+
+def test_the_report_and_show_have_the_destyled_images(trained: Path, tmp_path: Path, capsys) -> None:
+    from unziplora_cli.workflows.report import report
+
+    result = report(ProjectStore(trained).open("fox"), tmp_path / "report.html")
+    assert (result.images, result.notes) == (3, ())
+    page = (tmp_path / "report.html").read_text()
+    assert "What the content LoRA learned" in page
+    assert page.count('alt="Destyled image: ') == 2
+    assert run(["show", "fox", f"--home={trained}"]) == 0
+    shown = capsys.readouterr().out
+    assert "red, white dots" in shown
+    assert "2, by inversion" in shown
 
 
 def test_a_changed_destyled_image_is_a_problem_of_the_project(trained: Path, tmp_path: Path) -> None:

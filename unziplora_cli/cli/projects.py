@@ -11,6 +11,7 @@ from unziplora_cli.cli.evaluate import evaluation_rows
 from unziplora_cli.errors import ProjectError, Remedy
 
 if TYPE_CHECKING:
+    from unziplora_cli.job import Job
     from unziplora_cli.projects.store import Project
     from unziplora_cli.projects.unfinished import Unfinished
 
@@ -79,6 +80,8 @@ def show(ctx: typer.Context, project: Annotated[str, PROJECT]) -> None:
         *(["image", f"{image.file}, {image.width} x {image.height} {image.format}"] for image in job.images),
         ["subject", job.words.subject],
         ["style", job.words.style],
+        *([["features", ", ".join(job.features)]] if job.features else []),
+        *_description_rows(job),
         ["trigger", job.words.trigger],
         ["full prompt", job.prompts.full],
         ["content prompt", job.prompts.content],
@@ -93,6 +96,18 @@ def show(ctx: typer.Context, project: Annotated[str, PROJECT]) -> None:
     ]
     data = {"folder": str(opened.folder), "bytes": opened.size(), "manifest": asdict(manifest)}
     session.output.result(data, table=Table((opened.name, ""), rows))
+
+
+def _description_rows(job: "Job") -> list[list[str]]:
+    """Who proposed the words, and how many destyled images there are."""
+    rows = []
+    if job.description is not None:
+        changed = ", ".join(job.description.changed)
+        rows.append(["described by", job.description.by + (f"; changed: {changed}" if changed else "")])
+    if job.destyled:
+        way = job.settings.destyle if job.settings else None
+        rows.append(["destyled images", f"{len(job.destyled)}, by {way or 'inversion'}"])
+    return rows
 
 
 def verify(ctx: typer.Context, project: Annotated[str, PROJECT]) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from unziplora_cli.accel.device import (
     PRECISION_NAMES,
     empty_cache,
+    limit_threads,
     memory_guard,
     pick_device,
     pick_dtype,
@@ -120,7 +121,9 @@ def _with_destyled_images(
     parameters = {"base": {"id": request.base.id}, "prompts": {"full": prompt}, "seed": request.config.seed}
     paths = write_destyled(request.folder, images, parameters)
     pixels = torch.cat([crop_image(load_image(path).image, request.config.resolution, 1) for path in paths])
+    reset_threads()  # as before the U-Net was loaded, where a replay encodes these images
     latents = encode_latents(vae, pixels)
+    limit_threads(unet)
     del vae
     empty_cache(device)
     yield Destyled(paths)

@@ -16,6 +16,7 @@ from unziplora_cli.events import Notice, Part, Phase
 from unziplora_cli.files import atomic_write, check_writable, claimed, refuse_existing
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.training.request import TrainRequest
+from unziplora_cli.workflows.describe import describe
 from unziplora_cli.workflows.generate import AdapterCache, GenerateSpec, generate_requests, source_image
 from unziplora_cli.workflows.train import TrainedProject, make_request, train
 
@@ -58,6 +59,7 @@ def demo(
     ``out`` is an image file or a folder; an existing file is replaced only with ``force``. Raises UsageError
     or ProjectError before the training if it cannot be written.
     """
+    from unziplora_cli.evaluation.describe import has_reader
     from unziplora_cli.sdxl.base import resolve_base
 
     started = time.monotonic()
@@ -65,8 +67,12 @@ def demo(
     base, _ = resolve_base("mini", offline=True)
     projects: list[Project] = []
     parts = [Part(*ends) for ends in pairwise(accumulate(SHARES, initial=0.0))]
-    for sample in SAMPLES:
-        for event in train(_request(sample, base, device), store):
+    images = [resources.samples()[sample].image for sample in SAMPLES]
+    features: list[tuple[str, ...]] = [()] * len(images)
+    if has_reader():
+        features = [one.features for one in (yield from describe(images, builtin=True))]
+    for sample, listed in zip(SAMPLES, features, strict=True):
+        for event in train(_request(sample, base, device, listed), store):
             if isinstance(event, TrainedProject):
                 projects.append(event.project)
                 yield Notice(f"{event.project.name}: trained in {event.seconds:.0f} s")
@@ -95,11 +101,20 @@ def _sheet_file(out: Path, *, force: bool) -> Path:
     return out
 
 
-def _request(name: str, base: BaseRef, device: str) -> TrainRequest:
+def _request(name: str, base: BaseRef, device: str, features: tuple[str, ...]) -> TrainRequest:
     sample = resources.samples()[name]
     words = Words(sample.subject, sample.style)
     config = resolve(PRESET, {})
-    return make_request(f"demo-{name}", (sample.image,), words, base, config, device=device, replaces=True)
+    return make_request(
+        f"demo-{name}",
+        (sample.image,),
+        words,
+        base,
+        config,
+        features=features,
+        device=device,
+        replaces=True,
+    )
 
 
 def _rows(first: Project, second: Project, base: BaseRef) -> list[Row]:

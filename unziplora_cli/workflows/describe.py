@@ -31,11 +31,12 @@ def describe(
     UsageError for an image that cannot be read, and OutOfMemory.
     """
     from unziplora_cli.accel.device import memory_guard
+    from unziplora_cli.evaluation.describe import has_reader
     from unziplora_cli.images import load_image
 
     descriptions = []
     with memory_guard("Use a smaller describer, or name subject and style yourself."):
-        yield Phase("load describer", describer or ("mini's reader" if builtin else DESCRIBER))
+        yield Phase("load describer", describer or ("of mini" if builtin and has_reader() else DESCRIBER))
         model = _load(builtin, describer, device)
         yield Phase("describe", f"{len(images)} image{'s' if len(images) > 1 else ''}")
         for number, path in enumerate(images):
@@ -51,8 +52,8 @@ def can_describe(*, builtin: bool, describer: str | None = None) -> bool:
 
     if describer is not None:
         return find_describer(describer).is_dir()
-    if builtin:
-        return has_reader()
+    if builtin and has_reader():
+        return True
     try:
         return find_describer(DESCRIBER).is_dir()
     except ModelError:
@@ -71,9 +72,7 @@ def _load(builtin: bool, describer: str | None, device: str) -> Describer:
     from unziplora_cli.accel.device import pick_device, pick_dtype
     from unziplora_cli.evaluation.describe import MiniDescriber, VisionLanguageDescriber, has_reader
 
-    if describer is None and builtin:
-        if not has_reader():
-            raise ModelError("The reader of the built-in base is not installed.")
+    if describer is None and builtin and has_reader():
         return MiniDescriber()
     chosen = pick_device(device)
     return VisionLanguageDescriber.load(

@@ -41,6 +41,7 @@ GROUPS = {
     "combine": ("Content and style", "Both LoRAs with their merge weights."),
     "other": ("Other images", "Images in the project's folder without generation parameters."),
 }
+DESTYLED = ("Destyled images", "What the content LoRA learned: the training image without its style.")
 PROMPTS = ("full", "content", "style")
 
 
@@ -214,6 +215,11 @@ def project_images(project: Project, notes: list[str]) -> ProjectImages:
         )
         if images:
             groups[kind] = ImageGroup(title, description, images, max(0, len(entries) - MAX_PER_GROUP))
+    destyled = tuple(
+        ReportImage(data, f"Destyled image: {source.file}", source.file)
+        for source in project.job.destyled[:MAX_PER_GROUP]
+        if (data := _data_uri(project, project.folder / source.file, VALIDATION_SIDE, notes))
+    )
     sheets = tuple(
         ReportImage(data, "A contact sheet: every content in every style.", _relative(project, path))
         for path in sheet_paths[:MAX_SHEETS]
@@ -226,6 +232,8 @@ def project_images(project: Project, notes: list[str]) -> ProjectImages:
         if (data := _data_uri(project, project.folder / source.file, SOURCE_SIDE, notes))
     )
     kinds = (*groups, *(("sheet",) if sheets else ()))
+    if destyled:
+        groups["destyled"] = ImageGroup(*DESTYLED, destyled, len(project.job.destyled) - len(destyled))
     return ProjectImages(sources, sheets, tuple(groups.values()), tuple(_validation(project, notes)), kinds)
 
 
