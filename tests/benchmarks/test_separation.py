@@ -170,7 +170,7 @@ def test_destyled_images_of_other_sources_are_photos_or_redrawn_in_the_colours_t
     destyler.save(tmp_path)
     monkeypatch.setattr(resources, "destyler", lambda: tmp_path)
     images, photos = torch.rand(2, 3, 16, 16) * 2 - 1, torch.rand(2, 3, 16, 16) * 2 - 1
-    config, prompts = resolve("mini"), Prompts("full", "content", "style")
+    config, prompts = resolve("mini", {}), Prompts("full", "content", "style")
     jobs = [
         StackedJob(1, config, prompts),
         StackedJob(1, config, prompts, source="photo"),
