@@ -1,6 +1,7 @@
 """All settings, each declared once with its range and help text, and the presets."""
 
 import math
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -275,13 +276,24 @@ class GenerateConfig(Checked):
         None, "Height in pixels; default: the base's own.", min=32, max=8192, multiple=8
     )
     count: int = option(1, "Number of images.", min=1, max=10_000)
-    seed: int = option(0, "Seed of the first image; every further image adds 1.", min=0, max=SEED_MAX)
+    seed: int = option(
+        0,
+        "Seed of the first image; every further image adds 1.",
+        min=0,
+        max=SEED_MAX,
+        default_text="a new one",
+    )
     negative_prompt: str = option("", "Negative prompt.")
     scheduler: str | None = option(
         None, "Sampler; default: the base's own.", choices=("euler", "ddim", "ddpm", "dpm++")
     )
     content_strength: float = option(1.0, "Strength of the content LoRA.", min=-4.0, max=4.0)
     style_strength: float = option(1.0, "Strength of the style LoRA.", min=-4.0, max=4.0)
+
+
+def new_seed() -> int:
+    """A seed that nobody has chosen, so that every run generates something new."""
+    return secrets.randbelow(2**32)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from tests.jobs import changed
-from unziplora_cli.config import GenerateConfig
+from unziplora_cli.config import GenerateConfig, Prompts, Words
 from unziplora_cli.events import run
 from unziplora_cli.images import read_parameters
 from unziplora_cli.projects import manifest
@@ -18,7 +18,7 @@ from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.sdxl.base import resolve_base
 from unziplora_cli.workflows.generate import ComputeConfig, GenerateSpec, generate_images
 
-QUICK = ("--steps=2", "--device=cpu")
+QUICK = ("--steps=2", "--device=cpu", "--seed=0")
 
 
 def adapters(home: Path, content: str, style: str) -> dict[str, str]:
@@ -43,7 +43,7 @@ def edit(home: Path, name: str, **changes: object) -> None:
 def test_content_generates_the_subject_alone(two_projects, unziplora):
     completed = unziplora("content", "fox", "--prompt", "on a beach", *QUICK, "--json")
     (path,) = map(Path, completed.envelope["result"]["images"])
-    assert path == two_projects / "projects/fox/images/content-on-a-beach-001.png"
+    assert path == two_projects / "projects/fox/images/content-fox-on-a-beach-seed0.png"
     parameters = read_parameters(path)
     assert parameters["prompts"]["full"] == parameters["prompts"]["content"] == "a monadikos fox on a beach"
     assert parameters["branches"] == {"content": 1.0}
@@ -105,13 +105,115 @@ def test_a_seed_reproduces_its_image(two_projects, unziplora):
         Path(unziplora("combine", "fox", *QUICK, f"--seed={seed}").out.strip()) for seed in (7, 7, 8)
     )
     assert [path.name for path in (first, second, third)] == [
-        f"combine-fox-{number:03d}.png" for number in (1, 2, 3)
+        "combine-fox-seed7.png",
+        "combine-fox-seed7-001.png",
+        "combine-fox-seed8.png",
     ]
     assert same(first, second)
     assert not same(first, third)
     both = unziplora("combine", "fox", *QUICK, "--seed=7", "--count=2").out.split()
     assert same(Path(both[0]), first)
     assert same(Path(both[1]), third)
+
+
+def test_every_run_generates_something_new_and_says_how_to_repeat_it(two_projects, unziplora):
+    runs = [unziplora("content", "fox", "--steps=1", "--device=cpu", "--json") for _ in range(2)]
+    seeds = [run.envelope["result"]["seed"] for run in runs]
+    paths = [Path(run.envelope["result"]["images"][0]) for run in runs]
+    assert seeds[0] != seeds[1]
+    assert [read_parameters(path)["seed"] for path in paths] == seeds
+    assert paths[0].name == f"content-fox-seed{seeds[0]}.png"
+    again = unziplora("content", "fox", "--steps=1", "--device=cpu", f"--seed={seeds[0]}")
+    assert f"seed     {seeds[0]}\n" in again.err
+    assert same(Path(again.out.strip()), paths[0])
+
+
+def test_a_grid_is_a_sheet_of_strengths_and_seeds(two_projects, unziplora, monkeypatch):
+    from unziplora_cli.report import contact_sheet
+
+    sheets = []
+    draw = contact_sheet.contact_sheet
+    monkeypatch.setattr(
+        contact_sheet,
+        "contact_sheet",
+        lambda rows, **labels: sheets.append((rows, labels)) or draw(rows, **labels),
+    )
+    options = ("--grid=style-strength=0,1", "--count=2")
+    result = unziplora("combine", "fox", *options, *QUICK, "--json").envelope["result"]
+    names = [
+        "style_strength0-seed0",
+        "style_strength0-seed1",
+        "style_strength1-seed0",
+        "style_strength1-seed1",
+    ]
+    paths = list(map(Path, result["images"]))
+    assert [path.name for path in paths] == [f"{name.replace('_', '-')}.png" for name in names]
+    assert Path(result["sheet"]) == two_projects / "projects/fox/images/grid-001/sheet.png"
+    assert [read_parameters(path)["branches"]["style"] for path in paths] == [0, 0, 1, 1]
+    assert [read_parameters(path)["seed"] for path in paths] == [0, 1, 0, 1]
+    ((rows, labels),) = sheets
+    assert labels["columns"] == ["style strength 0", "style strength 1"]
+    assert [heading.text for heading in labels["row_headings"]] == ["seed 0", "seed 1"]
+    for number, (row, column) in enumerate(product(range(2), repeat=2)):
+        with Image.open(paths[column * 2 + row]) as image:
+            assert ImageChops.difference(rows[row][column], image).getbbox() is None, number
+
+
+def test_a_second_grid_adds_rows(two_projects, unziplora, tmp_path):
+    options = ("--grid=content-strength=0.5,1", "--grid=guidance=1,2,3", "--out", tmp_path)
+    result = unziplora("content", "fox", *options, *QUICK, "--json").envelope["result"]
+    settings = [read_parameters(Path(path)) for path in result["images"]]
+    assert [(one["branches"]["content"], one["guidance"]) for one in settings] == [
+        *((0.5, 1.0), (0.5, 2.0), (0.5, 3.0)),
+        *((1.0, 1.0), (1.0, 2.0), (1.0, 3.0)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "says"),
+    [
+        ("content", ["--style-strength=0.5"], "style-strength has no effect here: only the content LoRA"),
+        ("style", ["--content-strength=0.5"], "content-strength has no effect here: only the style LoRA"),
+        ("content", ["--grid=style-strength=0,1"], "style-strength has no effect here"),
+        ("combine", ["--grid=style-strenght=0,1"], "Did you mean 'style-strength'?"),
+        ("combine", ["--grid=style-strength"], "not a number"),
+        ("combine", ["--grid=style-strength=0,x"], "not a number"),
+        ("combine", ["--grid=style-strength=0,9"], "must be from -4.0 to 4.0"),
+        ("combine", ["--grid=seed=1,2"], "A grid varies one of steps, guidance"),
+        ("combine", ["--grid=steps=1", "--grid=guidance=1", "--grid=style-strength=1"], "at most two grids"),
+        ("combine", ["--prompt", "<lora:x:1>"], "The prompt is empty"),
+    ],
+)
+def test_a_setting_that_cannot_act_is_refused(two_projects, unziplora, home_files, command, options, says):
+    before = home_files()
+    completed = unziplora(command, "fox", *options, *QUICK)
+    assert completed.code == 2
+    assert says in completed.message
+    assert home_files() == before
+
+
+def test_one_side_is_completed_and_said(two_projects, unziplora):
+    completed = unziplora("content", "fox", "--width=96", *QUICK)
+    assert "Only the width is given, so images are square like the base's: 96 x 96 px." in completed.message
+    with Image.open(completed.out.strip()) as image:
+        assert image.size == (96, 96)
+    assert "trained at 64 px" in unziplora("content", "fox", "--height=136", *QUICK).message
+    assert "Note" not in unziplora("content", "fox", "--height=64", "--width=96", *QUICK).err
+
+
+def test_a_setting_without_effect_is_named(two_projects, unziplora):
+    completed = unziplora("content", "fox", "--negative-prompt=blurry", "--guidance=1", *QUICK)
+    assert "negative-prompt has no effect: guidance is 1, which turns it off." in completed.message
+
+
+def test_a_former_project_keeps_its_recorded_prompts(two_projects, unziplora):
+    words = Words("a fox", "watercolor style")
+    recorded = Prompts("a monadikos a fox", "the very content", "the very style")
+    edit(two_projects, "fox", words=words, prompts=recorded)
+    prompts = unziplora("combine", "fox", *QUICK, "--json").envelope["result"]["prompts"]
+    assert prompts == {"full": recorded.full, "content": recorded.content, "style": recorded.style}
+    scene = unziplora("content", "fox", "--prompt=at night", *QUICK, "--json").envelope["result"]["prompts"]
+    assert scene["content"] == "a monadikos a fox at night"
 
 
 def test_zero_strength_gives_the_image_of_the_base(two_projects, unziplora, tiny_base, tmp_path):
@@ -130,7 +232,9 @@ def test_zero_strength_gives_the_image_of_the_base(two_projects, unziplora, tiny
 def test_out_names_a_file_or_a_folder(two_projects, unziplora, tmp_path):
     new = tmp_path / "new/place"
     assert unziplora("content", "fox", *QUICK, "--out", new / "a.png").out.split() == [str(new / "a.png")]
-    assert unziplora("content", "fox", *QUICK, "--out", new).out.split() == [str(new / "content-001.png")]
+    assert unziplora("content", "fox", *QUICK, "--out", new).out.split() == [
+        str(new / "content-fox-seed0.png")
+    ]
     assert unziplora("content", "fox", *QUICK, "--out", new / "a.png", "--count=2").out.split() == [
         str(new / "a-001.png"),
         str(new / "a-002.png"),
@@ -139,7 +243,7 @@ def test_out_names_a_file_or_a_folder(two_projects, unziplora, tmp_path):
         "a-001.png",
         "a-002.png",
         "a.png",
-        "content-001.png",
+        "content-fox-seed0.png",
     ]
 
 

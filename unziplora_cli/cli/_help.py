@@ -61,6 +61,7 @@ EXAMPLES = {
     "combine": (
         'combine fox --prompt "on a beach"',
         "combine fox rose",
+        "combine fox --grid style-strength=0.4,0.6,0.8,1",
     ),
     "cross": ("cross fox rose lantern", "cross --content fox --style rose --style lantern"),
     "demo": ("demo", "demo --out sheet.png"),

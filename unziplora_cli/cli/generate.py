@@ -1,15 +1,24 @@
 """The commands content, style, combine and cross: from projects to images."""
 
 from collections.abc import Generator, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from unziplora_cli.checks import check_settings
-from unziplora_cli.cli._options import PROJECT, config_options, preset_for, project_base, project_names
+from unziplora_cli.checks import check_settings, check_value, nearest, plain_type
+from unziplora_cli.cli._options import (
+    PROJECT,
+    config_options,
+    preset_for,
+    project_base,
+    project_names,
+    text_option,
+)
 from unziplora_cli.cli._output import ProgressDisplay, Session
-from unziplora_cli.config import ComputeConfig, GenerateConfig, resolve_generate
+from unziplora_cli.config import ComputeConfig, GenerateConfig, new_seed, resolve_generate
+from unziplora_cli.dependencies import GENERATION, without_effect
 from unziplora_cli.errors import Remedy, UsageError
 
 if TYPE_CHECKING:
@@ -20,23 +29,49 @@ if TYPE_CHECKING:
 
 PANEL = "Images"
 
-PROMPT = typer.Option(
-    "--prompt",
-    "-p",
-    help='A scene ("on a skateboard"), or a sentence with {subject} and {style}.',
-    show_default=False,
-)
-OUT = typer.Option(
-    "--out",
-    "-o",
-    help="Folder, or a .png file name; default: the project's images.",
-    show_default=False,
-)
-FORCE = typer.Option("--force", help="Replace existing files.")
-MERGE = typer.Option("--merge/--no-merge", help="Apply the learned merge weights, or add both LoRAs as is.")
-FULL = typer.Option(help="The complete full prompt.", show_default=False)
-CONTENT = typer.Option(help="The complete content prompt.", show_default=False)
-STYLE = typer.Option(help="The complete style prompt.", show_default=False)
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt",
+        "-p",
+        help='A scene ("on a skateboard"), or a sentence with {subject} and {style}.',
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        help="Folder, or a .png file name; default: the project's images.",
+        show_default=False,
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
+Merge = Annotated[
+    bool, typer.Option("--merge/--no-merge", help="Apply the learned merge weights, or add both LoRAs as is.")
+]
+Grid = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=X,Y",
+        help="A sheet with a column per value of a setting, such as style-strength=0.4,0.7,1, and a row per "
+        "seed (--count); a second grid adds rows.",
+        show_default=False,
+    ),
+]
+FullPrompt = Annotated[str | None, text_option("The complete full prompt.")]
+ContentPrompt = Annotated[str | None, text_option("The complete content prompt.")]
+StylePrompt = Annotated[str | None, text_option("The complete style prompt.")]
+Settings = dict[str, Any] | None
+
+
+def _projects(help: str, metavar: str = "PROJECT") -> Any:
+    return typer.Option(metavar=metavar, help=help, autocompletion=project_names)
+
+
+def _project_argument(help: str, metavar: str) -> Any:
+    return typer.Argument(metavar=metavar, help=help, show_default=False, autocompletion=project_names)
 
 
 def register(app: typer.Typer) -> None:
@@ -49,116 +84,83 @@ def register(app: typer.Typer) -> None:
 def content(
     ctx: typer.Context,
     project: Annotated[str, PROJECT],
-    prompt: Annotated[str | None, PROMPT] = None,
-    content_prompt: Annotated[str | None, CONTENT] = None,
-    out: Annotated[Path | None, OUT] = None,
-    force: Annotated[bool, FORCE] = False,
-    computing: dict[str, Any] | None = None,
-    settings: dict[str, Any] | None = None,
+    prompt: Prompt = None,
+    content_prompt: ContentPrompt = None,
+    grid: Grid = None,
+    out: Out = None,
+    force: Force = False,
+    computing: Settings = None,
+    settings: Settings = None,
 ) -> None:
     """Generate the project's subject without its style: the content LoRA alone."""
-    session: Session = ctx.obj
-    opened = session.store().open(project)
+    opened = ctx.obj.store().open(project)
     parts = {"content": opened, "prompt": prompt, "overrides": {"content": content_prompt}}
-    _generate(session, [opened], parts, computing, settings, out, force)
+    _generate(ctx.obj, parts, computing, settings, grid, out, force)
 
 
 def style(
     ctx: typer.Context,
     project: Annotated[str, PROJECT],
     subject: Annotated[
-        str | None,
-        typer.Option(help="Another subject for this style; default: the project's own subject."),
+        str | None, text_option("Another subject for this style; default: the project's own subject.")
     ] = None,
-    prompt: Annotated[str | None, PROMPT] = None,
-    style_prompt: Annotated[str | None, STYLE] = None,
-    out: Annotated[Path | None, OUT] = None,
-    force: Annotated[bool, FORCE] = False,
-    computing: dict[str, Any] | None = None,
-    settings: dict[str, Any] | None = None,
+    prompt: Prompt = None,
+    style_prompt: StylePrompt = None,
+    grid: Grid = None,
+    out: Out = None,
+    force: Force = False,
+    computing: Settings = None,
+    settings: Settings = None,
 ) -> None:
     """Generate something else in the project's style: the style LoRA alone."""
-    session: Session = ctx.obj
-    opened = session.store().open(project)
-    overrides = {"style": style_prompt}
-    parts = {"style": opened, "prompt": prompt, "overrides": overrides, "subject": subject}
-    _generate(session, [opened], parts, computing, settings, out, force)
+    opened = ctx.obj.store().open(project)
+    parts = {"style": opened, "prompt": prompt, "overrides": {"style": style_prompt}, "subject": subject}
+    _generate(ctx.obj, parts, computing, settings, grid, out, force)
 
 
 def combine(
     ctx: typer.Context,
-    content_project: Annotated[
-        str,
-        typer.Argument(
-            metavar="CONTENT",
-            help="Project to take the content from.",
-            show_default=False,
-            autocompletion=project_names,
-        ),
-    ],
+    content_project: Annotated[str, _project_argument("Project to take the content from.", "CONTENT")],
     style_project: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="STYLE",
-            help="Project to take the style from; default: the same.",
-            show_default=False,
-            autocompletion=project_names,
-        ),
+        str | None, _project_argument("Project to take the style from; default: the same.", "STYLE")
     ] = None,
-    prompt: Annotated[str | None, PROMPT] = None,
-    full_prompt: Annotated[str | None, FULL] = None,
-    content_prompt: Annotated[str | None, CONTENT] = None,
-    style_prompt: Annotated[str | None, STYLE] = None,
-    merge: Annotated[bool, MERGE] = True,
-    out: Annotated[Path | None, OUT] = None,
-    force: Annotated[bool, FORCE] = False,
-    computing: dict[str, Any] | None = None,
-    settings: dict[str, Any] | None = None,
+    prompt: Prompt = None,
+    full_prompt: FullPrompt = None,
+    content_prompt: ContentPrompt = None,
+    style_prompt: StylePrompt = None,
+    merge: Merge = True,
+    grid: Grid = None,
+    out: Out = None,
+    force: Force = False,
+    computing: Settings = None,
+    settings: Settings = None,
 ) -> None:
     """Generate the content of one project in the style of another, or of the same one."""
-    session: Session = ctx.obj
-    store = session.store()
+    store = ctx.obj.store()
     first = store.open(content_project)
     second = store.open(style_project) if style_project is not None else first
     overrides = {"full": full_prompt, "content": content_prompt, "style": style_prompt}
     parts = {"content": first, "style": second, "prompt": prompt, "overrides": overrides, "merge": merge}
-    _generate(session, [first, second], parts, computing, settings, out, force)
+    _generate(ctx.obj, parts, computing, settings, grid, out, force)
 
 
 def cross(
     ctx: typer.Context,
     projects: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="PROJECT...",
-            help="Projects; every content is combined with every style.",
-            show_default=False,
-            autocompletion=project_names,
-        ),
+        _project_argument("Projects; every content is combined with every style.", "PROJECT..."),
     ] = None,
-    content: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PROJECT",
-            help="A project for its content only; repeatable.",
-            autocompletion=project_names,
-        ),
-    ] = None,
-    style: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PROJECT", help="A project for its style only; repeatable.", autocompletion=project_names
-        ),
-    ] = None,
-    prompt: Annotated[str | None, PROMPT] = None,
-    merge: Annotated[bool, MERGE] = True,
+    content: Annotated[list[str] | None, _projects("A project for its content only; repeatable.")] = None,
+    style: Annotated[list[str] | None, _projects("A project for its style only; repeatable.")] = None,
+    prompt: Prompt = None,
+    merge: Merge = True,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder; default: a new one in the first project's images."),
     ] = None,
-    force: Annotated[bool, FORCE] = False,
-    computing: dict[str, Any] | None = None,
-    settings: dict[str, Any] | None = None,
+    force: Force = False,
+    computing: Settings = None,
+    settings: Settings = None,
 ) -> None:
     """Generate every content in every style, with a labelled contact sheet."""
     session: Session = ctx.obj
@@ -175,44 +177,86 @@ def cross(
     from unziplora_cli.workflows import generate
 
     spec = generate.CrossSpec(base, config, tuple(contents), tuple(styles), prompt, merge)
-    _run(session, "cross", generate.generate_cross(spec, out, compute, force=force))
+    _run(session, "cross", config, generate.generate_cross(spec, out, compute, force=force))
 
 
 def _generate(
     session: Session,
-    projects: "Sequence[Project]",
     parts: dict[str, Any],
-    computing: dict[str, Any] | None,
-    settings: dict[str, Any] | None,
+    computing: Settings,
+    settings: Settings,
+    grid: list[str] | None,
     out: Path | None,
     force: bool,
 ) -> None:
+    projects: list[Project] = [parts[role] for role in ("content", "style") if role in parts]
+    if len(parts.keys() & {"content", "style"}) == 1:
+        kind, other = ("content", "style") if "content" in parts else ("style", "content")
+        if f"{other}_strength" in {**(settings or {}), **dict.fromkeys(_axis_names(grid))}:
+            raise UsageError(
+                f"{other}-strength has no effect here: only the {kind} LoRA is applied.",
+                Remedy("Apply both", "combine", (projects[0].name,), {f"{other}_strength": None}),
+            )
+    axes = [_axis(text) for text in grid or ()]
+    if len(axes) > 2:
+        raise UsageError("A sheet has two axes, so at most two grids.", Remedy("Remove a grid."))
     compute, base, config = _resolve(session, projects, computing, settings)
     from unziplora_cli.workflows import generate
 
     spec = generate.GenerateSpec(base, config, **parts)
-    prompts = spec.prompts
     for label in ("full", "content", "style") if spec.kind == "combine" else (spec.kind,):
-        session.output.message(f"{label:8} {getattr(prompts, label)}")
-    _run(session, spec.kind, generate.generate_images(spec, out or projects[0].images, compute, force=force))
+        session.output.message(f"{label:8} {getattr(spec.prompts, label)}")
+    if axes:
+        cells = generate.GridSpec(spec, *axes)
+        _run(session, "grid", config, generate.generate_grid(cells, out, compute, force=force))
+    else:
+        images = generate.generate_images(spec, out or projects[0].images, compute, force=force)
+        _run(session, spec.kind, config, images)
+
+
+def _axis_names(grid: list[str] | None) -> list[str]:
+    return [text.partition("=")[0].strip().replace("-", "_") for text in grid or ()]
+
+
+def _axis(text: str) -> tuple[str, tuple[float, ...]]:
+    """A setting and its values, from text such as "style-strength=0.4,0.7,1"; raises UsageError."""
+    hints = get_type_hints(GenerateConfig)
+    numbers = {f.name: f for f in fields(GenerateConfig) if hints[f.name] in (int, float)}
+    settings = {name: setting for name, setting in numbers.items() if name not in ("count", "seed")}
+    (name,), values = _axis_names([text]), text.partition("=")[2]
+    example = Remedy("Name a setting and its values", settings={"grid": "style-strength=0.4,0.7,1"})
+    if name not in settings:
+        shown = [setting.replace("_", "-") for setting in settings]
+        close = nearest(name.replace("_", "-"), shown)
+        raise UsageError(f"A grid varies one of {', '.join(shown)}, not {name!r}.{close}", example)
+    kind = plain_type(hints[name])
+    try:
+        given = [kind(value) for value in values.split(",")]
+    except ValueError as error:
+        raise UsageError(f"The grid {text!r} has a value that is not a number.", example) from error
+    checked = [check_value(name, value, hints[name], settings[name].metadata) for value in given]
+    return name, tuple(dict.fromkeys(checked))
 
 
 def _resolve(
-    session: Session,
-    projects: "Sequence[Project]",
-    computing: dict[str, Any] | None,
-    settings: dict[str, Any] | None,
+    session: Session, projects: "Sequence[Project]", computing: Settings, settings: Settings
 ) -> "tuple[ComputeConfig, BaseRef, GenerateConfig]":
     """The compute settings, the base model, and the generation settings for that base."""
     compute, settings = ComputeConfig(**(computing or {})), settings or {}
     check_settings(GenerateConfig, settings)
     compute, base = project_base(session, compute, projects)
-    return compute, base, resolve_generate(preset_for(base), settings)
+    config = resolve_generate(preset_for(base), {"seed": new_seed(), **settings})
+    for note in without_effect(config, settings, GENERATION):
+        session.output.warning(note)
+    return compute, base, config
 
 
-def _run(session: Session, title: str, operation: "Generator[Event, None, GenerateResult]") -> None:
+def _run(
+    session: Session, title: str, config: GenerateConfig, operation: "Generator[Event, None, GenerateResult]"
+) -> None:
     from unziplora_cli.events import run
 
+    session.output.message(f"seed     {config.seed}")
     with ProgressDisplay(session.output, title) as display:
         result = run(operation, display.event)
     data = {
@@ -222,7 +266,8 @@ def _run(session: Session, title: str, operation: "Generator[Event, None, Genera
             "content": result.prompts.content,
             "style": result.prompts.style,
         },
+        "seed": config.seed,
         "sheet": str(result.sheet) if result.sheet else None,
     }
     paths = (*result.images, result.sheet) if result.sheet else result.images
-    session.output.result(data, text="\n".join(str(path) for path in paths))
+    session.output.result(data, text="\n".join(str(path) for path in paths), links=paths)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from unziplora_cli import resources
 from unziplora_cli.errors import ModelError, Remedy
@@ -40,6 +40,9 @@ from unziplora_cli.sdxl.single_file import (
     unsupported_reason,
     vae_prefix,
 )
+
+if TYPE_CHECKING:
+    from unziplora_cli.config import GenerateConfig
 
 SDXL_ID = "stabilityai/stable-diffusion-xl-base-1.0"
 SDXL_REVISION = "462165984030d82259a11f4367a4eed129e94a7b"
@@ -244,6 +247,12 @@ def native_resolution(base: BaseRef) -> int:
     unet = component_config(base, "unet")
     with valid_config(base.path):
         return int(unet["sample_size"]) * vae_scale_factor(base)
+
+
+def image_size(base: BaseRef, config: GenerateConfig) -> tuple[int, int]:
+    """Height and width of generated images in pixels; one that is not given equals the other."""
+    native = native_resolution(base)
+    return config.height or config.width or native, config.width or config.height or native
 
 
 def scheduler_name(base: BaseRef, name: str | None = None) -> str:

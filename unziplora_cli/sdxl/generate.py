@@ -17,7 +17,7 @@ from unziplora_cli.config import GenerateConfig, Prompts
 from unziplora_cli.errors import Remedy
 from unziplora_cli.events import Event, Notice, Phase, Progress
 from unziplora_cli.method.lora import LoRAPair
-from unziplora_cli.sdxl.base import BaseRef, native_resolution, scheduler_name, vae_scale_factor
+from unziplora_cli.sdxl.base import BaseRef, image_size, scheduler_name, vae_scale_factor
 from unziplora_cli.sdxl.latents import decode_latents
 from unziplora_cli.sdxl.load import load_scheduler, load_text_encoders, load_unet, load_vae_decoder
 from unziplora_cli.sdxl.sampling import initial_noise, sample_steps
@@ -208,12 +208,6 @@ def denoise(
         guidance=config.guidance,
         generators=generators,
     )
-
-
-def image_size(base: BaseRef, config: GenerateConfig) -> tuple[int, int]:
-    """Height and width in pixels; the base's native resolution by default."""
-    native = native_resolution(base)
-    return config.height or native, config.width or native
 
 
 def image_parameters(base: BaseRef, request: ImageRequest, seed: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -76,8 +76,19 @@ class GenerateSpec:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What of the prompts has no effect."""
-        return prompt_notes(self.prompt, self.config.negative_prompt, *self.overrides.values())
+        """What of the prompts has no effect, and how the size was completed."""
+        from unziplora_cli.sdxl.base import image_size, native_resolution
+
+        notes = prompt_notes(self.prompt, self.config.negative_prompt, *self.overrides.values())
+        (height, width), native = image_size(self.base, self.config), native_resolution(self.base)
+        if (self.config.width is None) != (self.config.height is None):
+            given = "height" if self.config.width is None else "width"
+            notes += (
+                f"Only the {given} is given, so images are square like the base's: {width} x {height} px.",
+            )
+        if max(height, width) > 2 * native:
+            notes += (f"The base was trained at {native} px; at {width} x {height} px, images fall apart.",)
+        return notes
 
 
 @dataclass(frozen=True)
@@ -109,31 +120,53 @@ class GenerateResult:
     sheet: Path | None = None
 
 
+@dataclass(frozen=True)
+class GridSpec:
+    """The images of ``spec`` for every value of one setting, and optionally of a second one.
+
+    An axis is the name of a setting and its values; the first is the columns of the sheet. Each image of
+    ``spec`` is a row, so that seeds and strengths can be compared.
+    """
+
+    spec: GenerateSpec
+    columns: tuple[str, Sequence[float]]
+    rows: tuple[str, Sequence[float]] | None = None
+
+    def cells(self) -> list[GenerateSpec]:
+        """One spec per column and value of the second axis, column by column: equal weights stay together."""
+        configs = [replace(self.spec.config, **{self.columns[0]: value}) for value in self.columns[1]]
+        if self.rows is not None:
+            configs = [replace(config, **{self.rows[0]: v}) for config in configs for v in self.rows[1]]
+        return [replace(self.spec, config=config) for config in configs]
+
+
 def generate_images(
     spec: GenerateSpec, out: Path, compute: ComputeConfig, *, force: bool = False
 ) -> Generator[Event, None, GenerateResult]:
     """Generate the images of ``spec`` into ``out``, a folder or a ``.png`` file name.
 
-    In a folder, and for several images, the first unused numbers are taken: ``content-001.png``. A single
-    image gets the name ``out`` itself; if that exists, ``force`` replaces it. Raises UsageError for an
-    impossible prompt or size, ModelError, AdapterError, OutOfMemory, and ProjectError if the images cannot be
-    written.
+    In a folder, names tell command, projects, scene and seed: ``content-fox-on-a-beach-seed7.png``; a number
+    follows if that exists. A single image gets the name ``out`` itself; if that exists, ``force`` replaces
+    it. Raises UsageError for an impossible prompt or size, ModelError, AdapterError, OutOfMemory, and
+    ProjectError if the images cannot be written.
     """
     is_file = is_image_file(out)
-    folder, stem = (out.parent, out.stem) if is_file else (out, _stem(spec))
+    folder = out.parent if is_file else out
     check_writable(folder)
-    names: Iterator[Path] = numbered(folder, stem, ".png")
-    replace_file = False
-    if is_file and spec.config.count == 1:
+    replace_file = is_file and spec.config.count == 1
+    if replace_file:
         refuse_existing([out], force=force)
-        names, replace_file = chain([out], names), force
     from unziplora_cli.sdxl.generate import GeneratedImage  # imports torch: after all cheap checks
 
     yield from map(Notice, spec.notes)
     images = []
     for event in generate_requests([AdapterCache().request(spec)], spec.base, compute):
         if isinstance(event, GeneratedImage):
-            images.append(_save(event, names, force=replace_file))
+            named = out if is_file else folder / f"{_stem(spec)}-seed{event.seed}.png"
+            names = (
+                numbered(folder, out.stem, ".png") if is_file and not replace_file else _alternatives(named)
+            )
+            images.append(_save(event, names, force=replace_file and force))
         else:
             yield event
     return GenerateResult(tuple(images), spec.prompts)
@@ -148,43 +181,103 @@ def generate_cross(
     go to a new folder ``cross-001`` in the images of the first content project. Raises as
     :func:`generate_images` does.
     """
-    cells, count = spec.cells(), spec.config.count
-    prompts = [cell.prompts for cell in cells]
-    check_writable(out or spec.contents[0].images)
     from unziplora_cli.report.contact_sheet import Heading, contact_sheet
-    from unziplora_cli.sdxl.generate import GeneratedImage
 
-    yield from map(Notice, cells[0].notes)
+    count, width = spec.config.count, len(spec.styles)
     rows = [Heading(p.job.words.subject, p.name, source_image(p)) for p in spec.contents]
     columns = [Heading(p.job.words.style, p.name, source_image(p)) for p in spec.styles]
-    names = [
-        f"{cell.title}{f'-{number + 1}' if count > 1 else ''}.png"
-        for cell in cells
-        for number in range(count)
-    ]
-    cache = AdapterCache()
-    requests = [cache.request(cell) for cell in cells]
-    with _cross_folder(out, spec.contents[0].images) as folder:
-        refuse_existing([folder / name for name in (*names, SHEET)], force=force)
-        images: list[Path] = []
-        first_of_cell = []
-        for event in generate_requests(requests, spec.base, compute):
-            if not isinstance(event, GeneratedImage):
-                yield event
-                continue
-            path = folder / names[len(images)]
-            images.append(_save(event, _alternatives(path), force=force and path not in images))
-            if event.seed == spec.config.seed:
-                first_of_cell.append(event.image)
-        sheet = contact_sheet(
-            [first_of_cell[i : i + len(columns)] for i in range(0, len(first_of_cell), len(columns))],
+    cells = spec.cells()
+    names = [f"{cell.title}{f'-{n + 1}' if count > 1 else ''}.png" for cell in cells for n in range(count)]
+
+    def sheet(images: Sequence[Image.Image]) -> Image.Image:
+        first = images[::count]
+        return contact_sheet(
+            [first[i : i + width] for i in range(0, len(first), width)],
             title=spec.prompt or "Every content in every style",
             columns=columns,
             row_headings=rows,
         )
+
+    folder = _sheet_folder(out, spec.contents[0].images, "cross")
+    return (yield from _generate_sheet(cells, names, sheet, folder, compute, force=force))
+
+
+def generate_grid(
+    grid: GridSpec, out: Path | None, compute: ComputeConfig, *, force: bool = False
+) -> Generator[Event, None, GenerateResult]:
+    """Generate every cell of ``grid`` as files in the folder ``out``, and a labelled contact sheet.
+
+    Without ``out`` the files go to a new folder ``grid-001`` in the images of the project. Raises as
+    :func:`generate_cross` does.
+    """
+    from unziplora_cli.report.contact_sheet import Heading, contact_sheet
+
+    spec, (name, values) = grid.spec, grid.columns
+    row_name, row_values = grid.rows or ("", (0.0,))
+    seeds = range(spec.config.seed, spec.config.seed + spec.config.count)
+    rows = [(value, seed) for value in row_values for seed in seeds]
+    varied = [name, row_name] if grid.rows else [name]
+    cells = grid.cells()
+    names = [
+        "-".join(
+            [
+                *(f"{axis.replace('_', '-')}{getattr(cell.config, axis):g}" for axis in varied),
+                f"seed{seed}.png",
+            ]
+        )
+        for cell in cells
+        for seed in range(cell.config.seed, cell.config.seed + cell.config.count)
+    ]
+
+    def sheet(images: Sequence[Image.Image]) -> Image.Image:
+        return contact_sheet(
+            [images[row :: len(rows)] for row in range(len(rows))],
+            title=_shown_prompt(spec),
+            subtitle=f"{spec.kind} {spec.title}",
+            columns=[f"{_setting(name)} {value:g}" for value in values],
+            row_headings=[
+                Heading(f"{_setting(row_name)} {value:g}", f"seed {seed}")
+                if grid.rows
+                else Heading(f"seed {seed}")
+                for value, seed in rows
+            ],
+        )
+
+    project = spec.content or spec.style
+    assert project is not None
+    folder = _sheet_folder(out, project.images, "grid")
+    return (yield from _generate_sheet(cells, names, sheet, folder, compute, force=force))
+
+
+def _generate_sheet(
+    cells: Sequence[GenerateSpec],
+    names: Sequence[str],
+    sheet: Callable[[Sequence[Image.Image]], Image.Image],
+    sheet_folder: AbstractContextManager[Path],
+    compute: ComputeConfig,
+    *,
+    force: bool,
+) -> Generator[Event, None, GenerateResult]:
+    """Write the images of ``cells`` under ``names``, and the sheet of all of them."""
+    from unziplora_cli.sdxl.generate import GeneratedImage
+
+    prompts, cache = cells[0].prompts, AdapterCache()
+    requests = [cache.request(cell) for cell in cells]
+    yield from map(Notice, cells[0].notes)
+    with sheet_folder as folder:
+        refuse_existing([folder / name for name in (*names, SHEET)], force=force)
+        paths: list[Path] = []
+        images = []
+        for event in generate_requests(requests, cells[0].base, compute):
+            if not isinstance(event, GeneratedImage):
+                yield event
+                continue
+            path = folder / names[len(paths)]
+            paths.append(_save(event, _alternatives(path), force=force and path not in paths))
+            images.append(event.image)
         with claimed(_alternatives(folder / SHEET), force=force) as path, write_errors(folder):
-            sheet.save(path)
-    return GenerateResult(tuple(images), prompts[0], path)
+            sheet(images).save(path)
+    return GenerateResult(tuple(paths), prompts, path)
 
 
 def generate_requests(
@@ -298,19 +391,32 @@ def is_image_file(out: Path) -> bool:
 
 
 def _stem(spec: GenerateSpec) -> str:
-    stem = f"{spec.kind}-{spec.title}" if spec.kind == "combine" else spec.kind
-    return f"{stem}-{slugify(spec.prompt)[:40].strip('-')}" if spec.prompt else stem
+    """The start of a file name: command, projects, another subject, scene."""
+    parts = [spec.kind, spec.title[:80]]
+    parts += [slugify(text)[:40].strip("-") for text in (spec.subject, spec.prompt) if text]
+    return "-".join(part for part in parts if part)
+
+
+def _shown_prompt(spec: GenerateSpec) -> str:
+    """The prompt that describes the images."""
+    prompt: str = getattr(spec.prompts, spec.kind if spec.kind in ("content", "style") else "full")
+    return prompt
+
+
+def _setting(name: str) -> str:
+    return name.replace("_", " ")
 
 
 @contextmanager
-def _cross_folder(out: Path | None, images: Path) -> Iterator[Path]:
+def _sheet_folder(out: Path | None, images: Path, name: str) -> Iterator[Path]:
     """The folder ``out``, or a new numbered one in ``images``, which is removed if it stays empty."""
+    check_writable(out or images)
     if out is not None:
         yield out
         return
     with write_errors(images):
         images.mkdir(parents=True, exist_ok=True)
-    with claimed(numbered(images, "cross"), folder=True) as folder:
+    with claimed(numbered(images, name), folder=True) as folder:
         yield folder
 
 
