@@ -79,9 +79,9 @@ def no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 def make_project(isolated_home: Path, sample_manifest: Callable[[Path], Manifest]) -> Callable[..., Project]:
     """Creates a small complete project in the test's home, with files that match its manifest."""
 
-    def make(name: str = "fox", **changes: object) -> Project:
+    def make(name: str = "fox", *, force: bool = False, **changes: object) -> Project:
         store = ProjectStore(isolated_home)
-        with store.create(name) as folder:
+        with store.create(name, force=force) as folder:
             for file in ("source.png", "content.safetensors", "style.safetensors", "merge.safetensors"):
                 (folder / file).write_bytes(f"the bytes of {name}'s {file}".encode())
             manifest.write(folder, changed(sample_manifest(folder), name=name, **changes))

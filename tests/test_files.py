@@ -3,17 +3,21 @@
 import errno
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 
+from tests.faults.order import Disk
 from unziplora_cli import files
 from unziplora_cli.cli._errors import hint
 from unziplora_cli.errors import ProjectError
+from unziplora_cli.projects.folders import locked
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -141,21 +145,27 @@ def test_file_system_without_locks_runs_the_block(tmp_path: Path, monkeypatch: p
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     monkeypatch.setattr(fcntl, "flock", fail)
-    with files.locked(tmp_path, "fox"):
+    with locked(tmp_path, "fox"):
         assert (tmp_path / "fox.json").exists()
+
+
+def write(data: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(data)
 
 
 def test_existing_file_is_refused_or_replaced_with_force(tmp_path: Path) -> None:
     mine = tmp_path / "mine.png"
     mine.write_bytes(b"mine")
-    for refused in (lambda: files.refuse_existing([tmp_path / "new", mine]), files.claimed(mine).__enter__):
+    for refused in (
+        lambda: files.refuse_existing([tmp_path / "new", mine]),
+        lambda: files.write_file(mine, write(b"new")),
+    ):
         with pytest.raises(ProjectError, match=r"mine\.png already exists") as error:
             refused()
         assert "--force" in hint(error.value)
-    assert mine.read_bytes() == b"mine"
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]
     files.refuse_existing([mine], force=True)
-    with files.claimed(mine, force=True) as path:
-        files.write_bytes(path, b"new")
+    assert files.write_file(mine, write(b"new"), force=True) == mine
     assert mine.read_bytes() == b"new"
 
 
@@ -164,32 +174,63 @@ def test_dangling_link_counts_as_existing(tmp_path: Path) -> None:
     link.symlink_to(tmp_path / "gone" / "else.png")
     with pytest.raises(ProjectError, match="already exists"):
         files.refuse_existing([link])
-    with pytest.raises(ProjectError, match="already exists"), files.claimed(link):
-        pass
+    with pytest.raises(ProjectError, match="already exists"):
+        files.write_file(link, write(b"new"))
+    assert list(tmp_path.iterdir()) == [link]
 
 
-@pytest.mark.parametrize("folder", [False, True])
-def test_failed_block_gives_its_name_back(tmp_path: Path, folder: bool) -> None:
-    with (
-        pytest.raises(KeyboardInterrupt),
-        files.claimed(files.numbered(tmp_path, "a"), folder=folder) as path,
-    ):
-        assert path.exists()
+def test_taken_names_are_passed_over(tmp_path: Path) -> None:
+    names = [files.write_file(files.numbered(tmp_path, "a [1]", ".png"), write(b"x")).name for _ in "12"]
+    assert names == ["a [1]-001.png", "a [1]-002.png"]
+    given = tmp_path / "a [1]-001.png"
+    assert files.write_file(files.alternatives(given), write(b"x")).name == "a [1]-001-001.png"
+
+
+def test_failed_write_takes_no_name(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        files.write_file(tmp_path / "a", fail)
+    with pytest.raises(KeyboardInterrupt), files.claimed_folder(files.numbered(tmp_path, "a")) as folder:
+        assert folder.is_dir()
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_name_that_cannot_be_created_is_explained(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(ProjectError, match="Cannot write to"), files.claimed(tmp_path / "file/a.png"):
-        pass
+@pytest.mark.parametrize("moment", ["link", "unlink", "fsync"])
+def test_killed_process_leaves_no_name_or_the_whole_file(tmp_path: Path, moment: str) -> None:
+    code = (
+        "import os, pathlib, signal, sys; from unziplora_cli import files\n"
+        f"os.{moment} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "files.write_file(pathlib.Path(sys.argv[1]) / 'a', lambda path: path.write_bytes(b'whole'))"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.read_bytes() for path in tmp_path.glob("a")] in ([], [b"whole"])
+    assert files.write_file(tmp_path / "b", write(b"next")).exists()
+    assert {path.name for path in tmp_path.iterdir()} - {"a"} == {"b"}
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
+def test_file_system_without_hard_links_keeps_names_exclusive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.link", fail)
+    files.write_file(tmp_path / "a", write(b"first"))
+    with pytest.raises(ProjectError, match="already exists"):
+        files.write_file(tmp_path / "a", write(b"second"))
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"first")]
 
 
 def claim_many(folder: Path, mark: bytes, start: Barrier) -> None:
     start.wait()
     for _ in range(50):
-        with files.claimed(files.numbered(folder, "content [v1]", ".png")) as path:
-            files.write_bytes(path, mark)
+        files.write_file(files.numbered(folder, "content [v1]", ".png"), write(mark))
 
 
 def test_two_processes_that_claim_names_at_once_lose_nothing(tmp_path: Path) -> None:
@@ -202,6 +243,73 @@ def test_two_processes_that_claim_names_at_once_lose_nothing(tmp_path: Path) -> 
     written = [path.read_bytes() for path in tmp_path.glob("*.png")]
     assert (written.count(b"one"), written.count(b"two")) == (50, 50)
     assert len(list(tmp_path.iterdir())) == 100
+
+
+def test_content_is_flushed_before_its_name_and_the_folder_after(tmp_path: Path) -> None:
+    """Linux flushes a file by its inode: the recorded state must be that of the final content."""
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made/a").write_bytes(b"a")
+    with Disk(tmp_path).watched() as disk:
+        files.write_bytes(tmp_path / "a", b"a")
+        files.write_file(tmp_path / "b", write(b"b"))
+        (tmp_path / "made/b").write_bytes(b"b")
+        files.flush_all(tmp_path / "made")
+        files.rename(tmp_path / "made", tmp_path / "done")
+    assert [(call, path.name) for call, path in disk.names] == [
+        ("replace", "a"),
+        ("link", "b"),
+        ("rename", "done"),
+    ]
+    assert disk.unsafe() == []
+
+
+def test_careless_writing_is_noticed(tmp_path: Path) -> None:
+    with Disk(tmp_path).watched() as disk:
+        (tmp_path / "half").write_bytes(b"a")
+        (tmp_path / "half").rename(tmp_path / "whole")
+        (tmp_path / "other").write_bytes(b"b")
+    assert set(disk.unsafe()) == {
+        "rename to whole before half is flushed",
+        "other is not flushed",
+        "whole is not flushed",
+        ". is not flushed after rename to whole",
+    }
+
+
+@pytest.mark.parametrize(
+    ("number", "message", "advice"),
+    [
+        (errno.ENOSPC, r"Cannot write .*/a\.png: No space left on device", "Free space"),
+        (errno.EROFS, r"Cannot write .*/a\.png: Read-only file system", "--out"),
+        (errno.EIO, r"Cannot access .*/a\.png: Input/output error", "Check the disk"),
+        (errno.ESTALE, r"Cannot access .*/a\.png: Stale file handle", "network drive"),
+        (errno.EMFILE, r"Cannot access .*/a\.png: Too many open files", "limit of open files"),
+    ],
+)
+def test_disk_error_names_the_file_the_reason_and_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str, advice: str
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))  # as fsync and write do: without a file name
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(ProjectError, match=f"{message}. Nothing was changed.") as error:  # noqa: SIM117
+        with files.write_errors(tmp_path, "Nothing was changed."):
+            files.write_file(tmp_path / "a.png", write(b"x"))
+    assert advice in hint(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_temporary_names_do_not_show_in_messages(tmp_path: Path) -> None:
+    with pytest.raises(ProjectError) as error, files.write_errors(tmp_path):  # noqa: SIM117
+        with files.temporary_folder(tmp_path) as folder:
+            (folder / "gone" / "a.png").write_bytes(b"x")
+    assert f"Cannot access {tmp_path / 'gone' / 'a.png'}: " in error.value.message
+
+
+def test_lost_connection_is_no_disk_error(tmp_path: Path) -> None:
+    with pytest.raises(BrokenPipeError), files.write_errors(tmp_path):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
 
 def test_new_folder_is_removed_with_its_parents_when_the_block_fails(tmp_path: Path) -> None:

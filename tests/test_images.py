@@ -196,7 +196,7 @@ def test_failed_write_keeps_the_older_image(tmp_path: Path) -> None:
     save_png(Image.new("RGB", (4, 4)), path, PARAMETERS)
     before = path.read_bytes()
     with pytest.raises(TypeError):
-        save_png(Image.new("RGB", (4, 4)), path, {"prompts": {}, "bad": object()})
+        save_png(Image.new("RGB", (4, 4)), path, {"prompts": {}, "bad": object()}, force=True)
     assert path.read_bytes() == before
 
 

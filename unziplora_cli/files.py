@@ -1,19 +1,19 @@
-"""Writing files: atomic replacement, exclusive new names, locks; and hashes and sizes of what was written.
+"""Writing files: temporary names, flushing, exclusive new names; hashes and sizes of what was written.
+
+Every file is written under a temporary name beside its final one, flushed, renamed, and the folder is
+flushed. A process that is killed at any moment leaves the older file or the new one, never a part.
 
 The rule for existing files is the same for every command: a file that exists is refused, and ``--force``
 replaces it. A command that writes user-visible files calls `refuse_existing` before it starts to work and
-writes inside `claimed`, which creates the names exclusively:
+`write_file` afterwards, which takes a name exclusively:
 
     refuse_existing(paths, force=force)
-    with claimed(path, force=force) as path:                           # one given name
-        write_bytes(path, data)
-    with claimed(numbered(folder, "content", ".png")) as path:         # the first unused number
-        write_bytes(path, data)
+    write_file(path, save, force=force)                                # one given name
+    path = write_file(numbered(folder, "content", ".png"), save)       # the first unused number
 """
 
 import errno
 import hashlib
-import json
 import os
 import platform
 import re
@@ -22,18 +22,28 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import BinaryIO
 
 from unziplora_cli.errors import ProjectError, Remedy
 
-_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
-"""What file systems answer that cannot flush a folder or lock a file."""
+UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
+"""What file systems answer that cannot flush a folder."""
+_NO_LINKS = UNSUPPORTED | {errno.EPERM, errno.EACCES, errno.EMLINK, errno.EXDEV}
+
+_ADVICE = {
+    errno.ENOSPC: "Free space on that disk.",
+    errno.EDQUOT: "Free space, or raise your quota on that disk.",
+    errno.EIO: "Check the disk and its connection.",
+    errno.ESTALE: "Connect the network drive again.",
+    errno.EMFILE: "Close other programs, or raise the limit of open files.",
+    errno.ENFILE: "Close other programs, or raise the limit of open files.",
+}
+_OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 _TEMPORARY = re.compile(r"\..+\.(?P<space>[0-9a-f]{12})-(?P<pid>[0-9]+)-[0-9a-f]{8}\.partial")
 _ABANDONED_AFTER = 7 * 24 * 3600
@@ -47,23 +57,110 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary file name beside `path`; the file replaces `path` when the block succeeds.
 
     When the block raises, `path` is unchanged. Temporary files of killed processes in the same folder are
-    deleted first.
+    deleted first. An OSError names `path`.
     """
-    remove_stale(path.parent)
-    temporary = path.with_name(_temporary_name(path.name))
-    try:
+    with _temporary_file(path) as temporary:
         yield temporary
-        fsync(temporary)
-        temporary.replace(path)
-        fsync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        place(temporary, path, force=True)
+
+
+def write_file(names: Path | Iterable[Path], write: Callable[[Path], object], *, force: bool = False) -> Path:
+    """Let `write` fill a temporary file, and give it the first of `names` that does not exist; returns that.
+
+    With `force` the first name is replaced. Raises ProjectError when all names exist.
+    """
+    rest = iter((names,) if isinstance(names, Path) else names)
+    first = next(rest)
+    with _temporary_file(first) as temporary:
+        write(temporary)
+        return place(temporary, chain([first], rest), force=force)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically."""
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
+
+
+def place(file: Path, names: Path | Iterable[Path], *, force: bool = False) -> Path:
+    """Flush a file, rename it to the first of `names` that does not exist, and flush the folder.
+
+    The name is taken exclusively: of two processes that ask for the same name, one gets it. With `force` the
+    first name is replaced. Returns the name; raises ProjectError when all names exist.
+    """
+    fsync(file)
+    path = file
+    for path in (names,) if isinstance(names, Path) else names:
+        with suppress(FileExistsError):
+            file.replace(path) if force else _rename_exclusively(file, path)
+            fsync(path.parent)
+            return path
+    raise _exists(path)
+
+
+def _rename_exclusively(file: Path, path: Path) -> None:
+    """Rename a file; raises FileExistsError if the new name exists."""
+    if os.name == "nt":  # Windows refuses to replace
+        file.rename(path)
+        return
+    try:
+        os.link(file, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        path.open("xb").close()  # the one case in which a killed process can leave an empty file
+        try:
+            file.replace(path)
+        except BaseException:
+            path.unlink()
+            raise
+    else:
+        file.unlink()
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a file or folder, and flush the folders that it left and entered."""
+    source.rename(target)
+    fsync(target.parent)
+    if source.parent != target.parent:
+        fsync(source.parent)
+
+
+def flush_all(folder: Path) -> None:
+    """Flush a folder with everything in it; links are passed over."""
+    for root, _, names in os.walk(folder):
+        for file in (Path(root, name) for name in names):
+            if file.is_file() and not file.is_symlink():
+                fsync(file)
+        fsync(Path(root))
+
+
+@contextmanager
+def _temporary_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; an OSError of the block names `path`."""
+    with naming(path):
+        remove_stale(path.parent)
+        temporary = path.with_name(_temporary_name(path.name))
+        try:
+            yield temporary
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError that names no file, or a temporary one, name `path`: writes and flushes name none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and (
+            error.filename is None or _TEMPORARY.fullmatch(Path(os.fsdecode(error.filename)).name)
+        ):
+            error.filename = str(path)
+        raise
 
 
 @contextmanager
@@ -84,8 +181,11 @@ def remove_stale(folder: Path) -> None:
     A PID is only looked up if the file was written under the same kernel and in the same PID namespace.
     Files of other machines and containers are deleted once they are a week old.
     """
-    with os.scandir(folder) as entries:
-        matches = [match for entry in entries if (match := _TEMPORARY.fullmatch(entry.name))]
+    try:
+        names = [entry.name for entry in folder.iterdir()]
+    except PermissionError:  # a folder may be writable without being readable
+        return
+    matches = [match for name in names if (match := _TEMPORARY.fullmatch(name))]
     for match in matches:
         path = folder / match[0]
         with suppress(OSError):
@@ -107,13 +207,19 @@ def delete(path: Path) -> None:
 
 def fsync(path: Path) -> None:
     """Flush a file or a folder to disk, where the file system can do that."""
-    if os.name == "nt" and path.is_dir():
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":
         return
-    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    except PermissionError:
+        if is_folder:  # it may be writable without being readable
+            return
+        raise
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in _UNSUPPORTED:
+        if error.errno not in UNSUPPORTED:
             raise
     finally:
         os.close(descriptor)
@@ -121,7 +227,8 @@ def fsync(path: Path) -> None:
 
 def _temporary_name(name: str) -> str:
     space = _process_space() or 12 * "0"
-    return f".{name[:40]}.{space}-{os.getpid()}-{secrets.token_hex(4)}.partial"
+    short = os.fsencode(name)[:40].decode("utf-8", "ignore")
+    return f".{short}.{space}-{os.getpid()}-{secrets.token_hex(4)}.partial"
 
 
 def _process_space() -> str:
@@ -160,44 +267,28 @@ def refuse_existing(paths: Iterable[Path], *, force: bool = False) -> None:
 
 
 @contextmanager
-def claimed(path: Path | Iterable[Path], *, force: bool = False, folder: bool = False) -> Iterator[Path]:
-    """Create the first of some names that does not exist, as an empty file or folder, and yield it.
-
-    The creation is exclusive: of two processes that ask for the same name, one gets it. What is still empty
-    when the block raises is removed again. With `force` the first name is yielded as it is. Raises
-    ProjectError when all names exist, or cannot be created.
-    """
-    names = [path] if isinstance(path, Path) else path
-    if force:
-        yield next(iter(names))
-        return
-    name = None
-    for name in names:
-        try:
-            with write_errors(name.parent):
-                if folder:
-                    name.mkdir()
-                else:
-                    name.open("xb").close()
+def claimed_folder(names: Iterable[Path]) -> Iterator[Path]:
+    """Create the first of some folders that does not exist; it is removed again if it stays empty."""
+    for folder in names:
+        with suppress(FileExistsError):
+            folder.mkdir()
             break
-        except FileExistsError:
-            continue
-    else:
-        raise _exists(name) if name else ValueError("there is no name to claim")
     try:
-        yield name
-    except BaseException:
+        fsync(folder.parent)
+        yield folder
+    finally:
         with suppress(OSError):
-            if folder:
-                name.rmdir()
-            elif name.stat().st_size == 0:
-                name.unlink()
-        raise
+            folder.rmdir()
 
 
 def numbered(folder: Path, stem: str, suffix: str = "") -> Iterator[Path]:
     """The paths ``stem-001.suffix``, ``stem-002.suffix``, ... in a folder."""
     return (folder / f"{stem}-{number:03d}{suffix}" for number in count(1))
+
+
+def alternatives(path: Path) -> Iterator[Path]:
+    """`path`, then numbered names: another process may take a name while its content is computed."""
+    return chain([path], numbered(path.parent, path.stem, path.suffix))
 
 
 @contextmanager
@@ -228,14 +319,35 @@ def check_writable(folder: Path) -> None:
 
 
 @contextmanager
-def write_errors(folder: Path) -> Iterator[None]:
-    """Turn an OSError of writing to a folder into a ProjectError; FileExistsError passes."""
+def write_errors(folder: Path, outcome: str = "", *remedies: Remedy) -> Iterator[None]:
+    """Turn an OSError of using a folder into a ProjectError; see `disk_error`."""
     try:
         yield
-    except FileExistsError:
-        raise
     except OSError as error:
-        raise ProjectError(f"Cannot write to {folder}: {error.strerror or error}.", _OTHER_PLACE) from error
+        if not names_a_file(error):
+            raise
+        raise disk_error(error, folder, outcome, *(remedies or (_OTHER_PLACE,))) from error
+
+
+def names_a_file(error: OSError) -> bool:
+    """Whether an OSError is about files, and not about a pipe, the network or a library."""
+    return bool(error.errno) and not isinstance(error, ConnectionError | TimeoutError)
+
+
+def disk_error(error: OSError, folder: Path, outcome: str = "", *remedies: Remedy) -> ProjectError:
+    """The error that names the file, the reason, what is left (`outcome`), and what to do.
+
+    `folder` is named when the system names no file.
+    """
+    parts = Path(folder if error.filename is None else os.fsdecode(error.filename)).parts
+    path = Path(*(part for part in parts if not _TEMPORARY.fullmatch(part)))
+    verb = "write" if error.errno in _OF_WRITING else "access"
+    advice = _ADVICE.get(error.errno or 0)
+    return ProjectError(
+        f"Cannot {verb} {path}: {error.strerror or error}. {outcome}".strip(),
+        *((Remedy(advice),) if advice else ()),
+        *remedies,
+    )
 
 
 def _exists(path: Path) -> ProjectError:
@@ -365,58 +477,3 @@ def escaping_links(folder: Path) -> Iterator[str]:
     for entry in walk(folder):
         if entry.is_symlink() and escapes(Path(entry.path), folder):
             yield Path(entry.path).relative_to(folder).as_posix()
-
-
-# Locks
-
-
-class InUse(ProjectError):
-    """Another process works on the project."""
-
-
-@contextmanager
-def locked(folder: Path, name: str) -> Iterator[None]:
-    """Hold the lock of the project `name` during the block; raises InUse when another process holds it.
-
-    The lock is a file in `folder` that the system releases when its holder ends, even if it is killed. A note
-    beside it says who holds it. On a file system without locks the block runs unprotected.
-    """
-    from filelock import FileLock, Timeout
-
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{name}.lock", timeout=0)
-    note = folder / f"{name}.json"
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise InUse(
-            f"The project {name!r} is in use{_holder(note)}.",
-            Remedy("Wait until that command ends, or stop it."),
-        ) from error
-    except NotImplementedError:  # older filelock, for ENOSYS
-        pass
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise
-    try:
-        with suppress(OSError):  # a full disk must not prevent removing a project
-            note.write_text(json.dumps(_this_process()), encoding="utf-8")
-        yield
-    finally:
-        note.unlink(missing_ok=True)
-        lock.release()
-
-
-def _this_process() -> dict[str, str | int]:
-    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    since = datetime.now().astimezone().isoformat(" ", "seconds")
-    return {"pid": os.getpid(), "host": platform.node(), "command": command, "since": since}
-
-
-def _holder(note: Path) -> str:
-    try:
-        holder = json.loads(note.read_text(encoding="utf-8"))
-        process = f"process {holder['pid']} on {holder['host']}"
-        return f" by {process} since {holder['since']}: {holder['command']}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return " by another process"

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from unziplora_cli import image_formats
 from unziplora_cli.color import declared_profile, is_hdr, to_srgb
 from unziplora_cli.errors import Remedy, UsageError
-from unziplora_cli.files import atomic_write, read_bytes
+from unziplora_cli.files import read_bytes, write_file
 from unziplora_cli.image_repair import PNG_SIGNATURE, clean_png, planar_tiff
 
 MIN_SIDE = 64
@@ -245,16 +245,31 @@ class ImageParameters(TypedDict, total=False):
     height: int
 
 
-def save_png(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> None:
-    """Write an image with its parameters atomically."""
+def save_png(
+    image: Image.Image, names: Path | Iterable[Path], parameters: Mapping[str, Any], *, force: bool = False
+) -> Path:
+    """Write an image with its parameters; see :func:`save_image`."""
     info = PngImagePlugin.PngInfo()
     for key, text in (
         ("parameters", parameters_text(parameters)),
         (KEY, json.dumps(parameters, ensure_ascii=False)),
     ):
         info.add_text(key, text.encode(errors="replace").decode())  # tEXt, or iTXt for more than Latin-1
-    with atomic_write(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=info)
+    return save_image(image, names, force=force, pnginfo=info)
+
+
+def save_image(
+    image: Image.Image,
+    names: Path | Iterable[Path],
+    *,
+    force: bool = False,
+    format: str = "PNG",
+    **options: Any,
+) -> Path:
+    """Write an image under the first unused of some names, and return it; see `files.write_file`."""
+    buffer = io.BytesIO()  # Pillow hides the reason when a file cannot be written
+    image.save(buffer, format=format, **options)
+    return write_file(names, lambda file: file.write_bytes(buffer.getvalue()), force=force)
 
 
 def read_parameters(path: Path) -> ImageParameters:

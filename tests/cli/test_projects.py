@@ -4,7 +4,7 @@ import json
 import pytest
 
 from tests.jobs import make_job
-from unziplora_cli.files import locked
+from unziplora_cli.projects.folders import locked
 from unziplora_cli.projects.unfinished import UnfinishedRecord, write_record, write_status
 
 
@@ -107,7 +107,7 @@ def test_a_home_that_is_a_file_is_one_clear_error(unziplora, tmp_path):
     home.write_text("")
     completed = unziplora("--home", home, "list")
     assert completed.code == 3
-    assert "Cannot use the home" in completed.message
+    assert f"Cannot access {home}" in completed.message
 
 
 def test_a_running_training_is_listed_and_used_by_nobody(unziplora, isolated_home):

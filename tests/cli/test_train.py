@@ -235,10 +235,37 @@ def test_an_existing_project_is_kept_without_force(unziplora, photos, settings, 
     assert (two_projects / "projects/fox/manifest.json").read_bytes() == before
     again = unziplora("train", photos / "fox.png", *WORDS, *settings, "--name=fox-2")
     assert again.code == 0
+    image = two_projects / "projects/fox/images/content-001.png"
+    image.parent.mkdir()
+    image.write_bytes(b"generated")
     forced = unziplora("train", photos / "fox.png", *WORDS, *settings, "--force", "--seed=5")
     assert forced.code == 0
+    kept = two_projects / "projects/fox/former-001"
+    assert (kept / "images/content-001.png").read_bytes() == b"generated"
+    assert "1 file that was generated with the replaced project" in " ".join(forced.err.split())
     assert ProjectStore(two_projects).open("fox").job.config.seed == 5
     assert ProjectStore(two_projects).names() == ["fox", "fox-2", "rose"]
+
+
+@pytest.mark.parametrize("name", ["fox.png", "Fox!.png"])
+def test_no_hint_replaces_the_project_of_another_image(unziplora, make_project, tmp_path, name):
+    make_project("fox")
+    make_project("fox-2")
+    Image.new("RGB", (64, 64), "gray").save(tmp_path / name)
+    completed = unziplora("train", tmp_path / name, *WORDS)
+    assert completed.code == 3
+    assert "of another image" in completed.message
+    assert "--name fox-3" in completed.message
+    assert "--force" not in completed.message
+
+
+def test_file_names_in_other_scripts_make_different_projects(assert_fails, make_project, tmp_path):
+    make_project("狐")
+    for name in ("狐.png", "猫.png"):
+        Image.new("RGB", (64, 64), "gray").save(tmp_path / name)
+    missing = ("--base", tmp_path / "missing")
+    assert "--name '狐-2'" in assert_fails(3, "train", tmp_path / "狐.png", *WORDS, *missing)
+    assert "missing" in assert_fails(4, "train", tmp_path / "猫.png", *WORDS, *missing)
 
 
 def test_on_a_terminal_it_asks_before_it_replaces(unziplora, photos, settings, two_projects, on_terminal):

@@ -1,7 +1,7 @@
 """Inject faults at random moments and report whether projects survive, as a table.
 
-    python -m tests.faults.campaign                 # 50 kills, and 6 trials of every other fault
-    python -m tests.faults.campaign --kills 6 --others 1 --seed 3
+    python -m tests.faults.campaign                 # 50 kills, 6 other faults, 2 of each failing call
+    python -m tests.faults.campaign --kills 6 --others 1 --disk 1 --seed 3 --only eval
 
 A trial survives if no project is damaged, no file is lost, the next command of a user produces the same bytes
 as an undisturbed training, and no temporary file remains.
@@ -11,6 +11,7 @@ import argparse
 import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -35,13 +36,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.campaign")
     parser.add_argument("--kills", type=int, default=50, help="moments at which a process is killed")
     parser.add_argument("--others", type=int, default=6, help="trials of every other fault")
+    parser.add_argument("--disk", type=int, default=2, help="trials of every command with every failing call")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="only faults whose names contain this")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+    from tests.faults.disk import DISK, is_preloaded
     from tests.faults.lab import Lab
     from tests.faults.trials import KILLS, OTHERS, Skip
+
+    if options.disk and not is_preloaded():
+        return preloaded()
 
     rng = random.Random(options.seed)
     scores: dict[str, Score] = {}
@@ -53,8 +59,9 @@ def main() -> int:
             for name, (weight, trial) in KILLS.items()
         ]
         trials += [(name, trial, options.others) for name, trial in OTHERS.items()]
+        trials += [(name, trial, options.disk) for name, trial in DISK.items()]
         for name, trial, count in trials:
-            if options.only not in name:
+            if options.only not in name or not count:
                 continue
             score = scores.setdefault(name, Score())
             started = time.monotonic()
@@ -74,6 +81,20 @@ def main() -> int:
             print(f"{name}: {score.tried} tried, {len(score.lost)} lost", file=sys.stderr, flush=True)
     report(scores)
     return 1 if any(score.lost for score in scores.values()) else 0
+
+
+def preloaded() -> int:
+    """Run the campaign again with the library that lets system calls fail."""
+    from tests.faults.disk import compile_shim
+
+    with tempfile.TemporaryDirectory(prefix="shim-") as folder:
+        library = compile_shim(Path(folder))
+        if library is None:
+            print("no C compiler: the trials with failing system calls are left out", file=sys.stderr)
+        more = ["--disk=0"] if library is None else []
+        environment = {**os.environ, "LD_PRELOAD": str(library or "")}
+        command = [sys.executable, "-m", "tests.faults.campaign", *sys.argv[1:], *more]
+        return subprocess.run(command, env=environment, check=False).returncode
 
 
 def report(scores: dict[str, Score]) -> None:

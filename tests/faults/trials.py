@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -10,7 +11,9 @@ from pathlib import Path
 
 from tests.faults.lab import (
     EVERY,
+    Completed,
     Lab,
+    Moments,
     clock_jumps_back,
     complete_checkpoints,
     full_disk_at,
@@ -67,13 +70,21 @@ def killed_anywhere(lab: Lab, folder: Path, rng: random.Random) -> None:
 
 
 def killed_replacement(lab: Lab, folder: Path, rng: random.Random) -> None:
-    """The older project stays complete at every moment until the new one is."""
+    """The older project stays complete at every moment until the new one is, and its images stay."""
+    from unziplora_cli.projects.store import ProjectStore
+
     trial = lab.trial(folder.name, lab.done)
-    (trial / "home/projects/fox/keepsake.txt").write_text("old")
+    project = trial / "home/projects/fox"
+    (project / "images").mkdir()
+    (project / "images/content-001.png").write_text("old")
     completed = lab.run(trial, *lab.train("--force"), arm=kill_at(moment(lab.moments, rng)))
     assert lab.verify(trial) == ["fox"]
-    old = (trial / "home/projects/fox/keepsake.txt").exists()
+    old = (project / "images/content-001.png").exists()
     assert old or completed.code in (0, -signal.SIGKILL)
+    with ProjectStore(trial / "home").writing("fox"):
+        kept = list(project.rglob("content-001.png"))
+    assert [path.read_text() for path in kept] == ["old"]
+    shutil.rmtree(kept[0].parent if old else kept[0].parents[1])
     lab.finish(trial, "--force") if old else lab.finish(trial)
 
 
@@ -217,6 +228,77 @@ def two_at_once(lab: Lab, folder: Path, rng: random.Random) -> None:
     lab.finish(trial)
 
 
+def vanishing_home(lab: Lab, folder: Path, rng: random.Random) -> None:
+    """The disk of the home is unplugged while training: nothing is written to the empty mount point."""
+    trial = lab.trial(folder.name)
+    home, unplugged = trial / "home", trial / "unplugged"
+
+    def unplug() -> None:
+        home.rename(unplugged)
+        home.mkdir()
+
+    def arm(moments: Moments) -> None:
+        first = lab.after_first_checkpoint() // 2
+        moments.at, moments.act = rng.randrange(first, len(lab.moments) - 30), unplug
+
+    completed = lab.run(trial, *lab.train(), arm=arm)
+    completed.orderly()
+    if unplugged.exists():
+        assert completed.code == 3, completed
+        assert f"The home {home} is gone" in " ".join(completed.message.split()), completed
+        assert list(home.iterdir()) == []
+        home.rmdir()
+        unplugged.rename(home)
+    lab.verify(trial)
+    lab.finish(trial)
+
+
+def together(lab: Lab, trial: Path, *commands: tuple[str, ...]) -> list[Completed]:
+    """Run several commands at once."""
+    started = [lab.start(trial, *command) for command in commands]
+    return [lab.wait(*process) for process in started]
+
+
+def two_trainings_of_one_name(lab: Lab, folder: Path, rng: random.Random) -> None:
+    trial = lab.trial(folder.name)
+    first, second = together(lab, trial, lab.train(), lab.train())
+    for completed in (first, second):
+        completed.orderly()
+    assert sorted((first.code, second.code)) == [0, 3], (first, second)
+    lab.finish(trial)
+
+
+def two_combinations_into_one_folder(lab: Lab, folder: Path, rng: random.Random) -> None:
+    trial = lab.trial(folder.name, lab.done)
+    out = trial / "out [v1]"
+    command = ("combine", "fox", "--steps=1", "--count=3", "--width=64", "--height=64", "--out", str(out))
+    for completed in together(lab, trial, command, command, ("cross", "fox", "--steps=1", "--width=64")):
+        assert completed.code == 0, completed.message
+    assert sorted(path.name for path in out.iterdir()) == [f"combine-fox-{i:03d}.png" for i in range(1, 7)]
+    lab.verify(trial)
+
+
+def renaming_meets_a_forced_training(lab: Lab, folder: Path, rng: random.Random) -> None:
+    trial = lab.trial(folder.name, lab.done)
+    (trial / "home/projects/fox/notes.txt").write_text("mine")
+    train, rename = together(lab, trial, lab.train("--force"), ("rename", "fox", "rose"))
+    for completed in (train, rename):
+        completed.orderly()
+        assert completed.code in (0, 3), completed
+    names = lab.verify(trial)
+    assert names in (["fox"], ["rose"], ["fox", "rose"]), names
+    assert [path.read_text() for path in trial.rglob("notes.txt")] == ["mine"]
+
+
+def removal_meets_an_evaluation(lab: Lab, folder: Path, rng: random.Random) -> None:
+    trial = lab.trial(folder.name, lab.done)
+    remove, evaluate = together(lab, trial, ("remove", "fox", "--yes"), ("eval", "fox"))
+    for completed in (remove, evaluate):
+        completed.orderly()
+        assert completed.code in (0, 3), completed
+    assert lab.verify(trial) == ([] if remove.code == 0 else ["fox"])
+
+
 def read_only_project(lab: Lab, folder: Path, rng: random.Random) -> None:
     trial = lab.trial(folder.name, lab.done)
     project = trial / "home/projects/fox"
@@ -265,4 +347,9 @@ OTHERS: dict[str, Trial] = {
     "clock that runs backwards": clock,
     "two commands on one project": two_at_once,
     "read-only project": read_only_project,
+    "home that vanishes": vanishing_home,
+    "two trainings of one name": two_trainings_of_one_name,
+    "two combinations into one folder": two_combinations_into_one_folder,
+    "rename against train --force": renaming_meets_a_forced_training,
+    "remove against eval": removal_meets_an_evaluation,
 }

@@ -19,14 +19,14 @@ from PIL.PngImagePlugin import PngInfo
 from tests.fuzz.guard import confined
 from tests.fuzz.seeds import sample_manifest, training_state
 from tests.jobs import changed
-from unziplora_cli import checks, config, files, images, model_cache, prompts, resources
+from unziplora_cli import checks, config, images, model_cache, prompts, resources
 from unziplora_cli.__main__ import run
 from unziplora_cli.adapters.lora_file import read_lora
 from unziplora_cli.adapters.merge_weights import read_merge, read_pickled_merge
 from unziplora_cli.config import GenerateConfig, TrainConfig, Words
 from unziplora_cli.errors import UnziploraError
 from unziplora_cli.job import to_json
-from unziplora_cli.projects import manifest, names, unfinished
+from unziplora_cli.projects import folders, manifest, names, unfinished
 from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.projects.verify import inside
 from unziplora_cli.sdxl import base
@@ -216,7 +216,7 @@ def _name(data: bytes, folder: Path) -> None:
 def _lock_note(data: bytes, folder: Path) -> None:
     note = folder / "fox.json"
     note.write_bytes(data)
-    assert files._holder(note).startswith(" by ")
+    assert folders._holder(note).startswith(" by ")
 
 
 def _command_line(data: bytes, folder: Path) -> None:

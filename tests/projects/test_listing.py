@@ -4,7 +4,7 @@ import pytest
 
 from tests.jobs import make_job
 from unziplora_cli.errors import ProjectError
-from unziplora_cli.files import locked
+from unziplora_cli.projects.folders import locked
 from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.projects.unfinished import UnfinishedRecord, write_record, write_status
 

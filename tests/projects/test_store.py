@@ -1,15 +1,21 @@
+import errno
+import itertools
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
+from tests.faults.order import Disk
 from tests.jobs import changed
 from unziplora_cli import files
 from unziplora_cli.cli._errors import hint
 from unziplora_cli.errors import ProjectError, UsageError
 from unziplora_cli.files import atomic_write
 from unziplora_cli.projects import manifest
+from unziplora_cli.projects.names import check_name
 from unziplora_cli.projects.store import ProjectStore
 
 
@@ -57,7 +63,7 @@ def test_a_taken_name_needs_force_and_survives_a_failure(store, make_project):
     make_project("fox")
     with pytest.raises(ProjectError, match="already") as caught, store.create("fox"):
         pytest.fail("the block must not run")
-    assert "--force" in hint(caught.value)
+    assert hint(caught.value) == "Choose another name: --name fox-2"
     with pytest.raises(RuntimeError), store.create("fox", force=True):
         raise RuntimeError
     assert not store.verify("fox").problems
@@ -172,7 +178,10 @@ def test_an_artifact_behind_a_link_out_of_the_project_is_not_opened(make_project
 def test_a_home_that_cannot_be_made_is_one_clear_error(tmp_path, make_project):
     (tmp_path / "file").write_text("")
     store = ProjectStore(tmp_path / "file" / "home")
-    with pytest.raises(ProjectError, match="Cannot use the home") as caught, store.create("fox"):
+    with (
+        pytest.raises(ProjectError, match=r"Cannot access .*: Not a directory\. Nothing") as caught,
+        store.create("fox"),
+    ):
         pytest.fail("the block must not run")
     assert "--home" in hint(caught.value)
 
@@ -224,3 +233,190 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         raise RuntimeError
     assert file.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def generate_images(project):
+    """Files of a user in a project: generated images, an evaluation, a report and a note."""
+    for name in (
+        "images/content-001.png",
+        "images/cross-001/a.png",
+        "evaluation.png",
+        "report.html",
+        "my notes.txt",
+    ):
+        path = project.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    (project.folder / "saved/step-000100").mkdir(parents=True)
+
+
+def below(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+OWN = {"manifest.json", "source.png", "content.safetensors", "style.safetensors", "merge.safetensors"}
+KEPT = {"images/content-001.png", "images/cross-001/a.png", "evaluation.png", "report.html", "my notes.txt"}
+
+
+def test_what_was_generated_with_a_replaced_project_is_kept(store, make_project):
+    generate_images(make_project("fox"))
+    for number in (1, 2):
+        project = make_project("fox", force=True)
+        former = [f"former-{i:03d}" for i in range(1, number + 1)]
+        assert store.former_versions("fox") == {project.folder / name: 5 for name in former}
+        assert below(project.folder) == OWN | {f"{name}/{kept}" for name in former for kept in KEPT}
+        generate_images(project)
+    assert everything(store) == ["fox"]
+
+
+def test_nothing_is_kept_of_a_project_without_images(store, make_project):
+    make_project("fox")
+    assert below(make_project("fox", force=True).folder) == OWN
+
+
+def calls_of(action, monkeypatch, calls, fail_at, number):
+    """Run an action whose system calls fail from the `fail_at`-th on, or at that one only if positive."""
+    real = {name: getattr(os, name) for name in calls}
+    count = 0
+
+    def failing(name):
+        def call(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if count == fail_at or (fail_at < 0 and count >= -fail_at):
+                raise OSError(number, os.strerror(number))
+            return real[name](*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in calls:
+            patch.setattr(os, name, failing(name))
+        try:
+            action()
+        except (ProjectError, OSError) as error:
+            return count, error
+    return count, None
+
+
+CALLS = ("open", "fsync", "rename", "replace", "link", "mkdir", "unlink", "rmdir")
+
+
+@pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_a_failing_rename_leaves_the_project_under_one_name(store, make_project, monkeypatch, number, once):
+    generate_images(make_project("fox"))
+    old, new = "fox", "rose"
+    failed, moment = 0, 0
+    while True:
+        moment += 1
+        count, error = calls_of(
+            partial(store.rename, old, new),
+            monkeypatch,
+            CALLS,
+            moment if once else -moment,
+            number,
+        )
+        (name,) = store.names()
+        assert not store.verify(name).problems
+        assert below(store.folder / name) > KEPT
+        assert store.open(name).job.name == name
+        assert everything(store) == [name]
+        if error is not None:
+            failed += 1
+            assert os.strerror(number) in error.message
+            assert f"{name!r}" in error.message or "Nothing was" in error.message or "read" in error.message
+        if name == new:
+            old, new = new, old
+        if count < moment:
+            break
+    assert failed >= 5
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_failing_replacement_leaves_the_older_project_or_the_new_one(
+    store, make_project, monkeypatch, number
+):
+    generate_images(make_project("fox"))
+    for moment in itertools.count(1):
+        images = below(store.folder / "fox") & KEPT
+        count, error = calls_of(lambda: make_project("fox", force=True), monkeypatch, CALLS, moment, number)
+        (name,) = store.names()
+        assert not store.verify(name).problems
+        remaining = {
+            path.split("/", 1)[1] if path.startswith("former") else path
+            for path in below(store.folder / name)
+        }
+        assert remaining == OWN | KEPT, (moment, images)
+        if count < moment:
+            break
+        assert error is None or os.strerror(number) in str(error)
+    assert moment > 10
+
+
+def test_every_change_of_the_store_is_flushed_in_order(store, make_project):
+    store.folder.mkdir(parents=True)
+    with Disk(store.folder).watched() as disk:
+        generate_images(make_project("fox"))
+        files.flush_all(store.folder)
+        make_project("fox", force=True)
+        store.rename("fox", "rose")
+        make_project("cat")
+        store.remove("cat")
+    assert [path.name for _, path in disk.names].count("rose") == 1
+    assert disk.unsafe() == []
+
+
+@pytest.mark.parametrize("killed_at", range(1, 12))
+def test_a_killed_replacement_is_completed_by_the_next_command(store, make_project, monkeypatch, killed_at):
+    """A process that ends at a rename or removal runs no handlers: a BaseException skips them all."""
+    generate_images(make_project("fox"))
+    pid = os.fork()
+    if not pid:
+        calls = itertools.count(1)
+        for name in ("rename", "unlink", "rmdir"):
+            real = getattr(os, name)
+            monkeypatch.setattr(
+                os,
+                name,
+                lambda *a, real=real, **k: os._exit(0) if next(calls) == killed_at else real(*a, **k),
+            )
+        try:
+            make_project("fox", force=True)
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    assert store.names() == ["fox"]
+    with store.writing("fox"):
+        pass
+    assert everything(store) == ["fox"]
+    assert not store.verify("fox").problems
+    former = {path.removeprefix("former-001/") for path in below(store.folder / "fox")}
+    assert former - {"saved"} == OWN | KEPT
+
+
+def test_what_is_not_a_project_is_passed_over(store, make_project):
+    make_project("fox")
+    for name in ("lost+found", "System Volume Information", "$(reboot)", "photos", "two\nlines"):
+        (store.folder / name).mkdir()
+    projects, damaged = store.list()
+    assert ([project.name for project in projects], damaged) == (["fox"], ())
+
+
+def test_a_name_is_the_same_in_both_normal_forms(store, make_project):
+    composed, decomposed = "f\u00fcchse", "fu\u0308chse"
+    assert make_project(decomposed).name == composed
+    assert store.names() == [composed]
+    assert store.exists(decomposed)
+    assert store.open(decomposed).name == composed
+    store.rename(decomposed, "狐")
+    store.remove("狐")
+    assert everything(store) == []
+
+
+def test_a_free_name_is_neither_a_project_nor_a_training(store, make_project):
+    for name in ("fox", "fox-2", "狐" * 32):
+        make_project(name)
+    (store.folder / ".fox-3.unfinished").mkdir()
+    assert store.free_name("fox") == "fox-4"
+    assert check_name(store.free_name("狐" * 32)).endswith("狐-2")

@@ -8,9 +8,9 @@ import pytest
 
 from tests.jobs import changed, make_job
 from unziplora_cli.errors import ProjectError
-from unziplora_cli.files import InUse
 from unziplora_cli.job import differences
 from unziplora_cli.projects import manifest
+from unziplora_cli.projects.folders import InUse
 from unziplora_cli.projects.manifest import Manifest
 from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.projects.unfinished import UnfinishedRecord, read_record, write_record

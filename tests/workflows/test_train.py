@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 
 from tests.jobs import JOB_FIELDS, make_job
 from unziplora_cli.adapters.lora_file import read_lora
@@ -174,23 +173,32 @@ def test_a_forced_training_that_is_stopped_leaves_the_older_project(store, tmp_p
     assert store.all_unfinished() == ((), ())
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
-        SafetensorError(f"I/O error: {os.strerror(errno.ENOSPC)} (os error 28)"),
-    ],
-)
-def test_a_full_disk_is_an_error_of_the_project(store, tmp_path, monkeypatch, error):
-    def fill(request: TrainRequest, input_cache: object) -> Events:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EMFILE])
+def test_a_failing_disk_is_an_error_of_the_project(store, tmp_path, monkeypatch, number):
+    def fail(request: TrainRequest, input_cache: object) -> Events:
         yield events.Phase("train")
-        raise error
+        raise OSError(number, os.strerror(number), str(request.folder / "history.csv"))
 
-    monkeypatch.setattr(engine, "train", fill)
-    with pytest.raises(ProjectError, match="No space left") as caught:
+    monkeypatch.setattr(engine, "train", fail)
+    with pytest.raises(ProjectError, match=os.strerror(number)) as caught:
         list(train(make_request(tmp_path / "fox.png"), store))
+    assert "history.csv" in caught.value.message
+    assert "Nothing of the training was kept." in caught.value.message
     assert "--home" in hint(caught.value)
     assert list(store.folder.iterdir()) == []
+
+
+def test_a_home_that_vanishes_is_named_and_not_made_anew(store, tmp_path, monkeypatch):
+    def unplug(request: TrainRequest, input_cache: object) -> Events:
+        yield events.Phase("train")
+        store.home.rename(tmp_path / "unplugged")
+        store.home.mkdir()  # the mount point
+        callbacks.append_history(request.folder / "history.csv", [])
+
+    monkeypatch.setattr(engine, "train", unplug)
+    with pytest.raises(ProjectError, match=f"The home {store.home} is gone"):
+        list(train(make_request(tmp_path / "fox.png"), store))
+    assert list(store.home.iterdir()) == []
 
 
 def test_an_older_project_stays_unless_forced(store, tmp_path, monkeypatch):

@@ -39,6 +39,7 @@ from unziplora_cli.packages import check_packages
 from unziplora_cli.paths import process_rank
 
 if TYPE_CHECKING:
+    from unziplora_cli.job import SourceImage
     from unziplora_cli.projects.store import Project, ProjectStore
     from unziplora_cli.sdxl.base import BaseRef
     from unziplora_cli.training.inputs import InputCache
@@ -157,8 +158,11 @@ def train(
     if plan:
         show_estimate(session, len(groups), (base, vae, prediction), preset, device, settings or {})
         return
-    done = set() if force else _done(store, names)
-    replacing = [project in done or _may_replace(session, store, project, force=force) for project in names]
+    done = set() if force else _done(store, names, sources)
+    replacing = [
+        project in done or _may_replace(session, store, project, group, force=force)
+        for project, group in zip(names, sources, strict=True)
+    ]
     check_settings(TrainConfig, settings or {})
     if preset is not None:
         check_packages(resolve(preset, settings or {}))
@@ -212,10 +216,15 @@ def train(
     _finish(session, [_offer_resume(session, store, request) for request in remaining], store, sheet=sheet)
 
 
-def _done(store: "ProjectStore", names: list[str]) -> set[str]:
-    """The complete projects among `names`, if another one is unfinished."""
+def _done(store: "ProjectStore", names: list[str], sources: "list[tuple[SourceImage, ...]]") -> set[str]:
+    """The complete projects of these images among `names`, if another one is unfinished."""
     unfinished = {name for name in names if store.unfinished(name) is not None}
-    return {name for name in names if store.exists(name)} - unfinished if unfinished else set()
+    done = {
+        name
+        for name, group in zip(names, sources, strict=True)
+        if store.exists(name) and _is_of(store, name, group)
+    }
+    return done - unfinished if unfinished else set()
 
 
 def _refuse_fixed(ctx: typer.Context) -> None:
@@ -261,7 +270,9 @@ def _offer_resume(session: Session, store: "ProjectStore", request: "TrainReques
             f"The training of {name!r} stopped {where}"
             + (f" and differs: {'; '.join(different)}." if different else "."),
             Remedy("Resume it", "train", settings={"resume": name}),
-            Remedy("Start again", settings={"force": True}),
+            Remedy("Start again", settings={"force": True})
+            if _is_of(store, name, request.job.images)
+            else Remedy("Choose another name", settings={"name": store.free_name(name)}),
         )
     return replace(request, replaces=request.replaces or unfinished.folder.name == name)
 
@@ -341,23 +352,34 @@ def _names(groups: list[tuple[Path, ...]], name: str | None) -> list[str]:
     return names
 
 
-def _may_replace(session: Session, store: "ProjectStore", name: str, *, force: bool) -> bool:
-    """Whether an existing project of this name may be replaced; raises ProjectError if not."""
+def _is_of(store: "ProjectStore", name: str, sources: "tuple[SourceImage, ...]") -> bool:
+    """Whether the project or unfinished training of this name has the same images."""
+    try:
+        unfinished = store.unfinished(name)
+        job = store.open(name).job if unfinished is None else unfinished.job
+    except ProjectError:  # it is damaged
+        return False
+    return [image.sha256 for image in job.images] == [image.sha256 for image in sources]
+
+
+def _may_replace(
+    session: Session, store: "ProjectStore", name: str, sources: "tuple[SourceImage, ...]", *, force: bool
+) -> bool:
+    """Whether an existing project of this name may be replaced; raises ProjectError if not.
+
+    The remedies never replace the project of another image.
+    """
     if process_rank() == 0:
         store.check_unused(name)
     if force or not store.exists(name) or store.unfinished(name) is not None:
         return force
+    same = _is_of(store, name, sources)
+    fact = f"There is a project {name!r} already" + ("." if same else ", of another image.")
+    rename = Remedy("Choose another name", settings={"name": store.free_name(name)})
     if not session.output.can_ask:
-        raise ProjectError(
-            f"There is a project {name!r} already.",
-            Remedy("Choose another name", settings={"name": "NAME"}),
-            Remedy("Or replace it", settings={"force": True}),
-        )
-    if not session.output.confirm(f"There is a project {name!r} already. Replace it?", instead=FORCE):
-        raise ProjectError(
-            f"The project {name!r} was not replaced.",
-            Remedy("Choose another name", settings={"name": "NAME"}),
-        )
+        raise ProjectError(fact, rename, *((replace(FORCE, advice="Or replace it"),) if same else ()))
+    if not session.output.confirm(f"{fact} Replace it?", instead=FORCE if same else rename):
+        raise ProjectError(f"The project {name!r} was not replaced.", rename)
     return True
 
 

@@ -5,16 +5,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from itertools import count
 from pathlib import Path
+from unicodedata import normalize
 
 from unziplora_cli import files
 from unziplora_cli.errors import ProjectError, Remedy, UsageError
-from unziplora_cli.files import InUse
 from unziplora_cli.job import Job
 from unziplora_cli.projects import manifest, verify
-from unziplora_cli.projects.folders import ProjectLayout, delete
+from unziplora_cli.projects.folders import InUse, ProjectLayout
 from unziplora_cli.projects.manifest import Manifest, Role
-from unziplora_cli.projects.names import check_name, is_name
+from unziplora_cli.projects.names import MAX_BYTES, MAX_LENGTH, check_name, is_name, shorten
 from unziplora_cli.projects.unfinished import (
     CHECKPOINTS,
     STATUS,
@@ -79,25 +80,36 @@ class ProjectStore(ProjectLayout):
     def names(self) -> list[str]:
         """The names of all project folders, sorted."""
         with self.home_errors():
-            for name in self.hidden("ready"):
+            for name in (*self.hidden("ready"), *self.hidden("former")):
                 self.settle(name)
             try:
-                folders = [entry.name for entry in self.folder.iterdir() if _is_folder(entry)]
-                return sorted(name for name in folders if is_name(name))
+                folders = [entry for entry in self.folder.iterdir() if _is_folder(entry)]
             except FileNotFoundError:
                 return []
+        return sorted(filter(is_name, (normalize("NFC", folder.name) for folder in folders)))
 
     def exists(self, name: str) -> bool:
         """Whether the name is taken by a project, damaged or not; an unfinished training does not count."""
-        self.settle(check_name(name))
+        name = check_name(name)
+        self.settle(name)
         return os.path.lexists(self.folder / name)
+
+    def free_name(self, name: str) -> str:
+        """A name like this one that no project and no training has: ``fox-2``."""
+        names = (f"{shorten(name[: MAX_LENGTH - 5], MAX_BYTES - 5)}-{number}" for number in count(2))
+        return next(
+            name
+            for name in names
+            if not self.exists(name) and not os.path.lexists(self.place(name, "unfinished"))
+        )
 
     def unfinished(self, name: str) -> Unfinished | None:
         """The training of this name that can be resumed, if any; raises ProjectError when it is damaged.
 
         A training that the user stopped, and whose result is a project, counts too.
         """
-        for folder in (self.place(check_name(name), "unfinished"), self.folder / name):
+        name = check_name(name)
+        for folder in (self.place(name, "unfinished"), self.folder / name):
             if has_record(folder):
                 return Unfinished(name, folder, read_record(folder))
         return None
@@ -163,7 +175,7 @@ class ProjectStore(ProjectLayout):
         When the block fails, nothing is left, and with ``force`` the older project is unchanged.
         Raises ProjectError when the name is taken (without ``force``), in use, or the home cannot be written.
         """
-        check_name(name)
+        name = check_name(name)
         with ExitStack() as stack:
             with self.home_errors():
                 stack.enter_context(self.writing(name))
@@ -172,11 +184,12 @@ class ProjectStore(ProjectLayout):
                     raise _taken_by_training(name)
                 partial = self.partial(name)
                 partial.mkdir()
-                stack.callback(delete, partial)
+                stack.callback(files.delete, partial)
             yield partial
             manifest.read(partial)
             with self.home_errors():
-                partial.rename(self.place(name, "ready"))
+                files.flush_all(partial)
+                files.rename(partial, self.place(name, "ready"))
                 self.settle_held(name)
 
     @contextmanager
@@ -192,7 +205,7 @@ class ProjectStore(ProjectLayout):
         is deleted. Raises ProjectError when the name is taken (without ``force``), in use, or
         there is nothing to resume, or the home cannot be written.
         """
-        check_name(name)
+        name = check_name(name)
         folder = self.place(name, "unfinished")
         with ExitStack() as stack:
             with self.home_errors():
@@ -209,7 +222,7 @@ class ProjectStore(ProjectLayout):
                 with suppress(OSError, ProjectError):  # what ended the block matters more
                     self._leave(name)
                 raise
-            with self.home_errors():
+            with self.home_errors("What was learned is kept."):
                 self._leave(name)
 
     def reopen(self, name: str) -> Path:
@@ -223,7 +236,7 @@ class ProjectStore(ProjectLayout):
         with suppress(FileNotFoundError):
             if has_record(self.folder / name):
                 refuse_links(self.folder / name)
-                (self.folder / name).rename(folder)
+                files.rename(self.folder / name, folder)
         if not has_record(folder):
             raise self.nothing_to_resume(name)
         return folder
@@ -245,27 +258,41 @@ class ProjectStore(ProjectLayout):
         return replace(project, manifest=new)
 
     def rename(self, old: str, new: str) -> Project:
-        """Rename a project; raises ProjectError when the new name is taken."""
-        folder = self.folder_of(old)
-        if old == check_name(new):
+        """Rename a project; raises ProjectError when the new name is taken.
+
+        The manifest is written first: if that fails, nothing was renamed, and if the folder cannot be renamed
+        afterwards, the name in the manifest has no effect.
+        """
+        old, new = check_name(old), check_name(new)
+        if old == new:
             return self.open(old)
         first, second = sorted((old, new))
-        with self.home_errors(), self.lock(first), self.lock(second):
+        folder, target = self.folder_of(old), self.folder / new
+        with self.home_errors(f"The project is still named {old!r}."), self.lock(first), self.lock(second):
             content = manifest.read(folder)
             if self.place(new, "unfinished").exists():
                 raise _taken_by_training(new)
             if self.exists(new):
                 raise ProjectError(
-                    f"A project {new!r} already exists.", Remedy("Remove it first", "remove", (new,))
+                    f"A project {new!r} already exists.",
+                    Remedy("Choose another name; see the taken ones", "list"),
                 )
-            folder.rename(self.folder / new)
-            return self.update(
-                Project(self.folder / new, content), replace(content, job=replace(content.job, name=new))
-            )
+            renamed = replace(content, job=replace(content.job, name=new))
+            manifest.write(folder, renamed)
+            try:
+                folder.rename(target)
+            except OSError:
+                with suppress(OSError):
+                    manifest.write(folder, content)
+                raise
+        with self.home_errors(f"The project is named {new!r}."):
+            files.fsync(self.folder)
+        return Project(target, renamed)
 
     def to_remove(self, name: str, *, unfinished: bool = False) -> tuple[Path, ...]:
         """The folders that :meth:`remove` deletes; raises ProjectError when there are none."""
-        training = self.place(check_name(name), "unfinished")
+        name = check_name(name)
+        training = self.place(name, "unfinished")
         if unfinished and not training.is_dir():
             raise ProjectError(f"There is no unfinished training {name!r}.", _LIST)
         if unfinished:
@@ -279,10 +306,13 @@ class ProjectStore(ProjectLayout):
 
         With `unfinished` only the latter. Raises ProjectError when there is nothing to delete.
         """
+        name = check_name(name)
         self.to_remove(name, unfinished=unfinished)
         with self.home_errors(), self.writing(name):
             for folder in self.to_remove(name, unfinished=unfinished):
-                delete(folder.rename(self.partial(name)))
+                partial = self.partial(name)
+                files.rename(folder, partial)
+                files.delete(partial)
 
     def verify(self, name: str) -> Verification:
         """Compare every file that the manifest names with its recorded size and hash."""
@@ -291,7 +321,8 @@ class ProjectStore(ProjectLayout):
 
     def folder_of(self, name: str) -> Path:
         """The folder of an existing project, damaged or not; raises ProjectError."""
-        self.settle(check_name(name))
+        name = check_name(name)
+        self.settle(name)
         folder = self.folder / name
         if _is_folder(folder):
             return folder
@@ -316,20 +347,19 @@ class ProjectStore(ProjectLayout):
     def _read(self, name: str) -> Project:
         folder = self.folder_of(name)
         inside(folder, manifest.FILE_NAME)
-        return Project(folder, _named(manifest.read(folder), name))
+        return Project(folder, _named(manifest.read(folder), folder.name))
 
     def _check_free(self, name: str, *, force: bool) -> None:
         folder = self.folder / name
         if os.path.lexists(folder) and not force:
             raise ProjectError(
                 f"A project {name!r} already exists.",
-                Remedy("Choose another name", settings={"name": "NAME"}),
-                Remedy("Or replace it", settings={"force": True}),
+                Remedy("Choose another name", settings={"name": self.free_name(name)}),
             )
         if folder.is_dir() and not os.access(folder, os.W_OK):
             raise ProjectError(
                 f"The project {name!r} cannot be replaced: its folder {folder} is read-only.",
-                Remedy("Choose another name", settings={"name": "NAME"}),
+                Remedy("Choose another name", settings={"name": self.free_name(name)}),
             )
 
     def _begin(self, name: str, prepare: Callable[[Path], UnfinishedRecord]) -> None:
@@ -341,12 +371,18 @@ class ProjectStore(ProjectLayout):
             record = prepare(partial)
             with self.home_errors():
                 write_record(partial, record)
+                older = self.partial(name)
                 if folder.exists():
-                    delete(folder.rename(self.partial(name)))
-                partial.rename(folder)
-                files.fsync(self.folder)
+                    folder.rename(older)
+                try:
+                    files.rename(partial, folder)
+                except OSError:
+                    if older.exists() and not folder.exists():
+                        older.rename(folder)
+                    raise
+                files.delete(older)
         finally:
-            delete(partial)
+            files.delete(partial)
 
     def _leave(self, name: str) -> None:
         """Move the folder of a training to where its state belongs; the caller holds its lock."""
@@ -355,13 +391,14 @@ class ProjectStore(ProjectLayout):
         if (folder / manifest.FILE_NAME).exists():
             state = manifest.read(folder).state
             if state == "complete":
-                folder.rename(self.place(name, "ready"))
+                files.flush_all(folder)
+                files.rename(folder, self.place(name, "ready"))
                 self.settle_held(name)
             elif not os.path.lexists(self.folder / name):
-                folder.rename(self.folder / name)
-                files.fsync(self.folder)
+                files.flush_all(folder)
+                files.rename(folder, self.folder / name)
         elif not any((folder / CHECKPOINTS).glob("*")) and not any((folder / "saved").glob("*")):
-            delete(folder)
+            files.delete(folder)
 
 
 def _named(content: Manifest, name: str) -> Manifest:

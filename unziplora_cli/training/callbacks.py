@@ -21,7 +21,8 @@ from unziplora_cli.accel.device import empty_cache
 from unziplora_cli.adapters.columns import column_map
 from unziplora_cli.config import Prompts, TrainConfig
 from unziplora_cli.errors import ProjectError
-from unziplora_cli.files import atomic_write, read_bytes, read_text
+from unziplora_cli.files import atomic_write, naming, read_bytes, read_text
+from unziplora_cli.images import save_image
 from unziplora_cli.method.layer import BRANCHES, Mode
 from unziplora_cli.method.separation import Layers, set_mode
 from unziplora_cli.sdxl.base import BaseRef, vae_scale_factor
@@ -76,7 +77,7 @@ def read_history(path: Path) -> tuple[HistoryRow, ...]:
 
 def append_history(path: Path, rows: Iterable[HistoryRow]) -> None:
     """Append rows to a history file; a new file starts with the header."""
-    with path.open("a", encoding="utf-8", newline="") as file:
+    with naming(path), path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         if file.tell() == 0:
             writer.writerow(HISTORY_COLUMNS)
@@ -200,8 +201,8 @@ class MetricLogger:
             return
         masks = {name: (layer.content.mask, layer.style.mask) for name, layer in layers.items()}
         image = column_map(masks, min_width=MAP_WIDTH, min_height=MAP_HEIGHT).convert("RGB")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        image.save(self.folder / f"columns-step-{step:06d}.png")
+        self.folder.mkdir(exist_ok=True)
+        save_image(image, self.folder / f"columns-step-{step:06d}.png", force=True)
         for tracker in self.accelerator.trackers:
             pixels = np.asarray(image)[None]  # [1, height, width, 3]
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
@@ -257,15 +258,16 @@ class Validation:
     def generate(self, step: int) -> tuple[Path, ...]:
         """Write the images of the full, content and style prompts, and a sheet of all; returns the paths."""
         folder = self.folder / f"step-{step:06d}"
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
         images = self._decode({name: self._latents(name) for name in VALIDATION_MODES})
         paths = []
         for name, row in images.items():
             for number, image in enumerate(row):
                 paths.append(folder / f"{name}-{number}.png")
-                image.save(paths[-1])
+                save_image(image, paths[-1], force=True)
         paths.append(folder / "strip.png")
-        self._strip(step, images).save(paths[-1])
+        save_image(self._strip(step, images), paths[-1], force=True)
         return tuple(paths)
 
     def _strip(self, step: int, images: dict[str, list[Image.Image]]) -> Image.Image:

@@ -7,10 +7,13 @@ in the file's metadata; nothing is pickled.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,8 +80,14 @@ class TrainingState:
         with atomic_write(path) as part:
             part.touch()
             mode = part.stat().st_mode
-            save_file(copies, part, metadata={"format": FORMAT, "state": json.dumps(rest, default=float)})
-            part.chmod(mode)  # save_file ignores the umask: only the owner could read the file
+            try:
+                save_file(copies, part, metadata={"format": FORMAT, "state": json.dumps(rest, default=float)})
+            except SafetensorError as error:  # an OSError in words
+                match = re.search(r"os error ([0-9]+)", str(error))
+                number = int(match[1]) if match else errno.EIO
+                raise OSError(number, os.strerror(number), str(path)) from error
+            with suppress(OSError):  # some file systems have no modes
+                part.chmod(mode)  # save_file ignores the umask: only the owner could read the file
 
     def size(self) -> int:
         """Approximate size of a checkpoint in bytes, with two moments per weight as in Adam."""
@@ -201,7 +210,7 @@ class Checkpoints:
     def save(self, state: TrainingState, step: int, identity: Identity) -> None:
         """Write the checkpoint after ``step`` and delete outdated ones; raises OSError."""
         began = time.monotonic()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
         path = self.folder / f"step-{step:06d}.safetensors"
         _hash_file(path).unlink(missing_ok=True)
         try:
@@ -279,7 +288,7 @@ def write_adapters(
     metadata: WeightMetadata,
 ) -> None:
     """Write content.safetensors, style.safetensors and merge.safetensors into ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     write_lora(folder / "content.safetensors", content, metadata.get("content"))
     write_lora(folder / "style.safetensors", style, metadata.get("style"))
     write_merge(folder / "merge.safetensors", content_merge, style_merge, metadata.get("merge"))

@@ -109,13 +109,16 @@ def write_destyled(
     folder: Path, images: Iterable[Image.Image], parameters: Mapping[str, Any]
 ) -> tuple[Path, ...]:
     """Write destyled images to ``destyled/`` in ``folder``, with how they were made."""
-    (folder / DESTYLED).mkdir(parents=True, exist_ok=True)
+    (folder / DESTYLED).mkdir(exist_ok=True)
     header = {"schema": 1, "version": unziplora_cli.__version__, "command": "destyle"}
     paths = []
     for number, image in enumerate(images, start=1):
         paths.append(folder / DESTYLED / f"{number:02}.png")
         save_png(
-            image.resize([max(side, MIN_SIDE) for side in image.size]), paths[-1], {**header, **parameters}
+            image.resize([max(side, MIN_SIDE) for side in image.size]),
+            paths[-1],
+            {**header, **parameters},
+            force=True,
         )
     return tuple(paths)
 

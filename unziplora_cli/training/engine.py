@@ -60,7 +60,7 @@ def train(
     started = time.monotonic()
     input_cache = input_cache or InputCache()
     check_packages(request.config)
-    request.folder.mkdir(parents=True, exist_ok=True)
+    request.folder.mkdir(exist_ok=True)
     reset_threads()
     device = pick_device(request.job.device)
     dtype = pick_dtype(request.config.precision, device)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from unziplora_cli.accel.device import empty_cache, limit_threads
 from unziplora_cli.config import GenerateConfig, Prompts, TrainConfig
-from unziplora_cli.errors import ProjectError, Remedy, UsageError
+from unziplora_cli.errors import Remedy, UsageError
+from unziplora_cli.files import disk_error
 from unziplora_cli.image_formats import has_image_ending
-from unziplora_cli.images import load_image
+from unziplora_cli.images import load_image, save_image
 from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.sdxl.base import BaseRef, predicts_velocity
 from unziplora_cli.sdxl.generate import GeneratedImage, ImageRequest, generate
@@ -338,8 +339,8 @@ def generate_missing_class_images(
 def _write_class_image(generated: GeneratedImage, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        generated.image.save(folder / f"class-{generated.seed:010d}.png")
+        save_image(generated.image, folder / f"class-{generated.seed:010d}.png", force=True)
     except OSError as error:
-        raise ProjectError(
-            f"Cannot write class images to {folder}: {error.strerror}.", Remedy("Choose another folder.")
+        raise disk_error(
+            error, folder, "The class images before it are kept.", Remedy("Choose another folder.")
         ) from error

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from torch import Tensor
 
 from unziplora_cli.errors import Interrupted, Remedy, UnziploraError
@@ -175,6 +174,7 @@ class Trainer:
             yield Validated(self.done, self.validation.generate(self.done))
         if config.save_every and self.done % config.save_every == 0:
             folder = self.request.folder / "saved" / f"step-{self.done:06d}"
+            folder.parent.mkdir(exist_ok=True)
             write_layers(folder, self.layers, self.request.metadata, chosen_only=self._columns_chosen())
             yield Saved(self.done, folder)
         if self.done == config.steps or self._unread:
@@ -253,7 +253,9 @@ class Trainer:
             if history.exists():
                 fsync(history)
             self.checkpoints.save(self.state, self.done, self.identity)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
+            if not self.request.folder.is_dir():  # the disk is gone, with everything that was learned
+                raise
             yield Notice(f"The checkpoint after step {self.done} cannot be written: {error}.")
 
     def _stop(self, *, together: bool) -> Iterator[Event]:

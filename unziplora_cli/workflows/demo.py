@@ -13,7 +13,7 @@ from unziplora_cli import resources
 from unziplora_cli.config import ComputeConfig, Words, resolve, resolve_generate
 from unziplora_cli.errors import Remedy, UsageError
 from unziplora_cli.events import Notice, Part, Phase
-from unziplora_cli.files import atomic_write, check_writable, claimed, refuse_existing
+from unziplora_cli.files import alternatives, check_writable, refuse_existing, write_errors
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.workflows.describe import describe
@@ -60,6 +60,7 @@ def demo(
     or ProjectError before the training if it cannot be written.
     """
     from unziplora_cli.evaluation.describe import has_reader
+    from unziplora_cli.images import save_image
     from unziplora_cli.sdxl.base import resolve_base
 
     started = time.monotonic()
@@ -83,9 +84,10 @@ def demo(
     first, second = projects
     yield parts.pop(0)
     sheet, count = yield from _generate_sheet(first, second, base, device)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with claimed(out, force=force), atomic_write(out) as temporary:
-        sheet.save(temporary, format=out.suffix[1:].replace("jpg", "jpeg"))
+    with write_errors(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        format = out.suffix[1:].lower().replace("jpg", "jpeg")
+        out = save_image(sheet, alternatives(out), force=force, format=format)
     return DemoResult(out, (first.name, second.name), count, time.monotonic() - started)
 
 

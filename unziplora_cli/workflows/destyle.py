@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -252,6 +253,5 @@ def preview(
         with files.write_errors(out):
             out.mkdir(parents=True, exist_ok=True)
             for path, target in zip(request.destyled, targets, strict=True):
-                with files.claimed(target, force=force), files.atomic_write(target) as temporary:
-                    shutil.copyfile(path, temporary)
+                files.write_file(target, partial(shutil.copyfile, path), force=force)
     return DestyleResult(str(way), targets)

@@ -9,7 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unziplora_cli import files, resources
+from unziplora_cli import resources
 from unziplora_cli.config import ComputeConfig, GenerateConfig, Prompts
 from unziplora_cli.errors import AdapterError, ProjectError, Remedy
 from unziplora_cli.evaluation.prompts import EvaluationConfig
@@ -88,8 +88,10 @@ def evaluate(request: EvaluationRequest, store: ProjectStore) -> Generator[Event
     from unziplora_cli.evaluation.diagnosis import diagnose, misreading
     from unziplora_cli.evaluation.metrics import denoising_scores, weight_scores
     from unziplora_cli.evaluation.scorers import missing_encoders
+    from unziplora_cli.images import save_image
 
-    with store.lock(request.project):
+    unchanged = f"The project {request.project!r} is unchanged."
+    with store.home_errors(unchanged), store.lock(request.project):
         project = store.open(request.project)
         record = project.manifest
         if not record.job.images:
@@ -133,8 +135,7 @@ def evaluate(request: EvaluationRequest, store: ProjectStore) -> Generator[Event
         )
         sheet = project.folder / SHEET
         if scored.sheet is not None:
-            with files.atomic_write(sheet) as temporary:
-                scored.sheet.save(temporary, format="PNG")
+            save_image(scored.sheet, sheet, force=True)
         else:
             sheet.unlink(missing_ok=True)
         updated = store.update(project, replace(record, evaluation=evaluation))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from unziplora_cli.config import Words
 from unziplora_cli.errors import AdapterError, Remedy, UsageError
 from unziplora_cli.files import (
     check_writable,
-    claimed,
     new_folder,
+    place,
     refuse_existing,
     temporary_folder,
     write_errors,
@@ -148,12 +147,17 @@ def export_files(
     by now (without ``force``) or the disk fails.
     """
     folder = planned[0][1].parent
-    with write_errors(folder), new_folder(folder), ExitStack() as stack:
-        paths = [stack.enter_context(claimed(path, force=force)) for _, path in planned]
-        temporary = stack.enter_context(temporary_folder(folder))
+    paths = [path for _, path in planned]
+    placed: list[Path] = []
+    with write_errors(folder), new_folder(folder), temporary_folder(folder) as temporary:
         exported = [_write(request, temporary / path.name, check) for request, path in planned]
-        for file, path in zip(exported, paths, strict=True):
-            file.path.replace(path)
+        try:
+            for file, path in zip(exported, paths, strict=True):
+                placed.append(place(file.path, path, force=force))
+        except BaseException:
+            for path in () if force else placed:
+                path.unlink()
+            raise
     return [replace(file, path=path) for file, path in zip(exported, paths, strict=True)]
 
 

@@ -12,8 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from unziplora_cli.config import ComputeConfig, GenerateConfig, Prompts
 from unziplora_cli.errors import ProjectError, Remedy, UsageError
 from unziplora_cli.events import Event, Notice
-from unziplora_cli.files import check_writable, claimed, numbered, refuse_existing, write_errors
-from unziplora_cli.projects.names import slugify
+from unziplora_cli.files import (
+    alternatives,
+    check_writable,
+    claimed_folder,
+    numbered,
+    refuse_existing,
+    write_errors,
+)
+from unziplora_cli.projects.names import shorten, slugify
 from unziplora_cli.projects.store import Project
 from unziplora_cli.prompts import given_prompts, make_prompts, normalise_subject, plain_prompt, prompt_notes
 
@@ -164,7 +171,7 @@ def generate_images(
         if isinstance(event, GeneratedImage):
             named = out if is_file else folder / f"{_stem(spec)}-seed{event.seed}.png"
             names = (
-                numbered(folder, out.stem, ".png") if is_file and not replace_file else _alternatives(named)
+                numbered(folder, out.stem, ".png") if is_file and not replace_file else alternatives(named)
             )
             images.append(_save(event, names, force=replace_file and force))
         else:
@@ -259,6 +266,7 @@ def _generate_sheet(
     force: bool,
 ) -> Generator[Event, None, GenerateResult]:
     """Write the images of ``cells`` under ``names``, and the sheet of all of them."""
+    from unziplora_cli.images import save_image
     from unziplora_cli.sdxl.generate import GeneratedImage
 
     prompts, cache = cells[0].prompts, AdapterCache()
@@ -273,10 +281,10 @@ def _generate_sheet(
                 yield event
                 continue
             path = folder / names[len(paths)]
-            paths.append(_save(event, _alternatives(path), force=force and path not in paths))
+            paths.append(_save(event, alternatives(path), force=force and path not in paths))
             images.append(event.image)
-        with claimed(_alternatives(folder / SHEET), force=force) as path, write_errors(folder):
-            sheet(images).save(path)
+        with write_errors(folder):
+            path = save_image(sheet(images), alternatives(folder / SHEET), force=force)
     return GenerateResult(tuple(paths), prompts, path)
 
 
@@ -392,8 +400,8 @@ def is_image_file(out: Path) -> bool:
 
 def _stem(spec: GenerateSpec) -> str:
     """The start of a file name: command, projects, another subject, scene."""
-    parts = [spec.kind, spec.title[:80]]
-    parts += [slugify(text)[:40].strip("-") for text in (spec.subject, spec.prompt) if text]
+    parts = [spec.kind, shorten(spec.title, 80)]
+    parts += [shorten(slugify(text), 40) for text in (spec.subject, spec.prompt) if text]
     return "-".join(part for part in parts if part)
 
 
@@ -416,13 +424,8 @@ def _sheet_folder(out: Path | None, images: Path, name: str) -> Iterator[Path]:
         return
     with write_errors(images):
         images.mkdir(parents=True, exist_ok=True)
-    with claimed(numbered(images, name), folder=True) as folder:
-        yield folder
-
-
-def _alternatives(path: Path) -> Iterator[Path]:
-    """``path``, then numbered names: another process may take a name while an image is generated."""
-    return chain([path], numbered(path.parent, path.stem, path.suffix))
+        with claimed_folder(numbered(images, name)) as folder:
+            yield folder
 
 
 def _save(image: GeneratedImage, names: Iterator[Path], *, force: bool) -> Path:
@@ -432,6 +435,4 @@ def _save(image: GeneratedImage, names: Iterator[Path], *, force: bool) -> Path:
     path = next(names)
     with write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with claimed(chain([path], names), force=force) as path, write_errors(path.parent):
-        save_png(image.image, path, image.parameters)
-    return path
+        return save_png(image.image, chain([path], names), image.parameters, force=force)

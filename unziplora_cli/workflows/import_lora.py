@@ -33,7 +33,7 @@ from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.prompts import make_prompts
 from unziplora_cli.workflows.export_lora import check_compatible
 from unziplora_cli.workflows.provenance import metadata_of
-from unziplora_cli.workflows.train import copy_images, disk_errors, read_sources
+from unziplora_cli.workflows.train import copy_images, read_sources
 
 RELEASED = STANDARD_NAMES[0]
 """The name of a LoRA in the authors' releases."""
@@ -142,7 +142,7 @@ def import_pair(
     base, UsageError for an unusable image, ProjectError when the name is taken or the disk fails.
     """
     check_compatible(base, pair.loras)
-    with disk_errors(store.home), store.create(name, force=force) as folder:
+    with store.home_errors(), store.create(name, force=force) as folder:
         images = (image,) if image else ()
         sources = read_sources(images)
         copy_images(images, sources, folder)

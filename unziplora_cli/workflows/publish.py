@@ -98,6 +98,7 @@ def write_folder(request: PushRequest, store: ProjectStore, folder: Path) -> Pus
         folder.parent.mkdir(parents=True, exist_ok=True)
         with files.temporary_folder(folder.parent) as temporary:
             names = _write(request, store, temporary)
+            files.flush_all(temporary)
             if folder.exists():  # it may be the working folder, which must stay
                 for path in temporary.iterdir():
                     path.rename(folder / path.name)
@@ -182,11 +183,11 @@ def _copy_without_thumbnail(source: Path, target: Path) -> None:
 
 def _copy_image(source: Path, folder: Path, name: str, project: Project) -> CardImage:
     """Save the pixels without metadata, which may name folders of this machine."""
-    from unziplora_cli.images import load_image, read_parameters
+    from unziplora_cli.images import load_image, read_parameters, save_image
 
     image, parameters = load_image(source).image, read_parameters(source)
     kind, default = parameters.get("command", ""), project.job.prompts.full
     prompt = parameters.get("prompts", {}).get(kind if kind in ("content", "style") else "full", default)
     (folder / name).parent.mkdir(exist_ok=True)
-    image.save(folder / name, format="PNG")
+    save_image(image, folder / name)
     return CardImage(name, prompt)

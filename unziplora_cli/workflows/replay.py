@@ -75,8 +75,9 @@ def replay(
     files, its picture or its base are not the recorded ones, or it was not wholly trained here.
     """
     with ExitStack() as stack:
-        project = store.open(name)
+        stack.enter_context(store.home_errors(f"The project {name!r} is unchanged."))
         stack.enter_context(store.lock(name))
+        project = store.open(name)
         request, unrecorded = request_to_replay(store, project, device)
         target, job = store, request.job
         if keep is None:

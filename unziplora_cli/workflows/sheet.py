@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from unziplora_cli import resources
 from unziplora_cli.config import ComputeConfig, GenerateConfig, resolve_generate
-from unziplora_cli.files import atomic_write, write_errors
+from unziplora_cli.files import write_errors
 from unziplora_cli.projects.store import Project
 from unziplora_cli.workflows.generate import (
     AdapterCache,
@@ -33,6 +33,7 @@ def generate_sheets(projects: Sequence[Project], base: BaseRef) -> Generator[Eve
     All projects were trained on ``base``, with the same settings. Raises ModelError, AdapterError,
     OutOfMemory, and ProjectError if a sheet cannot be written.
     """
+    from unziplora_cli.images import save_image
     from unziplora_cli.report.contact_sheet import Cell, contact_sheet
     from unziplora_cli.sdxl.generate import GeneratedImage
 
@@ -65,8 +66,8 @@ def generate_sheets(projects: Sequence[Project], base: BaseRef) -> Generator[Eve
             columns=("your image", "content", "style", "combined"),
         )
         paths.append(project.folder / FILE_NAME)
-        with write_errors(project.folder), atomic_write(paths[-1]) as temporary:
-            sheet.save(temporary, format="PNG")
+        with write_errors(project.folder, "The training is complete."):
+            save_image(sheet, paths[-1], force=True)
     return tuple(paths)
 
 

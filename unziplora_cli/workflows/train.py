@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -22,7 +20,7 @@ from unziplora_cli import files
 from unziplora_cli.checks import check_settings
 from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, Words
 from unziplora_cli.errors import Interrupted, ProjectError, Remedy, UsageError
-from unziplora_cli.events import observe
+from unziplora_cli.events import Notice, observe
 from unziplora_cli.job import Job, SourceImage, differences, now
 from unziplora_cli.paths import leave_process_group, process_count, process_rank
 from unziplora_cli.projects import manifest
@@ -46,9 +44,6 @@ if TYPE_CHECKING:
     from unziplora_cli.training.inputs import InputCache
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
-DISK_ERRORS = tuple(
-    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EFBIG") if hasattr(errno, name)
-)
 
 
 @dataclass(frozen=True)
@@ -236,9 +231,10 @@ def _train(
             raise Interrupted("Stopped.")
         return
     prepare = None if request.resume else partial(_prepare, request)
+    former = store.former_versions(name)
     with (
         signals_as_keyboard_interrupt(),
-        disk_errors(store.home, partial(_resumable, store, name)),
+        _disk_errors(store, name),
         store.training(name, prepare, force=request.replaces) as folder,
     ):
         record = read_record(folder)
@@ -260,9 +256,18 @@ def _train(
             manifest.write(folder, _manifest(job, outcome.result, artifacts))
     if not outcome.complete:
         raise _stopped(job, store)
+    for folder, count in store.former_versions(name).items():
+        if folder not in former:
+            yield Notice(former_notice(folder, count))
     project = store.open(name)
     typical = sorted(outcome.step_times)[len(outcome.step_times) // 2] if outcome.step_times else 0.0
     yield TrainedProject(project, project.manifest.seconds, typical)
+
+
+def former_notice(folder: Path, count: int) -> str:
+    """What the user is shown when a project was replaced with which something had been made."""
+    files_are = "1 file that was" if count == 1 else f"{count} files that were"
+    return f"{files_are} generated with the replaced project: kept in {folder}"
 
 
 def _prepare(request: TrainRequest, folder: Path) -> UnfinishedRecord:
@@ -276,18 +281,13 @@ def copy_images(images: Sequence[Path], sources: Sequence[SourceImage], folder: 
     for path, source in zip(images, sources, strict=True):
         copy = folder / source.file
         try:
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-            files.fsync(copy)
+            copy.parent.mkdir(exist_ok=True)
+            with files.atomic_write(copy) as temporary:
+                shutil.copyfile(path, temporary)
         except OSError as error:
-            raise ProjectError(f"Cannot copy {path} into the project: {error.strerror}.") from error
+            raise files.disk_error(error, path, "Nothing was changed.") from error
         if files.sha256(copy) != source.sha256:
             raise ProjectError(f"{path} changed while it was being copied.")
-
-
-def _resumable(store: ProjectStore, name: str) -> Remedy | None:
-    """How to continue with what a failed training left, if it left anything."""
-    return Remedy("Resume it", "train", settings={"resume": name}) if store.unfinished(name) else None
 
 
 def _stopped(job: Job, store: ProjectStore) -> Interrupted:
@@ -352,32 +352,23 @@ def _learn(
 
 
 @contextmanager
-def disk_errors(home: Path, resumable: Callable[[], Remedy | None] = lambda: None) -> Iterator[None]:
-    """Turn a disk that is full, failing or read-only into ProjectError; safetensors names it in words only.
-
-    ``resumable`` returns how to continue with what is left.
-    """
-    from safetensors import SafetensorError
-
+def _disk_errors(store: ProjectStore, name: str) -> Iterator[None]:
+    """Turn an OSError into a ProjectError that says what is left of the training, and how to continue."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        reasons = [os.strerror(number) for number in DISK_ERRORS]
-        reason = next((text for text in reasons if text in str(error)), None)
-        if reason is None:
+    except OSError as error:
+        if not files.names_a_file(error):
             raise
-        resume = resumable()
-        if resume is not None:
-            raise ProjectError(
-                f"Cannot write the project: {reason}. Its last checkpoint is kept.",
-                Remedy(f"Free space on the disk of {home}."),
-                resume,
-            ) from error
-        raise ProjectError(
-            f"Cannot write the project: {reason}. Nothing of it was kept.",
-            Remedy(
-                f"Free space on the disk of {home}, or choose another folder", settings={"home": "FOLDER"}
-            ),
+        unfinished, older = None, False
+        with suppress(ProjectError, OSError):
+            unfinished, older = store.unfinished(name), store.exists(name)
+        if unfinished is not None:
+            outcome = f"What was learned up to step {unfinished.step} is kept."
+            resume = Remedy("Resume it", "train", settings={"resume": name})
+            raise store.disk_error(error, outcome, resume) from error
+        outcome = "Nothing of the training was kept"
+        raise store.disk_error(
+            error, f"{outcome}; the older project is unchanged." if older else f"{outcome}."
         ) from error
 
 
