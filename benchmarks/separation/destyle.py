@@ -48,8 +48,9 @@ def destyle_all(
 
     for config, indices in _group_by_settings(jobs).items():
         prompts = [jobs[index].prompts for index in indices]
+        plain = [str(plain_prompt(jobs[index].config, jobs[index].prompts)) for index in indices]
         destyle_conditioning = DestyleConditioning.from_prompts(
-            conditioning([str(plain_prompt(config, prompt)) for prompt in prompts]),
+            conditioning(plain),
             conditioning([prompt.full for prompt in prompts]),
             conditioning([prompt.content for prompt in prompts]),
             config,
@@ -94,12 +95,14 @@ def _told(destyler: MiniDestyler, job: StackedJob) -> list[int]:
 
 
 def _group_by_settings(jobs: Sequence[StackedJob]) -> dict[TrainConfig, list[int]]:
-    """The indices of the jobs with equal destyling settings, by the configuration of the first of them."""
+    """The indices of the jobs whose destyling differs in nothing but prompts, by the first configuration."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, job in enumerate(jobs):
         if job.config.destyle_images and job.source == "inversion":
             settings = {
-                name: value for name, value in asdict(job.config).items() if name.startswith("destyle")
+                name: value
+                for name, value in asdict(job.config).items()
+                if name.startswith("destyle") and name != "destyle_prompt"
             }
             groups.setdefault(tuple(settings.values()), []).append(index)
     return {jobs[indices[0]].config: indices for indices in groups.values()}

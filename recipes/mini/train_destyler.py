@@ -32,7 +32,7 @@ from unziplora_cli.evaluation.scorers import Classifier
 from unziplora_cli.training.destyler import MiniDestyler
 
 PEAK_DESTYLER, PEAK_READER = 1.2e-3, 1.5e-3
-"""Highest learning rates; a third of them for weights that are trained on."""
+"""Highest learning rates."""
 READER_WIDTHS = (48, 96, 160, 224)
 PAIRS = 128
 """Pairs of a styled picture and its photo, by which the reader learns what an individual is, in a step."""
@@ -125,19 +125,18 @@ def train(
 
     def step() -> None:
         planes, labels = pairs.draw(batch)
-        labels = labels.clone()
         images = paint(planes, painted)
-        labels[painted:, style] = NAMES["style"].index(UNKNOWN)
+        labels[painted:, style].fill_(NAMES["style"].index(UNKNOWN))
         photos = planes[:, PLANES["photo"]] * 2 - 1
-        made, body, marking = run(
-            images.to(dtype), hide(colors_of(labels[:, [color, second]]), trained.unknown)
-        )
+        colors = colors_of(torch.stack((labels[:, color], labels[:, second]), 1))
+        made, body, marking = run(images.to(dtype), hide(colors, trained.unknown))
         weight = 0.5 + blur(planes[:, PLANES["alpha"]], 3.0)
         loss = picture_loss(made.float() * weight, photos * weight)
         guessed = F.cross_entropy(body.float(), labels[:, color])
         guessed = guessed + F.cross_entropy(marking.float(), labels[:, second])
         plain = labels[:twins].clone()
-        plain[:, style] = plain[:, context] = 0
+        plain[:, style].zero_()
+        plain[:, context].zero_()
         seen = torch.cat((images, photos[:twins]))
         seen = torch.where(torch.rand(len(seen), 1, 1, 1, device=device) < 0.5, seen.flip(3), seen)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -393,8 +392,9 @@ def main() -> None:
     parser.add_argument("--deadline", type=float, default=9.3, help="minutes after which all must be over")
     parser.add_argument("--minutes-draw", type=float, default=4.5, help="longest time for drawing")
     parser.add_argument("--pairs", type=int, default=Plan.train)
-    parser.add_argument("--chunk", type=int, default=16, help="pictures of every random family in a step")
-    parser.add_argument("--painted", type=int, default=96, help="pictures in base styles in a step")
+    parser.add_argument("--chunk", type=int, default=8, help="pictures of every random family in a step")
+    parser.add_argument("--painted", type=int, default=48, help="pictures in base styles in a step")
+    parser.add_argument("--peak", type=float, default=1.0, help="share of the highest learning rates")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=True)
@@ -408,14 +408,13 @@ def main() -> None:
     store = Store.create(args.work / "pairs", plan)
     workers = start_drawing(args.work / "pairs", args.workers, begun + 60 * args.minutes_draw)
     pairs = DevicePairs(store, device)
-    trained = (args.work / "destyler" / "destyler.json").exists()
-    if trained:
+    torch.manual_seed(3)
+    destyler, reader = MiniDestyler(tuple(COLORS)), Classifier(NAMES, widths=READER_WIDTHS)
+    if (args.work / "destyler").exists():
         destyler = MiniDestyler.load(args.work / "destyler")
+    if (args.work / "reader").exists():
         reader = Reader.load(args.work / "reader").network
-    else:
-        torch.manual_seed(3)
-        destyler, reader = MiniDestyler(tuple(COLORS)), Classifier(NAMES, widths=READER_WIDTHS)
-    while pairs.update() < (16 if args.tiny else 2048):
+    while pairs.update() < (16 if args.tiny else 768):
         if all(worker.poll() is not None for worker in workers) and pairs.update() == 0:
             raise SystemExit("nothing was drawn: look for a drawing process's message above")
         time.sleep(0.5)
@@ -424,10 +423,10 @@ def main() -> None:
         destyler,
         reader,
         pairs,
-        60 * args.deadline - (time.time() - begun) - 25,
+        60 * args.deadline - (time.time() - begun) - 12,
         chunk=1 if args.tiny else args.chunk,
         painted=2 if args.tiny else args.painted,
-        peak_share=1 / 3 if trained else 1.0,
+        peak_share=args.peak,
         compiled=args.compile and not args.tiny,
         graph=args.graphs,
         max_steps=2 if args.tiny else 10**9,
