@@ -1,5 +1,7 @@
 import io
 import json
+import os
+import re
 
 import pytest
 
@@ -124,3 +126,18 @@ def test_a_running_training_is_listed_and_used_by_nobody(unziplora, isolated_hom
         assert completed.code == 3
         assert "'rose' is being trained, step 160 of 600." in completed.message
         assert "--resume" not in completed.message
+
+
+def test_show_lists_the_newest_generated_images(unziplora, make_project):
+    project = make_project("fox")
+    (project.folder / "sheet.png").write_bytes(b"x")
+    folder = project.images / "grid-001"
+    folder.mkdir(parents=True)
+    for number in range(12):
+        (folder / f"{number:02}.png").write_bytes(b"x")
+        os.utime(folder / f"{number:02}.png", (number, number))
+    shown = unziplora("show", "fox").out
+    assert re.findall(r"images/grid-001/(\d+)", shown) == [f"{number:02}" for number in range(11, 1, -1)]
+    assert "and 2 older" in shown
+    assert re.search(r"sheet +sheet\.png", shown)
+    assert len(unziplora("show", "fox", "--json").envelope["result"]["images"]) == 12

@@ -11,9 +11,14 @@ from unziplora_cli.cli.evaluate import evaluation_rows
 from unziplora_cli.errors import ProjectError, Remedy
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from unziplora_cli.job import Job
     from unziplora_cli.projects.store import Project
     from unziplora_cli.projects.unfinished import Unfinished
+
+MOST_IMAGES = 10
+"""Generated images that `show` lists, the newest first."""
 
 
 def register(app: typer.Typer) -> None:
@@ -70,9 +75,11 @@ def list_projects(ctx: typer.Context) -> None:
 
 def show(ctx: typer.Context, project: Annotated[str, PROJECT]) -> None:
     """Show the images, words, settings and files of a project."""
+    from unziplora_cli.workflows.report import newest_images
+
     session: Session = ctx.obj
     opened = session.store().open(project)
-    manifest, job = opened.manifest, opened.job
+    manifest, job, images = opened.manifest, opened.job, newest_images(opened)
     rows = [
         ["folder", str(opened.folder)],
         ["created", f"{job.created} by unziplora {job.tool_version}"],
@@ -93,9 +100,23 @@ def show(ctx: typer.Context, project: Annotated[str, PROJECT]) -> None:
         ),
         *([name, f"{value:.4g}"] for name, value in manifest.metrics.items()),
         *evaluation_rows(manifest.evaluation),
+        *_image_rows(opened, images),
     ]
-    data = {"folder": str(opened.folder), "bytes": opened.size(), "manifest": asdict(manifest)}
+    data = {
+        "folder": str(opened.folder),
+        "bytes": opened.size(),
+        "images": [str(path) for path in images],
+        "manifest": asdict(manifest),
+    }
     session.output.result(data, table=Table((opened.name, ""), rows))
+
+
+def _image_rows(project: "Project", images: "list[Path]") -> list[list[str]]:
+    """The sheet of the training and the newest generated images, relative to the project."""
+    names = [path.relative_to(project.folder).as_posix() for path in images]
+    rows = [["sheet", "sheet.png"]] if (project.folder / "sheet.png").is_file() else []
+    rows += [["generated", name] for name in names[:MOST_IMAGES]]
+    return rows + ([["", f"and {len(names) - MOST_IMAGES} older"]] if len(names) > MOST_IMAGES else [])
 
 
 def _description_rows(job: "Job") -> list[list[str]]:

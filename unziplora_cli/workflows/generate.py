@@ -141,9 +141,14 @@ class GridSpec:
 
     def cells(self) -> list[GenerateSpec]:
         """One spec per column and value of the second axis, column by column: equal weights stay together."""
-        configs = [replace(self.spec.config, **{self.columns[0]: value}) for value in self.columns[1]]
+
+        def varied(config: GenerateConfig, axis: tuple[str, Sequence[float]]) -> list[GenerateConfig]:
+            changes: list[dict[str, Any]] = [{axis[0]: value} for value in axis[1]]
+            return [replace(config, **change) for change in changes]
+
+        configs = varied(self.spec.config, self.columns)
         if self.rows is not None:
-            configs = [replace(config, **{self.rows[0]: v}) for config in configs for v in self.rows[1]]
+            configs = [cell for config in configs for cell in varied(config, self.rows)]
         return [replace(self.spec, config=config) for config in configs]
 
 
