@@ -6,11 +6,10 @@ import sys
 
 import pytest
 
-from unziplora_cli import packages
-from unziplora_cli.cli._errors import hint
+from unziplora_cli.cli._errors import hint, install_command
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import UsageError
-from unziplora_cli.packages import check_packages, install_command, installer
+from unziplora_cli.packages import check_packages, installer
 
 
 @pytest.mark.parametrize(
@@ -45,6 +44,6 @@ def test_the_command_is_that_of_the_installer_in_use(file, text, name, starts, t
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     assert installer(tmp_path) == name
-    command = packages.install_command("bnb")
+    command = install_command("bnb")
     assert command[: len(starts)] == starts
     assert command[-1] == "unziplora[bnb]"

@@ -1,7 +1,6 @@
 """Optional packages: which settings need one, whether it is here, and how this program was installed."""
 
 import importlib.util
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -26,19 +25,6 @@ def check_packages(config: TrainConfig) -> None:
                     f"The {kind} {name} needs the package {package}, which is not installed.",
                     Remedy(extra=extra),
                 )
-
-
-def install_command(extra: str) -> list[str]:
-    """The words that add an extra of this program, for the installer that installed it."""
-    requirement = f"unziplora[{extra}]"
-    match installer(Path(sys.prefix)):
-        case "pipx":
-            return ["pipx", "runpip", "unziplora", "install", requirement]
-        case "uv tool":
-            return ["uv", "tool", "install", requirement]
-        case "uv":
-            return ["uv", "pip", "install", "--python", sys.executable, requirement]
-    return ["pip", "install", requirement]
 
 
 @cache

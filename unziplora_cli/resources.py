@@ -66,10 +66,10 @@ MINI_DESCRIPTION = (
 )
 
 
-def mini_subjects() -> tuple[str, ...]:
-    """The subjects that the built-in base can draw."""
+def mini_words(kind: str) -> tuple[str, ...]:
+    """The words that the built-in base was trained on: of kind "subject", "style" or "context"."""
     names = json.loads((classifier() / "classifier.json").read_text(encoding="utf-8"))["names"]
-    return tuple(names["subject"])
+    return tuple(name for name in names[kind] if name)
 
 
 @dataclass(frozen=True)

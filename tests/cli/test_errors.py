@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from unziplora_cli.cli._errors import describe, hint, remedy_text
+from unziplora_cli.cli._errors import describe, hint, install_command, remedy_text
 from unziplora_cli.errors import ProjectError, Remedy
-from unziplora_cli.packages import install_command
 
 
 @pytest.mark.parametrize(

@@ -87,3 +87,17 @@ def test_the_defaults_are_those_of_the_preset_that_would_be_used(unziplora):
     assert default_rank("--preset", "paper") == "64"
     assert "preset paper, for the base mini" in unziplora("train", "--preset=paper", "--help").out
     assert unziplora("train", "--preset=nothing", "--help").code == 0
+
+
+def test_models_show_says_what_mini_is_and_is_not(unziplora):
+    shown = " ".join(unziplora("models", "show", "mini").out.split())
+    for text in (
+        "trial model",
+        "128 px",
+        "ComfyUI",
+        "minutes",
+        "train SDXL on a GPU",
+        "teapot",
+        "on a beach",
+    ):
+        assert text in shown

@@ -2,10 +2,12 @@
 
 import re
 import shlex
+import sys
+from pathlib import Path
 from typing import Any
 
 from unziplora_cli.errors import Interrupted, OutOfMemory, Remedy, UnziploraError
-from unziplora_cli.packages import install_command
+from unziplora_cli.packages import installer
 
 BUG = Remedy("This is a bug in unziplora or in a library. Show the traceback", settings={"verbose": True})
 DOCTOR = Remedy("Find out what is broken and how to fix it", command="doctor")
@@ -51,6 +53,19 @@ def remedy_text(remedy: Remedy) -> str:
         return remedy.advice
     line = shlex.join(words)
     return f"{remedy.advice.removesuffix('.')}: {line}" if remedy.advice else line
+
+
+def install_command(extra: str) -> list[str]:
+    """The words that add an extra of this program, for the installer that installed it."""
+    requirement = f"unziplora[{extra}]"
+    match installer(Path(sys.prefix)):
+        case "pipx":
+            return ["pipx", "runpip", "unziplora", "install", requirement]
+        case "uv tool":
+            return ["uv", "tool", "install", requirement]
+        case "uv":
+            return ["uv", "pip", "install", "--python", sys.executable, requirement]
+    return ["pip", "install", requirement]
 
 
 def _option(name: str, value: Any) -> list[str]:

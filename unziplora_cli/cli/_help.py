@@ -77,6 +77,7 @@ EXAMPLES = {
     "report": ("report fox", "report fox --out fox.html"),
     "replay": ("replay fox",),
     "models list": ("models list",),
+    "models show": ("models show mini", "models show sdxl"),
     "models pull": ("models pull sdxl",),
     "models verify": ("models verify sdxl",),
     "models remove": ("models remove sdxl",),

@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
     group = Program(help="Base models on this disk, in Hugging Face's cache.")
     group.callback()(_name_the_command)
     group.command("list")(list_models)
+    group.command("show")(show)
     group.command("pull")(pull)
     group.command("verify")(verify)
     group.command("remove")(remove)
@@ -69,6 +70,33 @@ def list_models(ctx: typer.Context) -> None:
         table=Table(("model", "revision", "size", "last used", "state"), rows),
         text="\n".join(notes),
     )
+
+
+def show(ctx: typer.Context, model: Annotated[str, ANY_MODEL]) -> None:
+    """Show what a base model is, and for mini what it knows and what it is not for."""
+    from unziplora_cli import resources
+    from unziplora_cli.files import folder_size
+    from unziplora_cli.sdxl.base import native_resolution, resolve_base
+
+    session: Session = ctx.obj
+    base, _ = resolve_base(model, offline=True)
+    size = folder_size(base.path) if base.path.is_dir() else base.path.stat().st_size
+    facts = {
+        "resolution": f"{native_resolution(base)} px",
+        "size": format_size(size),
+        "revision": base.revision,
+        "path": str(base.path),
+    }
+    if base.kind == "builtin":
+        facts = {
+            "what it is": resources.MINI_DESCRIPTION,
+            "for real use": f"train SDXL on a GPU: {_pull_command('sdxl')}",
+            "subjects": ", ".join(resources.mini_words("subject")),
+            "places": ", ".join(resources.mini_words("context")),
+            **facts,
+        }
+    rows = [[name, value] for name, value in facts.items() if value]
+    session.output.result({"model": base.spec, **facts}, table=Table((base.spec, ""), rows))
 
 
 def pull(

@@ -388,7 +388,7 @@ def _explain_mini(session: Session, words: list[Words]) -> None:
     from unziplora_cli import resources
 
     session.output.message(f"{resources.MINI_DESCRIPTION} {USE_SDXL}")
-    subjects = set(resources.mini_subjects())
+    subjects = set(resources.mini_words("subject"))
     for unknown in {pair.subject for pair in words if subjects.isdisjoint(pair.subject.lower().split())}:
         session.output.message(f"mini does not know {unknown!r}. It knows: {', '.join(sorted(subjects))}.")
 

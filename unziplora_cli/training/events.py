@@ -9,6 +9,7 @@ from unziplora_cli.events import Notice as Notice
 from unziplora_cli.events import Part as Part
 from unziplora_cli.events import Phase as Phase
 from unziplora_cli.events import Progress as Progress
+from unziplora_cli.events import Transfer as Transfer
 from unziplora_cli.method.lora import LoRA, MergeWeights
 
 
@@ -95,4 +96,4 @@ class TrainResult:
     precision: str
 
 
-Event = Phase | Notice | Progress | Part | StepDone | ColumnsChosen | Destyled | Validated | Saved
+Event = Phase | Notice | Progress | Part | Transfer | StepDone | ColumnsChosen | Destyled | Validated | Saved
