@@ -45,7 +45,7 @@ from unziplora_cli.evaluation.scorers import Encoders, missing_encoders
 from unziplora_cli.events import Event, Notice, Phase, run
 from unziplora_cli.files import atomic_write
 from unziplora_cli.images import load_image
-from unziplora_cli.method import inject
+from unziplora_cli.method.layer import DualLoRALinear
 from unziplora_cli.method.lora import LoRA, LoRAPair
 from unziplora_cli.projects.names import slugify
 from unziplora_cli.projects.store import Project, ProjectStore
@@ -53,6 +53,7 @@ from unziplora_cli.prompts import make_prompts, make_words, with_article
 from unziplora_cli.sdxl.base import BaseRef, resolve_base
 from unziplora_cli.sdxl.generate import GeneratedImage, ImageRequest
 from unziplora_cli.sdxl.latents import crop_boxes
+from unziplora_cli.training import engine
 from unziplora_cli.training.events import StepDone
 from unziplora_cli.training.inputs import image_files
 from unziplora_cli.training.request import TrainRequest
@@ -104,7 +105,7 @@ def methods(destyler: str | None) -> list[Method]:
         Method("base alone", "none"),
         Method("DreamBooth-LoRA", "one", settings=PLAIN),
         Method("two DreamBooth-LoRAs", "two", settings=PLAIN),
-        Method("B-LoRA", "blocks", settings=PLAIN),
+        Method("B-LoRA", "blocks", settings={**PLAIN, "fuse": False}),
         Method("no prompt separation", "pair", settings={"prompt_separation": False}),
         Method("no column separation", "pair", settings={"column_separation": False}),
         Method("no block separation", "pair", settings={"block_separation": False}),
@@ -310,18 +311,22 @@ def _same(text: str) -> Prompts:
 
 @contextmanager
 def only_blocks() -> Iterator[None]:
-    """Train only the layers in ``BLOCKS``."""
-    find = inject.adapted_projections
+    """Train only the layers in ``BLOCKS``: all others keep LoRAs that are zero."""
+    create = engine.inject
     prefixes = tuple(BLOCKS.values())
 
-    def adapted_projections(network: torch.nn.Module) -> dict[str, torch.nn.Linear]:
-        return {name: layer for name, layer in find(network).items() if name.startswith(prefixes)}
+    def inject(network: torch.nn.Module, rank: int, **options: Any) -> dict[str, DualLoRALinear]:
+        layers = create(network, rank, **options)
+        for name, layer in layers.items():
+            for branch in layer.branches() if not name.startswith(prefixes) else ():
+                branch.requires_grad_(False)
+        return layers
 
-    inject.adapted_projections = adapted_projections
+    engine.inject = inject
     try:
         yield
     finally:
-        inject.adapted_projections = find
+        engine.inject = create
 
 
 @contextmanager
