@@ -60,7 +60,7 @@ from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.workflows.describe import describe
 from unziplora_cli.workflows.destyle import destyle_requests
 from unziplora_cli.workflows.generate import AdapterCache, GenerateSpec, generate_requests
-from unziplora_cli.workflows.train import TrainedProject, input_cache_for, make_request, train
+from unziplora_cli.workflows.train import input_cache_for, make_request, train
 
 Kind = Literal["none", "pair", "one", "two", "blocks"]
 PURPOSES = ("content", "style", "combine", "cross")
@@ -210,11 +210,8 @@ class Bench:
         cache = input_cache_for(requests)
         with only_blocks() if method.kind == "blocks" else no_change():
             for request in requests:
-                for event in train(request, self.store(method), cache):
-                    if isinstance(event, TrainedProject):
-                        log(f"{method.name}: {event.project.name} in {event.seconds:.0f} s")
-                    else:
-                        show(event)
+                if trained := run(train(request, self.store(method), cache), show):
+                    log(f"{method.name}: {trained.project.name} in {trained.seconds:.0f} s")
 
     def generate(self, method: Method) -> None:
         """Generate the images of a method that are missing."""

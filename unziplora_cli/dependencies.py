@@ -93,11 +93,11 @@ def without_effect(
     A setting that is given as the "off" that it has by default asks for nothing.
     """
     defaults = {entry.name: entry.default for entry in fields(config)}
-    asked = {name for name, value in given.items() if value is not None and (value or defaults[name])}
+    wanted = {name for name, value in given.items() if value is not None and (value or defaults[name])}
     sentences: dict[str, str] = {}
     for rule in table:
         reason = rule.reason.format_map(vars(config))
         for name in rule.settings:
-            if name in asked and not rule.has_effect(config):
+            if name in wanted and not rule.has_effect(config):
                 sentences.setdefault(name, f"{name.replace('_', '-')} has no effect: {reason}.")
     return tuple(sentences.values())

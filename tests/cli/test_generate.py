@@ -1,7 +1,10 @@
 """content, style, combine and cross on tiny trained projects."""
 
+import io
 import json
+import re
 import shutil
+import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -10,6 +13,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from tests.jobs import changed
+from unziplora_cli.cli._output import Output
 from unziplora_cli.config import GenerateConfig, Prompts, Words
 from unziplora_cli.events import run
 from unziplora_cli.images import read_parameters
@@ -391,3 +395,24 @@ def test_images_contain_parameters_for_other_programs(two_projects, unziplora):
     assert "Negative prompt: blurry" in text
     assert "Steps: 2" in text
     assert everything["negative_prompt"] == "blurry"
+
+
+class Screen(io.StringIO):
+    """A stdout that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_paths_are_links_on_terminals(terminal, monkeypatch, tmp_path):
+    screen = Screen() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    path = tmp_path / "a sheet.png"
+    Output().result({}, text=f"sheet {path}\nanother line", links=[path])
+    link = re.search(r"\x1b\]8;[^;]*;(.*?)\x1b\\(.*?)\x1b\]8;;\x1b\\", screen.getvalue())
+    assert (link is not None) == terminal
+    if link:
+        assert link[1] == path.as_uri()
+        assert str(path) in link[2]

@@ -15,13 +15,14 @@ from unziplora_cli.adapters.lora_file import read_lora
 from unziplora_cli.cli._errors import hint
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import Interrupted, ModelError, ProjectError
+from unziplora_cli.events import run
 from unziplora_cli.method.lora import LoRAWeights
 from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.training import callbacks, engine, events
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.workflows.provenance import base_record
-from unziplora_cli.workflows.train import TrainedProject, read_sources, split_by_process, train
+from unziplora_cli.workflows.train import read_sources, split_by_process, train
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 Events = Generator[events.Event, None, events.TrainResult]
@@ -83,11 +84,11 @@ def fail(request: TrainRequest, input_cache: object) -> Events:
     raise ModelError("The base is gone.")
 
 
-def test_the_finished_project_is_the_last_event(store, tmp_path, monkeypatch):
+def test_the_result_is_the_finished_project(store, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "train", finish)
-    yielded = list(train(make_request(tmp_path / "fox.png"), store))
-    assert isinstance(yielded[-1], TrainedProject)
-    assert yielded[-1].seconds_per_step == 0.015
+    trained = run(train(make_request(tmp_path / "fox.png"), store))
+    assert trained.project == store.open("fox")
+    assert trained.seconds_per_step == 0.015
     manifest = store.open("fox").manifest
     assert (manifest.state, manifest.steps_done, manifest.seconds) == ("complete", 600, 9.0)
     assert manifest.metrics == {"loss_first": 1.0, "loss_last": 0.5}
@@ -227,8 +228,7 @@ def test_a_picture_keeps_its_ending_when_that_is_plain(store, tmp_path, monkeypa
 def test_another_process_of_the_training_makes_no_project(store, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "train", finish)
     monkeypatch.setenv("RANK", "1")
-    yielded = list(train(make_request(tmp_path / "fox.png"), store))
-    assert not any(isinstance(event, TrainedProject) for event in yielded)
+    assert run(train(make_request(tmp_path / "fox.png"), store)) is None
     assert store.names() == []
 
 

@@ -260,7 +260,7 @@ def print_text(
 ) -> None:
     """Print text after a label in a style; on a terminal its lines wrap between words.
 
-    A command that ends a line is printed unbroken, so that it can be copied.
+    A command that ends a line, and a line with a link, are printed unbroken, so that they can be copied.
     """
     from rich.cells import cell_len
     from rich.text import Text
@@ -268,7 +268,8 @@ def print_text(
     indent = cell_len(label[0]) * " "
     lines: list[str] = []
     for line in _encodable(printable(text), console).split("\n"):
-        if not console.is_terminal or cell_len(indent + line) <= console.width:
+        is_path = any(str(path) in line for path in links)
+        if not console.is_terminal or is_path or cell_len(indent + line) <= console.width:
             lines.append(line)
             continue
         prose, *command = _COMMAND.split(line, maxsplit=1)

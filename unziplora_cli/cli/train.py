@@ -316,19 +316,15 @@ def _sheets(session: Session, finished: "list[TrainedProject]", base: "BaseRef")
 def _train(
     session: Session, request: "TrainRequest", store: "ProjectStore", cache: "InputCache"
 ) -> "TrainedProject":
-    from unziplora_cli.workflows.train import TrainedProject, train
+    from unziplora_cli.events import run
+    from unziplora_cli.workflows.train import train
 
     name, prompts = request.job.name, request.job.prompts
     session.output.message(f"{name}: full     {prompts.full}")
     session.output.message(f"{name}: content  {prompts.content}")
     session.output.message(f"{name}: style    {prompts.style}")
-    finished: TrainedProject | None = None
     with ProgressDisplay(session.output, name) as display:
-        for event in train(request, store, cache):
-            if isinstance(event, TrainedProject):
-                finished = event
-            else:
-                display.event(event)
+        finished = run(train(request, store, cache), display.event)
     if finished is None:
         raise typer.Exit  # another process of this training writes the project
     return finished

@@ -73,14 +73,10 @@ def demo(
     if has_reader():
         features = [one.features for one in (yield from describe(images, builtin=True))]
     for sample, listed in zip(SAMPLES, features, strict=True):
-        for event in train(_request(sample, base, device, listed), store):
-            if isinstance(event, TrainedProject):
-                projects.append(event.project)
-                yield Notice(f"{event.project.name}: trained in {event.seconds:.0f} s")
-            else:
-                if isinstance(event, Phase) and event.name in ("destyle", "train"):
-                    yield parts.pop(0)
-                yield event
+        trained = yield from _in_parts(train(_request(sample, base, device, listed), store), parts)
+        if trained is not None:
+            projects.append(trained.project)
+            yield Notice(f"{trained.project.name}: trained in {trained.seconds:.0f} s")
     first, second = projects
     yield parts.pop(0)
     sheet, count = yield from _generate_sheet(first, second, base, device)
@@ -89,6 +85,21 @@ def demo(
         format = out.suffix[1:].lower().replace("jpg", "jpeg")
         out = save_image(sheet, alternatives(out), force=force, format=format)
     return DemoResult(out, (first.name, second.name), count, time.monotonic() - started)
+
+
+def _in_parts(
+    training: Generator[Event, None, TrainedProject | None], parts: list[Part]
+) -> Generator[Event, None, TrainedProject | None]:
+    """The events and the result of a training, with the next of ``parts`` before destyling and training."""
+    while True:
+        try:
+            event = next(training)
+        except StopIteration as end:
+            result: TrainedProject | None = end.value
+            return result
+        if isinstance(event, Phase) and event.name in ("destyle", "train"):
+            yield parts.pop(0)
+        yield event
 
 
 def _sheet_file(out: Path, *, force: bool) -> Path:

@@ -17,7 +17,7 @@ from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.projects.verify import inside
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.workflows.generate import shared_base
-from unziplora_cli.workflows.train import TrainedProject, train
+from unziplora_cli.workflows.train import train
 
 if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
@@ -89,12 +89,7 @@ def replay(
             job = replace(job, settings=replace(job.config, checkpoint_every=0))
         else:
             job = replace(job, name=keep, created=now())
-        trained: TrainedProject | None = None
-        for event in train(replace(request, job=job), target):
-            if isinstance(event, TrainedProject):
-                trained = event
-            else:
-                yield event
+        trained = yield from train(replace(request, job=job), target)
         if trained is None:
             return  # another process of this training compares
         new = trained.project

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -48,7 +48,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safete
 
 @dataclass(frozen=True)
 class TrainedProject:
-    """The finished project, the last event of :func:`train`."""
+    """A finished project, the result of :func:`train`."""
 
     project: Project
     seconds: float
@@ -199,10 +199,11 @@ def split_by_process(requests: Sequence[TrainRequest]) -> Sequence[TrainRequest]
 
 def train(
     request: TrainRequest, store: ProjectStore, input_cache: InputCache | None = None
-) -> Iterator[Event | TrainedProject]:
-    """Run ``request`` and make it a project of ``store``; yields events, and at last TrainedProject.
+) -> Generator[Event, None, TrainedProject | None]:
+    """Run ``request``, make it a project of ``store`` and return it.
 
-    ``input_cache`` shares inputs with trainings before and after it.
+    ``input_cache`` shares inputs with trainings before and after it. Where several processes train together,
+    only the first one returns the project, the others return None.
 
     When the user stops it, what was learned so far is kept as a project, or as an unfinished training if an
     older project has its name, and Interrupted is raised. Whatever else ends it, even the end of the process,
@@ -214,12 +215,12 @@ def train(
     check_trainable(request.base)
     with TemporaryDirectory(prefix="unziplora-") as scratch:
         (request,) = yield from destyle_requests([request], Path(scratch))
-        yield from _train(request, store, input_cache)
+        return (yield from _train(request, store, input_cache))
 
 
 def _train(
     request: TrainRequest, store: ProjectStore, input_cache: InputCache | None
-) -> Iterator[Event | TrainedProject]:
+) -> Generator[Event, None, TrainedProject | None]:
     from unziplora_cli.training.trainer import StopRequest, signals_as_keyboard_interrupt
 
     name, outcome = request.job.name, _Outcome()
@@ -229,7 +230,7 @@ def _train(
             yield from _learn(request, Path(scratch), reopened, outcome, input_cache)
         if not outcome.complete:
             raise Interrupted("Stopped.")
-        return
+        return None
     prepare = None if request.resume else partial(_prepare, request)
     former = store.former_versions(name)
     with (
@@ -261,7 +262,7 @@ def _train(
             yield Notice(former_notice(folder, count))
     project = store.open(name)
     typical = sorted(outcome.step_times)[len(outcome.step_times) // 2] if outcome.step_times else 0.0
-    yield TrainedProject(project, project.manifest.seconds, typical)
+    return TrainedProject(project, project.manifest.seconds, typical)
 
 
 def former_notice(folder: Path, count: int) -> str:
