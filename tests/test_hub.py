@@ -99,9 +99,9 @@ def checked(completed: Completed) -> Completed:
     return Completed(completed.code, completed.out, " ".join(completed.err.split()))
 
 
-def cached() -> set[str]:
-    """The files of owner/name on this disk."""
-    folder = paths.hub_cache() / "models--owner--name/snapshots" / ("c" * 40)
+def cached(id: str = "owner/name") -> set[str]:
+    """The files of a model on this disk."""
+    folder = paths.hub_cache() / f"models--{id.replace('/', '--')}/snapshots" / ("c" * 40)
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -530,3 +530,33 @@ def test_without_links_the_files_themselves_are_in_the_snapshot(hub, unziplora, 
     hub.requests.clear()
     assert unziplora("models", "pull", "owner/name").code == 0
     assert not [request for request in hub.requests if "resolve" in request.path]
+
+
+def test_the_describer_is_pulled_listed_verified_and_removed(hub, unziplora):
+    """Only what a vision-language model needs is downloaded, and it is no base."""
+    shards = {f"model-0000{number}-of-00002.safetensors": bytes([number]) * 9_000 for number in (1, 2)}
+    index = {"weight_map": dict(zip("ab", shards, strict=True))}
+    small = {
+        "config.json": b'{"model_type": "qwen3_vl"}',
+        "preprocessor_config.json": b"{}",
+        "video_preprocessor_config.json": b"{}",
+        "chat_template.json": b"{}",
+        "tokenizer.json": b"{ }",
+        "tokenizer_config.json": b"{  }",
+        "vocab.json": b"{   }",
+        "merges.txt": b"#version: 0.2",
+        "model.safetensors.index.json": json.dumps(index).encode(),
+    }
+    others = {"README.md": b"Hello", "pytorch_model.bin": b"pickle", "onnx/model.onnx": b"x"}
+    hub.repositories[hub_module.DESCRIBER] = Repository({**small, **shards, **others})
+    assert unziplora("models", "pull", "describer").code == 0
+    assert cached(hub_module.DESCRIBER) == {*small, *shards}
+    models = unziplora("models", "list", "--json").result["models"]
+    assert [(model["spec"], model["complete"]) for model in models[1:]] == [("describer", True)]
+    assert unziplora("models", "verify", "describer", "--json").result["checked"] == len({*small, *shards})
+    folder = Path(unziplora("models", "path", "describer").out.strip())
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    (model,) = unziplora("models", "list", "--json").result["models"][1:]
+    assert "model-00002-of-00002.safetensors" in model["problem"]
+    assert unziplora("models", "remove", "describer", "--yes").code == 0
+    assert hub_module.find_snapshot(hub_module.DESCRIBER) is None

@@ -15,7 +15,7 @@ from unziplora_cli.accel.device import empty_cache
 from unziplora_cli.config import Words
 from unziplora_cli.errors import ModelError, Remedy
 from unziplora_cli.hub import find_snapshot
-from unziplora_cli.sdxl.base import read_json
+from unziplora_cli.sdxl.folder import read_json
 from unziplora_cli.sdxl.latents import crop_boxes
 
 EDITORS: dict[str, dict[str, Any]] = {
