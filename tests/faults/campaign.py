@@ -10,6 +10,7 @@ as an undisturbed training, and no temporary file remains.
 import argparse
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -38,7 +39,7 @@ def main() -> int:
     parser.add_argument("--others", type=int, default=6, help="trials of every other fault")
     parser.add_argument("--disk", type=int, default=2, help="trials of every command with every failing call")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="only faults whose names contain this")
+    parser.add_argument("--only", default="", help="only faults whose names match this regular expression")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -55,13 +56,13 @@ def main() -> int:
         lab = Lab(Path(root))
         share = sum(weight for weight, _ in KILLS.values())
         trials: list[tuple[str, Callable[..., None], int]] = [
-            (name, trial, max(1, round(options.kills * weight / share)))
+            (name, trial, max(min(1, options.kills), round(options.kills * weight / share)))
             for name, (weight, trial) in KILLS.items()
         ]
         trials += [(name, trial, options.others) for name, trial in OTHERS.items()]
         trials += [(name, trial, options.disk) for name, trial in DISK.items()]
         for name, trial, count in trials:
-            if options.only not in name or not count:
+            if not re.search(options.only, name) or not count:
                 continue
             score = scores.setdefault(name, Score())
             started = time.monotonic()

@@ -5,6 +5,7 @@
 
 import ctypes
 import errno
+import json
 import os
 import random
 import re
@@ -49,7 +50,7 @@ COMMANDS: dict[str, Command] = {
     "train --resume": Command(
         lambda lab, _: ("train", "--resume=fox"), "killed", ((), ("fox",)), training=True
     ),
-    "eval": Command(lambda lab, _: ("eval", "fox", "--images=1")),
+    "eval": Command(lambda lab, _: ("eval", "fox")),
     "replay": Command(lambda lab, _: ("replay", "fox")),
     "import --force": Command(
         lambda lab, _: (
@@ -81,15 +82,14 @@ def is_preloaded() -> bool:
 
 
 def fail_at(kinds: int, moment: int, number: int, *, sticky: bool = False, calls: Path | None = None) -> Arm:
-    """Let the call number `moment` fail, and with `sticky` all later ones; `calls` receives their number."""
+    """Let the call number `moment` fail, and with `sticky` all later ones; `calls` receives the counts."""
     library = ctypes.CDLL(None)
     library.fault_count.restype = ctypes.c_long
 
     def disarm() -> None:
-        count = library.fault_count()
         library.fault_arm(b"/", 0, ctypes.c_long(0), 0, 0)
         if calls is not None:
-            calls.write_text(str(count))
+            calls.write_text(json.dumps({1 << bit: library.fault_count(1 << bit) for bit in range(8)}))
 
     def arm(moments: Moments) -> None:
         moments.end = disarm
@@ -149,14 +149,14 @@ def failing_once(
 
 def _calls(lab: Lab, name: str, kinds: int) -> int:
     """How many calls of these kinds the command makes."""
-    if (name, kinds) not in lab.calls:
+    if name not in lab.calls:
         command, notes = COMMANDS[name], lab.root / "calls"
         trial = lab.trial(f"count-{len(lab.calls)}", getattr(lab, command.before) if command.before else None)
-        completed = lab.run(trial, *command.line(lab, trial), arm=fail_at(kinds, 0, 0, calls=notes))
-        assert completed.code == 0, completed.message
-        lab.calls[name, kinds] = int(notes.read_text())
+        completed = lab.run(trial, *command.line(lab, trial), arm=fail_at(0, 0, 0, calls=notes))
         shutil.rmtree(trial)
-    return lab.calls[name, kinds]
+        assert completed.code == 0, completed.message
+        lab.calls[name] = {int(kind): count for kind, count in json.loads(notes.read_text()).items()}
+    return lab.calls[name][kinds]
 
 
 DISK = {f"{command}: {fault} fails": failing(command, fault) for command in COMMANDS for fault in FAULTS}

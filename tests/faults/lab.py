@@ -92,7 +92,7 @@ class Lab:
         ctrl_c = signal_at(self.after_first_checkpoint(), signal.SIGINT)
         completed = self.run(self.interrupted, *self.train(), arm=ctrl_c)
         assert completed.code == 130, completed
-        self.calls: dict[tuple[str, int], int] = {}
+        self.calls: dict[str, dict[int, int]] = {}
         self.exported = root / "exported"
         completed = self.run(self.done, "export", "fox", "--part=all", "--out", str(self.exported))
         assert completed.code == 0, completed

@@ -1,7 +1,7 @@
 /* Fails the n-th system call on a path below a folder; preloaded into the processes of the campaign.
  *
  * fault_arm(root, kinds, at, number, sticky): the calls of `kinds` are counted, and the one with the number `at`
- * (from 1) fails with errno `number`; with `sticky` all later ones too. fault_count(): the calls so far.
+ * (from 1) fails with errno `number`; with `sticky` all later ones too. fault_count(kind): the calls of a kind.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -21,17 +21,20 @@ enum { READ = 1, CREATE = 2, WRITE = 4, FLUSH = 8, NAME = 16, REMOVE = 32, MODE 
 
 static char root[PATH_MAX];
 static int kinds, number, sticky;
-static long at, count;
+static long at, count, counts[256];
 
 void fault_arm(const char *folder, int which, long moment, int error, int stays) {
     strncpy(root, folder, sizeof root - 1);
     kinds = which; at = moment; number = error; sticky = stays; count = 0;
+    if (strlen(folder) > 1) memset(counts, 0, sizeof counts);
 }
 
-long fault_count(void) { return count; }
+long fault_count(int kind) { return counts[kind]; }
 
 static int fails(int kind, const char *path) {
-    if (!(kinds & kind) || !path || strncmp(path, root, strlen(root)) || strstr(path, "__pycache__")) return 0;
+    if (!*root || !path || strncmp(path, root, strlen(root))) return 0;
+    counts[kind]++;
+    if (!(kinds & kind)) return 0;
     count++;
     if (count != at && !(sticky && at && count > at)) return 0;
     errno = number;
@@ -49,7 +52,7 @@ static const char *path_of(int fd, char *buffer) {
 
 static int fails_at(int kind, int folder, const char *path) {
     char buffer[PATH_MAX], whole[2 * PATH_MAX];
-    if (!kinds || path[0] == '/' || folder == AT_FDCWD) return fails(kind, path);
+    if (!*root || path[0] == '/' || folder == AT_FDCWD) return fails(kind, path);
     if (!path_of(folder, buffer)) return 0;
     snprintf(whole, sizeof whole, "%s/%s", buffer, path);
     return fails(kind, whole);
@@ -57,7 +60,7 @@ static int fails_at(int kind, int folder, const char *path) {
 
 #define NEXT(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 #define BY_FD(type, kind, name, declared, given) \
-    type name declared { char b[PATH_MAX]; return kinds & kind && fails(kind, path_of(fd, b)) ? -1 : NEXT(name) given; }
+    type name declared { char b[PATH_MAX]; return *root && fails(kind, path_of(fd, b)) ? -1 : NEXT(name) given; }
 #define BY_PATH(kind, name, declared, given) \
     int name declared { return fails(kind, path) ? -1 : NEXT(name) given; }
 #define BY_FOLDER(kind, name, declared, given) \

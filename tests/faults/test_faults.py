@@ -20,11 +20,17 @@ def campaign(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_few_faults_lose_nothing() -> None:
-    completed = campaign("--kills=7", "--others=1")
+    completed = campaign("--kills=7", "--others=1", "--disk=0")
     assert completed.returncode == 0, completed.stdout + completed.stderr
 
 
 @pytest.mark.slow
 def test_fifty_kills_and_six_of_every_other_fault_lose_nothing() -> None:
-    completed = campaign("--kills=50", "--others=6", "--seed=1")
+    completed = campaign("--kills=50", "--others=6", "--disk=0", "--seed=1")
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+
+
+@pytest.mark.slow
+def test_every_command_that_writes_survives_every_failing_call() -> None:
+    completed = campaign("--kills=0", "--others=0", "--disk=2", "--seed=1")
     assert completed.returncode == 0, completed.stdout + completed.stderr
