@@ -472,7 +472,8 @@ def _explain(error: Exception, id: str, action: str) -> tuple[str, *tuple[Remedy
     if isinstance(root, OSError) and root.filename:
         message = f"Cannot write to {paths.hub_cache()}: {root.strerror} ({root.filename})."
         return message, Remedy("Point HF_HOME to a folder that you may write to.")
-    reason = re.sub(r"\?[^\s'\"]*", "", f"{type(root).__name__}: {root}".splitlines()[0])
+    named = str(root) if isinstance(root, TimeoutError) else f"{type(root).__name__}: {root}"
+    reason = re.sub(r"\?[^\s'\"]*", "", named.splitlines()[0])
     return f"Cannot {action} {id} ({endpoint()}): {reason}", Remedy(f"Check the connection and {again}")
 
 

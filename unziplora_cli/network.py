@@ -98,7 +98,8 @@ def _stream(url: str, start: int) -> Iterator[Any]:
     headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
-    if hasattr(session, "stream"):  # httpx, since huggingface_hub 1
+    is_httpx = callable(session.stream)  # since huggingface_hub 1, before that of requests
+    if is_httpx:
         opened = session.stream("GET", url, headers=headers, follow_redirects=True, timeout=2 * WINDOW)
     else:
         opened = session.get(url, headers=headers, stream=True, timeout=2 * WINDOW)
@@ -106,7 +107,7 @@ def _stream(url: str, start: int) -> Iterator[Any]:
         if response.status_code >= 400:
             raise Refused(response)
         yield start if response.status_code == 206 else 0
-        yield from response.iter_bytes() if hasattr(session, "stream") else response.iter_content(1 << 16)
+        yield from response.iter_bytes() if is_httpx else response.iter_content(1 << 16)
 
 
 def within(seconds: float, function: Callable[[], ResultT]) -> ResultT:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from unziplora_cli.config import resolve
+from unziplora_cli.resources import samples
 from unziplora_cli.sdxl import load
 from unziplora_cli.training import estimate, inputs
 from unziplora_cli.training.estimate import shipped_sdxl
 from unziplora_cli.training.memory import Target, estimate_memory, profile_base, required_memory
 
 GB = 10**9
+PROCESS = 500_000_000
 LOW_MEMORY = ("--gradient-checkpointing", "--quantize", "int8")
 
 
@@ -31,6 +36,7 @@ def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("load_unet", "load_vae", "load_text_encoders"):
             monkeypatch.setattr(module, name, refuse, raising=False)
     monkeypatch.setattr(estimate, "MEASURING", 0.001)
+    monkeypatch.setattr(estimate, "process_memory", lambda: PROCESS)
 
     class Terminal:
         isatty = staticmethod(lambda: True)
@@ -54,7 +60,7 @@ def fast_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def required(**changes: Any) -> int:
     """The bytes that SDXL requires with ``changes`` of the preset ``paper`` on a CPU."""
     target = Target("cpu", "fp32")
-    memory = estimate_memory(profile_base(shipped_sdxl()), resolve("paper", changes), target)
+    memory = estimate_memory(profile_base(shipped_sdxl()), resolve("paper", changes), target, PROCESS)
     return required_memory(memory, target)
 
 
@@ -128,8 +134,26 @@ def test_a_cpu_is_too_slow_for_sdxl_whatever_fits(unziplora, photos, free, monke
     assert "sdxl needs a GPU" in completed.out
     assert not any(text in completed.out for text in ("Fits:", "Does not fit", "Settings that fit"))
     plan = unziplora(*words, "--json").envelope["result"]["plan"]
-    assert plan["too_slow"]
-    assert plan["fitting_command"] is None
+    assert (plan["too_slow"], plan["fits"]) == (True, False)
+    assert [plan[name] for name in ("fitting_command", "seconds", "seconds_per_step")] == [None] * 3
+
+
+@pytest.mark.slow
+def test_the_estimate_of_main_memory_holds(tmp_path):
+    """Of a whole command in a process of its own, as the operating system counts it."""
+    program = (
+        "import resource, sys\n"
+        "from unziplora_cli.__main__ import run\n"
+        "code = run(sys.argv[1:])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)\n"
+        "sys.exit(code)"
+    )
+    words = ["--base=mini", "--subject=fox", "--style=watercolor", "--steps=19", "--destyle-images=1"]
+    command = [sys.executable, "-c", program, "train", str(samples()["fox"].image), *words, "--json"]
+    ran = partial(subprocess.run, capture_output=True, text=True, check=True)
+    plan = json.loads(ran([*command, "--plan"]).stdout)["result"]["plan"]
+    used = int(ran(command).stderr.splitlines()[-1])
+    assert plan["peak_memory_bytes"] == pytest.approx(used, rel=0.15)
 
 
 def test_a_resumed_training_has_no_estimate(unziplora):

@@ -161,7 +161,7 @@ def test_larger_settings_need_more_memory(sdxl: BaseProfile) -> None:
 
 def test_any_base_of_sdxls_shape_has_an_estimate(base: BaseRef) -> None:
     settings = TrainConfig(rank=4, resolution=64)
-    assert estimate_memory(profile_base(base), settings, Target("cpu", "fp32")).peak < 0.6e9
+    assert estimate_memory(profile_base(base), settings, Target("cpu", "fp32")).peak < 0.1e9
 
 
 def saved_bytes(

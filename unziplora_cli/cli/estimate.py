@@ -124,7 +124,7 @@ def _summary(estimate: "TrainingEstimate", preset: str, projects: int, command: 
         "too_slow": estimate.too_slow,
         "peak_memory_bytes": estimate.memory.peak,
         "flops_per_step": estimate.time.flops,
-        "seconds_per_step": round(estimate.time.step, 4),
-        "seconds": round(estimate.time.total * projects, 1),
+        "seconds_per_step": None if estimate.too_slow else round(estimate.time.step, 4),
+        "seconds": None if estimate.too_slow else round(estimate.time.total * projects, 1),
         "fitting_command": command,
     }

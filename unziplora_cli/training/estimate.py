@@ -41,6 +41,7 @@ from unziplora_cli.training.memory import (
     free_memory,
     passes,
     pixels,
+    process_memory,
     profile_base,
     project_bytes,
     required_memory,
@@ -137,13 +138,13 @@ def measure_rate(device: torch.device, dtype: torch.dtype, *, one_thread: bool =
 
 
 def find_fitting_settings(
-    base: BaseProfile, config: TrainConfig, target: Target, free: int
+    base: BaseProfile, config: TrainConfig, target: Target, free: int, process: int = 0
 ) -> dict[str, Any] | None:
     """The fewest changes of ``config`` with which the training needs at most ``free`` bytes, or None."""
 
     def fits(changes: Changes) -> bool:
         changed_target = replace(target, precision=changes.get("precision", target.precision))
-        memory = estimate_memory(base, replace(config, **changes), changed_target)
+        memory = estimate_memory(base, replace(config, **changes), changed_target, process)
         return required_memory(memory, changed_target) <= free
 
     changes: dict[str, Any] = {}
@@ -262,7 +263,7 @@ class TrainingEstimate:
 
     @property
     def fits(self) -> bool:
-        return self.required_bytes <= self.free_bytes
+        return self.required_bytes <= self.free_bytes and not self.too_slow
 
     @property
     def too_slow(self) -> bool:
@@ -280,10 +281,11 @@ def estimate_training(base: BaseRef, config: TrainConfig, device_name: str) -> T
     device = pick_device(device_name)
     dtype = pick_dtype(config.precision, device)
     target, profile = target_of(device, dtype, fuse=config.fuse), profile_base(base)
-    memory = estimate_memory(profile, config, target)
+    process = process_memory() if device.type == "cpu" else 0
+    memory = estimate_memory(profile, config, target, process)
     required, free = required_memory(memory, target), free_memory(device)
     rate = measure_rate(device, dtype, one_thread=profile.unet.parameters < SMALL_NETWORK)
-    fitting = None if required <= free else find_fitting_settings(profile, config, target, free)
+    fitting = None if required <= free else find_fitting_settings(profile, config, target, free, process)
     return TrainingEstimate(
         base=base.spec,
         device=str(device),

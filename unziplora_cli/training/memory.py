@@ -47,8 +47,8 @@ CUDA_CONTEXT = int(0.5 * GIB)
 """Bytes that CUDA itself takes, beside what torch allocates."""
 FRAGMENTATION = int(1.0 * GIB)
 """Bytes that torch's allocator reserves and cannot use."""
-PROCESS = 500_000_000
-"""Bytes of main memory for Python and the libraries."""
+GROWTH = 90_000_000
+"""Bytes of main memory by which a process grows while it trains, beside what is counted."""
 VAE_FEATURE_MAPS = 6.1
 """Feature maps [first block's channels, height, width] in memory at once while the VAE encodes an image."""
 FUSED_COPIES = 3
@@ -96,6 +96,16 @@ def free_memory(device: torch.device) -> int:
         return free + torch.cuda.memory_reserved(device) + CUDA_CONTEXT
     held = psutil.Process().memory_info().rss if device.type == "cpu" else 0
     return int(psutil.virtual_memory().available) + held
+
+
+def process_memory() -> int:
+    """The bytes of main memory that this process will need beside what is counted.
+
+    It has imported torch and diffusers, whose size depends on their build: 0.4 GB for a CPU, more for CUDA.
+    """
+    import psutil
+
+    return int(psutil.Process().memory_info().rss) + GROWTH
 
 
 def total_memory(device: torch.device) -> int:
@@ -166,8 +176,10 @@ class MemoryEstimate:
         return self.process + max(self.text_encoders, self.vae, self.step)
 
 
-def estimate_memory(base: BaseProfile, config: TrainConfig, target: Target) -> MemoryEstimate:
-    """The memory of a training on ``base`` with ``config``."""
+def estimate_memory(
+    base: BaseProfile, config: TrainConfig, target: Target, process: int = 0
+) -> MemoryEstimate:
+    """The memory of a training on ``base`` with ``config``; ``process`` is that of the program itself."""
     trained = trained_parameters(base.unet, config.rank)
     activations, worst = _step_bytes(base, config, target, trained)
     return MemoryEstimate(
@@ -177,7 +189,7 @@ def estimate_memory(base: BaseProfile, config: TrainConfig, target: Target) -> M
         trained_state=trained * (4 + MOMENTS[config.optimizer]),
         activations=activations,
         temporary=worst - activations,
-        process=PROCESS if target.device == "cpu" else 0,
+        process=process,
     )
 
 
