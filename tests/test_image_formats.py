@@ -234,7 +234,7 @@ def zipped(mimetype: str) -> bytes:
         ("a.xcf", b"gimp xcf v011", "GIMP", "GIMP"),
         ("a.psb", b"8BPS\0\2", "Photoshop", "Photoshop"),
         ("a.exr", b"\x76\x2f\x31\x01", "high dynamic range", "Krita"),
-        ("a.clip", b"CSFCHUNK", "Clip Studio", "Clip Studio"),
+        ("a.clip", b"CSFCHUNK", "CLIP STUDIO", "CLIP STUDIO PAINT"),
         ("a.procreate", zipped("x"), "Procreate", "Procreate"),
         ("a.afphoto", b"\0\xffKA", "Affinity", "Affinity"),
         ("a.tga", b"\0\0\2\0", "texture", "GIMP"),
@@ -257,8 +257,8 @@ def test_jpeg_xl_is_read_with_its_extra_and_named_without(tmp_path: Path, monkey
 
     path = tmp_path / "a.jxl"
     path.write_bytes(b"\xff\x0a" + bytes(20))
-    known = [name for name in image_formats.formats() if name != "JXL"]
-    monkeypatch.setattr(image_formats, "formats", lambda: known)
+    without = [name for name in image_formats.formats() if name != "JXL"]
+    monkeypatch.setattr(image_formats, "formats", lambda: without)
     with pytest.raises(UsageError, match="JPEG XL") as caught:
         load_image(path)
     assert "unziplora[jxl]" in hint(caught.value)

@@ -49,10 +49,10 @@ _CONVERSIONS: tuple[tuple[str, str, tuple[bytes, ...], Remedy], ...] = (
     ("a large Photoshop document", "psb", (b"8BPS\0\x02",), Remedy("Export it from Photoshop as PNG.")),
     ("an Affinity document", "afphoto afdesign af", (), Remedy("Export it from Affinity as PNG.")),
     (
-        "a Clip Studio document",
+        "a CLIP STUDIO document",
         "clip lip",
         (b"CSFCHUNK",),
-        Remedy("Export it from Clip Studio Paint as PNG."),
+        Remedy("Export it from CLIP STUDIO PAINT as PNG."),
     ),
     ("a Procreate document", "procreate", (), Remedy("Share it from Procreate as PNG.")),
     ("a Paint.NET document", "pdn", (b"PDN3",), Remedy("Save it from Paint.NET as PNG.")),

@@ -119,11 +119,11 @@ def test_only_images_of_this_project_alone_are_published(unziplora, drawn, make_
     from unziplora_cli.images import save_png
 
     fox, rose = manifest.read(drawn), make_project("rose").manifest
-    own = {role: fox.artifact(role).sha256 for role in ("content", "style")}
+    hashes = {role: fox.artifact(role).sha256 for role in ("content", "style")}
     others = [
         {
             "command": "combine",
-            "adapters": {"content": own["content"], "style": rose.artifact("style").sha256},
+            "adapters": {"content": hashes["content"], "style": rose.artifact("style").sha256},
         },
         {"command": "content", "adapters": {"content": rose.artifact("content").sha256}},
         {"command": "content", "adapters": {"content": "0" * 64}, "projects": {"content": "fox"}},
@@ -133,7 +133,7 @@ def test_only_images_of_this_project_alone_are_published(unziplora, drawn, make_
     ]
     for number, parameters in enumerate(others):
         save_png(Image.new("RGB", (64, 64), "blue"), drawn / f"images/other-{number}.png", parameters)
-    both = {"command": "combine", "prompts": {"full": "both"}, "adapters": own}
+    both = {"command": "combine", "prompts": {"full": "both"}, "adapters": hashes}
     save_png(Image.new("RGB", (64, 64), "lime"), drawn / "images/both.png", both)
     assert unziplora("push", "fox", "me/fox", "--dry-run", "--out", tmp_path / "out").code == 0
     widget = front((tmp_path / "out/README.md").read_text())["widget"]

@@ -111,10 +111,10 @@ def test_page_shows_everything_about_the_project(project):
     assert "unziplora combine fox" in page.text
 
 
-def test_verdict_and_evaluation_sheet_are_at_the_top(project):
+def test_diagnosis_and_evaluation_sheet_are_at_the_top(project):
     Image.new("RGB", (96, 64), "teal").save(project.folder / "evaluation.png")
     page = Page(report(project).file)
-    verdict, sheet, rest = (
+    diagnosis, sheet, rest = (
         page.words.index(text)
         for text in (
             "The style leaks into <content>.",
@@ -122,7 +122,7 @@ def test_verdict_and_evaluation_sheet_are_at_the_top(project):
             "Images Scores Training",
         )
     )
-    assert verdict < sheet < rest
+    assert diagnosis < sheet < rest
     assert page.words.count("The style leaks into <content>.") == 1
     assert page.images()[1].size == (96, 64)  # after the training image
     assert len(Page(report(rewrite(project, evaluation=None)).file).images()) == len(page.images()) - 1

@@ -128,4 +128,5 @@ def push(
         text=f"{result.folder or result.url}: {', '.join(result.files)}",
     )
     if license is None:
-        session.output.message("The model card names no license. SDXL's own is --license openrail++.")
+        hint = "" if request.project.job.base.kind == "builtin" else " SDXL's own is --license openrail++."
+        session.output.message(f"The model card names no license.{hint}")

@@ -126,8 +126,8 @@ def _write(request: PushRequest, store: ProjectStore, folder: Path) -> tuple[str
             copy(project.path(artifact.role), folder / weights[artifact.role])
     paths: Sequence[Path] = ()
     if request.pictures:
-        own = (path for path in newest_images(project) if own_parameters(project, path))
-        paths = tuple(islice(own, MAX_IMAGES)) if request.images is None else request.images
+        generated = (path for path in newest_images(project) if own_parameters(project, path))
+        paths = tuple(islice(generated, MAX_IMAGES)) if request.images is None else request.images
     images = [
         _copy_image(path, folder, f"images/{number}.png", project)
         for number, path in enumerate(paths, start=1)
@@ -169,8 +169,8 @@ def own_parameters(project: Project, path: Path) -> ImageParameters:
     except UsageError:
         return {}
     used = parameters.get("adapters", {})
-    own: dict[str, str] = {artifact.role: artifact.sha256 for artifact in project.manifest.artifacts}
-    return parameters if used and all(own.get(role) == sha256 for role, sha256 in used.items()) else {}
+    hashes: dict[str, str] = {artifact.role: artifact.sha256 for artifact in project.manifest.artifacts}
+    return parameters if used and all(hashes.get(role) == sha256 for role, sha256 in used.items()) else {}
 
 
 def _copy_without_thumbnail(source: Path, target: Path) -> None:
