@@ -48,6 +48,7 @@ def isolated_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     monkeypatch.setenv("UNZIPLORA_HOME", str(home))
     monkeypatch.setenv("HF_HOME", str(models))
     monkeypatch.setenv("HF_HUB_CACHE", str(models / "hub"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(root / "config"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     monkeypatch.setenv("COLUMNS", "100")

@@ -14,7 +14,7 @@ LAYERS = (
     ("files", "checks"),
     ("config",),
     ("color", "image_formats", "image_repair"),
-    ("dependencies", "images", "packages", "prompts"),
+    ("dependencies", "images", "packages", "preferences", "prompts"),
     ("job",),
     ("method",),
     ("accel",),

@@ -26,6 +26,9 @@ def main() -> None:
         code = _main(sys.argv[1:])
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except ImportError as error:  # of what every command needs
+        sys.stderr.write(f"Error: A library cannot be imported: {error}.\n  -> Install unziplora again.\n")
+        code = 1
     gc.freeze()
     sys.exit(code)
 

@@ -36,7 +36,7 @@ class Checked:
 
 
 @cache
-def _hints(config: type) -> dict[str, Any]:
+def _hints(config: Any) -> dict[str, Any]:
     return get_type_hints(config)
 
 

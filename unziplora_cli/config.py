@@ -10,7 +10,7 @@ from typing import Any
 
 from unziplora_cli import resources
 from unziplora_cli.checks import Checked, check_text, field_names, nearest, option, refuse_unknown
-from unziplora_cli.errors import Remedy, UsageError
+from unziplora_cli.errors import Remedy, UsageError, count
 
 # Presets override the defaults of these dataclasses, and options override presets.
 
@@ -242,7 +242,9 @@ class TrainConfig(Checked):
                 Remedy("Remove prior-content, or turn destyling off", settings={"destyle_images": 0}),
             )
         if self.lr_warmup_steps > self.steps:
-            raise UsageError(f"lr-warmup-steps is {self.lr_warmup_steps}, more than the {self.steps} steps.")
+            raise UsageError(
+                f"lr-warmup-steps is {self.lr_warmup_steps}, more than {count(self.steps, 'step')}."
+            )
         for branch in ("content", "style"):
             if getattr(self, f"prior_{branch}_prompt") and not getattr(self, f"prior_{branch}"):
                 raise UsageError(

@@ -35,6 +35,11 @@ class Remedy:
     extra: str = ""
 
 
+def count(number: int, noun: str) -> str:
+    """A number with its noun: `1 image`, `3 images`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 class UnziploraError(Exception):
     """A failure: what happened (`message`) and what to do next (`remedies`)."""
 

@@ -25,9 +25,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import chain, count
 from pathlib import Path
-from typing import BinaryIO
 
 from unziplora_cli.errors import ProjectError, Remedy
 
@@ -364,7 +364,7 @@ MAX_IMAGE_SIZE = 4 * 2**30
 
 
 @contextmanager
-def open_regular(path: Path, limit: int) -> Iterator[BinaryIO]:
+def open_regular(path: Path, limit: int) -> Iterator[BufferedReader]:
     """Open a regular file of at most `limit` bytes; raises OSError for all others.
 
     A pipe or a device in its place would block, and a sparse file would fill the memory.

@@ -72,18 +72,25 @@ def test_unfinished_and_hidden_folders_are_not_completed(complete_line, make_pro
     folder = make_project("fox").folder
     (folder.parent / ".fox.0a1b2c3d.partial").mkdir()
     (folder.parent / "notes.txt").touch()
+    (folder.parent / "empty").mkdir()
+    for name in ("lost+found", "a b", "$(rm x)", "x\ny", "\x1b[2J", "`id`"):
+        (folder.parent / name).mkdir()
+        (folder.parent / name / "manifest.json").touch()
     assert complete_line("show", "") == ["fox"]
 
 
 def test_resume_completes_unfinished_trainings(complete_line, make_project):
     folder = make_project("fox").folder
     (folder.parent / ".rose.unfinished").mkdir()
+    (folder.parent / ".rose.unfinished" / "training.json").touch()
+    (folder.parent / ".elk.unfinished").mkdir()
     assert complete_line("train", "--resume", "") == ["rose"]
 
 
 def test_the_home_option_of_the_line_is_used(complete_line, tmp_path, make_project):
     make_project("fox")
     (tmp_path / "projects" / "rose").mkdir(parents=True)
+    (tmp_path / "projects" / "rose" / "manifest.json").touch()
     assert complete_line("--home", str(tmp_path), "show", "") == ["rose"]
     assert complete_line("--home", str(tmp_path / "nowhere"), "show", "") == []
 
@@ -94,6 +101,18 @@ def test_models_are_completed(complete_line, tiny_base):
     assert complete_line("models", "remove", "") == ["mini", "sdxl", "owner/name"]
     assert complete_line("train", "fox.png", "--base", "ow") == ["owner/name"]
     assert complete_line("content", "fox", "--base", "m") == ["mini"]
+
+
+def test_presets_and_preferences_are_completed(complete_line):
+    assert complete_line("presets", "show", "p") == ["paper"]
+    assert complete_line("train", "fox.png", "--preset", "lo") == ["low-vram"]
+    assert complete_line("config", "set", "o") == ["output-folder", "open"]
+
+
+@pytest.mark.parametrize("home", ["~no-such-user/x", "/dev/null/x"])
+def test_a_home_that_cannot_be_used_completes_nothing(complete_line, monkeypatch, home):
+    monkeypatch.setenv("UNZIPLORA_HOME", home)
+    assert complete_line("show", "") == []
 
 
 def test_choices_are_completed(complete_line):

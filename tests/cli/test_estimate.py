@@ -72,7 +72,7 @@ def test_an_estimate_writes_nothing(unziplora, photos, settings, isolated_home):
     assert not isolated_home.exists()
 
 
-@pytest.mark.parametrize("option", ["--plan", "--estimate"])
+@pytest.mark.parametrize("option", ["--plan", "--estimate", "--dry-run"])
 def test_an_estimate_as_json(option, unziplora, photos, settings):
     envelope = unziplora("train", *photos.glob("*"), *settings, option, "--json").envelope
     plan = envelope["result"]["plan"]

@@ -13,7 +13,7 @@ from tests.cli.test_completion import commands
 from tests.doctor.machines import CPU_MACHINE
 from tests.hub_server import TOKEN, Hub, Repository
 from tests.test_model_cache import sdxl_files
-from unziplora_cli.cli import app
+from unziplora_cli.cli import app, projects
 from unziplora_cli.cli._output import Output
 from unziplora_cli.doctor import checks
 from unziplora_cli.workflows import demo
@@ -42,7 +42,15 @@ EXAMPLES = {
     "eval": "eval fox --device=cpu --noise-samples=1",
     "doctor": "doctor",
     "replay": "replay fox",
-    "push": "push fox me/fox --dry-run --out={out}/fox",
+    "push": "push fox me/fox --plan --out={out}/fox",
+    "open": "open fox --what=folder",
+    "help": "help train",
+    "config list": "config list",
+    "config set": "config set base mini",
+    "config unset": "config unset base",
+    "config path": "config path",
+    "presets list": "presets list",
+    "presets show": "presets show paper",
     "models list": "models list",
     "models pull": "models pull owner/name",
     "models verify": "models verify mini",
@@ -97,6 +105,8 @@ def test_every_successful_command_prints_an_envelope(
         monkeypatch.setattr(demo, "demo", lambda *_, **__: finished_demo())
     if name == "doctor":  # tested elsewhere
         monkeypatch.setattr(checks, "collect_environment", lambda *_, **__: CPU_MACHINE)
+    if name == "open":
+        monkeypatch.setattr(projects, "open_path", lambda path: True)
     if name == "models remove":
         unziplora("models", "pull", "owner/name")
     completed = unziplora("--json", *fill(EXAMPLES[name]))

@@ -60,7 +60,7 @@ def drawn(make_project) -> Path:
 
 def test_dry_run_writes_the_folder_without_network(unziplora, hub, drawn, tmp_path):
     result = unziplora(
-        "push", "fox", "me/fox", "--dry-run", "--out", tmp_path / "out", "--license=cc-by-4.0", "--json"
+        "push", "fox", "me/fox", "--plan", "--out", tmp_path / "out", "--license=cc-by-4.0", "--json"
     ).envelope["result"]
     assert hub.requests == []
     files = bytes_of(tmp_path / "out")
@@ -108,7 +108,7 @@ def test_parameters_of_the_wrong_type_fall_back_to_the_projects_prompt(
     info.add_text("unziplora", json.dumps(parameters))
     Image.new("RGB", (64, 64)).save(tmp_path / "one.png", pnginfo=info)
     options = ("--image", tmp_path / "one.png", "--out", tmp_path / "out")
-    completed = unziplora("push", "fox", "me/fox", "--dry-run", *options)
+    completed = unziplora("push", "fox", "me/fox", "--plan", *options)
     assert completed.code == 0
     prompt = manifest.read(drawn).job.prompts.full
     assert f"![{prompt}](images/1.png)" in (tmp_path / "out/README.md").read_text()
@@ -135,7 +135,7 @@ def test_only_images_of_this_project_alone_are_published(unziplora, drawn, make_
         save_png(Image.new("RGB", (64, 64), "blue"), drawn / f"images/other-{number}.png", parameters)
     both = {"command": "combine", "prompts": {"full": "both"}, "adapters": hashes}
     save_png(Image.new("RGB", (64, 64), "lime"), drawn / "images/both.png", both)
-    assert unziplora("push", "fox", "me/fox", "--dry-run", "--out", tmp_path / "out").code == 0
+    assert unziplora("push", "fox", "me/fox", "--plan", "--out", tmp_path / "out").code == 0
     widget = front((tmp_path / "out/README.md").read_text())["widget"]
     assert sorted(image["text"] for image in widget) == ["a fox on a beach", "both"]
 
@@ -150,7 +150,7 @@ def test_no_image_publishes_no_image_nor_thumbnail(unziplora, drawn, tmp_path):
     artifacts = tuple(Artifact.of(drawn, a.role, a.path, a.format, a.rank) for a in record.artifacts)
     manifest.write(drawn, replace(record, artifacts=artifacts))
     out = tmp_path / "out"
-    assert unziplora("push", "fox", "me/fox", "--dry-run", "--no-picture", "--out", out).code == 0
+    assert unziplora("push", "fox", "me/fox", "--plan", "--no-picture", "--out", out).code == 0
     assert sorted(bytes_of(out)) == sorted([*WEIGHTS, "README.md"])
     with safe_open(out / "fox_content.safetensors", "pt") as published:
         assert published.metadata()["modelspec.title"] == "fox"
@@ -162,14 +162,14 @@ def test_no_image_publishes_no_image_nor_thumbnail(unziplora, drawn, tmp_path):
 def test_dry_run_into_the_working_folder(unziplora, drawn, tmp_path, monkeypatch):
     (tmp_path / "new").mkdir()
     monkeypatch.chdir(tmp_path / "new")
-    assert unziplora("push", "fox", "me/fox", "--dry-run", "--out", ".").code == 0
+    assert unziplora("push", "fox", "me/fox", "--plan", "--out", ".").code == 0
     assert sorted(path.name for path in Path().iterdir()) == sorted([*WEIGHTS, "README.md", "images"])
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 def test_card_of_the_built_in_base_says_what_it_is_not_for(unziplora, make_project, tmp_path):
     make_project("fox", base=BaseRecord("mini", "builtin", "mini", hash="0" * 64))
-    assert unziplora("push", "fox", "me/fox", "--dry-run", "--out", tmp_path / "out").code == 0
+    assert unziplora("push", "fox", "me/fox", "--plan", "--out", tmp_path / "out").code == 0
     card = (tmp_path / "out/README.md").read_text()
     assert "A trial, not for SDXL" in card
     assert "unziplora import fox_content.safetensors fox_style.safetensors --base mini" in card
@@ -184,7 +184,7 @@ def test_dry_run_leaves_other_hidden_folders_alone(unziplora, drawn, tmp_path):
     other = tmp_path / ".out.partial"
     other.mkdir()
     (other / "mine.txt").write_text("mine")
-    assert unziplora("push", "fox", "me/fox", "--dry-run", "--out", tmp_path / "out").code == 0
+    assert unziplora("push", "fox", "me/fox", "--plan", "--out", tmp_path / "out").code == 0
     assert bytes_of(other) == {"mine.txt": b"mine"}
     assert "mine.txt" not in bytes_of(tmp_path / "out")
 
@@ -224,7 +224,7 @@ def test_unreachable_hub_is_reported(unziplora, hub, drawn, monkeypatch):
     [
         ("push fox fox", 2, "owner/name"),
         ("push fox ../fox", 2, "owner/name"),
-        ("push fox me/fox --out x", 2, "--dry-run"),
+        ("push fox me/fox --out x", 2, "--plan"),
         ("push fix me/fox", 3, "Did you mean fox"),
         ("push fox me/fox --image nowhere.png", 2, "no file nowhere.png"),
         ("--offline push fox me/fox", 4, "needs the network"),
@@ -239,7 +239,7 @@ def test_wrong_arguments_are_refused_before_any_request(unziplora, hub, drawn, l
 
 def test_damaged_project_is_not_published(unziplora, hub, drawn, tmp_path):
     (drawn / "style.safetensors").write_bytes(b"other")
-    for more in ([], ["--dry-run", "--out", tmp_path / "out"]):
+    for more in ([], ["--plan", "--out", tmp_path / "out"]):
         completed = unziplora("push", "fox", "me/fox", *more)
         assert completed.code == 3
         assert "unziplora verify fox" in completed.message
@@ -249,7 +249,7 @@ def test_damaged_project_is_not_published(unziplora, hub, drawn, tmp_path):
 
 def test_nonempty_folder_is_refused(unziplora, drawn, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    completed = unziplora("push", "fox", "me/fox", "--dry-run", "--out", tmp_path)
+    completed = unziplora("push", "fox", "me/fox", "--plan", "--out", tmp_path)
     assert completed.code == 2
     assert "already exists" in completed.message
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
@@ -257,7 +257,7 @@ def test_nonempty_folder_is_refused(unziplora, drawn, tmp_path):
 
 def test_card_names_the_base_on_the_hub_and_its_code_parses(unziplora, make_project, tmp_path):
     make_project("fox", base=BaseRecord("sdxl", "hub", SDXL_ID, revision="ab" * 20))
-    assert unziplora("push", "fox", "me/fox", "--dry-run", "--out", tmp_path / "out").code == 0
+    assert unziplora("push", "fox", "me/fox", "--plan", "--out", tmp_path / "out").code == 0
     card = (tmp_path / "out/README.md").read_text()
     assert front(card)["base_model"] == SDXL_ID
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
@@ -269,7 +269,7 @@ def test_card_names_the_base_on_the_hub_and_its_code_parses(unziplora, make_proj
 def test_published_files_contain_no_local_paths(unziplora, two_projects, tiny_base, tmp_path):
     """The project in `trained_home` was trained on a base in a folder; its LoRAs and pictures say a lot."""
     assert unziplora("content", "fox", "--steps=1", "--device=cpu").code == 0
-    assert unziplora("push", "fox", "me/fox", "--dry-run", "--out", tmp_path / "out").code == 0
+    assert unziplora("push", "fox", "me/fox", "--plan", "--out", tmp_path / "out").code == 0
     files = bytes_of(tmp_path / "out")
     assert "images/1.png" in files
     for name, data in files.items():
@@ -283,7 +283,7 @@ def test_user_text_is_neither_markup_nor_metadata(unziplora, make_project, tmp_p
     project = make_project("fox", words=nasty)
     prompts = replace(project.job.prompts, content='a "fox": #1\n- x', full='a `fox` \\ "ink"')
     make_project("rose", words=nasty, prompts=prompts)
-    assert unziplora("push", "rose", "me/rose", "--dry-run", "--out", tmp_path / "out").code == 0
+    assert unziplora("push", "rose", "me/rose", "--plan", "--out", tmp_path / "out").code == 0
     card = (tmp_path / "out/README.md").read_text()
     metadata = front(card)
     assert "license" not in metadata

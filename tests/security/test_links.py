@@ -59,7 +59,7 @@ COMMANDS = {
     "report": ("report", "fox"),
     "eval": ("eval", "fox"),
     "replay": ("replay", "fox"),
-    "push": ("push", "fox", "ann/fox", "--dry-run"),
+    "push": ("push", "fox", "ann/fox", "--plan"),
 }
 
 

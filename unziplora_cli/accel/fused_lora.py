@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from unziplora_cli.errors import AdapterError, Remedy
+from unziplora_cli.errors import AdapterError, Remedy, count
 from unziplora_cli.method.inject import adapted_projections
 from unziplora_cli.method.layer import Branch, DualLoRALinear, Mode
 from unziplora_cli.method.lora import LoRA, LoRAPair
@@ -347,8 +347,8 @@ def check_fit(network: nn.Module, pair: LoRAPair) -> None:
         unknown = [layer for layer in lora if layer not in projections]
         if unknown:
             raise AdapterError(
-                f"The {name} LoRA adapts {len(unknown)} layers that this base does not have, such as "
-                f"{unknown[0]}.",
+                f"The {name} LoRA adapts {count(len(unknown), 'layer')} that this base does not have, "
+                f"such as {unknown[0]}.",
                 remedy,
             )
         for layer, weights in lora.items():

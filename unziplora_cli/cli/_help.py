@@ -7,6 +7,8 @@ are those of the preset that would be used on this machine.
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, fields
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 USUAL = {
     "train": (
         *("subject", "style", "name", "base", "preset", "steps", "rank", "resolution", "seed", "device"),
-        *("together", "resume", "force", "sheet", "plan"),
+        *("together", "resume", "force", "sheet", "open_result", "plan"),
     ),
     **dict.fromkeys(
         ("content", "style", "combine", "cross"),
@@ -40,7 +42,7 @@ USUAL = {
                 "width",
                 "height",
             ),
-            *("content_strength", "style_strength", "grid", "negative_prompt", "out", "force"),
+            *("content_strength", "style_strength", "grid", "negative_prompt", "out", "force", "open_result"),
         ),
     ),
 }
@@ -69,7 +71,8 @@ EXAMPLES = {
     "show": ("show fox",),
     "verify": ("verify fox",),
     "rename": ("rename fox red-fox",),
-    "remove": ("remove fox",),
+    "remove": ("remove fox", "remove fox rose --yes"),
+    "open": ("open fox", "open fox --what images"),
     "export": ("export fox --out loras", "export fox --part combined --out fox.safetensors"),
     "check": ("check fox-style.safetensors",),
     "import": ("import content.safetensors style.safetensors --subject fox",),
@@ -83,7 +86,14 @@ EXAMPLES = {
     "models remove": ("models remove sdxl",),
     "models path": ("models path sdxl",),
     "doctor": ("doctor", "doctor --online"),
-    "push": ("push fox you/fox-lora", "push fox --dry-run --out folder"),
+    "push": ("push fox you/fox-lora", "push fox you/fox-lora --plan --out folder"),
+    "help": ("help train", "help models pull"),
+    "config list": ("config list",),
+    "config set": ("config set base mini", "config set output-folder ~/Pictures", "config set open true"),
+    "config unset": ("config unset base",),
+    "config path": ("config path",),
+    "presets list": ("presets list",),
+    "presets show": ("presets show paper",),
 }
 """Command lines to type, by command, without the name of the program."""
 
@@ -129,6 +139,8 @@ class Command(TyperCommand):
                 if is_argument
                 else _TYPE.sub(lambda match: METAVARS.get(match[2], match[2].upper()), record[0]).strip()
             )
+            for alias in [flag for flag in param.opts if flag.startswith("--")][1:]:
+                name = name.replace(f", {alias}", "")
             groups.setdefault(title, []).append((name, text))
         for title, rows in groups.items():
             with formatter.section(title):
@@ -168,12 +180,15 @@ HELP_ALL = typer.Option(
 
 def _preset_at_hand(ctx: Any) -> "tuple[Preset | None, str]":
     """The preset whose defaults apply: the one on the command line, or that of the base to be used."""
+    from unziplora_cli import preferences
     from unziplora_cli.sdxl.base import resolve_base
 
+    has_gpu = Path("/dev/nvidiactl").exists()  # asking torch would import it
     line = tuple(getattr(ctx.obj, "command_line", ()))
     given = {name: _value(line, f"--{name}") for name in ("base", "preset", "destyle")}
     try:
-        base = resolve_base(given["base"], offline=False)[0]
+        spec = given["base"] or preferences.load().base
+        base = resolve_base(spec, offline=False, has_gpu=has_gpu)[0]
         name = given["preset"] or resources.default_preset(base.kind, given["destyle"])
         note = f"Defaults: those of the preset {name}, for the base {base.spec}."
     except UnziploraError:  # a base that has to be downloaded first
@@ -185,7 +200,7 @@ def _preset_at_hand(ctx: Any) -> "tuple[Preset | None, str]":
 
 
 def _value(line: tuple[str, ...], option: str) -> str | None:
-    for word, following in zip(line, (*line[1:], ""), strict=True):
+    for word, following in pairwise((*line, "")):
         if word == option or word.startswith(f"{option}="):
             return word.removeprefix(option).removeprefix("=") or following or None
     return None

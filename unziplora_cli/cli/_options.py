@@ -1,7 +1,10 @@
 """Options shared by commands, options generated from configuration fields, and shell completion."""
 
 import inspect
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import Field, fields, replace
 from functools import wraps
 from pathlib import Path
@@ -14,6 +17,7 @@ from unziplora_cli.checks import plain_type
 from unziplora_cli.cli._help import HELP_ALL, setting_facts
 from unziplora_cli.cli._output import Session, notice_text
 from unziplora_cli.config import GenerateConfig, TrainConfig
+from unziplora_cli.errors import UnziploraError
 
 if TYPE_CHECKING:
     from unziplora_cli.config import ComputeConfig
@@ -92,23 +96,28 @@ def _complete_from(choices: Sequence[str]) -> Callable[[str], list[str]]:
 
 def project_names(ctx: typer.Context, incomplete: str) -> list[str]:
     """Complete the name of a project in the home that the command line selects."""
-    return sorted(name for name in _folders(ctx) if name.startswith(incomplete) and not name.startswith("."))
+    return _names(ctx, incomplete, "", "", ("manifest.json",))
 
 
 def unfinished_names(ctx: typer.Context, incomplete: str) -> list[str]:
     """Complete the name of an unfinished training."""
-    hidden = [name for name in _folders(ctx) if name.startswith(".") and name.endswith(".unfinished")]
-    names = sorted(name[1:].removesuffix(".unfinished") for name in hidden)
-    return [name for name in names if name.startswith(incomplete)]
+    return _names(ctx, incomplete, ".", ".unfinished", ("training.json", "plan.json"))
 
 
-def _folders(ctx: typer.Context) -> list[str]:
-    option = ctx.find_root().params.get("home")
-    home = paths.home(Path(option) if option else None)
-    try:
-        return [entry.name for entry in paths.projects_dir(home).iterdir() if entry.is_dir()]
-    except OSError:
-        return []
+def _names(
+    ctx: typer.Context, incomplete: str, prefix: str, suffix: str, files: tuple[str, ...]
+) -> list[str]:
+    """The valid names of the folders that hold one of the files."""
+    from unziplora_cli.projects.names import is_name
+
+    names = []
+    with suppress(OSError, UnziploraError):
+        option = ctx.find_root().params.get("home")
+        for folder in paths.projects_dir(paths.home(Path(option) if option else None)).iterdir():
+            name = folder.name.removeprefix(prefix).removesuffix(suffix)
+            if folder.name == f"{prefix}{name}{suffix}" and name.startswith(incomplete) and is_name(name):
+                names += [name] if any(os.path.lexists(folder / file) for file in files) else []
+    return sorted(names)
 
 
 def model_names(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -116,7 +125,19 @@ def model_names(ctx: typer.Context, incomplete: str) -> list[str]:
     from unziplora_cli.hub import list_snapshots
 
     cached = dict.fromkeys(snapshot.id for snapshot in list_snapshots() if snapshot.is_supported)
-    return [name for name in ("mini", "sdxl", *cached) if name.startswith(incomplete)]
+    plain = [name for name in cached if re.fullmatch(r"[\w./-]+", name, re.ASCII)]
+    return [name for name in ("mini", "sdxl", *plain) if name.startswith(incomplete)]
+
+
+def preset_names(incomplete: str) -> list[str]:
+    """Complete the name of a shipped preset."""
+    return [name for name in resources.preset_names() if name.startswith(incomplete)]
+
+
+def name_the_command(ctx: typer.Context) -> None:
+    """The callback of a group: record the path of the subcommand for the envelope."""
+    session: Session = ctx.obj
+    session.output.command = f"{ctx.info_name} {ctx.invoked_subcommand}"
 
 
 PANEL = "Projects"
@@ -151,12 +172,22 @@ def find_base(
     session: Session, spec: str | None, vae: str | None = None, prediction: str | None = None
 ) -> "BaseRef":
     """Resolve the base model; prints a message if it was chosen automatically."""
+    from unziplora_cli import preferences
     from unziplora_cli.sdxl.base import resolve_base
 
+    spec = spec or preferences.load().base
     base, notice = resolve_base(spec, offline=session.offline, vae=vae, prediction=prediction)
     if notice:
         session.output.message(notice_text(notice))
     return base
+
+
+def images_folder(project: "Project") -> Path:
+    """The folder for images of a project that no option names."""
+    from unziplora_cli import preferences
+
+    folder = preferences.load().output_folder
+    return Path(folder) / project.name if folder else project.images
 
 
 def project_base(

@@ -7,15 +7,12 @@ templates/envelope.schema.json describes.
 import json
 import math
 import os
-import re
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import islice, zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -25,6 +22,12 @@ import typer
 from unziplora_cli import paths
 from unziplora_cli.cli._errors import remedy_text
 from unziplora_cli.cli._streams import is_unicode, uncleaned
+from unziplora_cli.cli._text import UNSAFE, one_line, print_table, print_text, without_tokens
+from unziplora_cli.cli._text import Table as Table
+from unziplora_cli.cli._text import format_duration as format_duration
+from unziplora_cli.cli._text import format_size as format_size
+from unziplora_cli.cli._text import log_text as log_text
+from unziplora_cli.cli._text import printable as printable
 from unziplora_cli.errors import ModelError, Remedy, UsageError
 from unziplora_cli.events import Part
 
@@ -45,14 +48,6 @@ LONGEST_TASK_NAME = 14
 """Characters of the name before the progress bar, so that the rest fits into 80 columns."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows of text under column headings; the first column never wraps."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
 class Output:
     """Prints for one run of the program; the global options set its flags before the command starts."""
 
@@ -61,6 +56,7 @@ class Output:
         self.quiet = False
         self.verbose = False
         self.command = ""
+        self.opener: Callable[[Path], bool] | None = None
         self._warnings: list[str] = []
 
     def result(
@@ -71,11 +67,14 @@ class Output:
         text: str = "",
         table: Table | Sequence[Table] | None = None,
         links: Sequence[Path] = (),
+        made: Path | None = None,
     ) -> None:
         """Print the result of a command: `data` with --json, otherwise the lead, the tables and the text.
 
-        On terminals, the paths in `links` are hyperlinks.
+        On terminals, the paths in `links` are hyperlinks. `made` is what `--open` opens.
         """
+        if made is not None and self.opener is not None:
+            self.opener(made)
         if self.json:
             self._envelope({"ok": True, "result": data})
             return
@@ -83,7 +82,7 @@ class Output:
         if lead:
             print_text(console, lead)
         for item in [table] if isinstance(table, Table) else table or ():
-            _print_table(console, item)
+            print_table(console, item)
         if text:
             print_text(console, text, links=links)
 
@@ -143,7 +142,7 @@ class Output:
         value = _json_value({**header, **content})
         ascii_only = not is_unicode(sys.stdout)
         text = json.dumps(value, ensure_ascii=ascii_only, indent=2, allow_nan=False)
-        print(_UNSAFE.sub(lambda match: json.dumps(match[0])[1:-1], without_tokens(text)))
+        print(UNSAFE.sub(lambda match: json.dumps(match[0])[1:-1], without_tokens(text)))
 
 
 @dataclass
@@ -202,178 +201,6 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, str | int) else str(value)
-
-
-def _print_table(console: "Console", table: Table) -> None:
-    """Print a table that fits the width of the terminal; cells wrap between words where that suffices.
-
-    Rich's own table takes a millisecond per row.
-    """
-    from rich.cells import cell_len
-    from rich.text import Text
-
-    raw = [_LINE_BREAK.sub(" ", cell) for row in (table.columns, *table.rows) for cell in row]
-    cells = iter(_encodable(printable("\n".join(raw)), console).split("\n"))  # at once, which is quick
-    rows = [list(islice(cells, len(row))) for row in (table.columns, *table.rows)]
-    columns = list(zip(*rows, strict=True))
-    longest = [max(map(cell_len, " ".join(column).split()), default=0) for column in columns]
-    widths = [max(map(cell_len, column)) for column in columns]
-    available = console.width - 2 * len(widths)
-    for least in (longest, [1] * len(widths)):  # first between words, then inside them
-        while (excess := sum(widths) - available) > 0:
-            wide = [(width, index) for index, width in enumerate(widths) if width > least[index]]
-            if not wide:
-                break
-            width, index = max(wide)
-            others = [other for other in widths if other < width]
-            widths[index] = max(least[index], width - excess, max(others, default=1))
-    lines = []
-    for row in rows:
-        folded = [_fold(cell, width) for cell, width in zip(row, widths, strict=True)]
-        for parts in zip_longest(*folded, fillvalue=""):
-            line = ""
-            for part, width in zip(parts, widths, strict=True):
-                line += f" {part}{(width - cell_len(part)) * ' '} "
-            lines.append(line.rstrip())
-        if row is rows[0]:
-            rule = "\N{BOX DRAWINGS LIGHT HORIZONTAL}" if console.encoding.startswith("utf") else "-"
-            console.print(Text("\n" + "\n".join(lines), style="bold"), soft_wrap=True)
-            lines = [" " + rule * (sum(widths) + 2 * len(widths) - 2)]
-    console.out("\n".join(lines) + "\n", highlight=False)
-
-
-def _fold(text: str, width: int) -> list[str]:
-    """The lines of a cell; words that are too long are cut."""
-    from rich.cells import cell_len, chop_cells
-
-    if cell_len(text) <= width:
-        return [text]
-    return [part for line in wrap(text, width) for part in chop_cells(line, width)]
-
-
-_COMMAND = re.compile(r": (?=(?:unziplora|pip|pipx|uv|sudo|hf|'?/\S*python\d?'?) )")
-"""Between a sentence and the command that it ends with."""
-
-
-def print_text(
-    console: "Console", text: str, label: tuple[str, str] = ("", ""), links: Sequence[Path] = ()
-) -> None:
-    """Print text after a label in a style; on a terminal its lines wrap between words.
-
-    A command that ends a line, and a line with a link, are printed unbroken, so that they can be copied.
-    """
-    from rich.cells import cell_len
-    from rich.text import Text
-
-    indent = cell_len(label[0]) * " "
-    lines: list[str] = []
-    for line in _encodable(printable(text), console).split("\n"):
-        is_path = any(str(path) in line for path in links)
-        if not console.is_terminal or is_path or cell_len(indent + line) <= console.width:
-            lines.append(line)
-            continue
-        prose, *command = _COMMAND.split(line, maxsplit=1)
-        lines += wrap(prose + ":" * len(command), console.width - len(indent))
-        lines += [f"  {words}" for words in command]
-    for number, line in enumerate(lines):
-        start = label if number == 0 else (indent, "")
-        assembled = Text.assemble(start, line)
-        for path in links:  # OSC 8
-            assembled.highlight_words([str(path)], f"link {path.absolute().as_uri()}")
-        console.print(assembled, highlight=False, soft_wrap=True)
-
-
-def wrap(text: str, width: int) -> list[str]:
-    """The lines of a text that is broken between words only; further lines keep its indentation."""
-    from rich.cells import cell_len
-
-    indent = text[: len(text) - len(text.lstrip())]
-    lines = [""]
-    for word in text.split():
-        line = f"{lines[-1]} {word}" if lines[-1] else indent + word
-        if lines[-1] and cell_len(line) > width:
-            lines.append(indent + word)
-        else:
-            lines[-1] = line
-    return lines
-
-
-def _encodable(text: str, console: "Console") -> str:
-    """The text with escape sequences for what the encoding of the console lacks."""
-    return text.encode(console.encoding, "backslashreplace").decode(console.encoding)
-
-
-def format_size(number: int) -> str:
-    """Bytes as text: `6.9 GB`."""
-    from rich.filesize import decimal
-
-    return decimal(number)
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds as text: `12.3 s`, `1 min 30 s`, `2 h 5 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-# Text is cleaned before it is printed: names come from untrusted files, messages from libraries and servers.
-
-_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "WANDB_API_KEY")
-_TOKEN = (
-    r"\b(?:hf_|api_org_)[A-Za-z0-9]{16,}"
-    r"|(?i:(?<=bearer )|(?<=[?&]token=)|(?<=signature=))[^\s'\"&]+|(?<=://)[^/\s@]+(?=@)"
-)
-_INVISIBLE = (
-    r"\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"
-)
-"""Format characters: they reorder, join or hide what stands around them."""
-_UNSAFE = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f{_INVISIBLE}]")
-_LOG_UNSAFE = re.compile(rf"(?!\x1b\[A)[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f{_INVISIBLE}]")
-"""Progress bars of libraries return to the start of the line, and move up one line."""
-
-
-_LINE_BREAK = re.compile(r"\s*\n\s*")
-
-
-def without_tokens(text: str) -> str:
-    """Replace access tokens with `***`: this user's own, and everything that looks like one."""
-    values = tuple(os.environ.get(name, "") for name in _SECRETS)
-    return _token_pattern(values, paths.hub_token_file()).sub("***", text)
-
-
-@lru_cache(maxsize=8)
-def _token_pattern(secrets: tuple[str, ...], file: Path) -> re.Pattern[str]:
-    from unziplora_cli.files import read_text
-
-    with suppress(OSError, ValueError):
-        secrets += (read_text(file, 10_000),)
-    patterns = []
-    for secret in filter(None, map(str.strip, secrets)):
-        exact = re.escape(secret)  # a short one may be part of other words
-        patterns.append(exact if len(secret) >= 8 else rf"(?<![^\W_]){exact}(?![^\W_])")
-    return re.compile("|".join([*patterns, _TOKEN]))
-
-
-def printable(text: str) -> str:
-    """Remove access tokens, and replace characters that a terminal would execute or that hide others.
-
-    Bytes of a file name that are not text are escaped.
-    """
-    text = _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", without_tokens(text))
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def one_line(text: str) -> str:
-    """Printable text without line breaks, which would let a name look like a message."""
-    return _LINE_BREAK.sub(" ", printable(text).rstrip())
-
-
-def log_text(text: str) -> str:
-    """What a library writes to stderr, cleaned; cursor movements of its progress bars stay."""
-    return _LOG_UNSAFE.sub("\N{REPLACEMENT CHARACTER}", without_tokens(text))
 
 
 def notice_text(notice: "Notice") -> str:

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from unziplora_cli.cli._opening import openable
 from unziplora_cli.cli._options import BASE, PROJECT, project_names
 from unziplora_cli.cli._output import Session, Table, format_size
-from unziplora_cli.errors import Remedy, UsageError
+from unziplora_cli.errors import Remedy, UsageError, count
 
 if TYPE_CHECKING:
     from unziplora_cli.adapters.lora_file import LoadedLoRA
@@ -18,7 +19,7 @@ PANEL = "Import and export"
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
-    app.command("export", rich_help_panel=PANEL)(export)
+    app.command("export", rich_help_panel=PANEL)(openable(export))
     app.command("import", rich_help_panel=PANEL)(import_)
     app.command("check", rich_help_panel=PANEL)(check)
 
@@ -108,6 +109,7 @@ def export(
         {"files": [_exported_json(file) for file in exported]},
         table=Table(("file", "part", "format", "rank", "layers", "size", "rank error"), rows),
         text=f"Written to {exported[0].path.parent.absolute()}",
+        made=exported[0].path.parent,
     )
     for file in exported:
         if file.check is not None:
@@ -138,7 +140,9 @@ def check(
             result.program.version,
             f"{result.layers} of {checked.layers}" if not result.refusal else "none",
             result.refusal
-            or (f"ignores {result.ignored_keys} keys" if result.ignored_keys else "loads every layer"),
+            or (
+                f"ignores {count(result.ignored_keys, 'key')}" if result.ignored_keys else "loads every layer"
+            ),
         ]
         for result in checked.results
     ]
@@ -236,9 +240,13 @@ def _word(session: Session, given: str | None, name: str) -> str:
     return session.output.ask(f"{name.capitalize()}, one or two words")
 
 
+def _all(number: int, noun: str) -> str:
+    return f"its {noun} is" if number == 1 else f"all {number} {noun}s are"
+
+
 def _check_summary(checked: "FileCheck") -> str:
     readers = ", ".join(checked.readers) or "no program"
-    text = f"{checked.path.name} (for {checked.base}): all {checked.layers} layers are loaded by {readers}"
+    text = f"{checked.path.name} (for {checked.base}): {_all(checked.layers, 'layer')} loaded by {readers}"
     if checked.silent:
         text += f"; {checked.silent} of them have no effect"
     if checked.error is not None and not checked.problems:

@@ -3,6 +3,8 @@
 Each group of commands is one module with a `register(app)`; heavy libraries are imported in command bodies.
 """
 
+import contextlib
+import io
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +13,18 @@ import typer
 from typer.core import TyperGroup
 
 from unziplora_cli import __version__
-from unziplora_cli.cli import adapters, describe, evaluate, generate, models, projects, publish, system, train
+from unziplora_cli.cli import (
+    adapters,
+    describe,
+    evaluate,
+    generate,
+    models,
+    projects,
+    publish,
+    settings,
+    system,
+    train,
+)
 from unziplora_cli.cli._help import Program
 from unziplora_cli.cli._output import Session
 from unziplora_cli.paths import check_environment, hub_is_offline, process_rank
@@ -57,7 +70,23 @@ adapters.register(app)
 evaluate.register(app)
 models.register(app)
 system.register_doctor(app)
+settings.register(app)
 publish.register(app)
+
+
+@app.command("help", rich_help_panel="Machine")
+def show_help(
+    ctx: typer.Context,
+    command: Annotated[list[str] | None, typer.Argument(metavar="[COMMAND]...", show_default=False)] = None,
+) -> None:
+    """Show the help of the program or of a command."""
+    root, session = ctx.find_root(), ctx.obj
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text) if session.output.json else contextlib.nullcontext():
+        root.command.main([*(command or []), "--help"], "unziplora", standalone_mode=False, obj=Session())
+    if session.output.json:
+        session.output.result({"help": text.getvalue()})
+
 
 GLOBAL_OPTIONS = {
     "--home": True,
@@ -92,7 +121,9 @@ def _global_options(
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+        typer.Option(
+            "--version", "-V", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     session = ctx.obj = ctx.obj or Session()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unziplora_cli import preferences
+from unziplora_cli.cli._opening import openable
 from unziplora_cli.cli._options import BASE, DEVICE, VAE, config_options, find_base
 from unziplora_cli.cli._output import ProgressDisplay, Session, Table
 from unziplora_cli.config import TrainConfig, Words, resolve
@@ -43,7 +45,7 @@ def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
     app.command("describe", rich_help_panel=PANEL)(describe)
     only = ("Destyling", "resolution", "crop", "crops", "precision", "seed")
-    app.command("destyle", rich_help_panel=PANEL)(config_options(TrainConfig, only=only)(destyle))
+    app.command("destyle", rich_help_panel=PANEL)(openable(config_options(TrainConfig, only=only)(destyle)))
 
 
 def describe(
@@ -58,6 +60,7 @@ def describe(
     """Propose subject, style, features and surroundings of images."""
     session: Session = ctx.obj
     builtin = find_base(session, base).kind == "builtin"
+    describer = describer or preferences.load().describer
     descriptions = _run(session, images, builtin, describer, device)
     rows = [
         [
@@ -143,6 +146,8 @@ def destyle(
                 f"unziplora train {image} --destyle {out}",
             ]
         ),
+        links=result.paths,
+        made=out,
     )
 
 
@@ -238,10 +243,11 @@ def _proposals(
     if not options.enabled or (given.subject and given.style and options.describer is None):
         return nothing
     builtin = base.kind == "builtin"
-    if not can_describe(builtin=builtin, describer=options.describer):
+    describer = options.describer or preferences.load().describer
+    if not can_describe(builtin=builtin, describer=describer):
         return nothing
     try:
-        return list(_run(session, images, builtin, options.describer, options.device))
+        return list(_run(session, images, builtin, describer, options.device))
     except (ModelError, OutOfMemory) as error:
         if options.describer is not None:
             raise

@@ -9,13 +9,13 @@ from unziplora_cli.cli._errors import hint, remedy_text
 from unziplora_cli.cli._options import find_base, preset_for
 from unziplora_cli.cli._output import Session, Table, format_duration, format_size
 from unziplora_cli.config import TrainConfig, resolve
-from unziplora_cli.errors import Remedy
+from unziplora_cli.errors import Remedy, count
 
 if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
     from unziplora_cli.training.estimate import TrainingEstimate
 
-NOT_REPEATED = ("--plan", "--estimate", "--json", "--quiet", "-q", "--verbose", "-v")
+NOT_REPEATED = ("--plan", "--estimate", "--dry-run", "--json", "--quiet", "-q", "--verbose", "-v")
 
 
 def show_estimate(
@@ -85,7 +85,7 @@ def _rows(estimate: "TrainingEstimate", projects: int) -> list[list[str]]:
         ["required", f"about {format_size(estimate.required_bytes)} free"],
         ["free now", f"{format_size(estimate.free_bytes)} of {format_size(estimate.total_bytes)}"],
         ["step", step],
-        ["training", f"{config.steps} steps{per_image}: {total}"],
+        ["training", f"{count(config.steps, 'step')}{per_image}: {total}"],
         ["disk", f"{format_size(estimate.project_bytes)}{per_image}"],
         ["", f"checkpoints: up to {format_size(estimate.checkpoint_bytes)} until the training completes"],
     ]

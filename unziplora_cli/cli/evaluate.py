@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unziplora_cli.cli._opening import openable
 from unziplora_cli.cli._options import DEVICE, PANEL, PROJECT, config_options, preset_for, project_base
 from unziplora_cli.cli._output import Session, Table, format_duration
 from unziplora_cli.config import ComputeConfig, resolve_generate
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
     with_compute = config_options(ComputeConfig, into="compute")(evaluate)
-    app.command("eval", rich_help_panel=PANEL)(config_options(EvaluationConfig)(with_compute))
+    app.command("eval", rich_help_panel=PANEL)(openable(config_options(EvaluationConfig)(with_compute)))
     app.command("replay", rich_help_panel=PANEL)(replay)
 
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from unziplora_cli.checks import check_settings, check_value, nearest, plain_type
+from unziplora_cli.cli._opening import openable
 from unziplora_cli.cli._options import (
     PROJECT,
     config_options,
+    images_folder,
     preset_for,
     project_base,
     project_names,
@@ -78,7 +80,7 @@ def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
     for name, command in (("content", content), ("style", style), ("combine", combine), ("cross", cross)):
         with_compute = config_options(ComputeConfig, into="computing")(command)
-        app.command(name, rich_help_panel=PANEL)(config_options(GenerateConfig)(with_compute))
+        app.command(name, rich_help_panel=PANEL)(openable(config_options(GenerateConfig)(with_compute)))
 
 
 def content(
@@ -177,7 +179,9 @@ def cross(
     from unziplora_cli.workflows import generate
 
     spec = generate.CrossSpec(base, config, tuple(contents), tuple(styles), prompt, merge)
-    _run(session, "cross", config, generate.generate_cross(spec, out, compute, force=force))
+    images = images_folder(contents[0])
+    cells = generate.generate_cross(spec, out, compute, images=images, force=force)
+    _run(session, "cross", config, cells)
 
 
 def _generate(
@@ -208,9 +212,11 @@ def _generate(
         session.output.message(f"{label:8} {getattr(spec.prompts, label)}")
     if axes:
         cells = generate.GridSpec(spec, *axes)
-        _run(session, "grid", config, generate.generate_grid(cells, out, compute, force=force))
+        folder = images_folder(projects[0])
+        operation = generate.generate_grid(cells, out, compute, images=folder, force=force)
+        _run(session, "grid", config, operation)
     else:
-        images = generate.generate_images(spec, out or projects[0].images, compute, force=force)
+        images = generate.generate_images(spec, out or images_folder(projects[0]), compute, force=force)
         _run(session, spec.kind, config, images)
 
 
@@ -270,4 +276,5 @@ def _run(
         "sheet": str(result.sheet) if result.sheet else None,
     }
     paths = (*result.images, result.sheet) if result.sheet else result.images
-    session.output.result(data, text="\n".join(str(path) for path in paths), links=paths)
+    made = result.sheet or (paths[0] if len(paths) == 1 else paths[0].parent)
+    session.output.result(data, text="\n".join(str(path) for path in paths), links=paths, made=made)

@@ -7,9 +7,9 @@ import typer
 
 from unziplora_cli.cli._errors import remedy_text
 from unziplora_cli.cli._help import Program
-from unziplora_cli.cli._options import model_names
+from unziplora_cli.cli._options import model_names, name_the_command
 from unziplora_cli.cli._output import ProgressDisplay, Session, Table, format_size
-from unziplora_cli.errors import Interrupted, ModelError, Remedy
+from unziplora_cli.errors import Interrupted, ModelError, Remedy, count
 
 if TYPE_CHECKING:
     from unziplora_cli.model_cache import Model
@@ -31,7 +31,7 @@ ANY_MODEL = typer.Argument(
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
     group = Program(help="Base models on this disk, in Hugging Face's cache.")
-    group.callback()(_name_the_command)
+    group.callback()(name_the_command)
     group.command("list")(list_models)
     group.command("show")(show)
     group.command("pull")(pull)
@@ -39,11 +39,6 @@ def register(app: typer.Typer) -> None:
     group.command("remove")(remove)
     group.command("path")(path)
     app.add_typer(group, name="models", rich_help_panel="Models")
-
-
-def _name_the_command(ctx: typer.Context) -> None:
-    session: Session = ctx.obj
-    session.output.command = f"models {ctx.invoked_subcommand}"
 
 
 def list_models(ctx: typer.Context) -> None:
@@ -126,7 +121,7 @@ def pull(
     missing = query.missing()
     rest = "" if missing == query.bytes else f", {format_size(missing)} of them missing"
     session.output.message(
-        f"{query.id}: {len(query.files)} files, {format_size(query.bytes)}{rest}; "
+        f"{query.id}: {count(len(query.files), 'file')}, {format_size(query.bytes)}{rest}; "
         f"{format_size(hub.free_space())} free at {paths.hub_cache()}."
     )
     try:
@@ -163,7 +158,8 @@ def verify(ctx: typer.Context, model: Annotated[str, ANY_MODEL]) -> None:
         reasons = "; ".join(problems or [verified.model.problem.rstrip(".")])
         raise ModelError(f"{model}: {reasons}.", *(remedies if verified.model.revision else ()))
     if verified.checked:
-        result = f"{verified.checked} files match the hashes of the hub"
+        verb = "matches" if verified.checked == 1 else "match"
+        result = f"{count(verified.checked, 'file')} {verb} the hashes of the hub"
         if verified.unchecked:
             result += f"; {verified.unchecked} have no hash to compare with"
     else:

@@ -1,14 +1,15 @@
-"""list, show, verify, rename and remove: projects on disk."""
+"""list, show, verify, rename, remove and open: projects on disk."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from unziplora_cli.cli._options import PANEL, PROJECT
+from unziplora_cli.cli._opening import open_path
+from unziplora_cli.cli._options import PANEL, PROJECT, images_folder, project_names
 from unziplora_cli.cli._output import Session, Table, format_duration, format_size
 from unziplora_cli.cli.evaluate import evaluation_rows
-from unziplora_cli.errors import ProjectError, Remedy
+from unziplora_cli.errors import ProjectError, Remedy, UsageError, count
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +29,7 @@ def register(app: typer.Typer) -> None:
     app.command("verify", rich_help_panel=PANEL)(verify)
     app.command("rename", rich_help_panel=PANEL)(rename)
     app.command("remove", rich_help_panel=PANEL)(remove)
+    app.command("open", rich_help_panel=PANEL)(open_project)
 
 
 def list_projects(ctx: typer.Context) -> None:
@@ -137,13 +139,15 @@ def verify(ctx: typer.Context, project: Annotated[str, PROJECT]) -> None:
     verification = session.store().verify(project)
     problems, checked = verification.problems, verification.checked
     if problems:
+        verb = "is" if len(problems) == 1 else "are"
         damage = "; ".join(f"{problem.path} {problem.reason}" for problem in problems)
         raise ProjectError(
-            f"{len(problems)} of {checked} files of {project!r} are damaged: {damage}.",
+            f"{len(problems)} of {checked} files of {project!r} {verb} damaged: {damage}.",
             Remedy("Restore them from a backup, or train again", settings={"force": True}),
         )
     session.output.result(
-        {"name": project, "checked": checked}, text=f"{project}: all {checked} files are unchanged."
+        {"name": project, "checked": checked},
+        text=f"{project}: all {checked} files are unchanged.",
     )
 
 
@@ -163,23 +167,72 @@ def rename(
 
 def remove(
     ctx: typer.Context,
-    project: Annotated[str, PROJECT],
+    projects: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PROJECT...",
+            help="Names of projects.",
+            show_default=False,
+            autocompletion=project_names,
+        ),
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     unfinished: Annotated[
-        bool, typer.Option("--unfinished", help="Delete only the unfinished training of this name.")
+        bool, typer.Option("--unfinished", help="Delete only the unfinished trainings of these names.")
     ] = False,
 ) -> None:
-    """Delete a project with all its files and images."""
+    """Delete projects with all their files and images."""
     session: Session = ctx.obj
     store = session.store()
-    folders = " and ".join(map(str, store.to_remove(project, unfinished=unfinished)))
-    if not yes and not session.output.confirm(
-        f"Delete {folders} and everything in it?", instead=Remedy(settings={"yes": True})
-    ):
+    names = list(dict.fromkeys(projects))
+    folders = [folder for name in names for folder in store.to_remove(name, unfinished=unfinished)]
+    question = (
+        f"Delete {' and '.join(map(str, folders))} and everything in {'it' if len(folders) == 1 else 'them'}?"
+    )
+    if not yes and not session.output.confirm(question, instead=Remedy(settings={"yes": True})):
         session.output.result({"removed": None}, text="Nothing was removed.")
         return
-    store.remove(project, unfinished=unfinished)
-    session.output.result({"removed": project}, text=f"Removed {project}.")
+    for name in names:
+        store.remove(name, unfinished=unfinished)
+    removed = names[0] if len(names) == 1 else names
+    session.output.result({"removed": removed}, text=f"Removed {', '.join(names)}.")
+
+
+def open_project(
+    ctx: typer.Context,
+    project: Annotated[str, PROJECT],
+    what: Annotated[
+        Literal["sheet", "images", "report", "folder"] | None,
+        typer.Option(
+            help="The sheet of its training, the folder of its images, its report, or its folder; default: "
+            "the sheet if there is one, else the images.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Open a project's sheet, images or report in the program that this machine has for them."""
+    session: Session = ctx.obj
+    opened = session.store().open(project)
+    paths = {
+        "sheet": opened.folder / "sheet.png",
+        "images": images_folder(opened),
+        "report": opened.folder / "report.html",
+        "folder": opened.folder,
+    }
+    path = paths[what] if what else next(path for path in paths.values() if path.exists())
+    if not path.exists():
+        makers = {
+            "images": Remedy("Generate one", "combine", (project,)),
+            "report": Remedy("Write it", "report", (project,), {"open": True}),
+        }
+        remedy = makers.get(what or "", Remedy("See what there is", "show", (project,)))
+        raise ProjectError(f"The project {project!r} has no {what}: there is no {path}.", remedy)
+    if not open_path(path):
+        raise UsageError(
+            f"There is no program to open {path} with.",
+            Remedy("Open it yourself, or copy it to a machine with a screen."),
+        )
+    session.output.result({"opened": str(path)}, text=str(path), links=(path,))
 
 
 def _summary(item: "Project | Unfinished") -> dict[str, Any]:
@@ -205,8 +258,11 @@ def _training_rows(project: "Project") -> list[list[str]]:
     if job.settings is None:
         return [["training", "imported"]]
     duration = format_duration(project.manifest.seconds)
+    steps = count(project.manifest.steps_done, "step")
+    if project.manifest.state != "complete":
+        steps += f" of {job.settings.steps}"
     return [
-        ["training", f"{_steps(project)} steps on {job.device} in {duration}"],
+        ["training", f"{steps} on {job.device} in {duration}"],
         ["seed", str(job.settings.seed)],
     ]
 

@@ -5,14 +5,15 @@ from typing import Annotated
 
 import typer
 
+from unziplora_cli.cli._opening import openable
 from unziplora_cli.cli._options import PANEL, PROJECT
 from unziplora_cli.cli._output import Session, format_size
-from unziplora_cli.errors import Remedy, UsageError
+from unziplora_cli.errors import Remedy, UsageError, count
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
-    app.command("report", rich_help_panel=PANEL)(report)
+    app.command("report", rich_help_panel=PANEL)(openable(report))
     app.command("push", rich_help_panel=PANEL)(push)
 
 
@@ -29,7 +30,6 @@ def report(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
-    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Write an HTML report about a project.
 
@@ -41,20 +41,13 @@ def report(
     result = run(session.store().open(project), out, force=force)
     for note in result.notes:
         session.output.warning(note)
-    opened = open_browser and _open(result.file)
-    if open_browser and not opened:
-        session.output.warning("Cannot start a browser; open the file yourself.")
+    opened = session.output.opener is not None and session.output.opener(result.file)
     size = result.file.stat().st_size
     session.output.result(
         {"report": str(result.file), "bytes": size, "images": result.images, "opened": opened},
-        text=f"{result.file}: {result.images} images, {format_size(size)}",
+        text=f"{result.file}: {count(result.images, 'image')}, {format_size(size)}",
+        links=(result.file,),
     )
-
-
-def _open(file: Path) -> bool:
-    import webbrowser
-
-    return webbrowser.open(file.absolute().as_uri())
 
 
 def push(
@@ -85,14 +78,12 @@ def push(
             "--no-image", "--no-picture", help="Publish no image, nor thumbnails in the LoRA files."
         ),
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write the folder that would be uploaded; upload nothing.")
+    plan: Annotated[
+        bool, typer.Option("--plan", "--dry-run", help="Only write the folder that would be uploaded.")
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", "-o", help="Folder for --dry-run. Default: the name of REPO.", show_default=False
-        ),
+        typer.Option("--out", "-o", help="Folder for --plan. Default: the name of REPO.", show_default=False),
     ] = None,
 ) -> None:
     """Publish a project on the Hugging Face hub.
@@ -105,13 +96,13 @@ def push(
 
     session: Session = ctx.obj
     store = session.store()
-    if out is not None and not dry_run:
-        raise UsageError("--out is only used by --dry-run.", Remedy("Add", settings={"dry_run": True}))
+    if out is not None and not plan:
+        raise UsageError("--out is only used by --plan.", Remedy("Add", settings={"plan": True}))
     if image and no_image:
         raise UsageError("--image and --no-image exclude each other.", Remedy("Give one of them."))
     images = tuple(image) if image else None
     request = PushRequest(store.open(project), repository, private, license, images, pictures=not no_image)
-    if dry_run:
+    if plan:
         result = write_folder(request, store, out or Path(repository.split("/")[1]))
     else:
         session.use_network("Pushing a project")

@@ -8,9 +8,10 @@ import typer
 
 from unziplora_cli import paths
 from unziplora_cli.cli._errors import remedy_text
+from unziplora_cli.cli._opening import openable
 from unziplora_cli.cli._options import DEVICE
 from unziplora_cli.cli._output import ProgressDisplay, Session, Table, format_duration
-from unziplora_cli.errors import Remedy, UsageError
+from unziplora_cli.errors import Remedy, UsageError, count
 
 BLOCKED = 1
 """Exit code of doctor when something blocks training."""
@@ -72,7 +73,7 @@ def doctor(
 
 
 def register_demo(app: typer.Typer) -> None:
-    app.command("demo", rich_help_panel="Images")(demo)
+    app.command("demo", rich_help_panel="Images")(openable(demo))
 
 
 def demo(
@@ -105,7 +106,10 @@ def demo(
             "seconds": round(result.seconds, 1),
         },
         text=(
-            f"{result.sheet}: two trainings and {result.images} images in {format_duration(result.seconds)}\n"
+            f"{result.sheet}: two trainings and {count(result.images, 'image')} "
+            f"in {format_duration(result.seconds)}\n"
             f'Next: unziplora combine {first} {second} --prompt "on a beach"'
         ),
+        links=(result.sheet,),
+        made=result.sheet,
     )

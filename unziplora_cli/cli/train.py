@@ -9,6 +9,7 @@ import typer
 
 from unziplora_cli.checks import check_settings
 from unziplora_cli.cli._errors import describe
+from unziplora_cli.cli._opening import openable
 from unziplora_cli.cli._options import (
     BASE,
     DEVICE,
@@ -17,6 +18,7 @@ from unziplora_cli.cli._options import (
     config_options,
     find_base,
     preset_for,
+    preset_names,
     text_option,
     unfinished_names,
 )
@@ -34,7 +36,7 @@ from unziplora_cli.cli.describe import (
 from unziplora_cli.cli.estimate import show_estimate
 from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, Words, resolve
 from unziplora_cli.dependencies import without_effect
-from unziplora_cli.errors import ProjectError, Remedy, UnziploraError, UsageError
+from unziplora_cli.errors import ProjectError, Remedy, UnziploraError, UsageError, count
 from unziplora_cli.packages import check_packages
 from unziplora_cli.paths import process_rank
 
@@ -55,7 +57,7 @@ FORCE = Remedy(settings={"force": True})
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("train", rich_help_panel=PANEL)(config_options(TrainConfig)(train))
+    app.command("train", rich_help_panel=PANEL)(openable(config_options(TrainConfig)(train)))
 
 
 def train(
@@ -98,6 +100,7 @@ def train(
         typer.Option(
             help="Name of a preset or a .toml file; default: paper, or mini on the built-in base.",
             show_default=False,
+            autocompletion=preset_names,
         ),
     ] = None,
     base: Annotated[str | None, BASE] = None,
@@ -123,6 +126,7 @@ def train(
         typer.Option(
             "--plan",
             "--estimate",
+            "--dry-run",
             help="Only estimate memory, time and disk space, and suggest settings that fit.",
         ),
     ] = False,
@@ -294,6 +298,7 @@ def _finish(session: Session, requests: "list[TrainRequest]", store: "ProjectSto
         {"projects": [_summary(trained, sheets.get(trained.project.name)) for trained in finished]},
         text="\n".join(_closing(trained, sheets.get(trained.project.name), store) for trained in finished),
         links=tuple(sheets.values()),
+        made=next(iter(sheets.values()), finished[0].project.folder if finished else None),
     )
 
 
@@ -419,7 +424,7 @@ def _closing(finished: "TrainedProject", sheet: Path | None, store: "ProjectStor
     following += [f"combine {project.name} {partner}"] if partner else []
     strips = sorted((project.folder / "validation").glob("*/strip.png"))
     lines = [
-        f"{project.name}: {manifest.steps_done} steps in {format_duration(finished.seconds)} "
+        f"{project.name}: {count(manifest.steps_done, 'step')} in {format_duration(finished.seconds)} "
         f"({finished.seconds_per_step:.2f} s per step, peak {format_size(manifest.peak_memory_bytes or 0)})",
         *(f"  {file.role:8} {project.folder / file.path}" for file in manifest.artifacts),
         *([f"  {'validation':8} {strips[-1]}"] if strips else []),

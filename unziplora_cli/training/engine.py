@@ -23,6 +23,7 @@ from unziplora_cli.accel.device import (
 )
 from unziplora_cli.accel.fused_lora import fuse_lora, unfuse_lora
 from unziplora_cli.config import TrainConfig
+from unziplora_cli.errors import count
 from unziplora_cli.images import load_image
 from unziplora_cli.method.inject import eject, inject
 from unziplora_cli.method.layer import LoRAStart
@@ -84,7 +85,7 @@ def train(
         trainer = _make_trainer(request, inputs, unet, accelerator, dtype, started)
         if request.resume:
             yield from trainer.resume()
-        yield Phase("train", f"{request.config.steps} steps on {accelerator.device}, {precision}")
+        yield Phase("train", f"{count(request.config.steps, 'step')} on {accelerator.device}, {precision}")
         result = yield from trainer.run()
         yield Phase("finish")
         del trainer
@@ -103,7 +104,7 @@ def _with_destyled_images(
     """
     if inputs.destyle is None:
         return inputs
-    yield Phase("destyle", f"{request.config.destyle_images} images")
+    yield Phase("destyle", count(request.config.destyle_images, "image"))
     latents = yield from generate_destyled(
         unet,
         inputs.latents,

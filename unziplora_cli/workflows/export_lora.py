@@ -14,7 +14,7 @@ from unziplora_cli.adapters.merge_weights import read_merge, write_merge
 from unziplora_cli.adapters.metadata import Origin, Part, file_metadata
 from unziplora_cli.adapters.tensors import is_safetensors
 from unziplora_cli.config import Words
-from unziplora_cli.errors import AdapterError, Remedy, UsageError
+from unziplora_cli.errors import AdapterError, Remedy, UsageError, count
 from unziplora_cli.files import (
     check_writable,
     new_folder,
@@ -194,7 +194,7 @@ def check_file(path: Path, base: BaseRecord | None = None, expected: LoRA | None
         else:
             error, wrong = comparison.error, len(comparison.missing) + len(comparison.extra)
             if wrong:
-                problems.append(f"diffusers does not apply {wrong} layers as the file has them")
+                problems.append(f"diffusers does not apply {count(wrong, 'layer')} as the file has them")
             if not error <= TOLERANCES[loaded.dtype]:
                 problems.append(f"diffusers applies {comparison.layer} with a relative error of {error:.1e}")
     problems += [f"{result.program.name} {result.refusal}" for result in results if result.problem]

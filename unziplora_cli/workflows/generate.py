@@ -185,7 +185,12 @@ def generate_images(
 
 
 def generate_cross(
-    spec: CrossSpec, out: Path | None, compute: ComputeConfig, *, force: bool = False
+    spec: CrossSpec,
+    out: Path | None,
+    compute: ComputeConfig,
+    *,
+    images: Path | None = None,
+    force: bool = False,
 ) -> Generator[Event, None, GenerateResult]:
     """Generate every cell of ``spec`` as files in the folder ``out``, and a labelled contact sheet.
 
@@ -201,8 +206,8 @@ def generate_cross(
     cells = spec.cells()
     names = [f"{cell.title}{f'-{n + 1}' if count > 1 else ''}.png" for cell in cells for n in range(count)]
 
-    def sheet(images: Sequence[Image.Image]) -> Image.Image:
-        first = images[::count]
+    def sheet(cells: Sequence[Image.Image]) -> Image.Image:
+        first = cells[::count]
         return contact_sheet(
             [first[i : i + width] for i in range(0, len(first), width)],
             title=spec.prompt or "Every content in every style",
@@ -210,17 +215,22 @@ def generate_cross(
             row_headings=rows,
         )
 
-    folder = _sheet_folder(out, spec.contents[0].images, "cross")
+    folder = _sheet_folder(out, images or spec.contents[0].images, "cross")
     return (yield from _generate_sheet(cells, names, sheet, folder, compute, force=force))
 
 
 def generate_grid(
-    grid: GridSpec, out: Path | None, compute: ComputeConfig, *, force: bool = False
+    grid: GridSpec,
+    out: Path | None,
+    compute: ComputeConfig,
+    *,
+    images: Path | None = None,
+    force: bool = False,
 ) -> Generator[Event, None, GenerateResult]:
     """Generate every cell of ``grid`` as files in the folder ``out``, and a labelled contact sheet.
 
-    Without ``out`` the files go to a new folder ``grid-001`` in the images of the project. Raises as
-    :func:`generate_cross` does.
+    Without ``out`` the files go to a new folder ``grid-001`` in ``images``, by default the project's.
+    Raises as :func:`generate_cross` does.
     """
     from unziplora_cli.report.contact_sheet import Heading, contact_sheet
 
@@ -241,9 +251,9 @@ def generate_grid(
         for seed in range(cell.config.seed, cell.config.seed + cell.config.count)
     ]
 
-    def sheet(images: Sequence[Image.Image]) -> Image.Image:
+    def sheet(cells: Sequence[Image.Image]) -> Image.Image:
         return contact_sheet(
-            [images[row :: len(rows)] for row in range(len(rows))],
+            [cells[row :: len(rows)] for row in range(len(rows))],
             title=_shown_prompt(spec),
             subtitle=f"{spec.kind} {spec.title}",
             columns=[f"{_setting(name)} {value:g}" for value in values],
@@ -257,7 +267,7 @@ def generate_grid(
 
     project = spec.content or spec.style
     assert project is not None
-    folder = _sheet_folder(out, project.images, "grid")
+    folder = _sheet_folder(out, images or project.images, "grid")
     return (yield from _generate_sheet(cells, names, sheet, folder, compute, force=force))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from unziplora_cli import resources
 from unziplora_cli.config import ComputeConfig, GenerateConfig, resolve_generate
+from unziplora_cli.errors import count
 from unziplora_cli.files import write_errors
 from unziplora_cli.projects.store import Project
 from unziplora_cli.workflows.generate import (
@@ -62,7 +63,7 @@ def generate_sheets(projects: Sequence[Project], base: BaseRef) -> Generator[Eve
                 ]
             ],
             title=f"{project.job.words.subject}, {project.job.words.style}",
-            subtitle=f"The project {project.name}, after {project.manifest.steps_done} steps.",
+            subtitle=f"The project {project.name}, after {count(project.manifest.steps_done, 'step')}.",
             columns=("your image", "content", "style", "combined"),
         )
         paths.append(project.folder / FILE_NAME)

@@ -1,0 +1,73 @@
+"""Open files and folders in the program that the platform has for them, and the option for that."""
+
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+import webbrowser
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unziplora_cli.cli._output import Output, Session
+
+FAILURE_TIME = 2.0
+"""Seconds in which an opener ends if it fails; some run as long as the program that they start."""
+
+
+def openable(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the option ``--open`` to a command that makes something, and names it in its result."""
+    option = typer.Option("--open/--no-open", help="Open the result when it is done.", show_default=False)
+    signature = inspect.signature(command, eval_str=True)
+    parameter = inspect.Parameter(
+        "open_result", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[bool | None, option]
+    )
+
+    @wraps(command)
+    def with_open(open_result: bool | None = None, **arguments: Any) -> None:
+        session: Session = arguments["ctx"].obj
+        session.output.opener = lambda path: open_made(session.output, path, open_result)
+        command(**arguments)
+
+    others = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in signature.parameters.values()]
+    with_open.__signature__ = signature.replace(parameters=[*others, parameter])  # type: ignore[attr-defined]
+    with_open.__annotations__ = {item.name: item.annotation for item in (*others, parameter)}
+    return with_open
+
+
+def open_made(output: Output, path: Path, given: bool | None) -> bool:
+    """Open what a command has made, if an option or the user's preference says so; whether it was opened."""
+    from unziplora_cli import preferences
+
+    by_itself = given is None and not output.json and sys.stdout.isatty() and preferences.load().open
+    if not (given or by_itself):
+        return False
+    opened = open_path(path)
+    if not opened:
+        output.warning(f"There is no program to open {path} with; open the file yourself.")
+    return opened
+
+
+def open_path(path: Path) -> bool:
+    """Open a page in the browser, all else with the platform's opener; returns False if that fails."""
+    if path.suffix == ".html":
+        return webbrowser.open(path.absolute().as_uri())
+    if sys.platform == "win32":
+        os.startfile(path)
+        return True
+    names = ("open",) if sys.platform == "darwin" else ("xdg-open", "wslview")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        return False
+    quiet: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    try:
+        process = subprocess.Popen([program, str(path.absolute())], start_new_session=True, **quiet)
+        return process.wait(timeout=FAILURE_TIME) == 0
+    except subprocess.TimeoutExpired:
+        return True
+    except OSError:
+        return False

@@ -1,0 +1,162 @@
+"""config and presets: what the user prefers in every command, and the shipped settings of a training."""
+
+from dataclasses import asdict, fields
+from typing import Annotated
+
+import typer
+
+from unziplora_cli import resources
+from unziplora_cli.cli._help import Program
+from unziplora_cli.cli._options import name_the_command, preset_names
+from unziplora_cli.cli._output import Session, Table
+
+PANEL = "Machine"
+
+
+def _keys(incomplete: str) -> list[str]:
+    from unziplora_cli.preferences import KEYS
+
+    return [key for key in KEYS if key.startswith(incomplete)]
+
+
+KEY = typer.Argument(
+    metavar="KEY",
+    help="output-folder, base, describer or open.",
+    show_default=False,
+    autocompletion=_keys,
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the program."""
+    config = Program(help="Your preferences: default base, output folder, and more.")
+    config.callback()(name_the_command)
+    config.command("list")(list_preferences)
+    config.command("set")(set_preference)
+    config.command("unset")(unset_preference)
+    config.command("path")(path)
+    app.add_typer(config, name="config", rich_help_panel=PANEL)
+    presets = Program(help="The shipped settings of a training.")
+    presets.callback()(name_the_command)
+    presets.command("list")(list_presets)
+    presets.command("show")(show_preset)
+    app.add_typer(presets, name="presets", rich_help_panel="Models")
+
+
+def list_preferences(ctx: typer.Context) -> None:
+    """List all preferences, and where each value comes from."""
+    from unziplora_cli import preferences
+    from unziplora_cli.paths import config_file
+
+    session: Session = ctx.obj
+    values = {key.replace("_", "-"): value for key, value in asdict(preferences.load()).items()}
+    in_file, variables = preferences.read_file(), preferences.variables()
+    sources = {
+        key: variables.get(key) or ("file" if key in in_file else "default") for key in preferences.KEYS
+    }
+    help_texts = {
+        entry.name.replace("_", "-"): entry.metadata["help"] for entry in fields(preferences.Preferences)
+    }
+    rows = [[key, _shown(value), sources[key], help_texts[key]] for key, value in values.items()]
+    session.output.result(
+        {"file": str(config_file()), "preferences": values, "sources": sources},
+        table=Table(("preference", "value", "from", ""), rows),
+        text=f"File: {config_file()}",
+    )
+
+
+def set_preference(
+    ctx: typer.Context,
+    key: Annotated[str, KEY],
+    value: Annotated[str, typer.Argument(help="true or false for open, else a text.", show_default=False)],
+) -> None:
+    """Set a preference for all further commands."""
+    from unziplora_cli import preferences
+
+    session: Session = ctx.obj
+    parsed = preferences.parse(key, value)
+    file = preferences.store(key, parsed)
+    session.output.result(
+        {"key": key, "value": parsed, "file": str(file)}, text=f"{key} is {_shown(parsed)} from now on."
+    )
+    if key in preferences.variables():
+        session.output.warning(f"The variable {preferences.variables()[key]} overrides it.")
+
+
+def unset_preference(ctx: typer.Context, key: Annotated[str, KEY]) -> None:
+    """Return a preference to its default."""
+    from unziplora_cli import preferences
+
+    session: Session = ctx.obj
+    file = preferences.store(key, None)
+    session.output.result(
+        {"key": key, "value": None, "file": str(file)}, text=f"{key} has its default again."
+    )
+
+
+def path(ctx: typer.Context) -> None:
+    """Print the path of the file, which need not exist."""
+    from unziplora_cli.paths import config_file
+
+    session: Session = ctx.obj
+    session.output.result({"path": str(config_file())}, text=str(config_file()))
+
+
+def list_presets(ctx: typer.Context) -> None:
+    """List the presets of a training."""
+    from unziplora_cli.config import load_preset
+
+    session: Session = ctx.obj
+    presets = [load_preset(name) for name in resources.preset_names()]
+    session.output.result(
+        {"presets": [{"name": preset.name, "description": preset.description} for preset in presets]},
+        table=Table(("preset", "description"), [[preset.name, preset.description] for preset in presets]),
+    )
+
+
+def show_preset(
+    ctx: typer.Context,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="Name of a preset, or a .toml file.",
+            show_default=False,
+            autocompletion=preset_names,
+        ),
+    ],
+) -> None:
+    """Show the settings of a preset, and which of them differ from the defaults."""
+    from unziplora_cli.config import GenerateConfig, TrainConfig, load_preset
+
+    session: Session = ctx.obj
+    preset = load_preset(name)
+    tables, data = [], {}
+    for title, config, values in (
+        ("train", TrainConfig, preset.train),
+        ("generate", GenerateConfig, preset.generate),
+    ):
+        defaults = {entry.name: entry.default for entry in fields(config)}
+        data[title] = {**defaults, **values}
+        rows = [
+            [setting.replace("_", "-"), _shown(value), _shown(defaults[setting])]
+            for setting, value in values.items()
+        ]
+        if rows:
+            tables.append(Table((f"{title} with", "value", "default"), rows))
+    session.output.result(
+        {"name": preset.name, "description": preset.description, **data},
+        table=tables,
+        text=preset.description,
+    )
+
+
+def _shown(value: object) -> str:
+    match value:
+        case None | "":
+            return "none"
+        case bool():
+            return "true" if value else "false"
+        case float():
+            return f"{value:g}"
+    return str(value)
