@@ -1,6 +1,6 @@
 """How well methods separate content and style on the built-in base, scored by the classifier.
 
-    python benchmarks/quality.py --quick            # four images and three methods, minutes on a CPU
+    python benchmarks/quality.py --quick            # two images and three methods, a minute on a CPU
     python benchmarks/quality.py --out results      # the table of benchmarks/README.md, one GPU, ten minutes
     python benchmarks/quality.py --tune --out tuned # the grid of settings, on the tuning images
 
@@ -233,7 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="four images and few methods, for a CPU")
+    parser.add_argument("--quick", action="store_true", help="two images and few methods, for a CPU")
     parser.add_argument("--tune", action="store_true", help="the tuning images and the grid of every method")
     parser.add_argument("--seconds", action="store_true", help="only the time of every method for one image")
     parser.add_argument("--only", help="methods whose names contain this")
@@ -251,7 +251,7 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     precision = args.precision or ("bf16" if device.type == "cuda" else "fp32")
     name = "quick" if args.quick else "tune" if args.tune else "test"
-    count = args.images or {"quick": 4, "tune": 16, "test": 32}[name]
+    count = args.images or {"quick": 2, "tune": 16, "test": 32}[name]
     methods = {"quick": rows.quick, "tune": rows.tuning, "test": rows.table}[name]()
     methods = [method for method in methods if not args.only or args.only in method.name]
     bench = Bench(
@@ -259,7 +259,7 @@ def main() -> None:
         resolve_base("mini", offline=True)[0],
         device,
         torch.bfloat16 if precision == "bf16" else torch.float32,
-        steps=12 if args.quick else 20,
+        steps=6 if args.quick else 20,
         guidance=2.5,
         batch_size=args.batch_size if device.type == "cuda" else 16,
         per_purpose=args.per_purpose or (1 if args.quick else 2),

@@ -25,7 +25,7 @@ WORDS = re.compile(
       | Finding | Case | Shelf | Halves | Folds? | Remade | Viewer | JudgeViewer | Judge | Seen | View
       | \w+Order | Drawn | Gallery
     )\b
-  | \w*(hollow_|_echo|echo_|speed_up|project_together|_verdict|verdict_|_judge|judge_)\w*
+  | hollow_ | _echo | echo_ | speed_up | project_together | _verdict | verdict_ | _judge | judge_
     """,
     re.VERBOSE,
 )

@@ -76,7 +76,7 @@ def _request(setting: Setting, config: TrainConfig, folder: Path) -> TrainReques
         device=str(setting.device),
         settings=config,
     )
-    return TrainRequest(job, setting.base, (picture,), folder / "training")
+    return TrainRequest(job, setting.base, (picture,), folder=folder / "training")
 
 
 def _draw_picture(side: int) -> Image.Image:

@@ -1,5 +1,6 @@
 """Random LoRAs for a narrow U-Net with SDXL's blocks, and files of them in every layout."""
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -28,6 +29,13 @@ LAYOUT_NAMES = (
 )
 
 
+@cache
+def _projection_sizes() -> dict[str, tuple[int, int]]:
+    """Input and output features of every projection."""
+    projections = adapted_projections(meta_unet(SDXL_BLOCKS))
+    return {name: (linear.in_features, linear.out_features) for name, linear in projections.items()}
+
+
 def sdxl_lora(seed: int = 0, rank: int = 2) -> dict[str, LoRAWeights]:
     """A LoRA on every projection, exact in float16."""
     generator = torch.Generator().manual_seed(seed)
@@ -36,8 +44,8 @@ def sdxl_lora(seed: int = 0, rank: int = 2) -> dict[str, LoRAWeights]:
         return (torch.randn(*shape, generator=generator) * 0.25).half().float()
 
     return {
-        name: LoRAWeights(down=random(rank, linear.in_features), up=random(linear.out_features, rank))
-        for name, linear in adapted_projections(meta_unet(SDXL_BLOCKS)).items()
+        name: LoRAWeights(down=random(rank, inputs), up=random(outputs, rank))
+        for name, (inputs, outputs) in _projection_sizes().items()
     }
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.adapters.loras import LAYOUT_NAMES, SDXL_BLOCKS, change, sdxl_lora, write_as
+from tests.tiny_base import unet_config
 from unziplora_cli.adapters.layouts import LAYOUTS
 from unziplora_cli.adapters.loader_rules import PROGRAMS, LoadResult, expected_load
 from unziplora_cli.adapters.lora_file import read_lora, write_lora
@@ -19,6 +20,10 @@ LORA = sdxl_lora()
 LAYER = "mid_block.attentions.0.transformer_blocks.3.attn1.to_out.0"
 MODULE = "lora_unet_mid_block_attentions_0_transformer_blocks_3_attn1_to_out_0"
 PARTS = ("lora_up.weight", "lora_down.weight", "alpha")
+FIRST = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+SMALL_BLOCKS = {**unet_config(), "transformer_layers_per_block": (1, 1, 1)}
+SMALL = {layer: weights for layer, weights in LORA.items() if ".transformer_blocks.0." in layer}
+"""The LoRA of a U-Net with one transformer block in each attention block, which is read faster."""
 ALL = {"ComfyUI", "A1111", "Forge", "InvokeAI", "diffusers"}
 OBSERVED = {
     "kohya-diffusers": ALL,
@@ -127,21 +132,19 @@ def test_alphas_together_with_peft_metadata_are_refused(tmp_path: Path) -> None:
 
 
 def test_changed_weight_is_noticed(tmp_path: Path) -> None:
-    path = write_as(tmp_path / "a.safetensors", LORA, "kohya-diffusers")
-    other = 2 * LORA[LAYER].up.half()
-    comparison = compare(change(path, **{f"{MODULE}.lora_up.weight": other}), SDXL_BLOCKS, LORA)
-    assert comparison.layer == LAYER
+    path = write_as(tmp_path / "a.safetensors", SMALL, "kohya-diffusers")
+    other, module = 2 * SMALL[FIRST].up.half(), f"lora_unet_{FIRST.replace('.', '_')}"
+    comparison = compare(change(path, **{f"{module}.lora_up.weight": other}), SMALL_BLOCKS, SMALL)
+    assert comparison.layer == FIRST
     assert comparison.error == pytest.approx(0.5)
 
 
 def test_missing_and_extra_layers_are_noticed(tmp_path: Path) -> None:
-    path = write_as(tmp_path / "a.safetensors", LORA, "kohya-diffusers")
-    removed = dict.fromkeys(f"{MODULE}.{part}" for part in PARTS)
-    assert len(compare(change(path, **removed), SDXL_BLOCKS, LORA).missing) == 1
-    first = next(iter(LORA))
-    without = {layer: weights for layer, weights in LORA.items() if layer != first}
-    path = write_as(tmp_path / "a.safetensors", LORA, "kohya-diffusers")
-    assert compare(path, SDXL_BLOCKS, without).extra == (first,)
+    path = write_as(tmp_path / "a.safetensors", SMALL, "kohya-diffusers")
+    without = {layer: weights for layer, weights in SMALL.items() if layer != FIRST}
+    assert compare(path, SMALL_BLOCKS, without).extra == (FIRST,)
+    removed = dict.fromkeys(f"lora_unet_{FIRST.replace('.', '_')}.{part}" for part in PARTS)
+    assert compare(change(path, **removed), SMALL_BLOCKS, SMALL).missing == (FIRST,)
 
 
 def test_other_programs_have_no_base_for_other_shapes(tmp_path: Path) -> None:
@@ -178,6 +181,6 @@ def test_files_without_alphas_have_one_rank(tmp_path: Path) -> None:
 
 
 def test_sft_file_is_loaded_by_diffusers(tmp_path: Path) -> None:
-    path = write_as(tmp_path / "a.sft", LORA, "sd-scripts")
-    assert compare(path, SDXL_BLOCKS, LORA).adapted == 560
+    path = write_as(tmp_path / "a.sft", SMALL, "sd-scripts")
+    assert compare(path, SMALL_BLOCKS, SMALL).adapted == len(SMALL) == 88
     assert [file.name for file in tmp_path.iterdir()] == ["a.sft"]

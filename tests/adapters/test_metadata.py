@@ -29,11 +29,17 @@ ORIGIN = Origin(
 )
 
 
-@pytest.fixture
-def metadata(tmp_path: Path) -> dict[str, str]:
-    path = tmp_path / "a.safetensors"
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A content LoRA with metadata."""
+    path = tmp_path_factory.mktemp("lora") / "a.safetensors"
     write_lora(path, sdxl_lora(), file_metadata(ORIGIN, "content"))
-    with safe_open(path, "pt") as file:
+    return path
+
+
+@pytest.fixture
+def metadata(written: Path) -> dict[str, str]:
+    with safe_open(written, "pt") as file:
         return file.metadata()
 
 
@@ -65,10 +71,9 @@ def test_keys_that_other_programs_read_are_present(metadata: dict[str, str]) -> 
     assert json.loads(metadata["ss_tag_frequency"]) == {"füchslein": {"a monadikos fox": 1}}
 
 
-def test_hashes_equal_those_of_sd_scripts(tmp_path: Path, metadata: dict[str, str]) -> None:
+def test_hashes_equal_those_of_sd_scripts(written: Path, metadata: dict[str, str]) -> None:
     """sd-scripts saves the tensors with the ss_ entries alone, and hashes that."""
-    path = tmp_path / "a.safetensors"
-    tensors = safetensors.torch.load_file(path)
+    tensors = safetensors.torch.load_file(written)
     training = {key: text for key, text in metadata.items() if key.startswith("ss_")}
     file = io.BytesIO(safetensors.torch.save(tensors, training))
     length = int.from_bytes(file.read(8), "little")

@@ -96,7 +96,7 @@ def test_a_stack_trains_every_pair_as_a_single_training_does(
         folder = tmp_path / f"alone-{number}"
         folder.mkdir()
         job = make_job(prompts=PROMPTS[number], settings=config, device="cpu")
-        request = TrainRequest(job, base, (images[number],), folder)
+        request = TrainRequest(job, base, (images[number],), folder=folder)
         events: list[Event] = []
         result = run(train(request), events.append)
         expected = [event.reconstruction for event in events if isinstance(event, StepDone)]

@@ -12,6 +12,7 @@ from benchmarks.speed_methods import full_matrices, generation, ours, peft_lora,
 from benchmarks.speed_methods.floor import step_operations
 from benchmarks.speed_methods.measurement import Measurement
 from benchmarks.speed_methods.task import TOKENS, Setting, Task, meta_unet, pooled_width
+from unziplora_cli.config import resolve
 from unziplora_cli.method.inject import inject
 from unziplora_cli.method.layer import DualLoRALinear
 from unziplora_cli.sdxl.base import resolve_base
@@ -148,7 +149,7 @@ def test_our_row_computes_the_time_of_a_whole_training(setting: Setting) -> None
     assert 0 < results.seconds < 10
     assert results.whole > 600 * results.seconds
     assert results.note == ""
-    assert ours.trained(setting, "paper", rank=2).note == "rank 2"
+    assert ours._differences(setting, resolve("paper", {"rank": 2})) == "rank 2"
 
 
 def test_the_tables_show_shares_and_dashes_for_missing_measurements() -> None:

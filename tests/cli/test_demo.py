@@ -1,5 +1,7 @@
 """The demonstration, with its trainings and drawings cut short."""
 
+import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -35,12 +37,16 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_the_demo_trains_generates_and_writes_one_sheet(unziplora, short, isolated_home, tmp_path):
+def test_the_demo_trains_generates_and_writes_one_sheet(
+    unziplora, short, isolated_home, tmp_path, monkeypatch
+):
     """The second run replaces the projects, and with --force the sheet."""
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["/a b/bin/unziplora", "demo"])
     completed = unziplora("demo", "--out", tmp_path, "--device=cpu")
     assert completed.code == 0
     assert "demo-fox: trained in" in completed.err
-    assert "unziplora combine demo-fox demo-cat" in completed.out
+    assert "Next: '/a b/bin/unziplora' combine demo-fox demo-cat" in completed.out
     store = ProjectStore(isolated_home)
 
     completed = unziplora("demo", "--out", tmp_path, "--device=cpu", "--json", "--force")

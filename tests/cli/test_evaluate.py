@@ -7,9 +7,17 @@ import pytest
 from tests.cli import envelopes
 from tests.evaluation.tiny_encoders import make_clip, make_dino, put_encoders_in_cache
 from tests.hub_server import Hub, Repository
+from unziplora_cli.evaluation import denoising
 from unziplora_cli.evaluation.scorers import CLIP, DINO, missing_encoders
 from unziplora_cli.projects import manifest
 from unziplora_cli.workflows.evaluate import download_encoders
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two denoising steps at every place where eval takes twenty."""
+    monkeypatch.setattr(denoising, "RECONSTRUCTION_STEPS", 3)
+
 
 QUICK = ("--count=1", "--noise-samples=2", "--device=cpu")
 

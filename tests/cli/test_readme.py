@@ -1,6 +1,7 @@
 """The README's code runs, and its commands exist."""
 
 import re
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,15 @@ README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 def test_the_python_code_adds_both_loras_to_a_diffusers_pipeline(
     two_projects: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unchanged except for the base and the device: the projects were trained on the tiny base."""
-    load = StableDiffusionXLPipeline.from_pretrained
+    """Unchanged but for the device, the steps, and the base: the projects were trained on the tiny one."""
+    load, call = StableDiffusionXLPipeline.from_pretrained, StableDiffusionXLPipeline.__call__
     loaded: list[str] = []
 
     def from_tiny(cls: type, base: str, **_: Any) -> StableDiffusionXLPipeline:
         loaded.append(base)
         pipe = load(tiny_base, local_files_only=True).to(torch.float32)
         pipe.set_progress_bar_config(disable=True)
+        monkeypatch.setattr(type(pipe), "__call__", partialmethod(call, num_inference_steps=2))
         return pipe
 
     monkeypatch.setattr(StableDiffusionXLPipeline, "from_pretrained", classmethod(from_tiny))

@@ -97,7 +97,8 @@ def test_both_branches_predict_as_in_training(base, latents, adapted, batch_size
     torch.testing.assert_close(results.prediction, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_requests_are_independent(base, latents, adapted):
+def test_requests_are_independent(base, latents, adapted, monkeypatch):
+    monkeypatch.setattr(denoising, "RECONSTRUCTION_STEPS", 3)
     _, branches = adapted
     alone = ImageRequest(Prompts(*[PROMPTS.full] * 3), LoRAPair(), SETTINGS)
     both = ImageRequest(PROMPTS, branches, SETTINGS)

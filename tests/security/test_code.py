@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,9 @@ NETWORK = {"hub.py", "network.py", "doctor/environment.py"}
 """The only modules that import an HTTP library."""
 
 
-def nodes(file: str) -> Iterator[ast.AST]:
-    return ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8")))
+@cache
+def nodes(file: str) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8"))))
 
 
 def imported(file: str) -> set[str]:

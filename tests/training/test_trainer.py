@@ -146,7 +146,7 @@ def test_resume_skips_a_damaged_checkpoint(whole: TrainingRun, make_request: Mak
 @pytest.mark.parametrize(
     "settings",
     [
-        {"destyle_images": 2, "destyle_prompt": "a photo of {content}"},
+        {"destyle_images": 2, "destyle_strength": 0.1, "destyle_prompt": "a photo of {content}"},
         {
             "lr_scheduler": "cosine",
             "grad_accumulation": 2,

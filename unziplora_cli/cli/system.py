@@ -1,5 +1,8 @@
 """doctor and demo: check this machine, and try everything in a few minutes."""
 
+import shlex
+import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -98,6 +101,8 @@ def demo(
         operation = run_demo(session.store(), out, device=device, force=force)
         result = run(operation, display.event)
     first, second = result.projects
+    # `make demo` runs the program of a virtual environment that is not active.
+    program = "unziplora" if shutil.which("unziplora") else shlex.quote(sys.argv[0])
     session.output.result(
         {
             "sheet": str(result.sheet),
@@ -108,7 +113,7 @@ def demo(
         text=(
             f"{result.sheet}: two trainings and {count(result.images, 'image')} "
             f"in {format_duration(result.seconds)}\n"
-            f'Next: unziplora combine {first} {second} --prompt "on a beach"'
+            f'Next: {program} combine {first} {second} --prompt "on a beach"'
         ),
         links=(result.sheet,),
         made=result.sheet,
