@@ -4,6 +4,7 @@ A target may reject its input with an UnziploraError that has a message. Every o
 write outside the given folder, is a finding. Hypothesis and atheris both call these functions.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -29,7 +30,7 @@ from unziplora_cli.job import to_json
 from unziplora_cli.projects import folders, manifest, names, unfinished
 from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.projects.verify import inside
-from unziplora_cli.sdxl import base
+from unziplora_cli.sdxl import base, single_file
 from unziplora_cli.training import callbacks
 from unziplora_cli.training.checkpoint import Checkpoints
 from unziplora_cli.workflows.publish import PushRequest, write_folder
@@ -102,7 +103,12 @@ def _command(*arguments: str) -> None:
 def _base_file(data: bytes, folder: Path) -> None:
     path = folder / "base.safetensors"
     path.write_bytes(data)
-    base.resolve_base(str(path), offline=True)
+    header = single_file.read_header(path)
+    if reason := single_file.unsupported_reason(header, path.name):
+        raise UnziploraError(reason)
+    single_file.scheduler_config(header, {})
+    with contextlib.suppress(UnziploraError):  # a small seed lacks most weights
+        base.resolve_base(str(path), offline=True)
 
 
 def _base_json(data: bytes, folder: Path) -> None:
@@ -116,7 +122,10 @@ def _base_json(data: bytes, folder: Path) -> None:
             place = copy / source.relative_to(resources.mini_base())
             if source.is_file():
                 place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_bytes(source.read_bytes() if source.suffix == ".json" else b"")
+                if source.suffix == ".json":
+                    place.write_bytes(source.read_bytes())
+                else:
+                    place.symlink_to(source)
     (copy / changed).write_bytes(data[1:])
     try:
         resolved, _ = base.resolve_base(str(copy), offline=True)

@@ -143,6 +143,28 @@ def test_an_unsupported_unet_is_refused(copy: Path, changes: dict[str, object], 
         resolve_base(str(copy), offline=True)
 
 
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("unet/config.json", {"layers_per_block": 10**9}),
+        ("unet/config.json", {"transformer_layers_per_block": [1, 1, 10**9]}),
+        ("unet/config.json", {"block_out_channels": [8, 16, 10**18]}),
+        ("unet/config.json", {"norm_num_groups": 0}),
+        ("vae/config.json", {"layers_per_block": 10**9}),
+        ("text_encoder/config.json", {"num_hidden_layers": 10**9}),
+        ("text_encoder_2/config.json", {"hidden_size": 10**12}),
+        ("text_encoder/config.json", {"num_attention_heads": 0}),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused_at_once(
+    copy: Path, file: str, values: dict[str, object]
+) -> None:
+    config = copy / file
+    config.write_text(json.dumps(json.loads(config.read_text()) | values))
+    with pytest.raises(ModelError):
+        resolve_base(str(copy), offline=True)
+
+
 def test_another_kind_of_pipeline_is_refused(copy: Path) -> None:
     (copy / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
     with pytest.raises(ModelError, match="FluxPipeline"):

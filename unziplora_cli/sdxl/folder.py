@@ -233,12 +233,12 @@ def converted_shapes(component: str, config: Mapping[str, Any], header: Header) 
     prefix = vae_prefix(header) if component == "vae" else PREFIXES[component]
     if prefix is None:
         return {}
-    tensors = {
-        key: torch.empty(shape, device="meta")
-        for key, shape in header.shapes.items()
-        if key.startswith(prefix)
-    }
     try:
+        tensors = {
+            key: torch.empty(shape, device="meta")
+            for key, shape in header.shapes.items()
+            if key.startswith(prefix)
+        }
         return {
             name: tuple(tensor.shape)
             for name, tensor in convert(component, config, tensors).items()
@@ -267,14 +267,21 @@ def convert(component: str, config: Mapping[str, Any], tensors: dict[str, Tensor
 
 @cache
 def _expected(component: str, config: str) -> Shapes:
-    state = _meta_module(component, json.loads(config)).state_dict()
+    try:
+        state = _meta_module(component, json.loads(config)).state_dict()
+    except (RuntimeError, ArithmeticError, AssertionError) as error:  # sizes that no module can have
+        raise ValueError(str(error).split("\n")[0]) from error
     return {_plain(name): tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def _meta_module(component: str, config: Mapping[str, Any]) -> Any:
-    """The module of a component without memory for its weights."""
+    """The module of a component without memory for its weights; raises ValueError for too many layers."""
     import torch
 
+    for name, value in config.items():
+        counts = value if isinstance(value, list) else [value]
+        if "layers" in name and any(isinstance(count, int) and count > _MAX_LAYERS for count in counts):
+            raise ValueError(f"{name} is {str(value)[:40]}")
     with torch.device("meta"):
         if component in ("unet", "vae"):
             from diffusers import AutoencoderKL, UNet2DConditionModel
