@@ -73,6 +73,18 @@ TRAINING = (
         "there are no destyled images (destyle-images)",
     ),
     Dependency(
+        (
+            *("destyle_strength", "destyle_fresh_noise", "destyle_contrast", "destyle_guidance"),
+            "destyle_prompt",
+        ),
+        lambda c: c.destyle in (None, "inversion"),
+        "destyle is {destyle}, not inversion",
+    ),
+    Dependency(
+        ("destyle_images",), lambda c: c.destyle != "folder", "all images of the destyle folder are learned"
+    ),
+    Dependency(("destyler",), lambda c: c.destyle == "edit", "destyle is not edit"),
+    Dependency(
         ("validation_images",), lambda c: c.validate_every, "there are no validation images (validate-every)"
     ),
     *map(_every, ("validate_every", "save_every", "checkpoint_every")),

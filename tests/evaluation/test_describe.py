@@ -1,6 +1,7 @@
 """What describers answer becomes clean words, or nothing."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,22 @@ def test_the_reader_of_mini_names_colours_and_markings(words, features, monkeypa
     monkeypatch.setattr(reader, "read_image", lambda image: {k: (v, 0.9) for k, v in read.items()})
     description = MiniDescriber().describe(Image.new("RGB", (64, 64)))
     assert description == Description("mini's reader", "fox", "", features, "on a beach")
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_a_missing_library_is_named_with_the_extra_that_brings_it(folder: Path, tmp_path: Path) -> None:
+    """The default model needs torchvision, which transformers says when it loads the processor."""
+    for file in folder.iterdir():
+        if file.name != "processor_config.json":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    names = {"processor_class": "Qwen3VLProcessor", "video_processor_type": "Qwen3VLVideoProcessor"}
+    names["image_processor_type"] = "Qwen2VLImageProcessorFast"
+    for name, values in (
+        ("config", {"model_type": "qwen3_vl"}),
+        ("preprocessor_config", names),
+        ("video_preprocessor_config", names),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(values))
+    with pytest.raises(ModelError, match="Torchvision") as caught:
+        VisionLanguageDescriber.load(str(tmp_path), device=torch.device("cpu"), dtype=torch.float32)
+    assert caught.value.remedies[0].extra == "describe"

@@ -26,6 +26,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "save_every": {"steps": 19},
     "checkpoint_every": {"steps": 19},
     "merge_lr": {"column_separation": False},
+    "destyle_images": {"destyle": "folder"},
 }
 """What else must be set for a setting to have no effect, beside the defaults."""
 
@@ -37,6 +38,7 @@ WITH: dict[str, dict[str, Any]] = {
     "prior_weight_style": {"prior_style": "photos"},
     "prior_images": {"prior_content": "photos"},
     "checkpoint_every": {"checkpoint_every": 100},
+    "destyler": {"destyle": "edit"},
 }
 """What else must be set for a setting to have an effect."""
 
@@ -48,7 +50,7 @@ def changed(setting: "Field[Any]") -> Any:
         return next(choice for choice in limits["choices"] if choice != default)
     if isinstance(default, bool):
         return not default
-    if isinstance(default, str):
+    if isinstance(default, str) or setting.name == "destyler":
         return "a drawing of {content}"
     if setting.name.endswith("_every"):
         return 100

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unziplora_cli import preferences
+from unziplora_cli.cli._errors import remedy_text
 from unziplora_cli.cli._opening import openable
 from unziplora_cli.cli._options import BASE, DEVICE, VAE, config_options, find_base
 from unziplora_cli.cli._output import ProgressDisplay, Session, Table
@@ -251,7 +252,8 @@ def _proposals(
     except (ModelError, OutOfMemory) as error:
         if options.describer is not None:
             raise
-        session.output.warning(f"The image is not described. {error.message}")
+        remedies = " ".join(map(remedy_text, error.remedies))
+        session.output.warning(f"No words are proposed. {error.message} {remedies}".strip())
         return nothing
 
 

@@ -135,6 +135,7 @@ def train(
     """Learn a content LoRA and a style LoRA from one image."""
     from unziplora_cli.prompts import make_prompts, prompt_notes
     from unziplora_cli.sdxl.base import absolute_spec
+    from unziplora_cli.workflows.destyle import choose_way
     from unziplora_cli.workflows.train import make_request, read_sources
 
     session: Session = ctx.obj
@@ -173,7 +174,7 @@ def train(
     model = find_base(session, base, vae, prediction)
     config = resolve(preset or preset_for(model, settings), settings or {})
     check_packages(config)
-    for note in without_effect(config, settings or {}):
+    for note in without_effect(choose_way(config, model)[0], settings or {}):
         session.output.warning(note)
     if validation_prompt is not None and not config.validate_every:
         session.output.warning(

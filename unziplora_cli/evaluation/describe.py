@@ -242,4 +242,4 @@ def _clean_text(name: str, text: str) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".") + "."
+    return re.split(r"\n|\. ", str(error).strip() or type(error).__name__)[0].rstrip(".") + "."

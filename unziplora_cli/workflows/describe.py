@@ -39,10 +39,12 @@ def describe(
         yield Phase("load describer", describer or ("of mini" if builtin and has_reader() else DESCRIBER))
         model = _load(builtin, describer, device)
         yield Phase("describe", f"{len(images)} image{'s' if len(images) > 1 else ''}")
-        for number, path in enumerate(images):
-            yield Progress("describe", number, len(images))
-            descriptions.append(model.describe(load_image(path).image))
-        model.close()
+        try:
+            for number, path in enumerate(images):
+                yield Progress("describe", number, len(images))
+                descriptions.append(model.describe(load_image(path).image))
+        finally:
+            model.close()
     return descriptions
 
 
