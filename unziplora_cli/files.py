@@ -431,9 +431,9 @@ class Problem:
     reason: str
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with open_regular(path, 2**63) as file:
+def sha256(path: Path, limit: int = 2**63) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal; raises OSError for more than `limit` bytes."""
+    with open_regular(path, limit) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

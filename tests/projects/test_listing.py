@@ -1,5 +1,7 @@
 """Listing projects: what is no project is passed over, and running trainings are named."""
 
+import os
+
 import pytest
 
 from tests.jobs import make_job
@@ -69,3 +71,12 @@ def test_a_training_runs_while_its_lock_is_held(store, unfinished):
         assert store.running_step(training) == 0
     with pytest.raises(ProjectError, match="is not finished"):
         store.open("rose")
+
+
+def test_an_image_that_became_endless_is_not_hashed(store, make_project):
+    """A sparse file of 64 GB takes minutes to read."""
+    image = make_project("fox").folder / "source.png"
+    os.truncate(image, 64 * 2**30)
+    (problem,) = store.verify("fox").problems
+    assert problem.path == "source.png"
+    assert "68719476736 bytes" in problem.reason

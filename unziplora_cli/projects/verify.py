@@ -59,7 +59,8 @@ def _difference(folder: Path, path: str, digest: str, size: int | None) -> str:
         actual = file.stat().st_size
         if size is not None and actual != size:
             return f"has {actual} bytes instead of {size}"
-        return "" if files.sha256(file) == digest else "was changed: its SHA-256 differs"
+        limit = files.MAX_IMAGE_SIZE if size is None else size
+        return "" if files.sha256(file, limit) == digest else "was changed: its SHA-256 differs"
     except FileNotFoundError:
         return "is missing"
     except ProjectError:
