@@ -64,10 +64,10 @@ def test_the_help_of_train_shows_the_fifteen_usual_options(unziplora):
     shown = set(
         re.findall(r"--[a-z-]+", unziplora("train", "--help").out.split("Options:")[1].split("Defaults")[0])
     )
-    usual = {"--" + name.replace("_", "-") for name in USUAL["train"]}
+    usual = {param.opts[0] for param in COMMANDS["train"].params if param.name in USUAL["train"]}
     assert len(usual) == 15
     assert usual <= shown
-    assert shown - usual <= {"--no-sheet", "--estimate", "--help", "--help-all"}
+    assert shown - usual <= {"--no-sheet", "--no-open", "--estimate", "--help", "--help-all"}
 
 
 @pytest.mark.parametrize(("path", "config"), [("train", TrainConfig), ("combine", GenerateConfig)])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 USUAL = {
     "train": (
-        *("subject", "style", "name", "base", "preset", "steps", "rank", "resolution", "seed", "device"),
+        *("subject", "style", "name", "base", "preset", "steps", "rank", "resolution", "device"),
         *("together", "resume", "force", "sheet", "open_result", "plan"),
     ),
     **dict.fromkeys(
