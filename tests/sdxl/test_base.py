@@ -1,6 +1,7 @@
 """Which base a spec means, and which bases are refused."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -162,6 +163,19 @@ def test_sizes_that_no_model_has_are_refused_at_once(
     config = copy / file
     config.write_text(json.dumps(json.loads(config.read_text()) | values))
     with pytest.raises(ModelError):
+        resolve_base(str(copy), offline=True)
+
+
+@pytest.mark.parametrize("file", ["unet/config.json", "vae/diffusion_pytorch_model.safetensors"])
+def test_a_pipe_or_a_huge_file_is_not_read(copy: Path, file: str) -> None:
+    (copy / file).unlink()
+    os.mkfifo(copy / file)
+    with pytest.raises(ModelError, match="lacks"):
+        resolve_base(str(copy), offline=True)
+    (copy / file).unlink()
+    (copy / file).touch()
+    os.truncate(copy / file, 1 << 36)
+    with pytest.raises(ModelError, match=r"Cannot read|damaged"):
         resolve_base(str(copy), offline=True)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unziplora_cli.errors import ModelError, Remedy
+from unziplora_cli.files import read_text
 from unziplora_cli.method.blocks import SELECTIVE
 from unziplora_cli.sdxl.single_file import PREFIXES, TOKENIZERS, Header, read_header, vae_prefix
 
@@ -98,7 +99,7 @@ def unsupported_model(path: Path, reason: str) -> ModelError:
 
 def weight_files(component: Path) -> list[Path]:
     """The safetensors in the folder of a component, all variants."""
-    return sorted(component.glob("*.safetensors")) if component.is_dir() else []
+    return sorted(file for file in component.glob("*.safetensors") if file.is_file())
 
 
 def component_variant(component: Path, preferred: str | None) -> str | None:
@@ -114,7 +115,7 @@ def component_variant(component: Path, preferred: str | None) -> str | None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; raises ModelError."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
     except OSError as error:
         raise ModelError(f"Cannot read {path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
