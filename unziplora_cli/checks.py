@@ -27,7 +27,8 @@ class Checked:
     """Checks the type and the range of every field of an instance; raises UsageError."""
 
     def __post_init__(self) -> None:
-        hints = _hints(type(self))
+        kind: Any = type(self)
+        hints = _hints(kind)
         for entry in fields(self):  # type: ignore[arg-type]
             value = getattr(self, entry.name)
             if type(value) is not type(entry.default) or value != entry.default:
