@@ -10,13 +10,14 @@ import typer
 
 from tests.cli.envelopes import schema
 from tests.cli.test_completion import commands
+from tests.cli.test_describe import FOX, FakeDescriber
 from tests.doctor.machines import CPU_MACHINE
 from tests.hub_server import TOKEN, Hub, Repository
 from tests.test_model_cache import sdxl_files
 from unziplora_cli.cli import app, projects
 from unziplora_cli.cli._output import Output
 from unziplora_cli.doctor import checks
-from unziplora_cli.workflows import demo
+from unziplora_cli.workflows import demo, describe
 
 PROGRAM = {" ".join(path): node for path, node in commands(typer.main.get_command(app.app))}
 QUICK = "--steps=1 --device=cpu"
@@ -25,6 +26,9 @@ QUICK = "--steps=1 --device=cpu"
 # {base} is their base, {out} an empty folder, {fox} and {rose} the folders of the projects.
 EXAMPLES = {
     "train": "train {photos}/fox.png --name=cat --subject=cat --style=ink {settings}",
+    "describe": "describe {photos}/fox.png --base={base}",
+    "destyle": "destyle {photos}/fox.png --out={out}/plain --subject=fox --style=ink --destyle={photos} "
+    "--base={base}",
     "content": f"content fox {QUICK}",
     "style": f"style fox {QUICK}",
     "combine": f"combine fox rose {QUICK}",
@@ -105,6 +109,8 @@ def test_every_successful_command_prints_an_envelope(
         monkeypatch.setattr(demo, "demo", lambda *_, **__: finished_demo())
     if name == "doctor":  # tested elsewhere
         monkeypatch.setattr(checks, "collect_environment", lambda *_, **__: CPU_MACHINE)
+    if name == "describe":  # with a model of a real class: tests/cli/test_describe.py
+        monkeypatch.setattr(describe, "_load", lambda *arguments: FakeDescriber(FOX))
     if name == "open":
         monkeypatch.setattr(projects, "open_path", lambda path: True)
     if name == "models remove":
