@@ -38,6 +38,8 @@ PAIRS = 128
 """Pairs of a styled picture and its photo, by which the reader learns what an individual is, in a step."""
 PRECISION = 0.85
 """How often a word that the reader says must be right, on the tuning styles."""
+SURE_OF_STYLE = 0.8
+"""Least probability of a style: a wrong name for it is worse than none."""
 CANDIDATES = 6
 
 
@@ -110,7 +112,7 @@ def train(
     device = pairs.planes.device
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     batch = painted + chunk * len(FAMILIES)
-    trained = MiniDestyler(destyler.colors, destyler.widths, destyler.size)
+    trained = MiniDestyler(destyler.palette, destyler.widths, destyler.size)
     trained.load_state_dict(destyler.state_dict())
     model = _Both(trained).to(device).train()
     run = torch.compile(model) if compiled else model
@@ -237,7 +239,7 @@ def thresholds(reader: Classifier, images: Tensor, labels: Tensor) -> dict[str, 
             if kept.any() and float(right[kept].mean()) >= PRECISION:
                 result[name] = limit
                 break
-    return result
+    return {**result, "style": max(result["style"], SURE_OF_STYLE)}
 
 
 @torch.no_grad()
@@ -409,7 +411,7 @@ def main() -> None:
     workers = start_drawing(args.work / "pairs", args.workers, begun + 60 * args.minutes_draw)
     pairs = DevicePairs(store, device)
     torch.manual_seed(3)
-    destyler, reader = MiniDestyler(tuple(COLORS)), Classifier(NAMES, widths=READER_WIDTHS)
+    destyler, reader = MiniDestyler(COLORS), Classifier(NAMES, widths=READER_WIDTHS)
     if (args.work / "destyler").exists():
         destyler = MiniDestyler.load(args.work / "destyler")
     if (args.work / "reader").exists():

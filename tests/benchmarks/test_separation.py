@@ -166,7 +166,7 @@ def test_dreambooth_trains_one_lora_and_its_variant_two() -> None:
 
 def test_destyled_images_of_other_sources_are_photos_or_redrawn_in_the_colours_told(tmp_path, monkeypatch):
     torch.manual_seed(0)
-    destyler = MiniDestyler(("red", "blue"), widths=(8, 16), size=16)
+    destyler = MiniDestyler({"red": (255, 0, 0), "blue": (0, 0, 255)}, widths=(8, 16), size=16)
     destyler.save(tmp_path)
     monkeypatch.setattr(resources, "destyler", lambda: tmp_path)
     images, photos = torch.rand(2, 3, 16, 16) * 2 - 1, torch.rand(2, 3, 16, 16) * 2 - 1

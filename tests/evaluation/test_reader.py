@@ -4,7 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unziplora_cli.evaluation.reader import NONE, UNKNOWN, Reader
+from unziplora_cli import resources
+from unziplora_cli.evaluation.reader import NONE, UNKNOWN, Reader, read_image
 from unziplora_cli.evaluation.scorers import Classifier
 
 NAMES = {"subject": ("fox", "cat"), "second_color": (NONE, "white"), "style": ("photo", UNKNOWN)}
@@ -51,3 +52,24 @@ def test_saved_reader_reads_the_same(reader, tmp_path):
     (word, probability), (other, similar) = (r.read(image)["subject"] for r in (reader, loaded))
     assert word == other
     assert similar == pytest.approx(probability, abs=0.02)  # float16 weights
+
+
+@pytest.mark.parametrize(
+    ("name", "color", "marking"),
+    [
+        ("fox", "orange", "dotted"),
+        ("cat", "purple", "striped"),
+        ("lantern", "red", "striped"),
+        ("house", "pink", "dotted"),
+    ],
+)
+def test_shipped_reader_names_the_individuals_of_the_sample_images(name, color, marking):
+    sample = resources.samples()[name]
+    with Image.open(sample.image) as image:
+        fields = read_image(image)
+    assert {field: fields[field][0] for field in ("subject", "color", "marking")} == {
+        "subject": sample.subject,
+        "color": color,
+        "marking": marking,
+    }
+    assert "style" not in fields  # all four are unknown to the base, and so to the reader

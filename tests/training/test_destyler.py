@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from PIL import Image
 
+from unziplora_cli import resources
+from unziplora_cli.evaluation.scorers import Classifier
+from unziplora_cli.sdxl.latents import crop_image
 from unziplora_cli.training.destyler import MiniDestyler
 
-COLORS = ("red", "green", "blue")
+COLORS = {"red": (220, 40, 40), "pink": (250, 60, 60), "blue": (40, 40, 220)}  # red and pink are too alike
 
 
 @pytest.fixture
@@ -46,6 +50,40 @@ def test_given_colours_replace_the_guess_and_unknown_ones_do_not(destyler, image
 def test_saved_destyler_draws_the_same(destyler, images, tmp_path):
     destyler.save(tmp_path)
     loaded = MiniDestyler.load(tmp_path)
-    assert loaded.colors == COLORS
+    assert loaded.colors == tuple(COLORS)
     assert not loaded.training
     torch.testing.assert_close(loaded(images), destyler(images), rtol=0, atol=0.02)  # float16 weights
+
+
+@pytest.mark.parametrize(
+    ("body", "marking", "given", "expected"),
+    [
+        ([5, 4, 0], [0, 0, 0, 1], [3, 3], [0, 2]),  # "none" is likelier than any one colour, but not than all
+        ([5, 4, 0], [0, 0, 0, 9], [3, 3], [0, 4]),  # surely no marking
+        ([5, 4, 0], [1, 2, 1.5, 0], [3, 3], [0, 2]),  # the likeliest colour is too near to the body's
+        ([1, 0, 0], [3, 0, 1, 0], [3, 3], [2, 0]),  # ... or the body's gives way
+        ([5, 4, 0], [9, 0, 1, 0], [0, 3], [0, 2]),  # a given colour stays
+        ([5, 4, 0], [0, 0, 0, 9], [3, 1], [2, 1]),  # a given marking is one
+    ],
+)
+def test_a_marking_differs_from_the_body(destyler, body, marking, given, expected):
+    with torch.no_grad():
+        destyler.guess.weight.zero_()
+        destyler.guess.bias.copy_(torch.tensor([*body, *marking], dtype=torch.float32))
+    chosen = destyler.choose(torch.zeros(1, 16, 2, 2), torch.tensor([given]))
+    assert chosen.tolist() == [expected]
+
+
+def test_shipped_destyler_keeps_the_individual_of_a_sample_and_takes_hidden_colours_from_words():
+    destyler, classifier = MiniDestyler.load(resources.destyler()), Classifier.load(resources.classifier())
+    with Image.open(resources.samples()["fox"].image) as image:
+        shades = [
+            crop_image(image.convert(mode).convert("RGB"), destyler.size, 1) for mode in ("RGB", "L", "L")
+        ]
+    unknown = destyler.unknown
+    white = destyler.colors.index("white")
+    told = [[unknown, unknown], *([destyler.colors.index(name), white] for name in ("orange", "green"))]
+    photos = destyler(torch.cat(shades), torch.tensor(told))
+    scores = classifier.classify(((photos + 1) * 127.5).round().byte().permute(0, 2, 3, 1))
+    wanted = {"subject": "fox", "style": "photo", "context": "", "marking": "dotted"}
+    assert scores == [{**wanted, "color": color} for color in ("orange", "orange", "green")]

@@ -3,13 +3,13 @@
 It is trained by `recipes/mini` on pairs of one individual in one pose. Both images of a pair show the same
 outlines, so plain regression of the pixels is sharp; what a style may hide are the colours. The network names
 the two main colours first and draws in these, so that a doubt becomes one clear colour instead of a mixture,
-and so that words of the user can replace its guess.
+and so that words of the user decide where the style hides them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,22 +20,26 @@ from torch import Tensor, nn
 
 EMBEDDING = 64
 GROUPS = 8
+DISTINCT = 105
+"""Least distance of two colours, in levels, at which a marking is seen on a body."""
 
 
 class MiniDestyler(nn.Module):
     """Images -> photos of the same subject in the same pose, before a plain background.
 
     Args:
-        colors: names of the colours that a body, or its marking, can have.
+        colors: the colours that a body, or its marking, can have: name and red, green and blue, 0 to 255.
         widths: channels at the full size, at half of it, and so on.
         size: side of the images in pixels.
     """
 
     WIDTHS = (32, 48, 96, 160, 192)
 
-    def __init__(self, colors: Sequence[str], widths: Sequence[int] = WIDTHS, size: int = 128) -> None:
+    def __init__(
+        self, colors: Mapping[str, Sequence[int]], widths: Sequence[int] = WIDTHS, size: int = 128
+    ) -> None:
         super().__init__()
-        self.colors, self.widths, self.size = tuple(colors), tuple(widths), size
+        self.palette, self.colors, self.widths, self.size = dict(colors), tuple(colors), tuple(widths), size
         self.unknown = len(self.colors)
         """The index of an unknown colour; the next one is that of no marking."""
         self.stem = nn.Conv2d(3, widths[0], 3, padding=1)
@@ -60,11 +64,30 @@ class MiniDestyler(nn.Module):
         network decide.
         """
         maps = self.encode(images)
-        guesses = torch.stack([logits.argmax(1) for logits in self.guess_colors(maps[-1])], 1)  # [n, 2]
-        guesses[:, 1] += guesses[:, 1] == self.unknown  # the last logit: no marking
-        if colors is not None:
-            guesses = torch.where(colors == self.unknown, guesses, colors)
-        return self.decode(maps, guesses).clamp(-1.0, 1.0)
+        if colors is None:
+            colors = torch.full((len(images), 2), self.unknown, device=images.device)
+        return self.decode(maps, self.choose(maps[-1], colors)).clamp(-1.0, 1.0)
+
+    def choose(self, coarsest: Tensor, colors: Tensor) -> Tensor:
+        """``colors`` [n, 2] with the likeliest ones in place of the unknown.
+
+        Whether there is a marking is decided first: a marking of doubtful colour is still one. Its colour and
+        the body's are then the likeliest two that differ enough to be told apart.
+        """
+        body, marking = (logits.log_softmax(1) for logits in self.guess_colors(coarsest))
+        marked = (marking[:, -1].exp() < 0.5) | (colors[:, 1] < self.unknown)
+        pairs = body[:, :, None] + marking[:, None, :-1]  # [n, colours, colours]
+        rgb = torch.tensor(list(self.palette.values()), dtype=torch.float32, device=body.device)
+        pairs = pairs - 100.0 * (torch.cdist(rgb, rgb) < DISTINCT)
+        index = torch.arange(self.unknown, device=body.device)
+        for dim, shape in ((0, (1, -1, 1)), (1, (1, 1, -1))):
+            given = colors[:, dim, None, None]
+            pairs = pairs - 1e4 * ((given < self.unknown) & (index.view(shape) != given))
+        best = pairs.flatten(1).argmax(1)
+        likeliest = torch.stack((best // self.unknown, best % self.unknown), 1)
+        plain = torch.stack((body.argmax(1), torch.full_like(best, self.unknown + 1)), 1)
+        likeliest = torch.where(marked[:, None], likeliest, plain)
+        return torch.where(colors == self.unknown, likeliest, colors)
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """Feature maps of ``images``, from the finest to the coarsest."""
@@ -94,7 +117,7 @@ class MiniDestyler(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         weights = {key: value.half().cpu().contiguous() for key, value in self.state_dict().items()}
         save_file(weights, folder / "destyler.safetensors")
-        config = {"colors": self.colors, "widths": self.widths, "size": self.size}
+        config = {"colors": self.palette, "widths": self.widths, "size": self.size}
         (folder / "destyler.json").write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
