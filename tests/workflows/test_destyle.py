@@ -172,7 +172,8 @@ def other(tiny_base: Path) -> BaseRef:
 def destyler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A random destyler in the place of mini's own."""
     folder = tmp_path / "destyler"
-    MiniDestyler(("red", "orange", "white"), widths=(8, 8), size=128).save(folder)
+    colors = {"red": (220, 40, 40), "orange": (250, 130, 30), "white": (250, 250, 250)}
+    MiniDestyler(colors, widths=(8, 8), size=128).save(folder)
     monkeypatch.setattr(resources, "destyler", lambda: folder)
     return folder
 

@@ -110,6 +110,7 @@ def destyle_requests(
         for request, (name, destyled) in zip(same, images, strict=True):
             parameters = {"base": {"id": name}, "seed": request.config.seed}
             folder = scratch / str(len(done))
+            folder.mkdir(parents=True)
             paths = write_destyled(folder, destyled, parameters)
             job = replace(request.job, destyled=read_sources(paths, DESTYLED))
             done[id(request)] = replace(request, job=job, destyled=paths)
