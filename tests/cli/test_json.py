@@ -56,6 +56,7 @@ EXAMPLES = {
     "presets list": "presets list",
     "presets show": "presets show paper",
     "models list": "models list",
+    "models show": "models show mini",
     "models pull": "models pull owner/name",
     "models verify": "models verify mini",
     "models remove": "models remove owner/name --yes",
