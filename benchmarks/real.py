@@ -67,7 +67,7 @@ PURPOSES = ("content", "style", "combine", "cross")
 BLOCKS = {"content": "up_blocks.0.attentions.0.", "style": "up_blocks.0.attentions.1."}
 """The blocks that B-LoRA trains (Frenkel et al., arXiv 2403.14572)."""
 PLAIN = {"column_separation": False, "prompt_separation": False, "block_separation": False, "start": "zero"}
-"""Settings that reduce the method to ordinary LoRAs; the two halves of one are used together."""
+"""Settings that reduce the method to ordinary LoRAs; the two parts of one are used together."""
 OTHER_SUBJECTS = ("house", "teapot", "cat", "tree", "bicycle")
 """What the style LoRA is asked for: the first that is not the subject."""
 COLUMNS = {
@@ -176,7 +176,7 @@ class Bench:
     def requests(self, method: Method) -> Iterator[TrainRequest]:
         """The trainings of a method that are not finished."""
         config = resolve(method.preset, {**method.settings, **self.settings})
-        if method.kind in ("one", "two"):  # two halves of one LoRA have its rank together
+        if method.kind in ("one", "two"):  # two parts of one LoRA have its rank together
             config = replace(config, rank=max(1, config.rank // 2))
         for sample in self.samples:
             prompts = make_prompts(sample.words)
@@ -289,15 +289,15 @@ class Bench:
 
 
 def _one_lora(pair: LoRAPair, prefix: str = "") -> LoRA:
-    """Both halves of an ordinary LoRA as one, of the layers whose names start with ``prefix``."""
-    halves = [half for half in (pair.content, pair.style) if half is not None]
+    """Both parts of an ordinary LoRA as one, of the layers whose names start with ``prefix``."""
+    parts = [part for part in (pair.content, pair.style) if part is not None]
     return {
         name: replace(
             weights,
-            down=torch.cat([half[name].down for half in halves]),
-            up=torch.cat([half[name].up for half in halves], dim=1),
+            down=torch.cat([part[name].down for part in parts]),
+            up=torch.cat([part[name].up for part in parts], dim=1),
         )
-        for name, weights in halves[0].items()
+        for name, weights in parts[0].items()
         if name.startswith(prefix)
     }
 

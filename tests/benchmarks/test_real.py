@@ -58,10 +58,10 @@ def test_words_are_read_from_the_file_and_the_rest_is_described(pictures, monkey
     from unziplora_cli.job import Description
 
     (pictures / "prompts.json").write_text('{"fox.png": {"subject": "The Fox", "style": "ink style"}}')
-    asked: list[Path] = []
+    described: list[Path] = []
 
     def describe(images: list[Path], **options: object):
-        asked.extend(images)
+        described.extend(images)
         return [Description("a model", "rose", "oil", ("red",))]
         yield
 
@@ -69,7 +69,7 @@ def test_words_are_read_from_the_file_and_the_rest_is_described(pictures, monkey
     fox, rose = real.read_samples(pictures, False, None, "cpu")
     assert fox.words == Words("fox", "ink")
     assert (rose.words, rose.features) == (Words("rose", "oil"), ("red",))
-    assert [path.name for path in asked] == ["rose.jpg"]
+    assert [path.name for path in described] == ["rose.jpg"]
 
 
 def test_an_unknown_method_and_an_empty_folder_are_named(pictures, tiny_base, tmp_path, capsys) -> None:

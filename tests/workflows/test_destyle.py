@@ -241,7 +241,7 @@ def test_the_destyler_redraws_each_crop_before_training(
 
 
 class FakeScorer:
-    """Sees what it is told to see: subject, style and identity of each image in turn."""
+    """Sees what the test lists: subject, style and identity of each image in turn."""
 
     subject, style, name, notes = "fox", "ink", "a scorer", ()
 
