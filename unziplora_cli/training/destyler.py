@@ -146,5 +146,5 @@ class _Block(nn.Module):
         if self.modulation is not None and cond is not None:
             scale, shift = self.modulation(cond)[..., None, None].chunk(2, 1)
             y = y * (1.0 + scale) + shift
-        skip: Tensor = self.skip(x)
-        return skip + self.second(F.silu(y))
+        result: Tensor = self.skip(x) + self.second(F.silu(y))
+        return result
