@@ -197,13 +197,13 @@ def _delete_strategy(snapshot: Snapshot) -> "DeleteCacheStrategy | None":
     """
     from huggingface_hub import scan_cache_dir
 
-    scan, own = scan_cache_dir(paths.hub_cache()), Path(os.path.realpath(snapshot.repository))
+    scan, repository_folder = scan_cache_dir(paths.hub_cache()), Path(os.path.realpath(snapshot.repository))
     for repository in scan.repos:  # the plan takes every model that has the commit, so it gets only this one
         if repository.repo_path.name == snapshot.repository.name:
             plan = replace(scan, repos=frozenset({repository})).delete_revisions(snapshot.revision)
             deleted = (*plan.blobs, *plan.refs, *plan.repos, *plan.snapshots)
             places = (Path(os.path.realpath(path.parent), path.name) for path in deleted)
-            return plan if all(path.is_relative_to(own) for path in places) else None
+            return plan if all(path.is_relative_to(repository_folder) for path in places) else None
     return None
 
 

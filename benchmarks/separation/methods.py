@@ -100,7 +100,7 @@ class Method:
 
 
 def phrase(subject: str, features: Features) -> str:
-    """The subject with its features, as in "orange fox with white dots"; unknown ones are left out."""
+    """The subject with its features, as in "orange fox with white dots"; unknown ones are omitted."""
     color, second, marking = features
     if second and marking in MARKS:
         return f"{color} {subject} with {second} {MARKS[marking]}".strip()

@@ -39,8 +39,8 @@ class StackedJob:
     """One training of the stack: image ``sample`` with ``prompts``.
 
     ``branches`` are the LoRAs that learn; ``content`` alone is a plain LoRA. ``blocks`` limits the training
-    to layers whose names start with one of these. ``features`` are the colours and the marking that the
-    destyler is told.
+    to layers whose names start with one of these. ``features`` are the colours and the marking given to the
+    destyler.
     """
 
     sample: int

@@ -174,10 +174,15 @@ class Planes:
 
     def ink(self) -> Tensor:
         """A colour of lines: dark, light, any, or that of what they surround."""
-        own = self.own()
-        dark, light = self.color(0, 0.3).expand_as(own), self.color(0.75, 1, 0.4).expand_as(own)
+        base_color = self.own()
+        dark, light = self.color(0, 0.3).expand_as(base_color), self.color(0.75, 1, 0.4).expand_as(base_color)
         return self.pick(
-            dark, dark, light, self.color().expand_as(own), own * 0.5, mix(own, own * 0 + 1, 0.5)
+            dark,
+            dark,
+            light,
+            self.color().expand_as(base_color),
+            base_color * 0.5,
+            mix(base_color, base_color * 0 + 1, 0.5),
         )
 
 
@@ -200,24 +205,24 @@ def drawn(p: Planes) -> Tensor:
     ground = mix(ground, back, p.uniform(0, 0.3))
     filled = mix(ground, front + ground * (1 - p.alpha), p.uniform(0, 0.6) * p.alpha)
     contrast = (luma(ground) < 0.5).float() * p.uniform(0.6, 1)
-    own = saturate(mix(p.own(), contrast, 0.3), p.uniform(1, 2.5))
-    single = mix(p.color(), contrast, p.uniform(0.5, 1)).expand_as(own)
-    return p.inked(filled, p.pick(own, single), 1.0, 3.5)
+    base_color = saturate(mix(p.own(), contrast, 0.3), p.uniform(1, 2.5))
+    single = mix(p.color(), contrast, p.uniform(0.5, 1)).expand_as(base_color)
+    return p.inked(filled, p.pick(base_color, single), 1.0, 3.5)
 
 
 def glowing(p: Planes) -> Tensor:
     """Lines and edges that shine into the dark around them."""
     front, back = p.colors(0.7, 0.15)
-    own = p.own()
-    own = own / (own.amax(1, keepdim=True) + 0.05)
-    own = torch.where(p.chance(0.75) > 0, own, p.color(0.6).expand_as(own))
+    base_color = p.own()
+    base_color = base_color / (base_color.amax(1, keepdim=True) + 0.05)
+    base_color = torch.where(p.chance(0.75) > 0, base_color, p.color(0.6).expand_as(base_color))
     dark = p.color(0, 0.25) + back * p.uniform(0, 0.25)
     strength = torch.maximum(p.lines(p.outline, 1.5, 3.5), p.uniform(0, 1) * p.lines(p.detail, 1.2, 2.5))
     picture = mix(dark, front, p.alpha * p.uniform(0, 0.6))
     halo = blur(strength, p.uniform(1.5, 4)) * p.uniform(0.4, 1.6) + blur(strength, p.uniform(5, 10))
     far = p.lines(p.far, 1.2, 2.5) * (1 - p.alpha) * p.uniform(0, 0.8)
-    picture = picture + own * halo * p.uniform(0.3, 1) + p.color(0.4) * (far + blur(far, 3))
-    return mix(picture, mix(own, own * 0 + 1, p.uniform(0, 0.8)), strength)
+    picture = picture + base_color * halo * p.uniform(0.3, 1) + p.color(0.4) * (far + blur(far, 3))
+    return mix(picture, mix(base_color, base_color * 0 + 1, p.uniform(0, 0.8)), strength)
 
 
 def halftone(p: Planes) -> Tensor:
@@ -244,8 +249,8 @@ def hatched(p: Planes) -> Tensor:
     wave = torch.where(p.chance(0.4) > 0, (wave + p.waves(5, 16, 20)) / 2, wave)
     steep = p.uniform(1.5, 5)
     cut = ((tone - p.uniform(0.1, 0.4) - p.uniform(0.2, 0.7) * (wave - 0.2)) * steep + 0.5).clamp(0, 1)
-    own = torch.where(p.chance(0.3) > 0, p.over(p.front, back), p.color(0, 0.45).expand_as(back))
-    picture = mix(own, p.color(0.7, 1, 0.5), cut)
+    base_color = torch.where(p.chance(0.3) > 0, p.over(p.front, back), p.color(0, 0.45).expand_as(back))
+    picture = mix(base_color, p.color(0.7, 1, 0.5), cut)
     picture = torch.where(p.chance(0.7) > 0, p.inked(picture, p.ink()), picture)
     return torch.where(p.chance(0.2) > 0, 1 - picture, picture)
 

@@ -231,11 +231,13 @@ def thresholds(reader: Classifier, images: Tensor, labels: Tensor) -> dict[str, 
     result = {}
     for n, name in enumerate(NAMES):
         probability, guess = logits[name].softmax(1).max(1)
-        said = torch.tensor([word not in (UNKNOWN, NONE) for word in NAMES[name]], device=guess.device)[guess]
+        named = torch.tensor([word not in (UNKNOWN, NONE) for word in NAMES[name]], device=guess.device)[
+            guess
+        ]
         right = (guess == labels[:, n]).float()
         result[name] = 0.95
         for limit in (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9):
-            kept = said & (probability >= limit)
+            kept = named & (probability >= limit)
             if kept.any() and float(right[kept].mean()) >= PRECISION:
                 result[name] = limit
                 break
@@ -256,9 +258,9 @@ def reading_report(reader: Reader, images: Tensor, labels: Tensor) -> dict[str, 
     for n, name in enumerate(NAMES):
         probability, guess = logits[name].softmax(1).max(1)
         words = torch.tensor([word not in (UNKNOWN, NONE) for word in NAMES[name]], device=guess.device)
-        said = words[guess] & (probability >= reader.thresholds[name])
+        named = words[guess] & (probability >= reader.thresholds[name])
         right = (guess == labels[:, n]).float()
-        values = (right.mean(), said.float().mean(), right[said].mean())
+        values = (right.mean(), named.float().mean(), right[named].mean())
         report[name] = [round(float(value), 3) for value in values]
     return report
 
@@ -279,8 +281,8 @@ def destyling_report(
         names = [NAMES[name][i] for i in labels[:, list(NAMES).index(name)].tolist()]
         report[name] = float(np.mean([c[name] == n for c, n in zip(classes, names, strict=True)]))
     embed = [torch.cat([classifier.predict(levels(b))[1] for b in x.split(256)]) for x in (photos, *others)]
-    known = F.normalize(torch.stack(embed[1:]).mean(0), dim=1)
-    similarity = embed[0] @ known.T
+    references = F.normalize(torch.stack(embed[1:]).mean(0), dim=1)
+    similarity = embed[0] @ references.T
     rng, subjects = np.random.default_rng(0), labels[:, 0].tolist()
     hits = []
     for n, subject in enumerate(subjects):
@@ -334,9 +336,12 @@ def evaluate(
     )
     sets["held-out styles"] = (planes[:, PLANES["styled"]], every, true, others)
     for name, (images, labels, photos, others) in sets.items():
-        known = colors_of(labels[:, [list(NAMES).index(n) for n in ("color", "second_color")]])
-        blank = torch.full_like(known, destyler.unknown)
-        made = {"guessed": destyle(destyler, images), "in true colours": destyle(destyler, images, known)}
+        true_colors = colors_of(labels[:, [list(NAMES).index(n) for n in ("color", "second_color")]])
+        blank = torch.full_like(true_colors, destyler.unknown)
+        made = {
+            "guessed": destyle(destyler, images),
+            "in true colours": destyle(destyler, images, true_colors),
+        }
         with torch.no_grad():
             made["in no colours"] = torch.cat(
                 [

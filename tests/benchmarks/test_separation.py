@@ -187,10 +187,10 @@ def test_destyled_images_of_other_sources_are_photos_or_redrawn_in_the_colours_t
 
 def test_a_described_row_names_colours_and_marking_in_the_destyle_prompt_alone():
     (sample,) = samples("quick", 1)
-    (plain,), (told,) = (Method("m", "pair", "mini", described=d).jobs(sample) for d in ("", "true"))
+    (plain,), (described,) = (Method("m", "pair", "mini", described=d).jobs(sample) for d in ("", "true"))
     who = sample.scene.individual
     second = f" with {who.second_color} {MARKS[who.marking]}" if who.marking in MARKS else ""
     expected = f"{who.color} {'' if second else who.marking + ' '}{who.subject}{second} in photo style"
-    assert told.config.destyle_prompt.endswith(expected)
-    assert replace(told.config, destyle_prompt=plain.config.destyle_prompt) == plain.config
-    assert told.prompts == plain.prompts
+    assert described.config.destyle_prompt.endswith(expected)
+    assert replace(described.config, destyle_prompt=plain.config.destyle_prompt) == plain.config
+    assert described.prompts == plain.prompts

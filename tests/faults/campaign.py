@@ -91,7 +91,7 @@ def preloaded() -> int:
     with tempfile.TemporaryDirectory(prefix="shim-") as folder:
         library = compile_shim(Path(folder))
         if library is None:
-            print("no C compiler: the trials with failing system calls are left out", file=sys.stderr)
+            print("no C compiler: the trials with failing system calls are skipped", file=sys.stderr)
         more = ["--disk=0"] if library is None else []
         environment = {**os.environ, "LD_PRELOAD": str(library or "")}
         command = [sys.executable, "-m", "tests.faults.campaign", *sys.argv[1:], *more]

@@ -37,7 +37,7 @@ class Disk:
 
     @contextmanager
     def watched(self) -> Iterator["Disk"]:
-        """Watch the calls of this process during the block."""
+        """Record the calls of this process during the block."""
         real = {name: getattr(os, name) for name in ("fsync", "rename", "replace", "link")}
 
         def fsync(descriptor: int) -> None:

@@ -99,8 +99,8 @@ def test_a_vae_may_be_a_single_file(base: BaseRef, checkpoint: Path, tiny_base: 
         if key.startswith("first_stage_model.")
     }
     save_file(alone, tmp_path / "vae.sft")
-    own = tiny_base / "vae/diffusion_pytorch_model.safetensors"
-    for path in (tmp_path / "vae.sft", own, checkpoint):
+    base_vae = tiny_base / "vae/diffusion_pytorch_model.safetensors"
+    for path in (tmp_path / "vae.sft", base_vae, checkpoint):
         resolve_base(str(tiny_base), offline=True, vae=str(path))
         assert same_weights(load_vae(base, device="cpu", vae=str(path)), load_vae(base, device="cpu"))
 

@@ -82,8 +82,8 @@ def test_shipped_destyler_keeps_the_individual_of_a_sample_and_takes_hidden_colo
         ]
     unknown = destyler.unknown
     white = destyler.colors.index("white")
-    told = [[unknown, unknown], *([destyler.colors.index(name), white] for name in ("orange", "green"))]
-    photos = destyler(torch.cat(shades), torch.tensor(told))
+    named = [[unknown, unknown], *([destyler.colors.index(name), white] for name in ("orange", "green"))]
+    photos = destyler(torch.cat(shades), torch.tensor(named))
     scores = classifier.classify(((photos + 1) * 127.5).round().byte().permute(0, 2, 3, 1))
     wanted = {"subject": "fox", "style": "photo", "context": "", "marking": "dotted"}
     assert scores == [{**wanted, "color": color} for color in ("orange", "orange", "green")]

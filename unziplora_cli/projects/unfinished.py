@@ -90,7 +90,7 @@ def read_record(folder: Path) -> UnfinishedRecord:
 
 
 def write_status(folder: Path, step: int) -> None:
-    """Note how far a running training is; a note that cannot be written is left out."""
+    """Note how far a running training is; a note that cannot be written is skipped."""
     with suppress(OSError):
         temporary = folder / f"{STATUS}.partial"
         temporary.write_text(str(step), encoding="ascii")
