@@ -113,6 +113,7 @@ def destyle(
     `train --destyle FOLDER` learns those that you keep.
     """
     from unziplora_cli.events import run
+    from unziplora_cli.projects.names import slugify
     from unziplora_cli.workflows.destyle import preview
     from unziplora_cli.workflows.train import make_request, read_sources
 
@@ -126,7 +127,7 @@ def destyle(
     options = DescribeOptions(describe, describer, device)
     (words,) = settle_words(session, [image], model, given, options, ask_features=True)
     request = make_request(
-        "destyle",
+        slugify(image.stem),
         [image],
         words.words,
         model,
@@ -196,7 +197,7 @@ def settle_words(
 
     Raises UsageError for words that are neither given nor proposed, if there is no terminal to ask on.
     """
-    from unziplora_cli.prompts import TRIGGER, make_words, split_features
+    from unziplora_cli.prompts import TRIGGER, make_words, split_features, with_article
     from unziplora_cli.workflows.describe import UNNAMED_STYLE, compare
 
     proposals = _proposals(session, images, base, given, options)
@@ -221,7 +222,8 @@ def settle_words(
             listed = split_features(session.output.ask(question, ", ".join(listed)))
         words = make_words(subject, style, given.trigger or TRIGGER)
         if proposal and taken and not session.output.can_ask:
-            what = ", ".join([f"a {words.subject} in {words.style} style", *listed])
+            styled = "in a style without a name" if style == UNNAMED_STYLE else f"in {words.style} style"
+            what = ", ".join([f"{with_article(words.subject)} {styled}", *listed])
             session.output.message(
                 f"{image.name}: {what}, says {proposal.by}. --subject, --style and --features replace this."
             )

@@ -3,6 +3,7 @@
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -283,16 +284,20 @@ def _offer_resume(session: Session, store: "ProjectStore", request: "TrainReques
 
 
 def _finish(session: Session, requests: "list[TrainRequest]", store: "ProjectStore", *, sheet: bool) -> None:
+    from unziplora_cli.events import run
+    from unziplora_cli.workflows.destyle import destyle_requests
     from unziplora_cli.workflows.train import input_cache_for, split_by_process
 
-    requests = list(split_by_process(requests))
-    with ProgressDisplay(session.output, "train"):  # this imports torch
-        cache = input_cache_for(requests)
     finished = []
-    for request in requests:
-        finished.append(_train(session, request, store, cache))
-        if len(requests) > 1:
-            session.output.message(f"{request.job.name}: done, {finished[-1].project.folder}")
+    with TemporaryDirectory(prefix="unziplora-") as scratch:
+        with ProgressDisplay(session.output, "train") as display:  # this imports torch
+            split = list(split_by_process(requests))
+            requests = run(destyle_requests(split, Path(scratch)), display.event)
+            cache = input_cache_for(requests)
+        for request in requests:
+            finished.append(_train(session, request, store, cache))
+            if len(requests) > 1:
+                session.output.message(f"{request.job.name}: done, {finished[-1].project.folder}")
     del cache  # the sheets need its memory
     sheets = _sheets(session, finished, requests[0].base) if sheet and finished else {}
     session.output.result(
