@@ -76,6 +76,10 @@ UtcTime = Annotated[Text, AfterValidator(_utc_time)]
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+Prediction = Literal["epsilon", "v_prediction"]
+"""What a U-Net predicts."""
+
+
 @dataclass(frozen=True)
 class BaseRecord:
     """The base model of a training; ``hash`` identifies a model that has no revision.
@@ -88,7 +92,7 @@ class BaseRecord:
     id: Text
     revision: Text | None = None
     hash: Text | None = None
-    prediction: Literal["epsilon", "v_prediction"] | None = None
+    prediction: Prediction | None = None
 
 
 @dataclass(frozen=True)

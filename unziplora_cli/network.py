@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from queue import Empty, Full, Queue
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from unziplora_cli.errors import ModelError, Remedy
 
@@ -92,10 +92,11 @@ def read(url: str, limit: int, start: int = 0) -> Generator[Any, None, None]:
 
 def _stream(url: str, start: int) -> Iterator[Any]:
     """Yield the offset at which the answer begins, then its bytes; raises Refused and the errors of HTTP."""
-    from huggingface_hub.utils import build_hf_headers, get_session
+    from huggingface_hub import utils
 
-    session: Any = get_session()
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+    library: Any = utils  # both functions are public, but not in its list of exports
+    session = library.get_session()
+    headers = {**library.build_hf_headers(), "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
     is_httpx = callable(session.stream)  # since huggingface_hub 1, before that of requests
@@ -134,4 +135,4 @@ def within(seconds: float, function: Callable[[], ResultT]) -> ResultT:
             continue
         if error is not None:
             raise error
-        return result
+        return cast(ResultT, result)

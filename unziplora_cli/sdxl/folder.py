@@ -251,19 +251,23 @@ def converted_shapes(component: str, config: Mapping[str, Any], header: Header) 
 
 def convert(component: str, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a component of a single file by the names that diffusers uses."""
-    from diffusers.loaders import single_file_utils as diffusers
+    from diffusers.loaders import single_file_utils
 
+    diffusers: Any = single_file_utils
+    converted: dict[str, Tensor]
     match component:
         case "unet":
-            return diffusers.convert_ldm_unet_checkpoint(tensors, config)
+            converted = diffusers.convert_ldm_unet_checkpoint(tensors, config)
         case "vae" if any(".mid_block." in key for key in tensors):
-            return tensors  # in diffusers' layout
+            converted = tensors  # in diffusers' layout
         case "vae":
-            return diffusers.convert_ldm_vae_checkpoint(tensors, config)
+            converted = diffusers.convert_ldm_vae_checkpoint(tensors, config)
         case "text_encoder":
-            return diffusers.convert_ldm_clip_checkpoint(tensors)
-    model = _meta_module(component, config)
-    return diffusers.convert_open_clip_checkpoint(model, tensors, prefix=PREFIXES[component])
+            converted = diffusers.convert_ldm_clip_checkpoint(tensors)
+        case _:
+            model = _meta_module(component, config)
+            converted = diffusers.convert_open_clip_checkpoint(model, tensors, prefix=PREFIXES[component])
+    return converted
 
 
 @cache

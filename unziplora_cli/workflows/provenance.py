@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from unziplora_cli.job import BaseRecord, Job
+from unziplora_cli.job import BaseRecord, Job, Prediction
 from unziplora_cli.projects.store import Project
 from unziplora_cli.prompts import style_phrase
 
@@ -19,7 +19,8 @@ SDXL_RESOLUTION = 1024
 
 def base_record(base: BaseRef) -> BaseRecord:
     """What a job keeps of a base."""
-    return BaseRecord(base.spec, base.kind, base.id, base.revision, base.fingerprint, base.prediction)
+    prediction = cast(Prediction | None, base.prediction)  # one of the choices of the setting
+    return BaseRecord(base.spec, base.kind, base.id, base.revision, base.fingerprint, prediction)
 
 
 def origin(job: Job, image: Path | None = None, merged_from: tuple[str, ...] = ()) -> Origin:
