@@ -12,7 +12,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: setup demo test pytest quality lint fuzz audit clean
+.PHONY: setup demo test pytest quality lint docs release-check fuzz audit clean
 
 setup: $(READY)
 
@@ -41,6 +41,17 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# The documentation as a site in site/, which loads nothing from other hosts.
+docs: setup
+	$(VENV)/bin/python -m scripts.reference
+	$(VENV)/bin/zensical build --clean --strict
+	@echo "Open site/index.html, or with search: $(VENV)/bin/python -m http.server --directory site"
+
+# Build wheel and sdist, install them with pipx and uv on the oldest and the newest Python, and run the demo.
+release-check: setup
+	$(PIP) install -q pipx uv
+	$(VENV)/bin/python -m scripts.release dist
+
 # Coverage-guided fuzzing of every reader; what it finds is in .fuzz/findings.
 fuzz: setup
 	$(PIP) install -q atheris
@@ -48,9 +59,9 @@ fuzz: setup
 
 # Known advisories of the pinned versions.
 audit:
-	$(PYTHON) -m venv .audit
+	$(PYTHON) -m venv .audit site
 	.audit/bin/python -m pip --disable-pip-version-check install -q pip-audit
 	.audit/bin/pip-audit --strict --vulnerability-service pypi --no-deps --disable-pip -r constraints/tested.txt
 
 clean:
-	rm -rf $(VENV) dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .audit
+	rm -rf $(VENV) dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .audit site

@@ -14,22 +14,40 @@ import typer
 
 from unziplora_cli import resources
 from unziplora_cli.checks import plain_type
-from unziplora_cli.cli._help import EXAMPLES, METAVARS, _TYPE, setting_facts
+from unziplora_cli.cli._errors import remedy_text
+from unziplora_cli.cli._help import _TYPE, EXAMPLES, METAVARS, setting_facts
 from unziplora_cli.cli.app import app
 from unziplora_cli.config import ComputeConfig, GenerateConfig, TrainConfig, load_preset
 from unziplora_cli.errors import UnziploraError
+from unziplora_cli.packages import TORCH_BUILDS, install_with_torch
 from unziplora_cli.preferences import Preferences
 
+GUIDE = "quick-start.md"
 CHECKOUT = Path(__file__).parents[1]
-FOLDER = CHECKOUT / "docs" / "reference"
+DOCS = CHECKOUT / "docs"
 NOTE = "<!-- Written by `python -m scripts.reference`. Edit the code, not this page. -->\n\n"
 CONTEXT = typer.Context(typer.main.get_command(app))
 TYPES = {int: "whole number", float: "number", bool: "on or off", str: "text"}
 
 
 def pages() -> dict[str, str]:
-    """The text of every page by its file name."""
-    return {"commands.md": commands_page(), "settings.md": settings_page(), "manifest.md": manifest_page()}
+    """The text of every page by its path in the documentation."""
+    guide = (DOCS / GUIDE).read_text(encoding="utf-8")
+    return {
+        "reference/commands.md": commands_page(),
+        "reference/settings.md": settings_page(),
+        "reference/manifest.md": manifest_page(),
+        GUIDE: re.sub(r"(<!-- torch.*?-->\n).*(<!-- /torch)", rf"\1\n{torch_table()}\n\2", guide, flags=re.S),
+    }
+
+
+def torch_table() -> str:
+    """The lines that install the program with the build of torch for a GPU, as the doctor words them."""
+    rows = []
+    for gpu, build in TORCH_BUILDS.items():
+        uv, pipx = (remedy_text(install_with_torch(installer, build)) for installer in ("uv tool", "pipx"))
+        rows.append((gpu, f"`{uv}`", f"`{pipx}`"))
+    return table(("GPU", "uv", "pipx"), rows)
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -52,8 +70,8 @@ def escaped(text: str) -> str:
 def commands_page() -> str:
     root: Any = typer.main.get_command(app)
     text = NOTE + (
-        "# Commands\n\nThe options of every command, with the defaults of the preset `paper` where a preset sets "
-        "them; other presets are compared in [Settings](settings.md).\n\n"
+        "# Commands\n\nThe options of every command, with the defaults of the preset `paper` where a preset "
+        "sets them; other presets are compared in [Settings](settings.md).\n\n"
         "## Global options\n\nThey may stand before or after a command.\n\n" + options_table(root)
     )
     for name, command in root.commands.items():
@@ -154,8 +172,8 @@ def preferences() -> str:
         for entry in fields(Preferences)
     ]
     return (
-        "`unziplora config set KEY VALUE` keeps a preference. A variable overrides it, and an option overrides both.\n\n"
-        + table(("key", "variable", ""), rows)
+        "`unziplora config set KEY VALUE` keeps a preference. A variable overrides it, and an option "
+        "overrides both.\n\n" + table(("key", "variable", ""), rows)
     )
 
 
@@ -166,8 +184,9 @@ def settings_page() -> str:
     presets = {name: load_preset(name) for name in resources.preset_names()}
     order = sorted(presets, key=lambda name: (name != "paper", name))
     text = NOTE + (
-        "# Settings\n\nEvery setting is an option of the same name, with dashes, and a key of a preset file, with "
-        "underscores. An option overrides the preset, and the preset overrides the default.\n\n## Presets\n\n"
+        "# Settings\n\nEvery setting is an option of the same name, with dashes, and a key of a preset file, "
+        "with underscores. An option overrides the preset, and the preset overrides the default.\n\n"
+        "## Presets\n\n"
     )
     text += table(("preset", ""), [(f"`{name}`", presets[name].description) for name in order])
     text += "\nWhere they differ:\n\n"
@@ -220,9 +239,8 @@ def value_text(value: object) -> str:
 def manifest_page() -> str:
     schema = json.loads(resources.template("manifest.schema.json").read_text(encoding="utf-8"))
     text = NOTE + (
-        "# Manifest\n\nThe keys of `manifest.json` in a project, from `templates/manifest.schema.json`, the JSON "
-        "Schema that the program checks it by. An unknown key is an error, an older schema is migrated, a newer one "
-        "is refused.\n"
+        "# Manifest\n\nThe keys of `manifest.json` in a project, from `templates/manifest.schema.json`, a "
+        "JSON Schema. An unknown key is an error, an older schema is migrated, a newer one is refused.\n"
     )
     for name, record in {"Manifest": schema, **schema["$defs"]}.items():
         about = " ".join(re.sub(r"``", "`", record.get("description", "")).split())
@@ -263,6 +281,6 @@ def schema_type(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    FOLDER.mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():
-        (FOLDER / name).write_text(text, encoding="utf-8")
+        (DOCS / name).parent.mkdir(exist_ok=True)
+        (DOCS / name).write_text(text, encoding="utf-8")

@@ -24,7 +24,8 @@ class Remedy:
     `advice` is a plain sentence without commands or options. `command` is the path of a subcommand, such as
     "models pull", with its positional `arguments`; `program` names another program than this one. `settings`
     maps names of settings to the values to use, as in {"content_lr": 1e-5}: True and False are flags, None
-    names a setting without a value, a list repeats it. `extra` is an optional dependency to install.
+    names a setting without a value, a list repeats it, a mapping is settings of another program in one value.
+    `extra` is an optional dependency to install.
     """
 
     advice: str = ""

@@ -1,19 +1,21 @@
-"""The README's code runs, and its commands exist."""
+"""The Python block of the documentation runs, and so do the shell lines of the quick start.
+
+tests/docs parses all others.
+"""
 
 import re
+import shlex
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import typer
 from diffusers import StableDiffusionXLPipeline
 
 from unziplora_cli.adapters.lora_file import read_lora
-from unziplora_cli.cli import app
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")  # of every second adapter
@@ -34,9 +36,9 @@ def test_the_python_code_adds_both_loras_to_a_diffusers_pipeline(
     monkeypatch.setattr(StableDiffusionXLPipeline, "from_pretrained", classmethod(from_tiny))
     monkeypatch.setattr(StableDiffusionXLPipeline, "to", to_cpu(StableDiffusionXLPipeline.to))
     monkeypatch.chdir(two_projects / "projects")
-    (lines,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (lines,) = re.findall(r"```python\n(.*?)```", (DOCS / "programs.md").read_text("utf-8"), re.DOTALL)
     variables: dict[str, Any] = {}
-    exec(compile(lines, "README.md", "exec"), variables)
+    exec(compile(lines, "programs.md", "exec"), variables)
 
     assert loaded == ["stabilityai/stable-diffusion-xl-base-1.0"]
     assert variables["image"].size == (64, 64)
@@ -64,16 +66,25 @@ def to_cpu(move: Any) -> Any:
     return lambda pipe, *where: pipe if where == ("cuda",) else move(pipe, *where)
 
 
-def test_every_command_of_the_readme_exists() -> None:
-    program: Any = typer.main.get_command(app.app)
-    models = program.commands["models"].commands
-    for first, second in re.findall(r"unziplora ([a-z]+)(?: ([a-z]+))?", README):
-        assert first in program.commands or first == "is", first
-        if first == "models" and second:
-            assert second in models, second
-
-
-def test_every_command_is_in_the_readme() -> None:
-    program: Any = typer.main.get_command(app.app)
-    for name in program.commands:
-        assert f"unziplora {name}" in README, name
+def test_the_quick_start_runs(
+    unziplora: Any, photos: Path, settings: list[str], isolated_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unchanged but for small settings, and the words where a model would propose them."""
+    monkeypatch.chdir(photos)
+    guide = (DOCS / "quick-start.md").read_text(encoding="utf-8").partition("## Your own image")[2]
+    (block, _) = re.findall(r"```sh\n(.*?)```", guide, re.DOTALL)
+    lines = [
+        shlex.split(line, comments=True)[1:] for line in block.replace("rose.png", "rose.jpg").splitlines()
+    ]
+    assert [line[0] for line in lines] == [
+        *("train", "content", "style", "combine"),
+        *("train", "combine", "cross"),
+    ]
+    for line in lines:
+        small = ["--steps=2"]
+        if line[0] == "train":
+            small = [*settings, *([] if "--subject" in line else ["--subject=fox", "--style=watercolor"])]
+        completed = unziplora(*line, *small)
+        assert completed.code == 0, completed.err
+    assert sorted(path.name for path in (isolated_home / "projects").iterdir()) == ["fox", "rose"]
+    assert len(list(isolated_home.rglob("images/*.png"))) >= 4

@@ -26,10 +26,11 @@ INDEX = "--index-url https://download.pytorch.org/whl/cu130"
         (
             "pipx",
             [
-                "pipx runpip unziplora uninstall -y torch",
-                f"pipx runpip unziplora install 'torch>=2.11.0' {INDEX}",
+                "pipx install unziplora --force "
+                "--pip-args '--extra-index-url https://download.pytorch.org/whl/cu130'"
             ],
         ),
+        ("uv tool", ["uv tool install unziplora --reinstall --torch-backend auto"]),
         (
             "uv",
             [

@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ def _option(name: str, value: Any) -> list[str]:
         return [f"--no-{name}"]
     if isinstance(value, list | tuple):
         return [word for item in value for word in _option(name, item)]
+    if isinstance(value, Mapping):  # options for another program
+        value = shlex.join(word for key in value for word in _option(key.replace("_", "-"), value[key]))
     return [f"--{name}", _number(value) if isinstance(value, float) else str(value)]
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from unziplora_cli.doctor.environment import Environment, Library, collect_environment, parse_version
 from unziplora_cli.doctor.gpus import Gpu
 from unziplora_cli.errors import Remedy
+from unziplora_cli.packages import PYTORCH_INDEX, TORCH_BUILDS, install_with_torch
 
 PYTHONS = ("3.11", "3.12")
 """The lowest and the newest Python that the tests run with."""
@@ -24,7 +25,6 @@ SDXL_PROJECT = 6 * GB
 MINI_MEMORY = 0.6 * GB
 MINI_PROJECT = 0.1 * GB
 
-PYTORCH_INDEX = "https://download.pytorch.org/whl"
 UPDATE_DRIVER = Remedy("Update NVIDIA's driver to 580 or later.")
 INSTALL_DRIVER = Remedy("Install NVIDIA's driver.")
 
@@ -164,11 +164,8 @@ def _check_unused_amd(env: Environment) -> Check:
     name = _names(env.gpus_of("amd"))
     if env.torch.hip is None:
         message = f"{name} is present, but torch {env.torch.version} is not the build for ROCm."
-        remedy = Remedy(
-            "If ROCm supports this GPU, install the build for ROCm: "
-            "https://pytorch.org/get-started/locally/ names the index to install torch from."
-        )
-        return Check("gpu", "note", message, (remedy,))
+        advice = Remedy("If ROCm supports this GPU, install the build for ROCm.")
+        return Check("gpu", "note", message, (advice, *install_torch(env, TORCH_BUILDS["AMD, on Linux"])))
     remedy = Remedy("Add your user to the groups render and video, then log in again.")
     message = f"{name} is present, but torch for ROCm {env.torch.hip} cannot use it."
     return Check("gpu", "problem", message, (remedy,))
@@ -326,6 +323,8 @@ def install_torch(env: Environment, build: str | None = None) -> tuple[Remedy, .
 
     pip keeps an installed torch of the right version even if it is another build, so it is uninstalled first.
     """
+    if env.installer in ("pipx", "uv tool"):
+        return (install_with_torch(env.installer, build or ""),)
     torch = env.library("torch")
     wanted = f"torch>={torch.lowest}" if torch else "torch"
     index = {"index_url": f"{PYTORCH_INDEX}/{build}"} if build else {}
@@ -349,6 +348,9 @@ def _pip(env: Environment, action: str, *arguments: str, advice: str = "", **set
             return Remedy(advice, f"runpip unziplora {action}", arguments, settings, program="pipx")
         case "pip":
             return Remedy(advice, f"-m pip {action}", arguments, settings, program=env.executable)
+        case "uv tool":
+            settings = {"reinstall": True, "with": list(arguments)}
+            return Remedy(advice, "tool install", ("unziplora",), settings, program="uv")
         case "uv":
             settings = {"python": env.executable, **settings}
             return Remedy(advice, f"pip {action}", arguments, settings, program="uv")

@@ -11,15 +11,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import unziplora_cli
 from unziplora_cli import paths, resources
 from unziplora_cli.doctor import gpus
 from unziplora_cli.doctor.gpus import Gpu, Vendor
 from unziplora_cli.doctor.probe import reason
-
-Installer = Literal["pipx", "pip", "uv"]
+from unziplora_cli.packages import Installer, installer
 
 PROBE_TIMEOUT = 300.0
 """Seconds for importing torch and the other libraries, which takes long from a cold disk."""
@@ -144,7 +143,7 @@ def collect_environment(home: Path, *, online: bool) -> Environment:
         tool_version=unziplora_cli.__version__,
         python=platform.python_version(),
         executable=sys.executable,
-        installer=_installer(),
+        installer=installer(Path(sys.prefix)),
         system=platform.system(),
         machine=platform.machine(),
         is_emulated=gpus.is_emulated(),
@@ -190,13 +189,6 @@ def _run_probe() -> tuple[Torch, dict[str, str]]:
         key: tuple(value) if isinstance(value, list) else value for key, value in report["torch"].items()
     }
     return Torch(**torch), report["errors"]
-
-
-def _installer() -> Installer:
-    prefix = Path(sys.prefix)
-    if prefix.parent.name == "venvs" and "pipx" in str(prefix.parent.parent).lower():
-        return "pipx"
-    return "pip" if importlib.util.find_spec("pip") else "uv"
 
 
 def _libraries(import_errors: dict[str, str]) -> tuple[Library, ...]:
