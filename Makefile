@@ -47,9 +47,9 @@ docs: setup
 	$(VENV)/bin/zensical build --clean --strict
 	@echo "Open site/index.html, or with search: $(VENV)/bin/python -m http.server --directory site"
 
-# Build wheel and sdist, install them with pipx and uv on the oldest and the newest Python, and run the demo.
+# Wheel and sdist built, and installed by pipx and uv on the lowest and the newest Python; the demo; licences; sizes.
 release-check: setup
-	$(PIP) install -q pipx uv
+	$(PIP) install -q -c constraints/tested.txt pipx==1.18.4 uv==0.13.9
 	$(VENV)/bin/python -m scripts.release dist
 
 # Coverage-guided fuzzing of every reader; what it finds is in .fuzz/findings.
