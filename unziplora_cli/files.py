@@ -412,7 +412,7 @@ def identify(path: Path) -> tuple[str, Remedy] | None:
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "it is a web page", Remedy("Download the file itself; its host may require you to log in.")
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        return "it is a pickle of PyTorch (.pt, .ckpt, .bin), which may run code when it is opened", Remedy(
+        return "it is a pickle of PyTorch (.pt, .ckpt, .bin), which can run code when it is opened", Remedy(
             "Convert it to safetensors with the program that made it."
         )
     if start.startswith(b"GGUF"):

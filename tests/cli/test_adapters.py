@@ -21,7 +21,7 @@ from unziplora_cli.sdxl.base import SDXL_CONFIG, read_json
 from unziplora_cli.sdxl.meta import meta_unet
 from unziplora_cli.workflows import export_lora
 
-QUICK = ("--steps=2", "--device=cpu")
+QUICK = ("--steps=2", "--seed=0", "--device=cpu")
 WORDS = ("--subject=fox", "--style=ink")
 
 
@@ -214,6 +214,21 @@ def test_exported_project_is_imported_unchanged(unziplora, exported, tiny_base, 
     assert ImageChops.difference(*images).getbbox() is None
 
 
+def test_what_was_made_with_a_replaced_project_is_kept_and_named(
+    unziplora, exported, tiny_base, isolated_home
+):
+    made = isolated_home / "projects/fox/images/content-001.png"
+    made.parent.mkdir()
+    made.write_bytes(b"generated")
+    replaced = unziplora("import", exported, "--name=fox", f"--base={tiny_base}", "--force")
+    assert replaced.code == 0
+    kept = isolated_home / "projects/fox/former-001"
+    assert (kept / "images/content-001.png").read_bytes() == b"generated"
+    assert f"1 file that was generated with the replaced project: kept in {kept}" in replaced.message
+    again = unziplora("import", exported, "--name=fox", f"--base={tiny_base}", "--force")
+    assert "replaced project" not in again.message  # nothing was made with it
+
+
 def test_imported_project_works_with_every_command(unziplora, exported, tiny_base, photos, tmp_path):
     content = exported / "fox-content.safetensors"
     style = exported.parent / "style-of-rose.safetensors"
@@ -365,7 +380,7 @@ def test_check_reports_every_program(unziplora, sdxl_file, tmp_path):
         tensors[f"unet.{layer}.lora_B.weight"] = weights.up
     save_file(tensors, tmp_path / "peft.sft")
     completed = unziplora("check", tmp_path / "peft.sft")
-    assert "ignores 1120 keys" in completed.out
+    assert "ignores 1120 keys" in " ".join(completed.out.split())
     assert "all 560 layers are loaded by diffusers" in completed.out
 
 

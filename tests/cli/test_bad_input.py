@@ -90,8 +90,8 @@ def test_the_first_frame_of_an_animation_is_used_with_a_note(unziplora, tmp_path
 
 
 def test_a_long_prompt_is_truncated_with_a_note(unziplora, photos, settings):
-    subject = "fox " * 28 + "on the beach"
-    completed = unziplora("train", photos / "fox.png", f"--subject={subject}", "--style=sketch", *settings)
+    prompt = f"a {'red ' * 30}fox on the beach in sketch style"
+    completed = unziplora("train", photos / "fox.png", *WORDS, f"--full-prompt={prompt}", *settings)
     assert completed.code == 0
     assert "is longer than 32 tokens; the base ignores:" in completed.message
     assert "sketch style" in completed.message
@@ -281,6 +281,36 @@ def test_an_unwritable_output_is_rejected_before_generating(
     monkeypatch.setattr(os, "access", lambda *_, **__: False)
     assert "--out" in assert_fails(3, command, "fox", *QUICK, "--out", tmp_path / "new")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("train fox.png --subject=fox --trigger=", "The trigger is empty"),
+        ("train  --subject=fox", "The path is empty"),
+        ("train fox.png --base=", "base is empty"),
+        ("train fox.png --describer=", "describer is empty"),
+        ("train fox.png --prior-content-prompt=", "The prompt is empty"),
+        ("content fox --out=", "out is empty"),
+        ("style fox --subject=", "The subject is empty"),
+        ("cross --content=fox --style=", "The style is empty"),
+        ("export fox --with= --part=combined", "with is empty"),
+        ("import folder --trigger=", "The trigger is empty"),
+        ("import ", "The path is empty"),
+        ("destyle fox.png --out=", "out is empty"),
+        ("push fox me/fox --out=", "out is empty"),
+        ("check ", "The path is empty"),
+        ("list --home=", "home is empty"),
+    ],
+)
+def test_what_is_given_without_a_text_is_refused(assert_fails, line, says):
+    """As by a variable of a shell script that is not set."""
+    assert says in assert_fails(2, *line.split(" "))
+
+
+def test_some_texts_may_be_empty(unziplora, two_projects):
+    completed = unziplora("content", "fox", "--negative-prompt=", "--steps=1", "--device=cpu")
+    assert completed.code == 0
 
 
 def test_cheap_checks_run_before_torch_is_imported(photos, two_projects, tmp_path):

@@ -1,12 +1,14 @@
 """The eval command on the tiny base, with and without models that score images."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from tests.cli import envelopes
 from tests.evaluation.tiny_encoders import make_clip, make_dino, put_encoders_in_cache
 from tests.hub_server import Hub, Repository
+from unziplora_cli.cli import _opening
 from unziplora_cli.evaluation import denoising
 from unziplora_cli.evaluation.scorers import CLIP, DINO, missing_encoders
 from unziplora_cli.projects import manifest
@@ -50,16 +52,19 @@ def test_json_result_is_the_evaluation_in_the_manifest(unziplora, two_projects):
     assert result["sheet"] is None
 
 
-def test_with_scorers_images_are_generated_and_scored(unziplora, two_projects, tmp_path):
+def test_with_scorers_images_are_generated_and_scored(unziplora, two_projects, tmp_path, monkeypatch):
     put_encoders_in_cache(tmp_path)
-    completed = unziplora("eval", "fox", *QUICK, "--verbose")
+    opened: list[Path] = []
+    monkeypatch.setattr(_opening, "open_path", lambda path: opened.append(path) or True)
+    completed = unziplora("eval", "fox", *QUICK, "--verbose", "--open")
     assert completed.code == 0, completed.err
     written = manifest.read(two_projects / "projects/fox").evaluation
     assert (written.images, written.scorer) == (8, "DINOv2 and CLIP")
     names = {score.name for score in written.scores}
     assert {"content kept", "style leaked into content", "style similarity", "prompt similarity"} <= names
     assert "Images of the content LoRA" in " ".join(completed.out.split())  # --verbose explains
-    assert (two_projects / "projects/fox/evaluation.png").is_file()
+    assert opened == [two_projects / "projects/fox/evaluation.png"]
+    assert opened[0].is_file()
     assert "evaluation.png" in completed.message
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import typer
 
+from unziplora_cli.cli import _help
 from unziplora_cli.cli._help import EXAMPLES, USUAL
 from unziplora_cli.cli.app import GLOBAL_OPTIONS, app
 from unziplora_cli.config import GenerateConfig, TrainConfig
@@ -78,13 +79,17 @@ def test_help_all_shows_every_setting_under_its_group(path, config, unziplora):
         assert f"\n{setting.metadata['group']}:\n" in shown
 
 
-def test_the_defaults_are_those_of_the_preset_that_would_be_used(unziplora):
+def test_the_defaults_are_those_of_the_preset_that_would_be_used(unziplora, tmp_path, monkeypatch):
+    monkeypatch.setattr(_help, "GPU", tmp_path / "none")
+
     def default_rank(*arguments: str) -> str:
         shown = " ".join(unziplora("train", *arguments, "--help").out.split())
         return re.search(r"--rank N Rank of both LoRAs \(default: (\d+)", shown)[1]
 
     assert default_rank() == default_rank("--base=mini") == "16"
     assert default_rank("--preset", "paper") == "64"
+    monkeypatch.setattr(_help, "GPU", tmp_path)
+    assert default_rank() == "64"
     assert "preset paper, for the base mini" in unziplora("train", "--preset=paper", "--help").out
     assert unziplora("train", "--preset=nothing", "--help").code == 0
 

@@ -15,6 +15,7 @@ from tests.cli.test_train import WORDS, Terminal, at_step
 from unziplora_cli.__main__ import run
 from unziplora_cli.cli import _output
 from unziplora_cli.projects.store import ProjectStore
+from unziplora_cli.workflows.train import read_sources
 
 
 def no_more() -> None:
@@ -88,7 +89,7 @@ def test_the_same_command_on_a_terminal_offers_to_go_on(
 def test_of_several_pictures_those_that_are_done_stay(
     unziplora, train, photos, cut_off, make_project, monkeypatch
 ):
-    rose = make_project("rose")
+    rose = make_project("rose", images=read_sources([photos / "rose.jpg"]))
     before = rose.path("style").read_bytes()
     monkeypatch.setattr(sys, "stdin", Terminal("y"))
     command, picture, *options = train

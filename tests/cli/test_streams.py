@@ -281,6 +281,15 @@ def test_a_table_wraps_between_words(capsys, monkeypatch):
     assert sorted(words) == sorted(" ".join(row).split())
 
 
+def test_a_table_breaks_long_cells_before_short_ones(capsys, monkeypatch):
+    """A name and a count stay whole, even if a path beside them has to be cut."""
+    row = ["fox", "/home/" + "x" * 80, "unfinished, 4 of 6", "a b c"]
+    lines = table_lines(capsys, monkeypatch, 80, row)
+    assert max(map(len, lines)) <= 80
+    assert lines[2].startswith(" fox  /home/x")
+    assert lines[2].endswith("  unfinished, 4 of 6  a b c")
+
+
 def test_a_table_cuts_words_only_if_nothing_else_helps(capsys, monkeypatch):
     lines = table_lines(capsys, monkeypatch, 40, ["x" * 64, "2026-11-28"])
     assert max(map(len, lines)) <= 40

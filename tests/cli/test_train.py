@@ -37,7 +37,7 @@ class Terminal:
         return True
 
     def readline(self) -> str:
-        return self.lines.pop(0) + "\n"
+        return f"{self.lines.pop(0)}\n" if self.lines else ""
 
 
 @pytest.fixture

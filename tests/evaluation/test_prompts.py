@@ -6,6 +6,7 @@ from unziplora_cli import resources
 from unziplora_cli.config import Words
 from unziplora_cli.evaluation.prompts import CONTEXTS, PURPOSES, SUBJECTS, evaluation_prompts
 from unziplora_cli.evaluation.scorers import Classifier
+from unziplora_cli.prompts import with_article
 
 WORDS = Words("cat", "pop art")
 
@@ -17,7 +18,7 @@ def test_every_purpose_has_its_prompts():
         if prompt.purpose in ("content", "context"):
             assert prompt.text == f"a monadikos cat {prompt.context}".strip()
         if prompt.purpose == "style":
-            assert prompt.text == f"a {prompt.subject} in pop art style"
+            assert prompt.text == f"{with_article(prompt.subject)} in pop art style"
         if prompt.purpose == "combine":
             assert prompt.text == "a monadikos cat in pop art style"
 

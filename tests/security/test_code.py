@@ -22,8 +22,8 @@ FORBIDDEN_IMPORTS = {
     # parsers that resolve external references
     *("xml", "lxml"),
 }
-PROCESSES = {"doctor/environment.py", "doctor/gpus.py"}
-"""The only modules that start other programs."""
+PROCESSES = {"cli/_opening.py", "doctor/environment.py", "doctor/gpus.py"}
+"""The only modules that start other programs: nvidia-smi and the like, and what opens a file."""
 DYNAMIC_IMPORTS = {"doctor/probe.py"}
 NETWORK = {"hub.py", "network.py", "doctor/environment.py"}
 """The only modules that import an HTTP library."""
@@ -76,8 +76,13 @@ def test_torch_load_is_called_once_with_weights_only():
     assert loads[0][1]["weights_only"] == "True"
 
 
-def test_other_programs_are_started_in_two_modules_and_never_by_a_shell():
+def test_other_programs_are_started_in_three_modules_and_never_by_a_shell():
     assert {file for file in FILES if "subprocess" in imported(file)} == PROCESSES
+    for file in PROCESSES:
+        for name, call in calls(file):
+            if name.startswith("subprocess."):
+                keywords = {keyword.arg for keyword in call.keywords}  # None: of a dict, which may hold any
+                assert keywords.isdisjoint({None, "shell", "executable"}), f"{file}:{call.lineno}"
     assert not [file for file in FILES if {"pty", "multiprocessing", "os.system"} & imported(file)]
 
 

@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 from unziplora_cli import resources
 from unziplora_cli.checks import describe_range, plain_type
 from unziplora_cli.config import SEED_MAX, TrainConfig, load_preset
-from unziplora_cli.errors import UnziploraError
+from unziplora_cli.errors import Remedy, UnziploraError, UsageError
 
 if TYPE_CHECKING:
     from unziplora_cli.config import Preset
@@ -101,8 +101,39 @@ METAVARS = {"str": "TEXT", "int": "N", "float": "X", "path": "PATH", "Path": "PA
 _TYPE = re.compile(r"<(list\[)?(\w+)\]?>")
 
 
+GPU = Path("/dev/nvidiactl")
+"""What a machine with a usable NVIDIA GPU has; asking torch would import it."""
+
+MAY_BE_EMPTY = {"negative_prompt", "features", "name", "resume"}
+"""Options that mean something without a text, or whose check says more about one."""
+
+WORDS = {"subject", "style", "trigger", "prompt", "path"}
+"""What an empty text is called; another option by its own name."""
+
+
+def refuse_empty(command: Any, ctx: Any, args: Iterable[str]) -> None:
+    """Raise UsageError for an option or a path that is given without a text, as by an unset variable."""
+    values, _, _ = command.make_parser(ctx).parse_args(args=list(args))
+    for param in command.params:
+        is_option = param.param_type_name == "option"
+        if param.name in MAY_BE_EMPTY or not (is_option or param.type.name == "path"):
+            continue
+        given = values.get(param.name)
+        for text in given if isinstance(given, list | tuple) else [given]:
+            if isinstance(text, str) and not text.strip():
+                word = param.opts[0].lstrip("-").split("-")[-1] if is_option else "path"
+                subject = f"The {word}" if word in WORDS else param.opts[0].lstrip("-")
+                raise UsageError(f"{subject} is empty.", Remedy("Give it a value, or omit it."))
+
+
 class Command(TyperCommand):
     """A command with this module's help."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse, and refuse what is given but empty."""
+        if not ctx.resilient_parsing:
+            refuse_empty(self, ctx, args)
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Format without Rich, whose tables cut the names of options in 80 columns."""
@@ -183,12 +214,11 @@ def _preset_at_hand(ctx: Any) -> "tuple[Preset | None, str]":
     from unziplora_cli import preferences
     from unziplora_cli.sdxl.base import resolve_base
 
-    has_gpu = Path("/dev/nvidiactl").exists()  # asking torch would import it
     line = tuple(getattr(ctx.obj, "command_line", ()))
     given = {name: _value(line, f"--{name}") for name in ("base", "preset", "destyle")}
     try:
         spec = given["base"] or preferences.load().base
-        base = resolve_base(spec, offline=False, has_gpu=has_gpu)[0]
+        base = resolve_base(spec, offline=False, has_gpu=GPU.exists())[0]
         name = given["preset"] or resources.default_preset(base.kind, given["destyle"])
         note = f"Defaults: those of the preset {name}, for the base {base.spec}."
     except UnziploraError:  # a base that has to be downloaded first

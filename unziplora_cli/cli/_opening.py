@@ -63,9 +63,11 @@ def open_path(path: Path) -> bool:
     program = next(filter(None, map(shutil.which, names)), None)
     if program is None:
         return False
-    quiet: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    command, nothing = [program, str(path.absolute())], subprocess.DEVNULL
     try:
-        process = subprocess.Popen([program, str(path.absolute())], start_new_session=True, **quiet)
+        process = subprocess.Popen(
+            command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True
+        )
         return process.wait(timeout=FAILURE_TIME) == 0
     except subprocess.TimeoutExpired:
         return True

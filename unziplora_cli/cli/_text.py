@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+SHORT = 24
+"""Columns of a cell that is broken only if nothing else is left to break, such as `running, 120 of 600`."""
+
+
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under column headings; the first column never wraps."""
+    """Rows of text under column headings."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -39,7 +43,13 @@ def print_table(console: "Console", table: Table) -> None:
     longest = [max(map(cell_len, " ".join(column).split()), default=0) for column in columns]
     widths = [max(map(cell_len, column)) for column in columns]
     available = console.width - 2 * len(widths)
-    for least in (longest, [1] * len(widths)):  # first between words, then inside them
+    least_widths = (  # long cells are broken first, between words and then inside them
+        [width if width <= SHORT else words for width, words in zip(widths, longest, strict=True)],
+        [longest[0], *(min(width, SHORT) for width in widths[1:])],
+        longest,
+        [1] * len(widths),
+    )
+    for least in least_widths:
         while (excess := sum(widths) - available) > 0:
             wide = [(width, index) for index, width in enumerate(widths) if width > least[index]]
             if not wide:

@@ -193,7 +193,7 @@ def import_(
     from unziplora_cli.projects.names import check_name, slugify
     from unziplora_cli.prompts import TRIGGER, make_words
     from unziplora_cli.workflows import export_lora, import_lora
-    from unziplora_cli.workflows.train import read_sources
+    from unziplora_cli.workflows.train import former_notice, read_sources
 
     session: Session = ctx.obj
     store = session.store()
@@ -204,14 +204,16 @@ def import_(
     sources = import_lora.find_pair(paths)
     pair = import_lora.read_pair(sources)
     words = make_words(
-        _word(session, subject or pair.word("subject", "content"), "subject"),
-        _word(session, style or pair.word("style", "style"), "style"),
-        trigger or pair.word("trigger", "content") or TRIGGER,
+        _word(session, subject, pair.word("subject", "content"), "subject"),
+        _word(session, style, pair.word("style", "style"), "style"),
+        pair.word("trigger", "content") or TRIGGER if trigger is None else trigger,
     )
     record = export_lora.lookup_base(base) if base is not None else export_lora.detect_base(pair.loras)
-    project = import_lora.import_pair(
-        store, name or slugify(sources.name), pair, words, record, image=image, force=force
-    )
+    name = slugify(sources.name) if name is None else name
+    former = store.former_versions(name)
+    project = import_lora.import_pair(store, name, pair, words, record, image=image, force=force)
+    for folder, number in store.former_versions(name, former).items():
+        session.output.warning(former_notice(folder, number))
     for note in pair.notes:
         session.output.message(note)
     session.output.result(
@@ -228,10 +230,11 @@ def import_(
     )
 
 
-def _word(session: Session, given: str | None, name: str) -> str:
+def _word(session: Session, given: str | None, stored: str | None, name: str) -> str:
     """A word from the options or the files; on a terminal, asks for a missing one."""
-    if given is not None:
-        return given
+    word = stored if given is None else given
+    if word is not None:
+        return word
     if not session.output.can_ask:
         raise UsageError(
             f"The files do not name the {name}.",

@@ -220,7 +220,7 @@ def settle_words(
         if features is None and listed and ask_features and session.output.can_ask:
             question = f"Its features, or none ({image.name})"
             listed = split_features(session.output.ask(question, ", ".join(listed)))
-        words = make_words(subject, style, given.trigger or TRIGGER)
+        words = make_words(subject, style, TRIGGER if given.trigger is None else given.trigger)
         if proposal and taken and not session.output.can_ask:
             styled = "in a style without a name" if style == UNNAMED_STYLE else f"in {words.style} style"
             what = ", ".join([f"{with_article(words.subject)} {styled}", *listed])

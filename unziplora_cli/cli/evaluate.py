@@ -64,6 +64,7 @@ def evaluate(
         },
         lead="\n".join([evaluation.diagnosis, *(f"- {advice}" for advice in evaluation.advice), ""]),
         table=(scores_table(evaluation, explain=session.output.verbose), columns_table(evaluation)),
+        made=result.sheet,
     )
     for note in evaluation.notes:
         session.output.message(note)

@@ -16,7 +16,7 @@ import platform
 import re
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -111,13 +111,16 @@ class ProjectLayout:
                 files.rename(former, _unused_former(folder))
         files.delete(former)
 
-    def former_versions(self, name: str) -> dict[Path, int]:
-        """The folders in a project that keep what was generated with replaced ones; the number of files."""
+    def former_versions(self, name: str, known: Container[Path] = ()) -> dict[Path, int]:
+        """The folders in a project, not ``known`` before, that keep what was generated with replaced ones.
+
+        The values are the numbers of files in them.
+        """
         folders = sorted((self.folder / name).glob("former-*"))
         return {
             folder: sum(len(names) for _, _, names in os.walk(folder))
             for folder in folders
-            if _FORMER.fullmatch(folder.name)
+            if folder not in known and _FORMER.fullmatch(folder.name)
         }
 
     def _sweep(self, name: str) -> None:

@@ -49,8 +49,6 @@ def choose_way(config: TrainConfig, base: BaseRef) -> tuple[TrainConfig, tuple[P
     Raises UsageError for a way that does not exist or not for this base, and ModelError if it needs a model
     that is not on this disk.
     """
-    from unziplora_cli.training.edit import find_editor
-
     way = config.destyle
     images: tuple[Path, ...] = ()
     if not config.destyle_images:
@@ -65,6 +63,8 @@ def choose_way(config: TrainConfig, base: BaseRef) -> tuple[TrainConfig, tuple[P
                 Remedy("Destyle by the base", settings={"destyle": "inversion"}),
             )
     elif way == "edit":
+        from unziplora_cli.training.edit import find_editor
+
         find_editor(config.destyler)
     elif way not in WAYS:
         way, images = "folder", _images_in(Path(way).expanduser())

@@ -257,9 +257,8 @@ def _train(
             manifest.write(folder, _manifest(job, outcome.result, artifacts))
     if not outcome.complete:
         raise _stopped(job, store)
-    for folder, count in store.former_versions(name).items():
-        if folder not in former:
-            yield Notice(former_notice(folder, count))
+    for folder, count in store.former_versions(name, former).items():
+        yield Notice(former_notice(folder, count))
     project = store.open(name)
     typical = sorted(outcome.step_times)[len(outcome.step_times) // 2] if outcome.step_times else 0.0
     return TrainedProject(project, project.manifest.seconds, typical)
