@@ -27,6 +27,9 @@ LONGEST_WORDS = 100
 
 TRIGGER = "monadikos"
 
+UNNAMED_STYLE = "unnamed"
+"""The style of an image whose subject a describer names, but not its style, where nobody can be asked."""
+
 _ARTICLE = r"(?:\b(?:a|an|the)\s+)"
 _SUBJECT = re.compile(rf"{_ARTICLE}?\{{subject\}}", re.IGNORECASE)
 _STYLE = re.compile(

@@ -186,6 +186,8 @@ def test_lower_destyle_strength_is_advised_for_a_lost_individual(used: float, ad
     assert "individual fox" in summary
     assert ("destyle-strength" in advice[0]) == (advised is not None)
     assert advised is None or f"destyle-strength {advised}" in advice[0]
+    by_a_model = diagnosis({names.IDENTITY: (0.4, 0.35)}, {**training, "destyle": "model"})[1]
+    assert "destyle" not in by_a_model[0]  # it has no strength
 
 
 @pytest.mark.parametrize(

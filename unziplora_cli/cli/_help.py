@@ -107,6 +107,8 @@ GPU = Path("/dev/nvidiactl")
 MAY_BE_EMPTY = {"negative_prompt", "features", "name", "resume"}
 """Options that mean something without a text, or whose check says more about one."""
 
+PATHS = {"images", "image", "paths", "file"}
+"""Arguments that are paths: an empty one would mean the current folder."""
 WORDS = {"subject", "style", "trigger", "prompt", "path"}
 """What an empty text is called; another option by its own name."""
 
@@ -116,7 +118,7 @@ def refuse_empty(command: Any, ctx: Any, args: Iterable[str]) -> None:
     values, _, _ = command.make_parser(ctx).parse_args(args=list(args))
     for param in command.params:
         is_option = param.param_type_name == "option"
-        if param.name in MAY_BE_EMPTY or not (is_option or param.type.name == "path"):
+        if param.name in MAY_BE_EMPTY or not (is_option or param.name in PATHS):
             continue
         given = values.get(param.name)
         for text in given if isinstance(given, list | tuple) else [given]:

@@ -197,8 +197,8 @@ def settle_words(
 
     Raises UsageError for words that are neither given nor proposed, if there is no terminal to ask on.
     """
-    from unziplora_cli.prompts import TRIGGER, make_words, split_features, with_article
-    from unziplora_cli.workflows.describe import UNNAMED_STYLE, compare
+    from unziplora_cli.prompts import TRIGGER, UNNAMED_STYLE, make_words, split_features, with_article
+    from unziplora_cli.workflows.describe import compare
 
     proposals = _proposals(session, images, base, given, options)
     settled = []

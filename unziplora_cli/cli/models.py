@@ -184,7 +184,7 @@ def remove(
     shared = snapshot.bytes() - removal.bytes
     kept = f"; {format_size(shared)} are shared with other commits and stay" if shared > 0 else ""
     question = f"Delete {snapshot.id} for every program that uses it, and free {freed}{kept}?"
-    if not yes and not session.output.confirm(question, instead=Remedy(settings={"yes": True})):
+    if not yes and not session.output.confirm(question, instead=Remedy("Confirm it", settings={"yes": True})):
         session.output.result({"removed": None}, text="Nothing was removed.")
         return
     removal.run()

@@ -100,7 +100,7 @@ def show(ctx: typer.Context, project: Annotated[str, PROJECT]) -> None:
             [artifact.role, f"{artifact.path}, {format_size(artifact.bytes)}"]
             for artifact in manifest.artifacts
         ),
-        *([name, f"{value:.4g}"] for name, value in manifest.metrics.items()),
+        *([name.replace("_", " "), f"{value:.4g}"] for name, value in manifest.metrics.items()),
         *evaluation_rows(manifest.evaluation),
         *_image_rows(opened, images),
     ]
@@ -189,7 +189,7 @@ def remove(
     question = (
         f"Delete {' and '.join(map(str, folders))} and everything in {'it' if len(folders) == 1 else 'them'}?"
     )
-    if not yes and not session.output.confirm(question, instead=Remedy(settings={"yes": True})):
+    if not yes and not session.output.confirm(question, instead=Remedy("Confirm it", settings={"yes": True})):
         session.output.result({"removed": None}, text="Nothing was removed.")
         return
     for name in names:
@@ -210,7 +210,7 @@ def open_project(
         ),
     ] = None,
 ) -> None:
-    """Open a project's sheet, images or report in the program that this machine has for them."""
+    """Open a project's sheet, images, report or folder."""
     session: Session = ctx.obj
     opened = session.store().open(project)
     paths = {

@@ -14,6 +14,7 @@ from unziplora_cli.config import Words
 from unziplora_cli.evaluation import metrics
 from unziplora_cli.job import Scalar
 from unziplora_cli.projects.manifest import ScoreRecord
+from unziplora_cli.prompts import UNNAMED_STYLE
 
 MIN_KEPT = 0.7
 """Smallest share of images that must show what a branch is for."""
@@ -85,6 +86,7 @@ def _problems(evidence: _Evidence) -> Iterator[Problem]:
     """The problems in the order in which they are reported."""
     low, worse, leaked = evidence.low, evidence.worse, evidence.leaked
     subject, style = evidence.words.subject, evidence.words.style
+    style = "its style" if style == UNNAMED_STYLE else style
     overfitted = (
         any(map(leaked, (metrics.STYLE_LEAKED, metrics.SUBJECT_LEAKED)))
         or any(map(worse, (metrics.CONTENT_AS_PHOTO, metrics.CONTENT_KEPT)))
@@ -212,9 +214,11 @@ class _Evidence:
         return " and ".join(name.replace("_", "-") for name in off)
 
     def destyling(self, step: float) -> str:
-        """Destyled images, or another strength if the training had some; empty at the end of the range."""
+        """Destyled images, or another strength of the inversion that made them, if it has one in range."""
         if not self.training.get("destyle_images"):
             return "destyle-images 8 and destyled-only"
+        if self.training.get("destyle") not in (None, "inversion"):
+            return ""
         strength = self.training.get("destyle_strength")
         if not isinstance(strength, float):
             return ""

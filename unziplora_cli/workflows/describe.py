@@ -12,13 +12,10 @@ from unziplora_cli.errors import ModelError
 from unziplora_cli.events import Event, Phase, Progress
 from unziplora_cli.hub import DESCRIBER
 from unziplora_cli.job import Description
+from unziplora_cli.prompts import UNNAMED_STYLE
 
 if TYPE_CHECKING:
     from unziplora_cli.evaluation.describe import Describer
-
-
-UNNAMED_STYLE = "unnamed"
-"""The style of an image whose subject a describer names, but not its style, where nobody can be asked."""
 
 
 def describe(
