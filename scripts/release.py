@@ -98,11 +98,11 @@ def licences(wheel: Path) -> Iterator[str]:
     """The licence of the wheel, and of every library that it needs."""
     with zipfile.ZipFile(wheel) as archive:
         metadata = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        own = re.search(r"^License-Expression: (.+)$", archive.read(metadata).decode(), re.M)
+        expression = re.search(r"^License-Expression: (.+)$", archive.read(metadata).decode(), re.M)
         texts = [name for name in archive.namelist() if "/licenses/" in name]
-    if own is None or not texts:
+    if expression is None or not texts:
         raise SystemExit("The wheel does not name its licence, or does not contain its text.")
-    yield f"Licence of the wheel, its code, templates, images and weights: {own[1]} ({', '.join(texts)})"
+    yield f"Licence of the wheel, its code, templates and weights: {expression[1]} ({', '.join(texts)})"
     yield "Licences of the libraries that it needs, which are not in the wheel:"
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for requirement in project["dependencies"]:
@@ -136,13 +136,13 @@ def find_python(version: str) -> str | None:
     """An interpreter of this version on this machine; uv's own ones count, and nothing is downloaded."""
     uv = shutil.which("uv", path=search_path())
     if uv:
-        found = subprocess.run(
+        result = subprocess.run(
             [uv, "python", "find", "--no-python-downloads", "--no-project", "--system", version],
             capture_output=True,
             text=True,
         )
-        if found.returncode == 0:
-            return found.stdout.strip()
+        if result.returncode == 0:
+            return result.stdout.strip()
     return shutil.which(f"python{version}")
 
 
