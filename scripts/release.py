@@ -133,17 +133,17 @@ def pythons() -> list[str]:
 
 
 def find_python(version: str) -> str | None:
-    """An interpreter of this version on this machine; uv's own ones count, and nothing is downloaded."""
-    uv = shutil.which("uv", path=search_path())
-    if uv:
-        result = subprocess.run(
-            [uv, "python", "find", "--no-python-downloads", "--no-project", "--system", version],
-            capture_output=True,
-            text=True,
-        )
-        if result.returncode == 0:
-            return result.stdout.strip()
-    return shutil.which(f"python{version}")
+    """An interpreter of this version on this machine, pyenv's and uv's included; nothing is downloaded."""
+    candidates = [shutil.which(f"python{version}")]
+    folders = [Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"]
+    folders.append(Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local/share")) / "uv/python")
+    candidates += [str(path) for folder in folders for path in folder.glob(f"*{version}.*/bin/python3")]
+    ask = "import sys; print('{}.{}'.format(*sys.version_info))"
+    for candidate in filter(None, candidates):  # a shim may stand for a Python that is not active
+        answer = subprocess.run([candidate, "-c", ask], capture_output=True, text=True)
+        if answer.stdout.strip() == version:
+            return candidate
+    return None
 
 
 def search_path() -> str:

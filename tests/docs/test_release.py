@@ -1,5 +1,6 @@
 """The release check names licences, sizes and Pythons."""
 
+import sys
 import zipfile
 from pathlib import Path
 
@@ -34,6 +35,19 @@ def test_the_lowest_python_comes_first_and_an_unknown_one_is_not_found() -> None
     assert lowest == "3.11"
     assert all(int(version.split(".")[1]) > 11 for version in newer)
     assert release.find_python("3.99") is None
+
+
+def test_a_python_is_found_that_its_shim_hides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = "{}.{}".format(*sys.version_info)
+    shim, real = tmp_path / "shims", tmp_path / f"versions/{version}.1/bin"
+    for folder in (shim, real):
+        folder.mkdir(parents=True)
+    (shim / f"python{version}").write_text("#!/bin/sh\necho not active >&2\nexit 127\n")
+    (shim / f"python{version}").chmod(0o755)
+    (real / "python3").symlink_to(sys.executable)
+    monkeypatch.setenv("PATH", f"{shim}:/bin:/usr/bin")
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    assert release.find_python(version) == str(real / "python3")
 
 
 def test_a_failing_installer_is_reported_with_its_output(
