@@ -82,7 +82,7 @@ class Lab:
         self.options = (
             *(f"--base={self.base}", f"--preset={preset}", "--device=cpu", "--resolution=64", "--rank=2"),
             *(f"--steps={STEPS}", "--recalibrations=2", "--importance-steps=1"),
-            f"--checkpoint-every={EVERY}",
+            *(f"--checkpoint-every={EVERY}", "--no-sheet"),
         )
         warm = self.trial("warm")
         with contextlib.redirect_stdout(io.StringIO()):
@@ -202,8 +202,9 @@ class Lab:
         return {role: files.sha256(project.path(role)) for role in ("content", "style", "merge")}
 
     def listing(self, trial: Path) -> list[str]:
-        """Every file of a trial except locks, which remain."""
-        files = [path for path in trial.rglob("*") if not path.is_dir() and path.suffix != ".lock"]
+        """Every file of a trial except locks, which remain, and sheets, which follow a whole project."""
+        files = [path for path in trial.rglob("*") if not path.is_dir()]
+        files = [path for path in files if path.suffix != ".lock" and path.name != "sheet.png"]
         return sorted(str(path.relative_to(trial)) for path in files)
 
     def verify(self, trial: Path) -> list[str]:
@@ -228,7 +229,7 @@ class Lab:
         message = ""
         if store.unfinished("fox"):
             step = max(complete_checkpoints(trial), default=0)
-            completed = self.run(trial, "train", "--resume=fox")
+            completed = self.run(trial, "train", "--resume=fox", "--no-sheet")
             message = completed.message
             assert completed.code == 0, message
             assert not step or f"Resuming after step {step}." in message, message

@@ -271,10 +271,13 @@ def two_trainings_of_one_name(lab: Lab, folder: Path, rng: random.Random) -> Non
 def two_combinations_into_one_folder(lab: Lab, folder: Path, rng: random.Random) -> None:
     trial = lab.trial(folder.name, lab.done)
     out = trial / "out [v1]"
-    command = ("combine", "fox", "--steps=1", "--count=3", "--width=64", "--height=64", "--out", str(out))
-    for completed in together(lab, trial, command, command, ("cross", "fox", "--steps=1", "--width=64")):
+    size = ("--steps=1", "--width=64", "--height=64")
+    combine = ("combine", "fox", "--count=3", "--seed=1", "--out", str(out), *size)
+    weak, strong = (*combine, "--guidance=2"), (*combine, "--guidance=9")  # want the same names
+    for completed in together(lab, trial, weak, strong, ("cross", "fox", *size)):
         assert completed.code == 0, completed.message
-    assert len(list(out.glob("combine-*.png"))) >= 6, list(out.iterdir())
+    images = {path.read_bytes() for path in out.glob("combine-*.png")}
+    assert len(images) == 6, list(out.iterdir())
     lab.verify(trial)
 
 

@@ -1,4 +1,4 @@
-"""Destyled images: made once, kept in the project, learned as their files hold them."""
+"""Destyled images: made once, and kept in the project with the latents that were learned."""
 
 import json
 import signal
@@ -65,7 +65,7 @@ def test_destyled_images_are_part_of_the_project(trained: Path) -> None:
     assert files == ["destyled/01.png", "destyled/02.png"]
     assert (project.job.settings or TrainConfig()).destyle == "inversion"
     assert store.verify("fox").problems == ()
-    assert store.verify("fox").checked == 1 + 2 + 4
+    assert store.verify("fox").checked == 1 + 2 + 5
     with Image.open(project.folder / files[0]) as image:
         assert image.size == (64, 64)
         assert json.loads(image.info["unziplora"])["prompts"]["full"] == (
@@ -73,18 +73,21 @@ def test_destyled_images_are_part_of_the_project(trained: Path) -> None:
         )
 
 
-def test_a_training_that_is_given_the_files_learns_the_same(train, trained: Path, tmp_path: Path) -> None:
-    """Nothing else of a destyled image reaches the LoRAs: a copy of the folder gives equal weights."""
+def test_a_training_that_is_given_the_files_learns_nearly_the_same(
+    train, trained: Path, tmp_path: Path
+) -> None:
+    """The files are the learned latents, decoded and rounded to 8 bits."""
     made = ProjectStore(trained).open("fox")
     assert train(tmp_path, f"--destyle={made.folder / 'destyled'}") == 0
     given = ProjectStore(tmp_path).open("fox")
     assert (given.job.settings or TrainConfig()).destyle == "folder"
     assert [i.sha256 for i in given.job.destyled] == [i.sha256 for i in made.job.destyled]
-    assert given.path("merge").read_bytes() == made.path("merge").read_bytes()
-    assert given.manifest.metrics == made.manifest.metrics
+    assert given.manifest.artifact("destyled") is None
+    assert given.manifest.metrics == pytest.approx(made.manifest.metrics, rel=0.02)
+    assert given.manifest.metrics != made.manifest.metrics
 
 
-def test_a_replay_uses_the_recorded_images(trained: Path, monkeypatch, capsys) -> None:
+def test_a_replay_learns_the_recorded_latents(trained: Path, monkeypatch, capsys) -> None:
     from unziplora_cli.training import engine
 
     monkeypatch.setattr(engine, "generate_destyled", None)
@@ -92,7 +95,9 @@ def test_a_replay_uses_the_recorded_images(trained: Path, monkeypatch, capsys) -
     assert json.loads(capsys.readouterr().out)["result"]["identical"] is True
 
 
-def test_a_resumed_training_uses_the_images_of_its_folder(train, tmp_path: Path, monkeypatch) -> None:
+def test_a_resumed_training_learns_the_latents_of_its_folder(
+    train, trained: Path, tmp_path: Path, monkeypatch
+) -> None:
     """Stopped after a step, it goes on to the same files without making the images again."""
     from unziplora_cli.training import engine
 
@@ -100,7 +105,7 @@ def test_a_resumed_training_uses_the_images_of_its_folder(train, tmp_path: Path,
         patch.setattr(
             _output.ProgressDisplay, "event", at_step(3, lambda: signal.raise_signal(signal.SIGINT))
         )
-        assert train(tmp_path) == 130
+        assert train(tmp_path, "--features=red, white dots") == 130
     store = ProjectStore(tmp_path)
     before = store.open("fox").job.destyled
     assert len(before) == 2
@@ -108,6 +113,8 @@ def test_a_resumed_training_uses_the_images_of_its_folder(train, tmp_path: Path,
     assert run(["train", "--resume", "fox", f"--home={tmp_path}", "-q"]) == 0
     assert store.open("fox").job.destyled == before
     assert store.verify("fox").problems == ()
+    undisturbed = ProjectStore(trained).open("fox")
+    assert store.open("fox").path("merge").read_bytes() == undisturbed.path("merge").read_bytes()
 
 
 def test_the_report_and_show_have_the_destyled_images(trained: Path, tmp_path: Path, capsys) -> None:

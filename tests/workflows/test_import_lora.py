@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from tests.tiny_base import make_tiny_base
 from unziplora_cli.adapters.lora_file import read_lora
@@ -25,8 +26,8 @@ def golden_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base with the shapes of the recorded training, but other weights."""
     base = make_tiny_base(tmp_path_factory.mktemp("golden") / "base")
     recorded = json.loads((GOLDEN / "meta.json").read_text())["unet_config"]
-    path = base / "unet/config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **recorded}))
+    config = {**json.loads((base / "unet/config.json").read_text()), **recorded}
+    UNet2DConditionModel.from_config(config).save_pretrained(base / "unet")
     return base
 
 

@@ -432,7 +432,7 @@ def _closing(finished: "TrainedProject", sheet: Path | None, store: "ProjectStor
     lines = [
         f"{project.name}: {count(manifest.steps_done, 'step')} in {format_duration(finished.seconds)} "
         f"({finished.seconds_per_step:.2f} s per step, peak {format_size(manifest.peak_memory_bytes or 0)})",
-        *(f"  {file.role:8} {project.folder / file.path}" for file in manifest.artifacts),
+        *(f"  {f.role:8} {project.folder / f.path}" for f in manifest.artifacts if f.role != "destyled"),
         *([f"  {'validation':8} {strips[-1]}"] if strips else []),
         *([f"  {'sheet':8} {sheet}"] if sheet else []),
         "Next:",

@@ -27,7 +27,7 @@ FILE_NAME = "manifest.json"
 
 T = TypeVar("T")
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
-Role = Literal["content", "style", "merge", "history"]
+Role = Literal["content", "style", "merge", "history", "destyled"]
 Unit = Literal["share", "likeness", "loss", "difference"]
 
 

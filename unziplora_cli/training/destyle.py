@@ -27,13 +27,15 @@ from PIL import Image
 from torch import Tensor
 
 import unziplora_cli
+from unziplora_cli.adapters.tensors import read_tensors, write_tensors
 from unziplora_cli.config import Prompts, TrainConfig
+from unziplora_cli.errors import ProjectError
 from unziplora_cli.events import Progress
 from unziplora_cli.images import MIN_SIDE, save_png
 from unziplora_cli.sdxl.latents import LatentDistribution
 from unziplora_cli.sdxl.text import Conditioning, GraphedUNet, TextEmbeddings, unconditional
 from unziplora_cli.training.noise import DESTYLE_STREAM, derive_seed
-from unziplora_cli.training.request import DESTYLED
+from unziplora_cli.training.request import DESTYLED, DESTYLED_LATENTS
 
 DDIM_STEPS = 20
 """Steps between a clean image and pure noise; destyling takes ``destyle_strength`` of them, each way."""
@@ -123,6 +125,19 @@ def write_destyled(
     return tuple(paths)
 
 
+def write_latents(folder: Path, latents: LatentDistribution) -> None:
+    """Write the latents of destyled images, [images, channels, height, width] in float32, beside them."""
+    write_tensors(folder / DESTYLED_LATENTS, {"latents": latents.mean}, {})
+
+
+def read_latents(path: Path, count: int, like: LatentDistribution) -> LatentDistribution:
+    """The latents of ``count`` destyled images; raises ProjectError unless they are as large as ``like``."""
+    latents = read_tensors(path)[0].get("latents")
+    if latents is None or latents.dtype != torch.float32 or latents.shape != (count, *like.mean.shape[1:]):
+        raise ProjectError(f"{path} does not hold the latents of {count} destyled images of this base.")
+    return LatentDistribution(latents, torch.zeros_like(latents))
+
+
 @torch.no_grad()
 def generate_destyled(
     unet: UNet2DConditionModel,
@@ -154,7 +169,8 @@ def generate_destyled(
                 )
             )
         )
-    mean = torch.cat(images).cpu()  # [destyle_images, channels, height, width]
+    # [destyle_images, channels, height, width]; training depends on their memory format in the last bits
+    mean = torch.cat(images).cpu().contiguous()
     return LatentDistribution(mean, torch.zeros_like(mean))
 
 

@@ -15,7 +15,6 @@ from torch import nn
 from unziplora_cli.accel.device import (
     PRECISION_NAMES,
     empty_cache,
-    limit_threads,
     memory_guard,
     pick_device,
     pick_dtype,
@@ -24,7 +23,6 @@ from unziplora_cli.accel.device import (
 from unziplora_cli.accel.fused_lora import fuse_lora, unfuse_lora
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import count
-from unziplora_cli.images import load_image
 from unziplora_cli.method.inject import eject, inject
 from unziplora_cli.method.layer import LoRAStart
 from unziplora_cli.method.schedule import Schedule
@@ -32,12 +30,12 @@ from unziplora_cli.method.separation import Separation, TrainedLayers
 from unziplora_cli.packages import check_packages
 from unziplora_cli.projects.unfinished import CHECKPOINTS
 from unziplora_cli.sdxl.attention import separate_prompts
-from unziplora_cli.sdxl.latents import crop_image, decode_latents, encode_latents
+from unziplora_cli.sdxl.latents import decode_latents
 from unziplora_cli.sdxl.load import alphas_cumprod, load_vae
 from unziplora_cli.training.batches import BatchSource
 from unziplora_cli.training.callbacks import DivergenceMonitor, MetricLogger, Validation
 from unziplora_cli.training.checkpoint import Checkpoints, TrainingState
-from unziplora_cli.training.destyle import generate_destyled, plain_prompt, write_destyled
+from unziplora_cli.training.destyle import generate_destyled, plain_prompt, write_destyled, write_latents
 from unziplora_cli.training.estimate import MemoryAdvisor, target_of
 from unziplora_cli.training.events import Destyled, Event, Notice, Phase, TrainResult
 from unziplora_cli.training.inputs import InputCache, Prior, TrainingInputs
@@ -100,7 +98,7 @@ def _with_destyled_images(
 ) -> Generator[Event, None, TrainingInputs]:
     """``inputs`` with destyled images, if requested, as the class images of the content branch.
 
-    The branch learns them as the files hold them, so that a training that is given the files learns the same.
+    The branch learns their latents, which are kept for a replay; the files are what people look at.
     """
     if inputs.destyle is None:
         return inputs
@@ -121,10 +119,7 @@ def _with_destyled_images(
     )
     parameters = {"base": {"id": request.base.id}, "prompts": {"full": prompt}, "seed": request.config.seed}
     paths = write_destyled(request.folder, images, parameters)
-    pixels = torch.cat([crop_image(load_image(path).image, request.config.resolution, 1) for path in paths])
-    reset_threads()  # as before the U-Net was loaded, where a replay encodes these images
-    latents = encode_latents(vae, pixels)
-    limit_threads(unet)
+    write_latents(request.folder, latents)
     del vae
     empty_cache(device)
     yield Destyled(paths)

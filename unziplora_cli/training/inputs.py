@@ -31,7 +31,7 @@ from unziplora_cli.sdxl.text import (
     time_ids,
     truncation_note,
 )
-from unziplora_cli.training.destyle import DestyleConditioning, plain_prompt
+from unziplora_cli.training.destyle import DestyleConditioning, plain_prompt, read_latents
 from unziplora_cli.training.events import Event, Notice, Phase, Progress
 from unziplora_cli.training.noise import PRIOR_STREAMS, derive_seed
 from unziplora_cli.training.request import TrainRequest
@@ -107,11 +107,14 @@ def prepare_inputs(
         class_pixels = {
             branch: _class_pixels(request.config, branch) for branch in class_prompts(request.config)
         }
-        if destyled_crops:
+        if destyled_crops and request.destyled_latents is None:
             class_pixels["content"] = destyled_crops
         class_latents = {
             branch: encode_latents(vae, torch.cat(crops)) for branch, crops in class_pixels.items()
         }
+        if request.destyled_latents is not None:
+            count = len(request.destyled)
+            class_latents["content"] = read_latents(request.destyled_latents, count, latents[0])
         inputs.append(_assemble(request, embeddings, empty, latents, class_latents))
     del vae
     empty_cache(device)

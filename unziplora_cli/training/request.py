@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 DESTYLED = "destyled"
 """The folder of the destyled images in that of a project."""
+DESTYLED_LATENTS = f"{DESTYLED}/latents.safetensors"
+"""Of images that the base made, their latents are learned, without the rounding of PNG files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,8 @@ class TrainRequest:
     """One job to run now.
 
     ``images`` are the files of ``job.images``, ``destyled`` those of ``job.destyled``; without the latter the
-    base makes them by inversion if the settings ask for any. ``folder`` receives ``history.csv``,
+    base makes them by inversion if the settings ask for any. ``destyled_latents`` is the file of latents that
+    they were decoded from, if the base made them. ``folder`` receives ``history.csv``,
     ``destyled/``, ``checkpoints/``, ``saved/``, ``validation/`` and ``logs/``. ``metadata`` goes into the
     weight files, by part.
 
@@ -35,6 +38,7 @@ class TrainRequest:
     base: BaseRef
     images: tuple[Path, ...]
     destyled: tuple[Path, ...] = ()
+    destyled_latents: Path | None = None
     folder: Path = Path()
     resume: bool = False
     replaces: bool = False

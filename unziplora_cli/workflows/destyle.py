@@ -247,7 +247,7 @@ def preview(
         (request,) = yield from destyle_requests([request], scratch)
         if not request.destyled:
             yield from destyle(replace(request, folder=scratch))
-            request = replace(request, destyled=tuple(sorted((scratch / DESTYLED).iterdir())))
+            request = replace(request, destyled=_images_in(scratch / DESTYLED))
         names = [f"{number:02}{path.suffix.lower()}" for number, path in enumerate(request.destyled, start=1)]
         targets = tuple(out / name for name in names)
         files.refuse_existing(targets, force=force)

@@ -120,7 +120,7 @@ def _write(request: PushRequest, store: ProjectStore, folder: Path) -> tuple[str
         )
     weights: dict[str, str] = {}
     for artifact in project.manifest.artifacts:
-        if artifact.path.endswith(".safetensors"):
+        if artifact.role in ("content", "style", "merge"):
             weights[artifact.role] = f"{project.name}_{artifact.role}.safetensors"
             copy = shutil.copyfile if request.pictures else _copy_without_thumbnail
             copy(project.path(artifact.role), folder / weights[artifact.role])

@@ -139,9 +139,9 @@ def request_to_replay(
     images, destyled = (
         tuple(inside(project.folder, image.file) for image in files) for files in (job.images, job.destyled)
     )
-    return TrainRequest(job, _base(project), images, destyled), tuple(
-        f"the class images in {path}" for path in folders
-    )
+    latents = project.path("destyled") if manifest.artifact("destyled") else None
+    request = TrainRequest(job, _base(project), images, destyled, latents)
+    return request, tuple(f"the class images in {path}" for path in folders)
 
 
 def compare(recorded: Project, new: Project) -> Iterator[FileDistance]:

@@ -34,7 +34,7 @@ from unziplora_cli.projects.unfinished import (
     write_status,
 )
 from unziplora_cli.prompts import make_prompts
-from unziplora_cli.training.request import DESTYLED, TrainRequest
+from unziplora_cli.training.request import DESTYLED, DESTYLED_LATENTS, TrainRequest
 from unziplora_cli.workflows.destyle import choose_way, destyle_requests
 from unziplora_cli.workflows.provenance import base_record, metadata_of
 
@@ -319,14 +319,17 @@ def _learn(
     from unziplora_cli.training.engine import train as run
     from unziplora_cli.training.events import Destyled, Phase, StepDone
 
-    images, destyled = request.images, request.destyled
+    images, destyled, latents = request.images, request.destyled, request.destyled_latents
     if training is not None and request.resume:
+        kept = training / DESTYLED_LATENTS
+        latents = kept if request.job.destyled and kept.exists() else None
         images = tuple(training / image.file for image in request.job.images)
         destyled = tuple(training / image.file for image in request.job.destyled)
     request = replace(
         request,
         images=images,
         destyled=destyled,
+        destyled_latents=latents,
         folder=folder,
         checkpoints=None if training is None else training / CHECKPOINTS,
         metadata=metadata_of(request.job, images[0]),
@@ -387,7 +390,10 @@ def _write_weights(job: Job, result: TrainResult, folder: Path) -> tuple[Artifac
     )
     rank = job.config.rank
     history = Artifact.of(folder, "history", callbacks.HISTORY_FILE, "csv")
-    return (*manifest.adapter_artifacts(folder, rank, rank), history)
+    artifacts = (*manifest.adapter_artifacts(folder, rank, rank), history)
+    if not (folder / DESTYLED_LATENTS).exists():
+        return artifacts
+    return (*artifacts, Artifact.of(folder, "destyled", DESTYLED_LATENTS, "safetensors"))
 
 
 def _manifest(job: Job, result: TrainResult, artifacts: tuple[Artifact, ...]) -> Manifest:
