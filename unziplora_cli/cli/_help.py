@@ -54,6 +54,7 @@ EXAMPLES = {
         "train fox.png --subject fox --style watercolor",
         "train fox.png --base mini",
         "train fox.png rose.jpg --subject fox --subject rose --style ink",
+        "train --list pictures.csv",
         "train --resume fox",
     ),
     "describe": ("describe fox.png", "describe fox.png --json"),

@@ -251,8 +251,9 @@ class ProgressDisplay:
     operation that yields Part.
     """
 
-    def __init__(self, output: Output, title: str) -> None:
+    def __init__(self, output: Output, title: str, *, quiet_phases: bool = False) -> None:
         self.output = output
+        self.quiet_phases = quiet_phases
         self.title = title
         self.bar = self._make_bar()
         self.task_name = ""
@@ -356,7 +357,7 @@ class ProgressDisplay:
         match event:
             case common.Phase(name, detail):
                 self._begin(name)
-                if name != "finish":
+                if name != "finish" and not self.quiet_phases:
                     self.message(f"{self.title}: {name}{f' ({detail})' if detail else ''}")
             case common.Part():
                 self._begin_part(event)
@@ -374,7 +375,7 @@ class ProgressDisplay:
                 detail = f"{event.phase:8} loss {event.loss:.3f} {event.seconds:.2f} s/step {memory}"
                 line = f"{self.title}: step {step}/{total} {detail}"
                 self.update(self.title, step, total, detail, line)
-            case training.ColumnsChosen():
+            case training.ColumnsChosen() if not self.quiet_phases:
                 self.message(
                     f"{self.title}: columns chosen after step {event.step}: content {event.content}, "
                     f"style {event.style}, shared {event.shared} of {event.total}"

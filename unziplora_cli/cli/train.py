@@ -35,6 +35,14 @@ from unziplora_cli.cli.describe import (
     settle_words,
 )
 from unziplora_cli.cli.estimate import show_estimate
+from unziplora_cli.cli.train_many import (
+    LIST,
+    SHARD,
+    expand_folders,
+    read_rows,
+    refuse_per_image,
+    train_rows,
+)
 from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, Words, resolve
 from unziplora_cli.dependencies import without_effect
 from unziplora_cli.errors import ProjectError, Remedy, UnziploraError, UsageError, count
@@ -66,7 +74,9 @@ def train(
     images: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="IMAGE...", help="Images to train on, one project per image.", show_default=False
+            metavar="IMAGE...",
+            help="Images to train on, one project per image, or folders of images.",
+            show_default=False,
         ),
     ] = None,
     subject: Annotated[list[str] | None, SUBJECTS] = None,
@@ -80,6 +90,8 @@ def train(
     name: Annotated[
         str | None, typer.Option(help="Name of the project; default: the file name.", show_default=False)
     ] = None,
+    list_file: Annotated[Path | None, LIST] = None,
+    shard: Annotated[str | None, SHARD] = None,
     together: Annotated[
         bool,
         typer.Option(
@@ -148,6 +160,38 @@ def train(
         request = request_to_resume(store, resume, settings or {}, None if device == "auto" else device)
         _finish(session, [request], store, sheet=sheet)
         return
+    rows = read_rows(images or [], list_file, shard, together=together)
+    if rows is not None:
+        if plan:
+            show_estimate(session, len(rows), (base, vae, prediction), preset, device, settings or {})
+            return
+        from unziplora_cli import preferences
+        from unziplora_cli.workflows.train_many import Options
+
+        refuse_per_image(name, subject=subject, style=style, features=features)
+        check_settings(TrainConfig, settings or {})
+        words = {"subject": subject, "style": style, "features": features}
+        options = Options(
+            base=find_base(session, base, vae, prediction),
+            texts={
+                **{key: texts[0] if texts else None for key, texts in words.items()},
+                "trigger": trigger,
+                "preset": preset,
+                "full_prompt": full_prompt,
+                "content_prompt": content_prompt,
+                "style_prompt": style_prompt,
+                "validation_prompt": validation_prompt,
+            },
+            settings=settings or {},
+            vae=None if vae is None else absolute_spec(vae),
+            device=device,
+            describe=describe,
+            describer=describer or preferences.load().describer,
+            force=force,
+        )
+        train_rows(session, store, rows, options, sheet=sheet)
+        return
+    images = expand_folders(images or [])
     if not images:
         raise UsageError(
             "No image is given.",
@@ -241,7 +285,7 @@ def _refuse_fixed(ctx: typer.Context) -> None:
         is_given = source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
         if is_given and name not in ACCEPTED_ON_RESUME:
             accepted = ", ".join(sorted(ACCEPTED_ON_RESUME - {"resume"})).replace("_", "-")
-            what = "image" if name == "images" else name.replace("_", "-")
+            what = "image" if name == "images" else parameter.opts[0].removeprefix("--")
             raise UsageError(
                 f"A resumed training keeps its settings, so --resume accepts no {what}.",
                 Remedy(f"These may change: {accepted}."),
@@ -299,16 +343,16 @@ def _finish(session: Session, requests: "list[TrainRequest]", store: "ProjectSto
             if len(requests) > 1:
                 session.output.message(f"{request.job.name}: done, {finished[-1].project.folder}")
     del cache  # the sheets need its memory
-    sheets = _sheets(session, finished, requests[0].base) if sheet and finished else {}
+    sheets = sheets_of(session, finished, requests[0].base) if sheet and finished else {}
     session.output.result(
-        {"projects": [_summary(trained, sheets.get(trained.project.name)) for trained in finished]},
+        {"projects": [summary(trained, sheets.get(trained.project.name)) for trained in finished]},
         text="\n".join(_closing(trained, sheets.get(trained.project.name), store) for trained in finished),
         links=tuple(sheets.values()),
         made=next(iter(sheets.values()), finished[0].project.folder if finished else None),
     )
 
 
-def _sheets(session: Session, finished: "list[TrainedProject]", base: "BaseRef") -> dict[str, Path]:
+def sheets_of(session: Session, finished: "list[TrainedProject]", base: "BaseRef") -> dict[str, Path]:
     """The sheet of each project; a failure is only said, since the projects are complete."""
     from unziplora_cli.events import run
     from unziplora_cli.workflows.sheet import generate_sheets
@@ -403,7 +447,7 @@ def _explain_mini(session: Session, words: list[Words]) -> None:
 USE_SDXL = "For real use, train SDXL on a GPU: unziplora models pull sdxl"
 
 
-def _summary(finished: "TrainedProject", sheet: Path | None) -> dict[str, Any]:
+def summary(finished: "TrainedProject", sheet: Path | None) -> dict[str, Any]:
     manifest = finished.project.manifest
     return {
         "name": finished.project.name,

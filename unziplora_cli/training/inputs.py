@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unziplora_cli.accel.device import empty_cache, limit_threads
 from unziplora_cli.config import GenerateConfig, Prompts, TrainConfig
-from unziplora_cli.errors import Remedy, UsageError
+from unziplora_cli.errors import Interrupted, Remedy, UnziploraError, UsageError
 from unziplora_cli.files import disk_error
 from unziplora_cli.image_formats import has_image_ending
 from unziplora_cli.images import load_image, save_image
@@ -236,10 +236,21 @@ class InputCache:
         if (cached := self._find(request)) is not None:
             return cached
         requests = [request, *(other for other in self.pending if not _same_inputs(request, other))]
-        inputs = yield from prepare_inputs(requests, accelerator, dtype)
-        self._inputs += zip(requests, inputs, strict=True)
+        try:
+            inputs = yield from prepare_inputs(requests, accelerator, dtype)
+        except UnziploraError as error:
+            if not self.pending or isinstance(error, Interrupted):
+                raise
+            self.pending = ()  # it may be the fault of another request
+            inputs = yield from prepare_inputs([request], accelerator, dtype)
+        self._inputs += zip(requests, inputs, strict=False)
         self.pending = ()
         return inputs[0]
+
+    def expect(self, requests: Sequence[TrainRequest]) -> None:
+        """Forget the inputs of former trainings; those of ``requests`` will be computed together."""
+        self.pending = [request for request in requests if not request.resume]
+        self._inputs.clear()
 
     def take_unet(
         self, request: TrainRequest, device: torch.device, dtype: torch.dtype

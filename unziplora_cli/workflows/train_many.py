@@ -1,0 +1,314 @@
+"""Train a list of images one after the other: what is finished is skipped, failures do not stop the rest."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from unziplora_cli import files
+from unziplora_cli.config import TrainConfig, resolve
+from unziplora_cli.errors import (
+    Interrupted,
+    ModelError,
+    OutOfMemory,
+    ProjectError,
+    Remedy,
+    UnziploraError,
+    UsageError,
+)
+from unziplora_cli.events import Notice, Part
+from unziplora_cli.job import Description, SourceImage, differences
+from unziplora_cli.packages import check_packages
+from unziplora_cli.paths import process_rank
+from unziplora_cli.prompts import TRIGGER, make_prompts, make_words, split_features
+from unziplora_cli.resources import default_preset
+from unziplora_cli.training.request import TrainRequest
+from unziplora_cli.workflows.destyle import destyle_requests
+from unziplora_cli.workflows.train import (
+    TrainedProject,
+    input_cache_for,
+    make_request,
+    read_sources,
+    request_to_resume,
+    train,
+)
+from unziplora_cli.workflows.train_list import Row
+
+if TYPE_CHECKING:
+    from unziplora_cli.projects.store import ProjectStore
+    from unziplora_cli.sdxl.base import BaseRef
+    from unziplora_cli.training.events import Event
+
+PULL = Remedy("Or let a model name it: first download it", "models pull", ("describer",))
+TOGETHER = 16
+"""Trainings whose inputs are computed together; more take more memory, fewer load the encoders more often."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What holds for all rows: the base, and defaults of what a row does not say."""
+
+    base: BaseRef
+    texts: Mapping[str, str | None] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    vae: str | None = None
+    device: str = "auto"
+    describe: bool = True
+    describer: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """What became of a row. ``error`` is set if it failed, ``note`` says what else the user should know."""
+
+    row: Row
+    state: Literal["trained", "unchanged", "failed"]
+    trained: TrainedProject | None = None
+    error: Exception | None = None
+    note: str = ""
+
+
+class _Models(NamedTuple):
+    """Trainings for which these agree share the loaded U-Net."""
+
+    precision: str
+    quantize: str | None
+    fuse: bool
+    destyle: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RowBegins:
+    """The training of ``name`` begins, number ``number`` of ``total``."""
+
+    name: str
+    number: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowEnds:
+    """A row is done, number ``number`` of ``total``."""
+
+    result: RowResult
+    number: int
+    total: int
+
+
+def train_many(
+    rows: Sequence[Row], options: Options, store: ProjectStore
+) -> Generator[Event | RowBegins | RowEnds, None, list[RowResult]]:
+    """Train every row that is not finished; returns what became of each, in their order.
+
+    A project of the same image is finished, an unfinished training is resumed. Base, text encoders, VAE and
+    U-Net stay loaded. Raises UsageError before anything is trained if a row contradicts itself, and
+    Interrupted; any other error is that of its row.
+    """
+    rows = [row.with_defaults(options.texts, options.settings) for row in rows]
+    configs = [config_of(row, options) for row in rows]
+    results: dict[int, RowResult] = {}
+    requests: dict[int, TrainRequest] = {}
+
+    def end(index: int, result: RowResult) -> RowEnds:
+        results[index] = result
+        return RowEnds(result, len(results), len(rows))
+
+    try:
+        sources: dict[int, tuple[SourceImage, ...]] = {}
+        for index, (row, config) in enumerate(zip(rows, configs, strict=True)):
+            try:
+                note = _finished(row, config, options, store)
+                if note is None:
+                    sources[index] = read_sources([row.file])
+                    continue
+                result = RowResult(row, "unchanged", note=note)
+            except Exception as error:
+                result = _failure(row, error)
+            yield end(index, result)
+        descriptions = yield from _describe([rows[index] for index in sources], options)
+        for (index, images), description in zip(sources.items(), descriptions, strict=True):
+            try:
+                requests[index] = _request(rows[index], images, configs[index], description, options, store)
+            except Exception as error:
+                yield end(index, _failure(rows[index], error))
+        key, cache = None, input_cache_for([])
+        for chunk in _chunks(requests):
+            with TemporaryDirectory(prefix="unziplora-") as scratch:
+                if (next_key := _models(requests[chunk[0]])) != key or next_key.destyle == "edit":
+                    key, cache = next_key, input_cache_for([])
+                yield Part(len(results) / len(rows), (len(results) + 1) / len(rows))
+                chunk_requests = yield from _destyled([requests[index] for index in chunk], Path(scratch))
+                cache.expect(chunk_requests)
+                for index, request in zip(chunk, chunk_requests, strict=True):
+                    yield RowBegins(request.job.name, len(results) + 1, len(rows))
+                    yield Part(len(results) / len(rows), (len(results) + 1) / len(rows))
+                    try:
+                        result = RowResult(rows[index], "trained", (yield from train(request, store, cache)))
+                    except Interrupted:
+                        raise
+                    except Exception as error:
+                        result = _failure(rows[index], error)
+                    yield end(index, result)
+    except (KeyboardInterrupt, Interrupted) as error:
+        complete = sum(result.state != "failed" for result in results.values())
+        raise Interrupted(
+            f"Stopped: {complete} of {len(rows)} images are complete.",
+            Remedy("Run the same command again: it continues where it stopped."),
+        ) from error
+    return [results[index] for index in range(len(rows))]
+
+
+def config_of(row: Row, options: Options) -> TrainConfig:
+    """The settings of a row; raises UsageError, naming the row, if they contradict each other."""
+    preset = row.texts.get("preset") or default_preset(options.base.kind, row.settings.get("destyle"))
+    try:
+        config = resolve(preset, row.settings)
+        check_packages(config)
+    except UnziploraError as error:
+        raise type(error)(f"{row.where}: {error.message}", *error.remedies) from error
+    return config
+
+
+def _finished(row: Row, config: TrainConfig, options: Options, store: ProjectStore) -> str | None:
+    """How the finished project of this image differs from the row, "" if not at all; None without one.
+
+    Raises ProjectError if the name belongs to another image, or if another process trains it.
+    """
+    if process_rank() == 0:
+        store.check_unused(row.name)
+    if options.force or not store.exists(row.name) or store.unfinished(row.name) is not None:
+        return None
+    job = store.open(row.name).job
+    if not row.file.is_file() or [image.sha256 for image in job.images] != [files.sha256(row.file)]:
+        if not row.file.is_file():
+            read_sources([row.file])
+        raise ProjectError(
+            f"There is a project {row.name!r} already, of another image.",
+            Remedy(f"Name this one in the column name, for example {store.free_name(row.name)}."),
+        )
+    words = make_words(
+        row.texts.get("subject", job.words.subject),
+        row.texts.get("style", job.words.style),
+        job.words.trigger,
+    )
+    settings = [name for name in row.settings if name != "destyle"]  # a project records what was chosen
+    wanted, recorded = (
+        {"subject": words.subject, "style": words.style, **{name: getattr(config, name) for name in settings}}
+        for words, config in ((words, config), (job.words, job.config))
+    )
+    return "; ".join(differences(wanted, recorded))
+
+
+def _describe(rows: Sequence[Row], options: Options) -> Generator[Event, None, list[Description | None]]:
+    """A description of each row that lacks a word, if a describer is on this disk."""
+    from unziplora_cli.workflows.describe import can_describe, describe
+
+    due = [row for row in rows if options.describer or not {"subject", "style"} <= row.texts.keys()]
+    builtin = options.base.kind == "builtin"
+    if not due or not options.describe or not can_describe(builtin=builtin, describer=options.describer):
+        return [None] * len(rows)
+    try:
+        descriptions = yield from describe(
+            [row.file for row in due], builtin=builtin, describer=options.describer, device=options.device
+        )
+    except (ModelError, OutOfMemory) as error:
+        if options.describer is not None:
+            raise
+        yield Notice(f"No words are proposed. {error.message}", error.remedies)
+        return [None] * len(rows)
+    by_name = {row.name: description for row, description in zip(due, descriptions, strict=True)}
+    return [by_name.get(row.name) for row in rows]
+
+
+def _request(
+    row: Row,
+    sources: tuple[SourceImage, ...],
+    config: TrainConfig,
+    description: Description | None,
+    options: Options,
+    store: ProjectStore,
+) -> TrainRequest:
+    """The training of a row: a new one, or the unfinished one. Raises UnziploraError."""
+    from unziplora_cli.workflows.describe import UNNAMED_STYLE, compare
+
+    texts = row.texts
+    subject = texts.get("subject") or (description.subject if description else "")
+    style = texts.get("style") or ((description.style or UNNAMED_STYLE) if description else "")
+    for name, word in (("subject", subject), ("style", style)):
+        if not word:
+            raise UsageError(
+                f"The {name} of {row.file.name} is not given.",
+                Remedy(f"Name it in the column {name}."),
+                *([PULL] if options.describe and options.base.kind != "builtin" else []),
+            )
+    words = make_words(subject, style, texts.get("trigger") or TRIGGER)
+    features = description.features if description else ()
+    if "features" in texts:
+        features = split_features(texts["features"])
+    given = {branch: texts.get(f"{branch}_prompt") for branch in ("full", "content", "style")}
+    scene = texts.get("validation_prompt")
+    request = make_request(
+        row.name,
+        [row.file],
+        words,
+        options.base,
+        config,
+        sources=sources,
+        features=features,
+        description=compare(description, words, features) if description else None,
+        prompts=make_prompts(words, None, given),
+        validation=make_prompts(words, scene) if scene else None,
+        vae=options.vae,
+        device=options.device,
+        replaces=options.force,
+    )
+    unfinished = store.unfinished(row.name)
+    if unfinished is None:
+        return request
+    different = replace(request.job, created=unfinished.job.created).difference(unfinished.job)
+    if not different:
+        return request_to_resume(store, row.name, {}, options.device)
+    if not options.force:
+        raise ProjectError(
+            f"The training of {row.name!r} stopped after step {unfinished.step} of "
+            f"{unfinished.job.config.steps} and differs: {'; '.join(different)}.",
+            Remedy("Resume it", "train", settings={"resume": row.name}),
+            Remedy("Or discard it", "remove", (row.name,), {"unfinished": True}),
+        )
+    return request
+
+
+def _models(request: TrainRequest) -> _Models:
+    config = request.config
+    return _Models(config.precision, config.quantize, config.fuse, config.destyle)
+
+
+def _chunks(requests: Mapping[int, TrainRequest]) -> Iterator[list[int]]:
+    """The indices of consecutive trainings that need the same models, at most `TOGETHER` each."""
+    for _, same in groupby(requests, lambda index: _models(requests[index])):
+        while chunk := list(islice(same, TOGETHER)):
+            yield chunk
+
+
+def _destyled(requests: list[TrainRequest], scratch: Path) -> Generator[Event, None, list[TrainRequest]]:
+    """The requests with destyled images by one model; after a failure, each training makes its own."""
+    try:
+        return (yield from destyle_requests(requests, scratch))
+    except Interrupted:
+        raise
+    except Exception:
+        return requests
+
+
+def _failure(row: Row, error: Exception) -> RowResult:
+    """The result of a failed row, without the frames that hold its models."""
+    error.__cause__ = error.__context__ = None
+    failed = RowResult(row, "failed", error=error.with_traceback(None))
+    gc.collect()
+    return failed
