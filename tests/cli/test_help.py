@@ -88,10 +88,10 @@ def test_the_defaults_are_those_of_the_preset_that_would_be_used(unziplora, tmp_
 
     assert default_rank() == default_rank("--base=mini") == "16"
     assert default_rank("--preset", "paper") == "64"
-    monkeypatch.setattr(_help, "GPU", tmp_path)
-    assert default_rank() == "64"
     assert "preset paper, for the base mini" in unziplora("train", "--preset=paper", "--help").out
     assert unziplora("train", "--preset=nothing", "--help").code == 0
+    monkeypatch.setattr(_help, "GPU", tmp_path)
+    assert default_rank() == "64"
 
 
 def test_models_show_says_what_mini_is_and_is_not(unziplora):

@@ -22,6 +22,7 @@ from unziplora_cli.cli._output import ProgressDisplay, Session
 from unziplora_cli.config import ComputeConfig, GenerateConfig, new_seed, resolve_generate
 from unziplora_cli.dependencies import GENERATION, without_effect
 from unziplora_cli.errors import Remedy, UsageError
+from unziplora_cli.files import check_writable
 
 if TYPE_CHECKING:
     from unziplora_cli.events import Event
@@ -175,6 +176,8 @@ def cross(
             Remedy("Name projects", command="cross", arguments=("fox", "rose")),
             Remedy("List all projects", command="list"),
         )
+    if out is not None:  # reading the base takes seconds
+        check_writable(out)
     compute, base, config = _resolve(session, [*contents, *styles], computing, settings)
     from unziplora_cli.workflows import generate
 
@@ -204,9 +207,11 @@ def _generate(
     axes = [_axis(text) for text in grid or ()]
     if len(axes) > 2:
         raise UsageError("A sheet has two axes, so at most two grids.", Remedy("Remove a grid."))
-    compute, base, config = _resolve(session, projects, computing, settings)
     from unziplora_cli.workflows import generate
 
+    if out is not None:  # reading the base takes seconds
+        check_writable(out.parent if generate.is_image_file(out) else out)
+    compute, base, config = _resolve(session, projects, computing, settings)
     spec = generate.GenerateSpec(base, config, **parts)
     for label in ("full", "content", "style") if spec.kind == "combine" else (spec.kind,):
         session.output.message(f"{label:8} {getattr(spec.prompts, label)}")

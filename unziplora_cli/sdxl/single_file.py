@@ -71,7 +71,7 @@ def read_header(path: Path) -> Header:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:  # "pt" imports torch
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
             return Header(
                 {key: tuple(part.get_shape()) for key, part in slices.items()},
