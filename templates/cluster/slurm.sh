@@ -25,14 +25,15 @@ shift
 # Arrays may begin with 0 or 1; shards are counted from 1.
 shard=$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN + 1))/$SLURM_ARRAY_TASK_COUNT
 
-# Slurm signals the script two minutes before the time limit: the training then writes a checkpoint and ends.
+# Slurm signals the script two minutes before the time limit: the training then keeps what it learned and ends.
+stopped=
+trap 'stopped=yes; kill -TERM $!' TERM
 unziplora --offline train --list "$list" --shard "$shard" "$@" &
-training=$!
-trap 'kill -TERM "$training"' TERM
 status=0
-wait "$training" || status=$?
-while kill -0 "$training" 2>/dev/null; do
-    status=0
-    wait "$training" || status=$?
-done
+wait $! || status=$?
+if [ -n "$stopped" ]; then # the signal may have ended the wait before the training
+    last=0
+    wait $! || last=$?
+    [ "$last" = 127 ] || status=$last
+fi
 exit "$status"
