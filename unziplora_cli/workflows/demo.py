@@ -59,12 +59,12 @@ def demo(
     ``out`` is an image file or a folder; an existing file is replaced only with ``force``. Raises UsageError
     or ProjectError before the training if it cannot be written.
     """
-    from unziplora_cli.evaluation.describe import has_reader
+    started = time.monotonic()
+    out = _sheet_file(out, force=force)
+    from unziplora_cli.evaluation.describe import has_reader  # imports torch: after all cheap checks
     from unziplora_cli.images import save_image
     from unziplora_cli.sdxl.base import resolve_base
 
-    started = time.monotonic()
-    out = _sheet_file(out, force=force)
     base, _ = resolve_base("mini", offline=True)
     projects: list[Project] = []
     parts = [Part(*ends) for ends in pairwise(accumulate(SHARES, initial=0.0))]
