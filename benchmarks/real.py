@@ -44,6 +44,7 @@ from unziplora_cli.errors import UnziploraError, UsageError
 from unziplora_cli.evaluation.scorers import Encoders, missing_encoders
 from unziplora_cli.events import Event, Notice, Phase, run
 from unziplora_cli.files import atomic_write
+from unziplora_cli.image_formats import image_files
 from unziplora_cli.images import load_image
 from unziplora_cli.method.layer import DualLoRALinear
 from unziplora_cli.method.lora import LoRA, LoRAPair
@@ -55,7 +56,6 @@ from unziplora_cli.sdxl.generate import GeneratedImage, ImageRequest
 from unziplora_cli.sdxl.latents import crop_boxes
 from unziplora_cli.training import engine
 from unziplora_cli.training.events import StepDone
-from unziplora_cli.training.inputs import image_files
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.workflows.describe import describe
 from unziplora_cli.workflows.destyle import destyle_requests

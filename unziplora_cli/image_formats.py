@@ -122,6 +122,11 @@ def has_image_ending(path: Path) -> bool:
     return Image.registered_extensions().get(ending) in readable and not path.name.startswith(".")
 
 
+def image_files(folder: Path) -> list[Path]:
+    """The images in a folder, by name, without hidden files."""
+    return [file for file in sorted(folder.iterdir()) if has_image_ending(file) and file.is_file()]
+
+
 def is_raw(path: Path) -> bool:
     """Whether a file is a camera's raw file, whose TIFF reader would only see its thumbnail."""
     return path.suffix[1:].lower() in _RAW_ENDINGS

@@ -380,7 +380,7 @@ def test_check_reports_every_program(unziplora, sdxl_file, tmp_path):
         tensors[f"unet.{layer}.lora_B.weight"] = weights.up
     save_file(tensors, tmp_path / "peft.sft")
     completed = unziplora("check", tmp_path / "peft.sft")
-    assert "ignores 1120 keys" in " ".join(completed.out.split())
+    assert "ignores 1,120 keys" in " ".join(completed.out.split())
     assert "all 560 layers are loaded by diffusers" in completed.out
 
 

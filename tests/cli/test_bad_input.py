@@ -37,7 +37,8 @@ def png_header(width: int, height: int) -> bytes:
 def bad_images(folder: Path) -> dict[str, Path]:
     """One file of every kind that is not a usable image."""
     paths = {name: folder / f"{name}.png" for name in ("missing", "text", "empty", "cut", "dot", "bomb")}
-    paths["folder"] = folder
+    paths["folder"] = folder / "nothing"
+    paths["folder"].mkdir()
     paths["text"].write_text("I am not an image")
     paths["empty"].write_bytes(b"")
     Image.effect_noise((200, 200), 90).save(paths["cut"])
@@ -51,7 +52,7 @@ def bad_images(folder: Path) -> dict[str, Path]:
     ("kind", "text"),
     [
         ("missing", "There is no file"),
-        ("folder", "is a folder, not an image"),
+        ("folder", "There are no images in"),
         ("text", "is not an image that can be read"),
         ("empty", "is not an image that can be read"),
         ("cut", "is damaged or truncated"),

@@ -15,7 +15,7 @@ from unziplora_cli.accel.device import empty_cache, limit_threads
 from unziplora_cli.config import GenerateConfig, Prompts, TrainConfig
 from unziplora_cli.errors import Interrupted, Remedy, UnziploraError, UsageError
 from unziplora_cli.files import disk_error
-from unziplora_cli.image_formats import has_image_ending
+from unziplora_cli.image_formats import image_files
 from unziplora_cli.images import load_image, save_image
 from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.sdxl.base import BaseRef, predicts_velocity
@@ -306,11 +306,6 @@ def class_image_files(config: TrainConfig, branch: str) -> list[Path]:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"prior-{branch} must be a folder of class images, but {folder} is a file.")
     return image_files(folder)[: config.prior_images] if folder.is_dir() else []
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The images in a folder, by name, without hidden files."""
-    return [file for file in sorted(folder.iterdir()) if has_image_ending(file) and file.is_file()]
 
 
 def _class_pixels(config: TrainConfig, branch: str) -> list[Tensor]:

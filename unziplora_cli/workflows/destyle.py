@@ -72,7 +72,7 @@ def choose_way(config: TrainConfig, base: BaseRef) -> tuple[TrainConfig, tuple[P
 
 
 def _images_in(folder: Path) -> tuple[Path, ...]:
-    from unziplora_cli.training.inputs import image_files
+    from unziplora_cli.image_formats import image_files
 
     if not folder.is_dir():
         raise UsageError(

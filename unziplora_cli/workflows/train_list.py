@@ -82,7 +82,7 @@ def read_list(path: Path) -> list[Row]:
 
 def rows_of_images(paths: Sequence[Path]) -> list[Row]:
     """A row for each image and each image in a folder, by file name; raises UsageError if there is none."""
-    from unziplora_cli.training.inputs import image_files
+    from unziplora_cli.image_formats import image_files
 
     images: list[Path] = []
     for path in paths:
@@ -91,7 +91,9 @@ def rows_of_images(paths: Sequence[Path]) -> list[Row]:
         except OSError as error:
             raise UsageError(f"Cannot read the folder {path}: {error.strerror}.") from error
         if not inside:
-            raise UsageError(f"There are no images in {path}.")
+            raise UsageError(
+                f"There are no images in {path}.", Remedy("Name an image, or a folder that holds some.")
+            )
         images += inside
     return _with_unique_names([Row(str(image), image, slugify(image.stem)) for image in images])
 
