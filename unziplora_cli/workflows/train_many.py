@@ -25,7 +25,7 @@ from unziplora_cli.events import Notice, Part
 from unziplora_cli.job import Description, SourceImage, differences
 from unziplora_cli.packages import check_packages
 from unziplora_cli.paths import process_rank
-from unziplora_cli.prompts import TRIGGER, make_prompts, make_words, split_features
+from unziplora_cli.prompts import TRIGGER, UNNAMED_STYLE, make_prompts, make_words, split_features
 from unziplora_cli.resources import default_preset
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.workflows.destyle import destyle_requests
@@ -235,7 +235,7 @@ def _request(
     store: ProjectStore,
 ) -> TrainRequest:
     """The training of a row: a new one, or the unfinished one. Raises UnziploraError."""
-    from unziplora_cli.workflows.describe import UNNAMED_STYLE, compare
+    from unziplora_cli.workflows.describe import compare
 
     texts = row.texts
     subject = texts.get("subject") or (description.subject if description else "")
