@@ -1,4 +1,4 @@
-"""The templates for clusters start each shard of a list once, whoever counts from 0 or from 1."""
+"""The templates for clusters start each shard of a list once, whether the cluster counts from 0 or from 1."""
 
 import os
 import shutil

@@ -111,8 +111,8 @@ class ProjectLayout:
                 files.rename(former, _unused_former(folder))
         files.delete(former)
 
-    def former_versions(self, name: str, known: Container[Path] = ()) -> dict[Path, int]:
-        """The folders in a project, not ``known`` before, that keep what was generated with replaced ones.
+    def former_versions(self, name: str, seen_before: Container[Path] = ()) -> dict[Path, int]:
+        """The folders in a project, not ``seen_before`` before, that keep what was generated with replaced ones.
 
         The values are the numbers of files in them.
         """
@@ -120,7 +120,7 @@ class ProjectLayout:
         return {
             folder: sum(len(names) for _, _, names in os.walk(folder))
             for folder in folders
-            if folder not in known and _FORMER.fullmatch(folder.name)
+            if folder not in seen_before and _FORMER.fullmatch(folder.name)
         }
 
     def _sweep(self, name: str) -> None:
