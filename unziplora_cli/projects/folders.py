@@ -112,7 +112,7 @@ class ProjectLayout:
         files.delete(former)
 
     def former_versions(self, name: str, seen_before: Container[Path] = ()) -> dict[Path, int]:
-        """The folders in a project, not ``seen_before`` before, that keep what was generated with replaced ones.
+        """The folders, not ``seen_before``, that keep what was generated with replaced projects.
 
         The values are the numbers of files in them.
         """
