@@ -26,6 +26,7 @@ LAYERS = (
     ("training", "evaluation"),
     ("doctor",),
     ("workflows",),
+    ("ui",),
     ("cli",),
     ("__main__",),
 )

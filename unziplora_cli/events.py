@@ -7,6 +7,8 @@ events. Operations may define more event types beside these, as ``training/event
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from unziplora_cli.errors import Remedy
@@ -79,22 +81,39 @@ class Transfer:
     total: int
 
 
-Event = Phase | Notice | Progress | Part | Transfer
+@dataclass(frozen=True, slots=True)
+class ImageSaved:
+    """An image was written, one of several that the operation makes."""
+
+    path: Path
+
+
+Event = Phase | Notice | Progress | Part | Transfer | ImageSaved
 
 
 def observe(
     operation: Generator[EventT, None, ResultT], on_event: Callable[[EventT], object]
 ) -> Generator[EventT, None, ResultT]:
-    """Pass the events and the result of ``operation`` on, and call ``on_event`` with each event first."""
+    """Pass the events and the result of ``operation`` on, and call ``on_event`` with each event first.
+
+    What the caller throws into this generator, such as KeyboardInterrupt to stop it, reaches ``operation``.
+    """
+    advance: Callable[[], EventT] = partial(next, operation)
     try:
         while True:
             try:
-                event = next(operation)
+                event = advance()
             except StopIteration as end:
                 result: ResultT = end.value
                 return result
             on_event(event)
-            yield event
+            try:
+                yield event
+                advance = partial(next, operation)
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                advance = partial(operation.throw, error)
     finally:
         operation.close()
 

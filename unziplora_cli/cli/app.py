@@ -24,6 +24,7 @@ from unziplora_cli.cli import (
     settings,
     system,
     train,
+    ui,
 )
 from unziplora_cli.cli._help import Program, refuse_empty
 from unziplora_cli.cli._output import Session
@@ -70,6 +71,7 @@ app = Program(
 train.register(app)
 describe.register(app)
 generate.register(app)
+ui.register(app)
 system.register_demo(app)
 projects.register(app)
 adapters.register(app)

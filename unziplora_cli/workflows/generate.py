@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from unziplora_cli.config import ComputeConfig, GenerateConfig, Prompts
 from unziplora_cli.errors import ProjectError, Remedy, UsageError
-from unziplora_cli.events import Event, Notice
+from unziplora_cli.events import Event, ImageSaved, Notice
 from unziplora_cli.files import (
     alternatives,
     check_writable,
@@ -179,6 +179,7 @@ def generate_images(
                 numbered(folder, out.stem, ".png") if is_file and not replace_file else alternatives(named)
             )
             images.append(_save(event, names, force=replace_file and force))
+            yield ImageSaved(images[-1])
         else:
             yield event
     return GenerateResult(tuple(images), spec.prompts)
@@ -298,6 +299,7 @@ def _generate_sheet(
             path = folder / names[len(paths)]
             paths.append(_save(event, alternatives(path), force=force and path not in paths))
             images.append(event.image)
+            yield ImageSaved(paths[-1])
         with write_errors(folder):
             path = save_image(sheet(images), alternatives(folder / SHEET), force=force)
     return GenerateResult(tuple(paths), prompts, path)

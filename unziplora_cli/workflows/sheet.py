@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING
 
 from unziplora_cli import resources
 from unziplora_cli.config import ComputeConfig, GenerateConfig, resolve_generate
+<<<<<<< HEAD
 from unziplora_cli.errors import count
+=======
+from unziplora_cli.events import Event, ImageSaved
+>>>>>>> 224b06c (Serve the workflows on a page in the browser)
 from unziplora_cli.files import write_errors
 from unziplora_cli.projects.store import Project
 from unziplora_cli.workflows.generate import (
@@ -20,7 +24,6 @@ from unziplora_cli.workflows.generate import (
 )
 
 if TYPE_CHECKING:
-    from unziplora_cli.events import Event
     from unziplora_cli.sdxl.base import BaseRef
 
 FILE_NAME = "sheet.png"
@@ -69,6 +72,7 @@ def generate_sheets(projects: Sequence[Project], base: BaseRef) -> Generator[Eve
         paths.append(project.folder / FILE_NAME)
         with write_errors(project.folder, "The training is complete."):
             save_image(sheet, paths[-1], force=True)
+        yield ImageSaved(paths[-1])
     return tuple(paths)
 
 

@@ -1,0 +1,53 @@
+"""ui: the same in a browser, served by this machine."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unziplora_cli.cli._errors import describe
+
+if TYPE_CHECKING:
+    from unziplora_cli.cli._output import Session
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("ui", rich_help_panel="Images")(ui)
+
+
+def ui(
+    ctx: typer.Context,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine's own need --auth.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7860,
+    auth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USER:PASSWORD",
+            envvar="UNZIPLORA_UI_AUTH",
+            help="Ask for a user and a password.",
+            show_default=False,
+            show_envvar=True,
+        ),
+    ] = None,
+    open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
+) -> None:
+    """Train, generate and manage projects on a page in the browser.
+
+    The page runs on this machine and loads nothing from others. Ctrl-C ends it; a running training is kept
+    and can be resumed.
+    """
+    from unziplora_cli.ui.server import serve
+
+    session: Session = ctx.obj
+    serve(
+        session.store(),
+        describe,
+        host=host,
+        port=port,
+        auth=auth,
+        offline=session.offline,
+        ready=lambda address: session.output.message(f"The page: {address} (Ctrl-C ends it)"),
+        open_page=open_page,
+    )

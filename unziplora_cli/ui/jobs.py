@@ -1,0 +1,161 @@
+"""Jobs of the page: one runs on the device, the others wait; every tab and every browser sees the same ones."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from unziplora_cli import events
+from unziplora_cli.errors import Interrupted
+
+State = Literal["waiting", "running", "stopping", "done", "stopped", "failed"]
+Operation = Callable[[], Generator[Any, None, Any]]
+
+KEPT = 50
+"""Ended jobs that are remembered."""
+
+
+@dataclass
+class Job:
+    """One operation and what it has told so far; only the worker changes it."""
+
+    number: int
+    title: str
+    kind: str
+    operation: Operation
+    state: State = "waiting"
+    phase: str = ""
+    fraction: float | None = None
+    notices: list[str] = field(default_factory=list)
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    images: list[Path] = field(default_factory=list)
+    """Images as they are made: destyled images, validation sheets, cells, and at last the results."""
+    result: Any = None
+    error: str = ""
+    remedy: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of it is left to do."""
+        return self.state in ("done", "stopped", "failed")
+
+    def watch(self, event: object) -> None:
+        """Take over what an event tells."""
+        from unziplora_cli.training.events import Destyled, StepDone, Validated
+
+        match event:
+            case events.Phase(name, detail):
+                self.phase, self.fraction = f"{name} {detail}".strip(), None
+            case events.Notice(text):
+                self.notices.append(text)
+            case events.Progress(name, done, total, step, steps):
+                self.phase = name if total == 1 else f"{name}: {min(done + 1, total)} of {total}"
+                self.fraction = (done + (step / steps if steps else 0)) / max(total, 1)
+            case events.Transfer(file, done, total):
+                self.phase, self.fraction = f"download {file}", done / max(total, 1)
+            case StepDone():
+                self.phase = f"step {event.step} of {event.total}, loss {event.loss:.4f}"
+                self.fraction = event.step / event.total
+                self.losses.append((event.step, event.loss))
+            case events.ImageSaved(path):
+                self.images.append(path)
+            case Destyled(paths):
+                self.images += paths
+            case Validated(_, paths):
+                self.images.append(paths[-1])
+
+
+class JobQueue:
+    """Runs submitted operations one after the other in a thread of its own.
+
+    Args:
+        explain: the message and the remedy of an error, worded as in the terminal.
+    """
+
+    def __init__(self, explain: Callable[[BaseException], tuple[str, str, int]]) -> None:
+        self._explain = explain
+        self._changed = threading.Condition()
+        self._jobs: list[Job] = []
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
+        self._thread.start()
+
+    def submit(self, title: str, kind: str, operation: Operation) -> Job:
+        """Add a job at the end of the queue."""
+        with self._changed:
+            job = Job(1 + max((job.number for job in self._jobs), default=0), title, kind, operation)
+            ended = [job for job in self._jobs if job.ended]
+            for old in ended[: max(0, len(ended) - KEPT)]:
+                self._jobs.remove(old)
+            self._jobs.append(job)
+            self._changed.notify_all()
+            return job
+
+    def jobs(self) -> tuple[Job, ...]:
+        """All jobs, oldest first."""
+        with self._changed:
+            return tuple(self._jobs)
+
+    def current(self) -> Job | None:
+        """The job that runs, else None."""
+        return next((job for job in self.jobs() if job.state in ("running", "stopping")), None)
+
+    def cancel(self, number: int) -> None:
+        """Stop a job: a waiting one at once, a running one as Ctrl-C does, at its next event."""
+        with self._changed:
+            for job in self._jobs:
+                if job.number == number and job.state in ("waiting", "running"):
+                    job.state = "stopped" if job.state == "waiting" else "stopping"
+            self._changed.notify_all()
+
+    def close(self, timeout: float = 60) -> None:
+        """Stop all jobs and wait until the running one has saved what it learned."""
+        for job in self.jobs():
+            self.cancel(job.number)
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(timeout)
+
+    def wait(self, job: Job, timeout: float | None = None) -> None:
+        """Wait until ``job`` has ended."""
+        with self._changed:
+            self._changed.wait_for(lambda: job.ended, timeout)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._next() is not None)
+                job = self._next()
+                if job is None:
+                    return
+                job.state = "running"
+            state = self._run(job)
+            with self._changed:
+                job.state = state
+                self._changed.notify_all()
+
+    def _next(self) -> Job | None:
+        return next((job for job in self._jobs if job.state == "waiting"), None)
+
+    def _run(self, job: Job) -> State:
+        operation = job.operation()
+        try:
+            while True:
+                stop = job.state == "stopping"
+                event = operation.throw(KeyboardInterrupt()) if stop else next(operation)
+                job.watch(event)
+        except StopIteration as end:
+            job.result = end.value
+            return "done"
+        except (Interrupted, KeyboardInterrupt) as error:
+            job.error, job.remedy, _ = self._explain(error)
+            return "stopped"
+        except BaseException as error:  # whatever it is, the next job runs
+            job.error, job.remedy, _ = self._explain(error)
+            return "failed"
+        finally:
+            operation.close()

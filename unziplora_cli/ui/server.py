@@ -1,0 +1,227 @@
+"""The server of the page: who may call it, what it serves, and how it starts and ends."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import tempfile
+import webbrowser
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from unziplora_cli.errors import Remedy, UsageError
+from unziplora_cli.ui.jobs import JobQueue
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from unziplora_cli.projects.store import ProjectStore
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+PORT = 7860
+MAX_UPLOAD = "1gb"
+"""LoRA files are imported by the page; images have the limit of the image reader."""
+
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+        "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+        "connect-src 'self'; worker-src 'self' blob:; frame-ancestors 'none'; form-action 'self'"
+    ),
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+"""The browser loads nothing from other hosts, and no other page can frame this one."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every tab works with.
+
+    Attributes:
+        explain: the message, the remedy and the exit code of an error, worded as in the terminal.
+        uploads: the folder of files that the browser sent.
+    """
+
+    store: ProjectStore
+    queue: JobQueue
+    explain: Callable[[BaseException], tuple[str, str, int]]
+    uploads: Path
+    offline: bool = True
+
+
+class OwnPageOnly:
+    """ASGI middleware that refuses requests made for another host or by another site's page.
+
+    A request must name this machine by ``localhost``, its own name or an IP address (a domain that an
+    attacker points here cannot), and its ``Origin``, if any, must be the page itself.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.names = {"localhost", socket.gethostname().lower(), f"{socket.gethostname().lower()}.local"}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 403."""
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if not self._is_own(headers.get("host", ""), headers.get("origin")):
+            if scope["type"] == "http":
+                text = (b"content-type", b"text/plain")
+                await send({"type": "http.response.start", "status": 403, "headers": [text]})
+                await send({"type": "http.response.body", "body": b"This page answers only to itself."})
+            else:
+                await send({"type": "websocket.close", "code": 1008})
+            return
+
+        async def with_headers(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    *((name.encode(), value.encode()) for name, value in HEADERS.items()),
+                ]
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
+
+    def _is_own(self, host: str, origin: str | None) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            own = origin is None or (urlsplit(origin).netloc == host and urlsplit(origin).scheme != "null")
+        except ValueError:
+            return False
+        return own and (name in self.names or _is_address(name))
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs of this machine can reach ``host``."""
+    return host == "localhost" or (_is_address(host) and ip_address(host).is_loopback)
+
+
+def check_access(host: str, auth: str | None) -> tuple[str, str] | None:
+    """User name and password of ``USER:PASSWORD``; raises UsageError for a page that others reach without."""
+    if auth is None:
+        if not is_loopback(host):
+            raise UsageError(
+                f"With the host {host}, others can reach the page, so it needs a user and a password.",
+                Remedy("Set them", "ui", settings={"host": host, "auth": "USER:PASSWORD"}),
+                Remedy("Or keep the page on this machine", "ui"),
+            )
+        return None
+    user, colon, password = auth.partition(":")
+    if not (user and colon and password):
+        raise UsageError(
+            "A user and a password are USER:PASSWORD, neither of them empty.",
+            Remedy("For example", "ui", settings={"auth": f"me:{secrets.token_urlsafe(9)}"}),
+        )
+    return user, password
+
+
+def check_installed() -> None:
+    """Raise UsageError with the line to type if the optional packages of the page are missing."""
+    if find_spec("gradio") is None:
+        raise UsageError("The page needs the package gradio, which is not installed.", Remedy(extra="ui"))
+
+
+def make_app(context: Context, auth: tuple[str, str] | None = None) -> FastAPI:
+    """The page as an ASGI application."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = str(context.uploads)
+    import gradio as gr
+    from fastapi import FastAPI
+
+    from unziplora_cli.ui.page import CSS, THEME_FONTS, build
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    context.store.folder.mkdir(parents=True, exist_ok=True)
+    gr.mount_gradio_app(
+        app,
+        build(context),
+        path="/",
+        auth=auth,
+        allowed_paths=[str(context.store.folder.resolve())],
+        max_file_size=MAX_UPLOAD,
+        show_error=True,
+        enable_monitoring=False,
+        ssr_mode=False,
+        footer_links=[],
+        theme=gr.themes.Default(font=THEME_FONTS, font_mono=["ui-monospace", "monospace"]),
+        css=CSS,
+    )
+    app.add_middleware(OwnPageOnly)
+    return app
+
+
+def serve(
+    store: ProjectStore,
+    explain: Callable[[BaseException], tuple[str, str, int]],
+    *,
+    host: str,
+    port: int,
+    auth: str | None,
+    offline: bool,
+    ready: Callable[[str], object],
+    open_page: bool,
+) -> None:
+    """Serve the page until the process is told to stop; ``ready`` gets its address.
+
+    A running training is stopped as by Ctrl-C, so that it can be resumed. Raises UsageError if the packages
+    are missing, the page would be open to others, or the port is taken.
+    """
+    check_installed()
+    credentials = check_access(host, auth)
+    listener = _listen(host, port)
+    import uvicorn
+
+    with tempfile.TemporaryDirectory(prefix="unziplora-ui-") as uploads:
+        queue = JobQueue(explain)
+        context = Context(store, queue, explain, Path(uploads), offline)
+        config = uvicorn.Config(
+            make_app(context, credentials), log_level="error", access_log=False, timeout_graceful_shutdown=2
+        )
+        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{listener.getsockname()[1]}"
+        ready(address)
+        if open_page:
+            webbrowser.open(address)
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        finally:
+            queue.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(
+            f"The page cannot listen on {host}, port {port}: {reason}.",
+            Remedy("Choose another port; 0 takes a free one", "ui", settings={"port": 0}),
+        ) from error
+    return listener
