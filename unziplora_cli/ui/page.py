@@ -33,7 +33,7 @@ SECONDS = 1.0
 def build(context: Context) -> gr.Blocks:
     """All components of the page and what they do."""
     queue = context.queue
-    with gr.Blocks(title="unziplora", analytics_enabled=False) as page:
+    with gr.Blocks(title="unziplora", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown("# unziplora\nOne image in, its content and its style out, each as a LoRA.")
         with gr.Row():
             with gr.Column(scale=2):
