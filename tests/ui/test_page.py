@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +59,10 @@ def browser() -> Iterator["playwright.Browser"]:
         browser.close()
 
 
+def shot(page: "playwright.Page", name: str) -> None:
+    page.screenshot(path=f"/tmp/ui_{name}.png", full_page=True)
+
+
 def settled(page: "playwright.Page", title: str, state: str) -> None:
     """Wait until the job of this title is in this state."""
     page.locator("#jobs h2", has_text=f"{title}: {state}").wait_for(timeout=SLOW)
@@ -77,12 +80,12 @@ def test_the_whole_page(home: Path, browser: "playwright.Browser", tmp_path: Pat
         page.goto(server.address)
         # Train 20 steps with validation images, stop a second training, resume it.
         page.get_by_role("tab", name="Train").click()
-        page.locator("input[type=file]").first.set_input_files(resources.samples()["fox"].path)
+        page.locator("input[type=file]").first.set_input_files(resources.samples()["fox"].image)
         page.get_by_label("Subject, one").fill("fox")
         page.get_by_label("Style, one").fill("stained glass")
         page.get_by_text("More settings").first.click()
-        page.get_by_label("Steps (empty").first.fill("20")
-        page.get_by_label("Validation images every").fill("10")
+        page.get_by_label("Steps", exact=True).first.fill("20")
+        page.get_by_label("Steps between validation images").fill("10")
         page.get_by_role("button", name="Train", exact=True).click()
         page.locator("#jobs progress").wait_for(timeout=SLOW)
         page.reload()
@@ -92,6 +95,32 @@ def test_the_whole_page(home: Path, browser: "playwright.Browser", tmp_path: Pat
         second.close()
         settled(page, "train fox", "done")
         assert store.open("fox").manifest.steps_done == 20
+        shot(page, "trained")
+
+        page.get_by_role("tab", name="Draw").click()
+        page.get_by_text("Content: the subject").click()
+        assert "a monadikos fox" in page.get_by_label("The prompts").input_value()
+        page.get_by_role("button", name="Generate", exact=True).click()
+        settled(page, "content fox", "done")
+        shot(page, "drawn")
+        assert len(list((home / "projects/fox/images").glob("content-fox-*.png"))) == 2
+        page.get_by_label("Images").locator("button img").first.click()
+        page.wait_for_function("document.body.innerText.includes('Same again')")
+        shot(page, "chosen")
+
+        page.get_by_role("tab", name="Cross").click()
+        for group in ("Contents (rows)", "Styles (columns)"):
+            page.get_by_role("group", name=group).get_by_label("fox").check()
+        page.get_by_role("button", name="Generate the sheet").click()
+        settled(page, "cross 1 x 1", "done")
+        shot(page, "crossed")
+
+        page.get_by_role("tab", name="Projects").click()
+        page.get_by_role("button", name="Export", exact=True).click()
+        with page.expect_download(timeout=SLOW) as download:
+            page.get_by_role("link", name=re.compile("content")).first.click()
+        download.value.save_as(tmp_path / "content.safetensors")
+        shot(page, "exported")
     finally:
         page.screenshot(path="/tmp/ui_walk.png", full_page=True)
         server.process.send_signal(signal.SIGINT)

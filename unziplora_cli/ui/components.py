@@ -90,8 +90,26 @@ def base_and_config(
     return compute, base, config
 
 
-def whole(value: float | None) -> int | None:
-    """The whole number in a field, None if it is empty."""
+def number_field(label: str, placeholder: str = "the preset's") -> gr.Textbox:
+    """A field for a number that may stay empty; :func:`number` reads it."""
+    return gr.Textbox(label=label, placeholder=placeholder, max_lines=1)
+
+
+def number(text: str | None, name: str) -> float | None:
+    """The number in a field, None if it is empty; raises UsageError for other text."""
+    if not (text or "").strip():
+        return None
+    try:
+        return float(str(text).replace(",", "."))
+    except ValueError as error:
+        raise UsageError(f"{name} is a number, not {text!r}.") from error
+
+
+def whole(text: str | None, name: str) -> int | None:
+    """The whole number in a field, None if it is empty; raises UsageError for other text."""
+    value = number(text, name)
+    if value is not None and not value.is_integer():
+        raise UsageError(f"{name} is a whole number, not {text}.")
     return None if value is None else int(value)
 
 

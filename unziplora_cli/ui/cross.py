@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from unziplora_cli.errors import UsageError
-from unziplora_cli.ui.components import base_and_config, reporting, whole
+from unziplora_cli.ui.components import base_and_config, number_field, reporting, whole
 
 if TYPE_CHECKING:
     from unziplora_cli.ui.server import Context
@@ -21,19 +21,19 @@ def build(context: Context) -> list[gr.CheckboxGroup]:
             contents = gr.CheckboxGroup([], label="Contents (rows)")
             styles = gr.CheckboxGroup([], label="Styles (columns)")
             prompt = gr.Textbox(label='Scene ("on a beach"), or a sentence with {subject} and {style}')
-            seed = gr.Number(None, label="Seed (empty: a new one)", precision=0, minimum=0)
+            seed = number_field("Seed", "a new one")
             start = gr.Button("Generate the sheet", variant="primary")
         with gr.Column():
             cells = gr.Gallery([], label="Cells", columns=4, height=320, object_fit="contain")
             sheet = gr.Image(None, label="Sheet", interactive=False, type="filepath")
 
-    def generate(contents: list[str], styles: list[str], prompt: str, seed: float | None) -> None:
+    def generate(contents: list[str], styles: list[str], prompt: str, seed: str) -> None:
         from unziplora_cli.workflows.generate import CrossSpec, generate_cross
 
         if not contents or not styles:
             raise UsageError("Choose at least one content and one style.")
         rows, columns = (tuple(map(context.store.open, names)) for names in (contents, styles))
-        compute, base, config = base_and_config(context, [*rows, *columns], {"seed": whole(seed)})
+        compute, base, config = base_and_config(context, [*rows, *columns], {"seed": whole(seed, "seed")})
         spec = CrossSpec(base, config, rows, columns, prompt or None)
 
         def operation() -> Generator[Any, None, Any]:

@@ -12,6 +12,8 @@ from unziplora_cli.images import parameters_text, read_parameters
 from unziplora_cli.ui.components import (
     base_and_config,
     inside_home,
+    number,
+    number_field,
     project_picker,
     reporting,
     whole,
@@ -42,10 +44,10 @@ def build(context: Context) -> list[gr.Dropdown]:
                 content_strength = gr.Slider(0, 2, value=1, step=0.05, label="Content strength")
                 style_strength = gr.Slider(0, 2, value=1, step=0.05, label="Style strength")
             with gr.Accordion("More settings", open=False):
-                guidance = gr.Slider(1, 20, value=None, step=0.5, label="Guidance (empty: the preset's)")
-                steps = gr.Number(None, label="Steps (empty: the preset's)", precision=0, minimum=1)
+                guidance = number_field("Guidance")
+                steps = number_field("Steps")
                 count = gr.Slider(1, 16, value=2, step=1, label="Number of images")
-                seed = gr.Number(None, label="Seed (empty: a new one)", precision=0, minimum=0)
+                seed = number_field("Seed", "a new one")
             start = gr.Button("Generate", variant="primary")
         with gr.Column():
             results = gr.Gallery([], label="Images", columns=2, object_fit="contain", height=520)
@@ -61,24 +63,27 @@ def build(context: Context) -> list[gr.Dropdown]:
         from unziplora_cli.workflows.generate import GenerateSpec
 
         names = {"content": content, "style": style}
+        unused = {"content": ("style_strength",), "style": ("content_strength",), "combine": ()}
         parts = {
             role: context.store.open(name)
             for role, name in names.items()
             if name and kind in (role, "combine")
         }
-        given = dict(
-            zip(
-                ("content_strength", "style_strength", "guidance", "steps", "count", "seed"),
-                values,
-                strict=False,
-            )
-        )
-        given.update({name: whole(given[name]) for name in ("steps", "count", "seed") if name in given})
+        given: dict[str, Any] = {}
+        if values:
+            given = {"content_strength": values[0], "style_strength": values[1], "count": int(values[4])}
+            given["guidance"] = number(values[2], "guidance")
+            given["steps"], given["seed"] = whole(values[3], "steps"), whole(values[5], "seed")
+            given = {name: value for name, value in given.items() if name not in unused[kind]}
         compute, base, config = base_and_config(context, list(parts.values()), given)
         if kind == "combine" and len(parts) < 2:
             raise UsageError("Choose a project for the content and one for the style.")
         spec = GenerateSpec(
-            base, config, **parts, prompt=prompt or None, subject=(subject or None) if kind == "style" else None
+            base,
+            config,
+            **parts,
+            prompt=prompt or None,
+            subject=(subject or None) if kind == "style" else None,
         )
         return spec, compute
 

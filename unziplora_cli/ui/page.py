@@ -58,7 +58,12 @@ def build(context: Context) -> gr.Blocks:
             job = _shown_job(queue)
             names = [f"{job.number}: {job.title}" for job in queue.jobs() if job.state == "waiting"]
             images = [str(path) for path in job.images] if job else []
-            now = (status_html(queue), tuple(names), tuple(images), job is not None and job.state == "running")
+            now = (
+                status_html(queue),
+                tuple(names),
+                tuple(images),
+                job is not None and job.state == "running",
+            )
             if now == before:
                 return (gr.skip(),) * 6
             old = before or ("", (), (), False)

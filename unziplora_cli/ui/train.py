@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from unziplora_cli import events, resources
-from unziplora_cli.config import resolve
+from unziplora_cli.config import TrainConfig, resolve
 from unziplora_cli.errors import Remedy, UsageError
-from unziplora_cli.ui.components import reporting, uploaded, whole
+from unziplora_cli.ui.components import number_field, reporting, uploaded, whole
 
 if TYPE_CHECKING:
-    from unziplora_cli.projects.store import Project
     from unziplora_cli.sdxl.base import BaseRef
     from unziplora_cli.training.request import TrainRequest
     from unziplora_cli.ui.server import Context
@@ -38,15 +37,11 @@ def build(context: Context) -> list[gr.Dropdown]:
             name = gr.Textbox(label="Name of the project (empty: the file's name)")
             base = gr.Dropdown(_bases(), value=AUTOMATIC, label="Base")
             with gr.Accordion("More settings", open=False):
-                preset = gr.Dropdown(
-                    [AUTOMATIC, *resources.preset_names()], value=AUTOMATIC, label="Preset"
-                )
-                steps = gr.Number(None, label="Steps (empty: the preset's)", precision=0, minimum=1)
-                rank = gr.Number(None, label="Rank (empty: the preset's)", precision=0, minimum=1)
-                seed = gr.Number(None, label="Seed (empty: the preset's)", precision=0, minimum=0)
-                interval = gr.Number(
-                    None, label="Validation images every ... steps (empty: the preset's)", precision=0
-                )
+                preset = gr.Dropdown([AUTOMATIC, *resources.preset_names()], value=AUTOMATIC, label="Preset")
+                steps = number_field("Steps")
+                rank = number_field("Rank")
+                seed = number_field("Seed")
+                interval = number_field("Steps between validation images")
             estimate = gr.Textbox(label="Estimate", interactive=False, lines=2)
             start = gr.Button("Train", variant="primary")
             with gr.Row():
@@ -54,15 +49,14 @@ def build(context: Context) -> list[gr.Dropdown]:
                 resume = gr.Button("Resume", size="sm")
     chosen = [base, preset, steps, rank, seed, interval]
 
-    def settings(
-        base: str, preset: str, steps: float | None, rank: float | None, seed: float | None, every: float | None
-    ) -> tuple[BaseRef, Any]:
+    def settings(base: str, preset: str, *texts: str) -> tuple[BaseRef, TrainConfig]:
         from unziplora_cli.sdxl.base import resolve_base
 
         model, _ = resolve_base(None if base == AUTOMATIC else base, offline=context.offline)
-        given = {"steps": whole(steps), "rank": whole(rank), "seed": whole(seed), "validate_every": whole(every)}
+        names = ("steps", "rank", "seed", "validate_every")
+        given = {name: whole(text, name.replace("_", " ")) for name, text in zip(names, texts, strict=True)}
         named = resources.default_preset(model.kind) if preset == AUTOMATIC else preset
-        return model, resolve(named, {key: value for key, value in given.items() if value is not None})
+        return model, resolve(named, {name: value for name, value in given.items() if value is not None})
 
     def show_estimate(*values: Any) -> str:
         from unziplora_cli.training.estimate import estimate_training
@@ -102,7 +96,9 @@ def build(context: Context) -> list[gr.Dropdown]:
         if name and len(paths) > 1:
             raise UsageError("One name, but several images: leave the name empty.")
         model, config = settings(*values)
-        requests = [_request(context, path, (subject, style, features), name, model, config) for path in paths]
+        requests = [
+            _request(context, path, (subject, style, features), name, model, config) for path in paths
+        ]
         for request in requests:
             _submit(context, request)
 
@@ -163,7 +159,7 @@ def _request(
     texts: tuple[str, str, str],
     name: str,
     model: BaseRef,
-    config: Any,
+    config: TrainConfig,
 ) -> TrainRequest:
     from unziplora_cli.projects.names import check_name, slugify
     from unziplora_cli.prompts import TRIGGER, make_words, split_features
@@ -183,16 +179,11 @@ def _request(
 def _submit(context: Context, request: TrainRequest) -> None:
     """Queue a training and the sheet after it."""
     from unziplora_cli.workflows.sheet import generate_sheets
-    from unziplora_cli.workflows.train import TrainedProject, train
+    from unziplora_cli.workflows.train import train
 
     def operation() -> Generator[Any, None, Any]:
-        projects: list[Project] = []
-
-        def note(event: object) -> None:
-            if isinstance(event, TrainedProject):
-                projects.append(event.project)
-
-        yield from events.observe(train(request, context.store), note)
-        return (yield from generate_sheets(projects, request.base))
+        trained = yield from train(request, context.store)
+        assert trained is not None
+        return (yield from generate_sheets([trained.project], request.base))
 
     context.queue.submit(f"train {request.job.name}", "train", operation)
