@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
 import tempfile
@@ -42,6 +43,9 @@ HEADERS = {
 }
 """The browser loads nothing from other hosts, and no other page can frame this one."""
 
+UNUSED = re.compile(r"/(gradio_api/)?(proxy=|file[=/]\w+:|run-history|runs\b|vibe-edit|undo-vibe-edit|dev/)", re.I)
+"""Paths below which Gradio fetches from other hosts, or does what this page does not offer."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -76,7 +80,8 @@ class OwnPageOnly:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        if not self._is_own(headers.get("host", ""), headers.get("origin")):
+        own = self._is_own(headers.get("host", ""), headers.get("origin"))
+        if not own or UNUSED.match(scope["path"]):
             if scope["type"] == "http":
                 text = (b"content-type", b"text/plain")
                 await send({"type": "http.response.start", "status": 403, "headers": [text]})
