@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,115 +15,222 @@ from unziplora_cli import resources
 from unziplora_cli.projects.store import ProjectStore
 
 pytest.importorskip("gradio")
-playwright = pytest.importorskip("playwright.sync_api")
+axe_playwright = pytest.importorskip("axe_playwright_python.sync_playwright")
 
-from tests.workflows.test_report_in_a_browser import CHROMIUM  # noqa: E402
+from playwright.sync_api import Browser, Locator, Page, sync_playwright  # noqa: E402
+
+from tests.workflows.test_report_in_a_browser import CHROMIUM, OFFLINE  # noqa: E402
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 
 SLOW = 120_000
-"""Milliseconds that a training or a generation may take on a busy machine."""
+"""Milliseconds that a training may take on a busy machine."""
+
+TABS = ("Train", "Draw", "Cross", "Projects")
 
 
-@dataclass
 class Server:
-    """A running page."""
+    """The page, served by a process of its own."""
 
-    process: subprocess.Popen[str]
-    address: str
+    def __init__(self, home: Path) -> None:
+        command = ["-m", "unziplora_cli", "--home", str(home), "ui", "--port", "0", "--no-open"]
+        self.process = subprocess.Popen(
+            [sys.executable, *command],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert self.process.stderr is not None
+        line = self.process.stderr.readline()
+        match = re.search(r"http://\S+", line)
+        assert match, line + self.process.stderr.read()
+        self.address = match[0]
+
+    def end(self, how: signal.Signals) -> int:
+        """Send a signal and wait; the exit code."""
+        self.process.send_signal(how)
+        _, rest = self.process.communicate(timeout=60)
+        assert "Traceback" not in rest, rest
+        return self.process.returncode
 
 
-def start(home: Path) -> Server:
-    """Start the page in a process of its own and wait until it says its address."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "unziplora_cli", "--home", str(home), "ui", "--port", "0", "--no-open"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.stderr is not None
-    line = process.stderr.readline()
-    found = re.search(r"http://\S+", line)
-    assert found, line + process.stderr.read()
-    return Server(process, found[0])
+class Visitor:
+    """A page in the browser, with what it requested and what went wrong in it."""
+
+    def __init__(self, browser: Browser) -> None:
+        self.page = browser.new_page(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+        self.page.set_default_timeout(SLOW)
+        self.hosts: set[str] = set()
+        self.problems: list[str] = []
+        self.page.on("request", self._note)
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+
+    def _note(self, request: "object") -> None:
+        scheme, _, rest = request.url.partition(":")  # type: ignore[attr-defined]
+        if scheme not in ("data", "blob"):
+            self.hosts.add(rest.lstrip("/").partition("/")[0])
+
+    def open(self, address: str) -> None:
+        self.page.goto(address)
+        self.page.get_by_role("tab", name="Train").wait_for()
+
+    def tab(self, name: str) -> Locator:
+        """The panel of a tab, which is shown."""
+        self.page.get_by_role("tab", name=name).click()
+        panel = self.page.locator("[role=tabpanel]:visible")
+        panel.wait_for()
+        return panel
+
+    def job(self, title: str, state: str) -> None:
+        """Wait until the job of this title is shown in this state."""
+        self.page.locator("#jobs h2", has_text=re.compile(rf"{title}: {state}")).wait_for()
+
+    def train(self, image: Path, name: str, steps: int) -> None:
+        """Drop an image, wait for the words and the estimate, and start."""
+        panel = self.tab("Train")
+        panel.locator("input[type=file]").set_input_files(image)
+        self.page.wait_for_function(
+            "[...document.querySelectorAll('textarea')].some(box => box.value.startsWith('About '))"
+        )
+        panel.get_by_label("Name of the project").fill(name)
+        if not panel.get_by_label("Steps", exact=True).is_visible():
+            panel.get_by_text("More settings").click()
+        panel.get_by_label("Steps", exact=True).fill(str(steps))
+        panel.get_by_label("Steps between validation images").fill(str(steps // 2))
+        panel.get_by_role("button", name="Train", exact=True).click()
+
+
+def run(home: Path, *arguments: str) -> int:
+    """The exit code of a command in this process."""
+    from typer.testing import CliRunner
+
+    from unziplora_cli.cli.app import app
+
+    return CliRunner().invoke(app, ["--home", str(home), *arguments]).exit_code
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["playwright.Browser"]:
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", OFFLINE])
         yield browser
         browser.close()
 
 
-def shot(page: "playwright.Page", name: str) -> None:
-    page.screenshot(path=f"/tmp/ui_{name}.png", full_page=True)
-
-
-def settled(page: "playwright.Page", title: str, state: str) -> None:
-    """Wait until the job of this title is in this state."""
-    page.locator("#jobs h2", has_text=f"{title}: {state}").wait_for(timeout=SLOW)
-
-
-def test_the_whole_page(home: Path, browser: "playwright.Browser", tmp_path: Path) -> None:
-    server = start(home)
-    store = ProjectStore(home)
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    hosts: set[str] = set()
-    page.on("request", lambda request: hosts.add(request.url.split("/")[2] if "//" in request.url else ""))
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
+@contextmanager
+def pictured(page: Page, folder: Path) -> Iterator[None]:
+    """Keep what the page showed when something fails."""
     try:
-        page.goto(server.address)
-        # Train 20 steps with validation images, stop a second training, resume it.
-        page.get_by_role("tab", name="Train").click()
-        page.locator("input[type=file]").first.set_input_files(resources.samples()["fox"].image)
-        page.get_by_label("Subject, one").fill("fox")
-        page.get_by_label("Style, one").fill("stained glass")
-        page.get_by_text("More settings").first.click()
-        page.get_by_label("Steps", exact=True).first.fill("20")
-        page.get_by_label("Steps between validation images").fill("10")
-        page.get_by_role("button", name="Train", exact=True).click()
-        page.locator("#jobs progress").wait_for(timeout=SLOW)
+        yield
+    except BaseException:
+        page.screenshot(path=folder / "failed.png", full_page=True)
+        raise
+
+
+def test_the_whole_page(browser: Browser, tmp_path: Path) -> None:
+    home, image = tmp_path / "home", resources.samples()["fox"].image
+    store, server, visitor = ProjectStore(home), Server(home), Visitor(browser)
+    page = visitor.page
+    with pictured(page, tmp_path):
+        visitor.open(server.address)
+        assert serious_violations(page) == []
+
+        # A training goes on while the page is reloaded, and a second tab shows it.
+        visitor.train(image, "fox", 20)
+        page.locator("#jobs progress").wait_for()
         page.reload()
-        second = browser.new_page()
-        second.goto(server.address)
-        second.locator("#jobs h2", has_text="train fox").wait_for(timeout=SLOW)
-        second.close()
-        settled(page, "train fox", "done")
+        second = Visitor(browser)
+        second.open(server.address)
+        second.page.locator("#jobs h2", has_text="train fox").wait_for()
+        second.page.close()
+        visitor.job("train fox", "done")
         assert store.open("fox").manifest.steps_done == 20
-        shot(page, "trained")
+        assert list((home / "projects/fox").rglob("validation/*.png"))
+        page.locator("img[src*='sheet']").first.wait_for()
 
-        page.get_by_role("tab", name="Draw").click()
-        page.get_by_text("Content: the subject").click()
-        assert "a monadikos fox" in page.get_by_label("The prompts").input_value()
-        page.get_by_role("button", name="Generate", exact=True).click()
-        settled(page, "content fox", "done")
-        shot(page, "drawn")
-        assert len(list((home / "projects/fox/images").glob("content-fox-*.png"))) == 2
-        page.get_by_label("Images").locator("button img").first.click()
-        page.wait_for_function("document.body.innerText.includes('Same again')")
-        shot(page, "chosen")
+        # One is stopped and resumed; its server is killed, and the next one resumes it.
+        visitor.train(image, "other", 40)
+        page.locator("#jobs p", has_text=re.compile("step [0-9]+ of 40")).wait_for()
+        page.get_by_role("button", name="Stop the running job").click()
+        visitor.job("train other", "stopped")
+        visitor.tab("Train").get_by_role("button", name="Resume").click()
+        page.locator("#jobs p", has_text=re.compile("step [0-9]+ of 40")).wait_for()
+        server.end(signal.SIGKILL)
+        server = Server(home)
+        visitor.open(server.address)
+        visitor.tab("Train").get_by_role("button", name="Resume").click()
+        visitor.job("train other", "done")
+        assert store.open("other").manifest.steps_done == 40
 
-        page.get_by_role("tab", name="Cross").click()
+        # Generate, look at the parameters, and generate the same image again.
+        draw = visitor.tab("Draw")
+        draw.get_by_label("Content", exact=True).check()
+        page.wait_for_function(
+            "[...document.querySelectorAll('textarea')].some(box => box.value.includes('monadikos'))"
+        )
+        draw.get_by_label("Steps of the sampler").fill("2")
+        draw.get_by_role("button", name="Generate").click()
+        visitor.job("content fox", "done")
+        images = sorted((home / "projects/fox/images").glob("*.png"))
+        assert len(images) == 2
+        draw.locator(".gallery-item, .thumbnail-item").first.click()
+        page.wait_for_function(
+            "[...document.querySelectorAll('textarea')].some(box => box.value.includes('Sampler:'))"
+        )
+        draw.get_by_role("button", name="Same again").click()
+        page.wait_for_function(
+            "[...document.querySelectorAll('input[type=number]')].some(box => box.value === '1')"
+        )
+        draw.get_by_role("button", name="Generate").click()
+        page.wait_for_timeout(1500)
+        visitor.job("content fox", "done")
+        again = sorted(set((home / "projects/fox/images").glob("*.png")) - set(images))
+        assert [path.read_bytes() in [image.read_bytes() for image in images] for path in again] == [True]
+
+        # Cross.
+        cross = visitor.tab("Cross")
         for group in ("Contents (rows)", "Styles (columns)"):
-            page.get_by_role("group", name=group).get_by_label("fox").check()
-        page.get_by_role("button", name="Generate the sheet").click()
-        settled(page, "cross 1 x 1", "done")
-        shot(page, "crossed")
+            cross.get_by_role("group", name=group).get_by_label("fox").check()
+        cross.get_by_role("button", name="Generate the sheet").click()
+        visitor.job("cross 1 x 1", "done")
 
-        page.get_by_role("tab", name="Projects").click()
-        page.get_by_role("button", name="Export", exact=True).click()
-        with page.expect_download(timeout=SLOW) as download:
-            page.get_by_role("link", name=re.compile("content")).first.click()
-        download.value.save_as(tmp_path / "content.safetensors")
-        shot(page, "exported")
-    finally:
-        page.screenshot(path="/tmp/ui_walk.png", full_page=True)
-        server.process.send_signal(signal.SIGINT)
-        server.process.wait(60)
-    assert hosts <= {server.address.split("/")[2], ""}
-    assert not problems
+        # Export, check, import, rename, remove.
+        projects = visitor.tab("Projects")
+        projects.get_by_role("button", name="Export").click()
+        files = []
+        for role in ("content", "style"):
+            with page.expect_download() as download:
+                projects.locator(f"a[download*={role}]").first.click()
+            files.append(tmp_path / download.value.suggested_filename)
+            download.value.save_as(files[-1])
+            assert run(home, "check", str(files[-1])) == 0
+        projects.locator("input[type=file]").last.set_input_files(files)
+        projects.get_by_label("Name of the project").fill("imported")
+        projects.get_by_role("button", name="Import", exact=True).click()
+        projects.get_by_role("button", name="imported").wait_for()
+        projects.get_by_label("New name").fill("renamed")
+        projects.get_by_role("button", name="Rename").click()
+        projects.get_by_role("button", name="renamed").wait_for()
+        projects.get_by_label("Yes, delete it").check()
+        projects.get_by_role("button", name="Remove").click()
+        projects.get_by_role("button", name="renamed").wait_for(state="detached")
+        assert store.names() == ["fox", "other"]
+        for name in TABS:
+            visitor.tab(name)
+            assert serious_violations(page) == [], name
+    assert server.end(signal.SIGINT) in (0, 130, -signal.SIGINT)
+    assert visitor.hosts <= {visitor.page.url.split("/")[2], *visitor.hosts} and all(
+        host.startswith("127.0.0.1:") for host in visitor.hosts
+    )
+    assert not visitor.problems
+
+
+def serious_violations(page: Page) -> list[str]:
+    """What axe-core calls a serious or critical violation."""
+    results = axe_playwright.Axe().run(page).response["violations"]
+    return [
+        f"{rule['id']}: {node['html'][:200]}"
+        for rule in results
+        if rule["impact"] in ("serious", "critical")
+        for node in rule["nodes"]
+    ]

@@ -1,4 +1,4 @@
-"""What the tabs share: errors as messages, project pickers, and the base of a generation."""
+"""What the tabs share: errors as messages, project pickers, fields, and the base of a generation."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+"""Options of an event: no other program calls it."""
+
+HIDDEN: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
+"""Options of an event that runs by itself."""
+
+IMAGES: dict[str, Any] = {"object_fit": "contain", "buttons": ["download", "fullscreen"], "format": "png"}
+"""Options of every list of images."""
+
 
 def reporting(context: Context, handler: Callable[P, R]) -> Callable[P, R]:
     """``handler``, whose errors are shown on the page with the same words as in the terminal."""
@@ -29,38 +38,59 @@ def reporting(context: Context, handler: Callable[P, R]) -> Callable[P, R]:
     def reported(*arguments: P.args, **options: P.kwargs) -> R:
         try:
             return handler(*arguments, **options)
-        except gr.Error:
-            raise
         except Exception as error:
             message, remedy, _ = context.explain(error)
-            text = f"{message}\n{remedy}".strip()
-            raise gr.Error(text, duration=None, print_exception=False) from None
+            raise gr.Error(
+                "<br>".join(_as_text(line) for line in (message, *remedy.splitlines())),
+                duration=None,
+                title="That did not work",
+                print_exception=False,
+            ) from None
 
     return reported
 
 
+def _as_text(line: str) -> str:
+    """HTML that shows ``line`` as it is: Gradio renders messages as Markdown with HTML."""
+    return "".join(letter if letter.isalnum() or letter == " " else f"&#{ord(letter)};" for letter in line)
+
+
 def project_names(context: Context) -> list[str]:
     """The names of all readable projects."""
-    projects, _ = context.store.list()
-    return [project.name for project in projects]
+    return [project.name for project in context.store.list()[0]]
 
 
 def thumbnail(context: Context, name: str | None) -> str | None:
     """The training image of a project, as a file that the page may show."""
-    if not name:
+    if not name or not context.store.exists(name):
         return None
     project = context.store.open(name)
     images = project.job.images
     return str(project.folder / images[0].file) if images else None
 
 
-def project_picker(context: Context, label: str) -> tuple[gr.Dropdown, gr.Image]:
+def project_picker(context: Context, label: str) -> gr.Dropdown:
     """A list of projects with the training image of the chosen one; the page fills it."""
-    picker = gr.Dropdown([], label=label, interactive=True)
-    image = gr.Image(None, label=f"{label}: its image", interactive=False, height=160, buttons=[])
-    show = reporting(context, lambda name: thumbnail(context, name))
-    picker.change(show, picker, image, api_visibility="private", show_progress="hidden")
-    return picker, image
+    with gr.Row():
+        picker = gr.Dropdown([], label=label, interactive=True, scale=4)
+        image = gr.Image(
+            None,
+            show_label=False,
+            interactive=False,
+            height=84,
+            scale=1,
+            min_width=84,
+            buttons=[],
+            visible=False,
+            alt_text=f"The image of the project: {label}",
+        )
+
+    def show(name: str | None) -> Any:
+        file = thumbnail(context, name)
+        return gr.update(value=file, visible=file is not None)
+
+    picker.change(reporting(context, show), picker, image, **HIDDEN)
+    return picker
 
 
 def refreshed(picker: gr.Dropdown | gr.CheckboxGroup, names: Sequence[str], current: Any) -> Any:
@@ -92,7 +122,7 @@ def base_and_config(
 
 def number_field(label: str, placeholder: str = "the preset's") -> gr.Textbox:
     """A field for a number that may stay empty; :func:`number` reads it."""
-    return gr.Textbox(label=label, placeholder=placeholder, max_lines=1)
+    return gr.Textbox(label=label, placeholder=placeholder, max_lines=1, min_width=120)
 
 
 def number(text: str | None, name: str) -> float | None:

@@ -10,6 +10,9 @@ import gradio as gr
 from unziplora_cli.errors import UsageError
 from unziplora_cli.images import parameters_text, read_parameters
 from unziplora_cli.ui.components import (
+    HIDDEN,
+    IMAGES,
+    PRIVATE,
     base_and_config,
     inside_home,
     number,
@@ -20,74 +23,85 @@ from unziplora_cli.ui.components import (
 )
 
 if TYPE_CHECKING:
+    from unziplora_cli.config import ComputeConfig
     from unziplora_cli.ui.server import Context
     from unziplora_cli.workflows.generate import GenerateSpec
 
-KINDS = {"content": "Content: the subject without its style", "style": "Style: on something else"}
-KINDS["combine"] = "Combine: content of one, style of another"
+KINDS = {"content": "Content", "style": "Style", "combine": "Combine"}
+SHOWN = 24
+"""Images of former jobs in the list."""
 
 
-def build(context: Context) -> list[gr.Dropdown]:
+def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
     """The components of the tab; returns its pickers of projects."""
     with gr.Row():
-        with gr.Column():
-            kind = gr.Radio([(text, name) for name, text in KINDS.items()], value="combine", label="What")
-            with gr.Row():
-                with gr.Column():
-                    content, _ = project_picker(context, "Content")
-                with gr.Column():
-                    style, _ = project_picker(context, "Style")
-            prompt = gr.Textbox(label='Scene ("on a beach"), or a sentence with {subject} and {style}')
-            subject = gr.Textbox(label="Another subject for the style (house, cat)")
+        with gr.Column(scale=1, min_width=300):
+            kind = gr.Radio(
+                [(text, name) for name, text in KINDS.items()],
+                value="combine",
+                label="The content of one project, the style of one, or both",
+            )
+            with gr.Column() as content_row:
+                content = project_picker(context, "Content of")
+            with gr.Column() as style_row:
+                style = project_picker(context, "Style of")
+            prompt = gr.Textbox(
+                label="Scene", placeholder="on a beach; or a sentence with {subject} and {style}"
+            )
+            subject = gr.Textbox(label="Another subject in this style", placeholder="house", visible=False)
             prompts = gr.Textbox(label="The prompts", lines=3, interactive=False)
             with gr.Row():
-                content_strength = gr.Slider(0, 2, value=1, step=0.05, label="Content strength")
-                style_strength = gr.Slider(0, 2, value=1, step=0.05, label="Style strength")
-            with gr.Accordion("More settings", open=False):
-                guidance = number_field("Guidance")
-                steps = number_field("Steps")
-                count = gr.Slider(1, 16, value=2, step=1, label="Number of images")
+                content_strength = gr.Slider(
+                    0, 2, value=1, step=0.05, label="Content strength", min_width=140
+                )
+                style_strength = gr.Slider(0, 2, value=1, step=0.05, label="Style strength", min_width=140)
+            with gr.Row():
+                count = gr.Slider(1, 16, value=2, step=1, label="Images", min_width=140)
                 seed = number_field("Seed", "a new one")
+            with gr.Row():
+                guidance, steps = number_field("Guidance"), number_field("Steps of the sampler")
             start = gr.Button("Generate", variant="primary")
-        with gr.Column():
-            results = gr.Gallery([], label="Images", columns=2, object_fit="contain", height=520)
-            parameters = gr.Textbox(label="Its parameters", lines=6, interactive=False)
-            again = gr.Button("Same again with these settings", size="sm")
-    chosen = gr.State("")
+        with gr.Column(scale=2, min_width=300):
+            results = gr.Gallery([], label="Images", columns=3, height=560, **IMAGES)
+            parameters = gr.Textbox(label="Parameters of the chosen image", lines=3, interactive=False)
+            again = gr.Button("Same again with these", size="sm")
     wanted = [kind, content, style, prompt, subject]
     settings = [content_strength, style_strength, guidance, steps, count, seed]
+    pinned = gr.State({})  # the prompts of the image whose parameters are used again
+    chosen, listed = gr.State(""), gr.State([])
 
     def make_spec(
-        kind: str, content: str, style: str, prompt: str, subject: str, *values: Any
-    ) -> tuple[GenerateSpec, Any]:
+        pinned: dict[str, str], kind: str, content: str, style: str, prompt: str, subject: str, *values: Any
+    ) -> tuple[GenerateSpec, ComputeConfig]:
         from unziplora_cli.workflows.generate import GenerateSpec
 
-        names = {"content": content, "style": style}
-        unused = {"content": ("style_strength",), "style": ("content_strength",), "combine": ()}
         parts = {
             role: context.store.open(name)
-            for role, name in names.items()
+            for role, name in (("content", content), ("style", style))
             if name and kind in (role, "combine")
         }
+        if len(parts) < (2 if kind == "combine" else 1):
+            raise UsageError(
+                "Choose a project for what you want to generate; train one first if there is none."
+            )
         given: dict[str, Any] = {}
         if values:
-            given = {"content_strength": values[0], "style_strength": values[1], "count": int(values[4])}
-            given["guidance"] = number(values[2], "guidance")
-            given["steps"], given["seed"] = whole(values[3], "steps"), whole(values[5], "seed")
-            given = {name: value for name, value in given.items() if name not in unused[kind]}
+            given = {f"{role}_strength": values[("content", "style").index(role)] for role in parts}
+            given |= {"guidance": number(values[2], "Guidance"), "steps": whole(values[3], "Steps")}
+            given |= {"count": int(values[4]), "seed": whole(values[5], "Seed")}
         compute, base, config = base_and_config(context, list(parts.values()), given)
-        if kind == "combine" and len(parts) < 2:
-            raise UsageError("Choose a project for the content and one for the style.")
-        spec = GenerateSpec(
+        return GenerateSpec(
             base,
             config,
             **parts,
             prompt=prompt or None,
+            overrides=pinned,
             subject=(subject or None) if kind == "style" else None,
-        )
-        return spec, compute
+        ), compute
 
     def preview(*values: Any) -> str:
+        if not any(values[2:4]):
+            return ""
         spec, _ = make_spec(*values)
         labels = ("full", "content", "style") if spec.kind == "combine" else (spec.kind,)
         return "\n".join(f"{label}: {getattr(spec.prompts, label)}" for label in labels)
@@ -105,39 +119,52 @@ def build(context: Context) -> list[gr.Dropdown]:
         context.queue.submit(f"{spec.kind} {spec.title}", "draw", operation)
 
     def latest(before: list[str]) -> Any:
-        done = [job for job in context.queue.jobs() if job.kind == "draw" and job.result is not None]
-        images = [str(path) for job in reversed(done) for path in job.result.images][:24]
-        return (gr.skip(), before) if images == before else (images, images)
+        jobs = [job for job in reversed(context.queue.jobs()) if job.kind == "draw"]
+        images = [str(path) for job in jobs for path in job.images if path.exists()][:SHOWN]
+        return (gr.skip(), gr.skip()) if images == before else (images, images)
 
-    def inspect(event: gr.SelectData) -> tuple[str, str]:
-        path = inside_home(context, event.value["image"]["path"])
+    def inspect(images: list[str], event: gr.SelectData) -> tuple[str, str]:
+        path = inside_home(context, images[int(event.index)])
         return parameters_text(read_parameters(path)), str(path)
 
     def repeat(path: str) -> tuple[Any, ...]:
+        """The fields as they were for the chosen image; its seed gives the same image."""
         if not path:
             raise UsageError("Choose an image first.")
         read = read_parameters(inside_home(context, path))
-        names = ("content_strength", "style_strength", "guidance", "steps", "seed")
-        return tuple(gr.skip() if read.get(name) is None else read.get(name) for name in names)
+        projects, strengths = read.get("projects", {}), read.get("branches", {})
+        return (
+            read.get("prompts", {}),
+            read.get("command", "combine"),
+            projects.get("content", gr.skip()),
+            projects.get("style", gr.skip()),
+            "",
+            "",
+            strengths.get("content", 1),
+            strengths.get("style", 1),
+            str(read.get("guidance", "")),
+            str(read.get("steps", "")),
+            1,
+            str(read.get("seed", "")),
+        )
 
-    listed = gr.State([])
-    timer = gr.Timer(1.5)
-    hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    timer.tick(latest, listed, [results, listed], **hidden)
+    def show_fields(kind: str) -> list[Any]:
+        content, style = kind != "style", kind != "content"
+        return [gr.update(visible=visible) for visible in (content, content, style, style, kind == "style")]
+
     gr.on(
-        [box.change for box in (kind, content, style, prompt, subject)],
-        lambda *values: "" if not (values[1] or values[2]) else reporting(context, preview)(*values),
-        wanted,
+        [pinned.change, *(box.change for box in wanted)],
+        reporting(context, preview),
+        [pinned, *wanted],
         prompts,
         trigger_mode="always_last",
-        **hidden,
+        **HIDDEN,
     )
-    start.click(reporting(context, generate), [*wanted, *settings], api_visibility="private")
-    results.select(reporting(context, inspect), None, [parameters, chosen], **hidden)
-    again.click(
-        reporting(context, repeat),
-        chosen,
-        [content_strength, style_strength, guidance, steps, seed],
-        **hidden,
-    )
+    gr.on([box.input for box in wanted], lambda: {}, None, pinned, **HIDDEN)
+    fields = [content_row, content_strength, style_row, style_strength, subject]
+    kind.change(show_fields, kind, fields, **HIDDEN)
+    changes.change(reporting(context, latest), listed, [results, listed], **HIDDEN)
+    start.click(reporting(context, generate), [pinned, *wanted, *settings], **PRIVATE)
+    results.select(reporting(context, inspect), listed, [parameters, chosen], **HIDDEN)
+    again.click(reporting(context, repeat), chosen, [pinned, *wanted, *settings], **HIDDEN)
     return [content, style]

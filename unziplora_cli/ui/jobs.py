@@ -1,4 +1,4 @@
-"""Jobs of the page: one runs on the device, the others wait; every tab and every browser sees the same ones."""
+"""Jobs of the page: one runs on the device, the rest wait; every tab and every browser sees the same ones."""
 
 from __future__ import annotations
 
@@ -103,6 +103,11 @@ class JobQueue:
         """The job that runs, else None."""
         return next((job for job in self.jobs() if job.state in ("running", "stopping")), None)
 
+    def latest(self, kind: str) -> Job | None:
+        """The job of this kind that began last, else None."""
+        begun = [job for job in self.jobs() if job.kind == kind and job.state != "waiting"]
+        return begun[-1] if begun else None
+
     def cancel(self, number: int) -> None:
         """Stop a job: a waiting one at once, a running one as Ctrl-C does, at its next event."""
         with self._changed:
@@ -142,8 +147,8 @@ class JobQueue:
         return next((job for job in self._jobs if job.state == "waiting"), None)
 
     def _run(self, job: Job) -> State:
-        operation = job.operation()
         try:
+            operation = job.operation()
             while True:
                 stop = job.state == "stopping"
                 event = operation.throw(KeyboardInterrupt()) if stop else next(operation)
@@ -157,5 +162,3 @@ class JobQueue:
         except BaseException as error:  # whatever it is, the next job runs
             job.error, job.remedy, _ = self._explain(error)
             return "failed"
-        finally:
-            operation.close()

@@ -9,7 +9,7 @@ import gradio as gr
 
 from unziplora_cli.report import charts
 from unziplora_cli.ui import cross, draw, projects, train
-from unziplora_cli.ui.components import project_names, refreshed, reporting
+from unziplora_cli.ui.components import HIDDEN, IMAGES, PRIVATE, project_names, refreshed, reporting
 
 if TYPE_CHECKING:
     from unziplora_cli.ui.jobs import Job, JobQueue
@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 THEME_FONTS = ("system-ui", "sans-serif")
 CSS = """
-.job { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 0.6rem 0.9rem; }
-.job progress { width: 100%; height: 0.9rem; }
-.job h2 { font-size: 1.05rem; margin: 0 0 0.3rem; }
-.job p, .job ol { margin: 0.2rem 0; }
-.job svg { width: 100%; max-height: 9rem; }
-.gradio-container { max-width: 2000px; margin: 0 auto; }
-footer { display: none; }
+.gradio-container { max-width: 2200px; margin: 0 auto; padding: 0.5rem 1rem !important; }
+.job { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 0.5rem 0.9rem; }
+.job progress { width: 100%; height: 0.9rem; accent-color: var(--color-accent); }
+.job h2 { font-size: 1.05rem; margin: 0 0 0.2rem; }
+.job p { margin: 0.2rem 0; overflow-wrap: anywhere; white-space: pre-wrap; }
+.job svg { width: 100%; max-height: 8rem; }
+.low { flex-grow: 0 !important; }
+footer { display: none !important; }
+@media (max-width: 640px) { .gradio-container { padding: 0.3rem !important; } }
 """
 NOTHING = "<section class='job' aria-live='polite'><p>No job is running.</p></section>"
 SECONDS = 1.0
@@ -34,47 +36,51 @@ def build(context: Context) -> gr.Blocks:
     """All components of the page and what they do."""
     queue = context.queue
     with gr.Blocks(title="unziplora", analytics_enabled=False, fill_width=True) as page:
-        gr.Markdown("# unziplora\nOne image in, its content and its style out, each as a LoRA.")
+        gr.Markdown("# unziplora")
         with gr.Row():
-            with gr.Column(scale=2):
+            with gr.Column(scale=3, min_width=300):
                 status = gr.HTML(NOTHING, elem_id="jobs")
                 with gr.Row():
-                    stop = gr.Button("Stop the running job", size="sm", interactive=False)
+                    stop = gr.Button("Stop the running job", size="sm", visible=False)
                     waiting = gr.Dropdown([], label="Waiting jobs", scale=2, visible=False)
-                    cancel = gr.Button("Cancel it", size="sm", visible=False)
-            made = gr.Gallery(
-                [], label="Made by the last job", columns=4, height=220, scale=2, object_fit="contain"
-            )
+                    cancel = gr.Button("Cancel the waiting job", size="sm", visible=False)
+            with gr.Column(scale=2, min_width=300, visible=False) as beside:
+                made = gr.Gallery([], label="Images of this job", columns=4, height=190, **IMAGES)
+        shown, changes, listed = gr.State(()), gr.State(()), gr.State([])
         pickers: list[Any] = []
         with gr.Tabs():
             for title, tab in (("Train", train), ("Draw", draw), ("Cross", cross), ("Projects", projects)):
                 with gr.Tab(title):
-                    pickers += tab.build(context)
-        shown, listed = gr.State(()), gr.State([])
-        timer = gr.Timer(SECONDS)
+                    pickers += tab.build(context, changes)
 
-        def look(before: tuple[Any, ...]) -> tuple[Any, ...]:
+        def look(before: tuple[Any, ...]) -> list[Any]:
             """The state of the jobs; components that did not change are left alone."""
             job = _shown_job(queue)
             names = [f"{job.number}: {job.title}" for job in queue.jobs() if job.state == "waiting"]
             images = [str(path) for path in job.images] if job else []
+            running = job is not None and job.state == "running"
+            states = [(job.number, job.state, len(job.images)) for job in queue.jobs()]
             now = (
                 status_html(queue),
+                running,
                 tuple(names),
                 tuple(images),
-                job is not None and job.state == "running",
+                (states, context.store.names()),
             )
             if now == before:
-                return (gr.skip(),) * 6
-            old = before or ("", (), (), False)
-            return (
-                now[0],
-                gr.skip() if old[2] == now[2] else images,
-                gr.update(interactive=now[3]),
-                gr.update(choices=names, value=names[0] if names else None, visible=bool(names)),
-                gr.update(visible=bool(names)),
+                return [gr.skip()] * 8
+            old = before or (None,) * len(now)
+            skip = [gr.skip() if one == other else None for one, other in zip(now, old, strict=True)]
+            return [
+                skip[0] or now[0],
+                skip[1] or gr.update(visible=running),
+                skip[2] or gr.update(choices=names, value=next(iter(names), None), visible=bool(names)),
+                skip[2] or gr.update(visible=bool(names)),
+                skip[3] or images,
+                skip[3] or gr.update(visible=bool(images)),
+                skip[4] or now[4],
                 now,
-            )
+            ]
 
         def list_projects(before: list[str], *chosen: Any) -> list[Any]:
             names = project_names(context)
@@ -83,28 +89,32 @@ def build(context: Context) -> gr.Blocks:
             updates = [refreshed(one, names, value) for one, value in zip(pickers, chosen, strict=True)]
             return [names, *updates]
 
-        hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         both = [listed, *pickers]
-        gr.on([page.load, timer.tick], reporting(context, list_projects), both, both, **hidden)
-        outputs = [status, made, stop, waiting, cancel, shown]
-        gr.on([page.load, timer.tick], look, shown, outputs, **hidden)
-        stop.click(lambda: _stop(queue), api_visibility="private")
-        cancel.click(lambda name: _cancel(queue, name), waiting, api_visibility="private")
+        gr.on([page.load, changes.change], reporting(context, list_projects), both, both, **HIDDEN)
+        outputs = [status, stop, waiting, cancel, made, beside, changes, shown]
+        timer = gr.Timer(SECONDS)
+        gr.on([page.load, timer.tick], reporting(context, look), shown, outputs, **HIDDEN)
+        stop.click(lambda: _stop(queue), **PRIVATE)
+        cancel.click(lambda name: _cancel(queue, name), waiting, **PRIVATE)
     return page
 
 
 def status_html(queue: JobQueue) -> str:
-    """The running job, else the last one, and those that wait; every text is escaped."""
+    """The running job, else the one that ended last."""
     job = _shown_job(queue)
-    if job is None:
-        return NOTHING
+    return NOTHING if job is None else job_html(job)
+
+
+def job_html(job: Job) -> str:
+    """What a job does and says; every text is escaped."""
     lines = [f"<h2>{escape(job.title)}: {job.state}</h2>"]
     if job.state in ("running", "stopping"):
         value = "" if job.fraction is None else f" value='{job.fraction:.3f}'"
         lines.append(f"<progress max='1'{value} aria-label='Progress of {escape(job.title)}'></progress>")
         lines.append(f"<p>{escape(job.phase or 'starting')}</p>")
     if job.error:
-        lines.append(f"<p role='alert'><strong>{escape(job.error)}</strong></p>")
+        role = "alert" if job.state == "failed" else "status"
+        lines.append(f"<p role='{role}'><strong>{escape(job.error)}</strong></p>")
         lines += [f"<p>{escape(line)}</p>" for line in job.remedy.splitlines()]
     lines += [f"<p>{escape(notice)}</p>" for notice in job.notices[-3:]]
     if len(job.losses) > 1:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from unziplora_cli.errors import UsageError
-from unziplora_cli.ui.components import project_picker, reporting, thumbnail, uploaded
+from unziplora_cli.ui.components import (
+    HIDDEN,
+    IMAGES,
+    PRIVATE,
+    project_picker,
+    reporting,
+    thumbnail,
+    uploaded,
+)
 
 if TYPE_CHECKING:
     from unziplora_cli.projects.store import Project
@@ -28,33 +36,34 @@ PARTS = {
 }
 
 
-def build(context: Context) -> list[gr.Dropdown]:
+def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
     """The components of the tab; returns its picker of projects."""
-    cards = gr.Gallery([], label="All projects", columns=6, height=300, object_fit="contain")
+    cards = gr.Gallery([], label="All projects", columns=6, height=230, allow_preview=False, **IMAGES)
     with gr.Row():
-        with gr.Column():
-            picker, _ = project_picker(context, "Project")
-            facts = gr.Textbox(label="About it", lines=8, interactive=False)
-        with gr.Column():
-            page = gr.DownloadButton("Make its report page", size="sm")
-            with gr.Row():
-                new_name = gr.Textbox(label="New name")
-                rename = gr.Button("Rename", size="sm")
-            with gr.Row():
-                sure = gr.Checkbox(False, label="Yes, delete it with all its files")
-                remove = gr.Button("Remove", size="sm", variant="stop")
-            with gr.Row():
-                program = gr.Dropdown(list(PROGRAMS), value=next(iter(PROGRAMS)), label="For")
-                part = gr.Dropdown(list(PARTS), value=next(iter(PARTS)), label="Part")
-            export = gr.Button("Export")
-            exported = gr.File(label="Exported files", file_count="multiple", interactive=False)
-        with gr.Column():
-            dropped = gr.File(
-                file_count="multiple", label="Import: a content LoRA and a style LoRA", height=140
+        with gr.Column(min_width=300):
+            picker = project_picker(context, "Project")
+            facts = gr.Textbox(label="About it", lines=6, interactive=False)
+            page = gr.Button("Make its report page", size="sm")
+            report_file = gr.File(label="Report page", interactive=False, visible=False)
+        with gr.Column(min_width=300):
+            program = gr.Dropdown(list(PROGRAMS), value=next(iter(PROGRAMS)), label="Export for")
+            part = gr.Dropdown(list(PARTS), value=next(iter(PARTS)), label="Part")
+            export = gr.Button("Export", variant="primary")
+            exported = gr.File(
+                label="Exported files", file_count="multiple", interactive=False, visible=False
             )
-            import_name = gr.Textbox(label="Name of the project (empty: from the files)")
-            subject = gr.Textbox(label="Subject (empty: from the files)")
-            style = gr.Textbox(label="Style (empty: from the files)")
+            new_name = gr.Textbox(label="New name")
+            rename = gr.Button("Rename", size="sm")
+            sure = gr.Checkbox(False, label="Yes, delete it with all its files")
+            remove = gr.Button("Remove", size="sm", variant="stop")
+        with gr.Column(min_width=300):
+            dropped = gr.File(
+                file_count="multiple", label="Import: a content LoRA and a style LoRA", height=150
+            )
+            import_name = gr.Textbox(label="Name of the project", placeholder="from the files")
+            with gr.Row():
+                subject = gr.Textbox(label="Subject", placeholder="from the files", min_width=120)
+                style = gr.Textbox(label="Style", placeholder="from the files", min_width=120)
             import_ = gr.Button("Import")
 
     def opened(name: str | None) -> Project:
@@ -64,19 +73,19 @@ def build(context: Context) -> list[gr.Dropdown]:
 
     def list_cards(before: list[Any]) -> tuple[Any, Any]:
         projects, _ = context.store.list()
-        now = [(thumbnail(context, project.name), _caption(project)) for project in projects]
-        now = [(image, text) for image, text in now if image is not None]
-        return (gr.skip(), before) if now == before else (now, now)
+        now = [(project.name, thumbnail(context, project.name), _caption(project)) for project in projects]
+        now = [card for card in now if card[1] is not None]
+        return (gr.skip(), gr.skip()) if now == before else ([card[1:] for card in now], now)
 
-    def choose(event: gr.SelectData) -> str:
-        return str(event.value["caption"]).partition(":")[0]
+    def choose(listed: list[Any], event: gr.SelectData) -> str:
+        return str(listed[int(event.index)][0])
 
-    def write_report(name: str | None) -> str:
+    def write_report(name: str | None) -> Any:
         from unziplora_cli.workflows.report import report
 
         project = opened(name)
         folder = Path(tempfile.mkdtemp(dir=context.uploads))
-        return str(report(project, folder / f"{project.name}.html").file)
+        return gr.update(value=str(report(project, folder / f"{project.name}.html").file), visible=True)
 
     def rename_project(name: str | None, new: str) -> tuple[str, str]:
         context.store.rename(opened(name).name, new.strip())
@@ -89,13 +98,13 @@ def build(context: Context) -> list[gr.Dropdown]:
         context.store.remove(project.name)
         return False
 
-    def export_files(name: str | None, program: str, part: str) -> list[str]:
+    def export_files(name: str | None, program: str, part: str) -> Any:
         from unziplora_cli.workflows.export_lora import export_files, plan_export
 
         project = opened(name)
         folder = Path(tempfile.mkdtemp(dir=context.uploads))
         planned = plan_export(project, PARTS[part], folder, force=False, layout=PROGRAMS[program])
-        return [str(file.path) for file in export_files(planned)]
+        return gr.update(value=[str(file.path) for file in export_files(planned)], visible=True)
 
     def import_files(files: Any, name: str, subject: str, style: str) -> tuple[None, str]:
         from unziplora_cli.projects.names import check_name, slugify
@@ -116,18 +125,16 @@ def build(context: Context) -> list[gr.Dropdown]:
         project = import_lora.import_pair(context.store, chosen, pair, words, record)
         return None, project.name
 
-    hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    private: dict[str, Any] = {"api_visibility": "private"}
     listed = gr.State([])
-    gr.Timer(2).tick(reporting(context, list_cards), listed, [cards, listed], **hidden)
-    cards.select(choose, None, picker, **hidden)
-    picker.change(reporting(context, lambda name: _facts(context, name)), picker, facts, **hidden)
-    page.click(reporting(context, write_report), picker, page, **private)
-    rename.click(reporting(context, rename_project), [picker, new_name], [picker, new_name], **private)
-    remove.click(reporting(context, remove_project), [picker, sure], sure, **private)
-    export.click(reporting(context, export_files), [picker, program, part], exported, **private)
+    changes.change(reporting(context, list_cards), listed, [cards, listed], **HIDDEN)
+    cards.select(reporting(context, choose), listed, picker, **HIDDEN)
+    picker.change(reporting(context, lambda name: _facts(context, name)), picker, facts, **HIDDEN)
+    page.click(reporting(context, write_report), picker, report_file, **PRIVATE)
+    rename.click(reporting(context, rename_project), [picker, new_name], [picker, new_name], **PRIVATE)
+    remove.click(reporting(context, remove_project), [picker, sure], sure, **PRIVATE)
+    export.click(reporting(context, export_files), [picker, program, part], exported, **PRIVATE)
     import_.click(
-        reporting(context, import_files), [dropped, import_name, subject, style], [dropped, picker], **private
+        reporting(context, import_files), [dropped, import_name, subject, style], [dropped, picker], **PRIVATE
     )
     return [picker]
 
@@ -138,7 +145,7 @@ def _caption(project: Project) -> str:
 
 
 def _facts(context: Context, name: str | None) -> str:
-    if not name:
+    if not name or not context.store.exists(name):
         return ""
     project = context.store.open(name)
     job, record = project.job, project.manifest

@@ -43,7 +43,9 @@ HEADERS = {
 }
 """The browser loads nothing from other hosts, and no other page can frame this one."""
 
-UNUSED = re.compile(r"/(gradio_api/)?(proxy=|file[=/]\w+:|run-history|runs\b|vibe-edit|undo-vibe-edit|dev/)", re.I)
+UNUSED = re.compile(
+    r"/(gradio_api/)?(proxy=|file[=/]\w\w+:|run-history|runs\b|vibe-edit|undo-vibe-edit|dev/)", re.I
+)
 """Paths below which Gradio fetches from other hosts, or does what this page does not offer."""
 
 
@@ -215,6 +217,7 @@ def serve(
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    listener = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -224,6 +227,8 @@ def _listen(host: str, port: int) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except (OSError, OverflowError, UnicodeError) as error:
+        if listener is not None:
+            listener.close()
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(
             f"The page cannot listen on {host}, port {port}: {reason}.",

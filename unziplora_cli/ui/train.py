@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import gradio as gr
 from unziplora_cli import events, resources
 from unziplora_cli.config import TrainConfig, resolve
 from unziplora_cli.errors import Remedy, UsageError
-from unziplora_cli.ui.components import number_field, reporting, uploaded, whole
+from unziplora_cli.ui.components import HIDDEN, IMAGES, PRIVATE, number_field, reporting, uploaded, whole
 
 if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
@@ -22,37 +22,41 @@ AUTOMATIC = "automatic"
 IMAGE_TYPES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif"]
 
 
-def build(context: Context) -> list[gr.Dropdown]:
+def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
     """The components of the tab; it has no pickers of projects."""
     with gr.Row():
-        with gr.Column():
+        with gr.Column(scale=1, min_width=300):
             files = gr.File(
-                file_count="multiple", file_types=IMAGE_TYPES, label="Images, one project each", height=160
+                file_count="multiple", file_types=IMAGE_TYPES, label="Images, one project each", height=150
             )
-            images = gr.Gallery([], label="What was given", columns=4, height=180, object_fit="contain")
-        with gr.Column():
-            subject = gr.Textbox(label="Subject, one or two words (fox)")
-            style = gr.Textbox(label="Style, one or two words (watercolor)")
-            features = gr.Textbox(label="Features that distinguish it (orange, white dots)")
-            name = gr.Textbox(label="Name of the project (empty: the file's name)")
-            base = gr.Dropdown(_bases(), value=AUTOMATIC, label="Base")
-            with gr.Accordion("More settings", open=False):
-                preset = gr.Dropdown([AUTOMATIC, *resources.preset_names()], value=AUTOMATIC, label="Preset")
-                steps = number_field("Steps")
-                rank = number_field("Rank")
-                seed = number_field("Seed")
-                interval = number_field("Steps between validation images")
-            estimate = gr.Textbox(label="Estimate", interactive=False, lines=2)
-            start = gr.Button("Train", variant="primary")
-            with gr.Row():
+            images = gr.Gallery(
+                [], label="What is trained on", columns=4, height=300, visible=False, **IMAGES
+            )
+            with gr.Row(visible=False) as unfinished_row:
                 unfinished = gr.Dropdown([], label="Unfinished trainings", scale=2)
                 resume = gr.Button("Resume", size="sm")
+        with gr.Column(scale=1, min_width=300):
+            with gr.Row():
+                subject = gr.Textbox(label="Subject, one or two words", placeholder="fox", min_width=200)
+                style = gr.Textbox(label="Style, one or two words", placeholder="watercolor", min_width=200)
+            features = gr.Textbox(label="Features that distinguish it", placeholder="orange, white dots")
+            with gr.Row():
+                name = gr.Textbox(label="Name of the project", placeholder="the file's name", min_width=200)
+                base = gr.Dropdown(_bases(), value=AUTOMATIC, label="Base", min_width=200)
+            with gr.Accordion("More settings", open=False):
+                with gr.Row():
+                    preset = gr.Dropdown(
+                        [AUTOMATIC, *resources.preset_names()], value=AUTOMATIC, label="Preset", min_width=120
+                    )
+                    steps, rank = number_field("Steps"), number_field("Rank")
+                with gr.Row():
+                    seed, interval = number_field("Seed"), number_field("Steps between validation images")
+            estimate = gr.Textbox(label="Estimate", interactive=False, lines=2)
+            start = gr.Button("Train", variant="primary")
     chosen = [base, preset, steps, rank, seed, interval]
 
     def settings(base: str, preset: str, *texts: str) -> tuple[BaseRef, TrainConfig]:
-        from unziplora_cli.sdxl.base import resolve_base
-
-        model, _ = resolve_base(None if base == AUTOMATIC else base, offline=context.offline)
+        model = _base(context, base)
         names = ("steps", "rank", "seed", "validate_every")
         given = {name: whole(text, name.replace("_", " ")) for name, text in zip(names, texts, strict=True)}
         named = resources.default_preset(model.kind) if preset == AUTOMATIC else preset
@@ -62,32 +66,27 @@ def build(context: Context) -> list[gr.Dropdown]:
         from unziplora_cli.training.estimate import estimate_training
 
         model, config = settings(*values)
-        found = estimate_training(model, config, "auto")
-        if found.too_slow:
-            return f"{found.base} needs a GPU; this machine has none. The base mini trains here in minutes."
-        memory, free = found.required_bytes / 2**30, found.free_bytes / 2**30
-        verdict = "" if found.fits else " It does not fit: lower the rank or the steps, or close programs."
+        needed = estimate_training(model, config, "auto")
+        if needed.too_slow:
+            return f"{needed.base} needs a GPU; this machine has none. The base mini trains here in minutes."
+        memory, free = needed.required_bytes / 2**30, needed.free_bytes / 2**30
+        advice = "" if needed.fits else " It does not fit: lower the rank, or close other programs."
         return (
-            f"About {found.time.total / 60:.0f} min for {config.steps} steps, {memory:.1f} GiB of memory "
-            f"({free:.1f} GiB are free).{verdict}"
+            f"About {max(needed.time.total / 60, 0.1):.1f} min for {config.steps} steps, "
+            f"{memory:.1f} GiB of memory ({free:.1f} GiB are free).{advice}"
         )
 
     def receive(files: Any, base: str) -> tuple[Any, ...]:
-        """Read the images as the commands do, and propose the words of the first."""
+        """Read the images as the commands do, and propose the words of a single one."""
         from unziplora_cli.images import load_image
-        from unziplora_cli.sdxl.base import resolve_base
-        from unziplora_cli.workflows.describe import can_describe, describe
 
         paths = uploaded(files)
-        if not paths:
-            return [], gr.skip(), gr.skip(), gr.skip()
         loaded = [(load_image(path).image, path.name) for path in paths]
-        model, _ = resolve_base(None if base == AUTOMATIC else base, offline=context.offline)
-        builtin = model.kind == "builtin"
-        if len(paths) > 1 or not can_describe(builtin=builtin):
-            return loaded, gr.skip(), gr.skip(), gr.skip()
-        (said,) = events.run(describe(paths, builtin=builtin))
-        return loaded, said.subject, said.style, ", ".join(said.features)
+        model = _base(context, base)
+        shown = gr.update(value=loaded, visible=bool(loaded))
+        if len(paths) != 1 or not _can_describe(model):
+            return shown, gr.skip(), gr.skip(), gr.skip()
+        return shown, *_describe(paths, model)[0]
 
     def train(files: Any, subject: str, style: str, features: str, name: str, *values: Any) -> None:
         paths = uploaded(files)
@@ -96,9 +95,16 @@ def build(context: Context) -> list[gr.Dropdown]:
         if name and len(paths) > 1:
             raise UsageError("One name, but several images: leave the name empty.")
         model, config = settings(*values)
-        requests = [
-            _request(context, path, (subject, style, features), name, model, config) for path in paths
-        ]
+        texts = [(subject, style, features)] * len(paths)
+        if len(paths) > 1 and not (subject and style) and _can_describe(model):
+            texts = [
+                (subject or described[0], style or described[1], features or described[2])
+                for described in _describe(paths, model)
+            ]
+        requests: list[TrainRequest] = []
+        for path, words in zip(paths, texts, strict=True):
+            taken = {request.job.name for request in requests}
+            requests.append(_request(context, path, words, name, taken, model, config))
         for request in requests:
             _submit(context, request)
 
@@ -109,34 +115,51 @@ def build(context: Context) -> list[gr.Dropdown]:
             raise UsageError("There is no unfinished training.")
         _submit(context, request_to_resume(context.store, name, {}))
 
-    def list_unfinished(before: list[str]) -> tuple[Any, Any]:
+    def list_unfinished(before: list[str]) -> tuple[Any, ...]:
         names = _unfinished(context)
         if names == before:
-            return gr.skip(), gr.skip()
-        return gr.update(choices=names, value=names[0] if names else None), names
+            return gr.skip(), gr.skip(), gr.skip()
+        picker = gr.update(choices=names, value=next(iter(names), None))
+        return gr.update(visible=bool(names)), picker, names
 
-    hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     files.change(
-        reporting(context, receive),
-        [files, base],
-        [images, subject, style, features],
-        api_visibility="private",
-    ).then(reporting(context, show_estimate), chosen, estimate, **hidden)
+        reporting(context, receive), [files, base], [images, subject, style, features], **PRIVATE
+    ).then(reporting(context, show_estimate), chosen, estimate, **HIDDEN)
     gr.on(
         [component.change for component in chosen],
         reporting(context, show_estimate),
         chosen,
         estimate,
         trigger_mode="always_last",
-        **hidden,
+        **HIDDEN,
     )
-    start.click(
-        reporting(context, train), [files, subject, style, features, name, *chosen], api_visibility="private"
-    )
-    resume.click(reporting(context, go_on), unfinished, api_visibility="private")
+    start.click(reporting(context, train), [files, subject, style, features, name, *chosen], **PRIVATE)
+    resume.click(reporting(context, go_on), unfinished, **PRIVATE)
     listed = gr.State(["?"])
-    gr.Timer(2).tick(reporting(context, list_unfinished), listed, [unfinished, listed], **hidden)
+    changes.change(
+        reporting(context, list_unfinished), listed, [unfinished_row, unfinished, listed], **HIDDEN
+    )
     return []
+
+
+def _base(context: Context, spec: str) -> BaseRef:
+    from unziplora_cli.sdxl.base import resolve_base
+
+    return resolve_base(None if spec == AUTOMATIC else spec, offline=context.offline)[0]
+
+
+def _can_describe(model: BaseRef) -> bool:
+    from unziplora_cli.workflows.describe import can_describe
+
+    return can_describe(builtin=model.kind == "builtin")
+
+
+def _describe(paths: Sequence[Path], model: BaseRef) -> list[tuple[str, str, str]]:
+    """Subject, style and features of each image, as the describer proposes them."""
+    from unziplora_cli.workflows.describe import describe
+
+    descriptions = events.run(describe(paths, builtin=model.kind == "builtin"))
+    return [(one.subject, one.style, ", ".join(one.features)) for one in descriptions]
 
 
 def _bases() -> list[str]:
@@ -158,6 +181,7 @@ def _request(
     path: Path,
     texts: tuple[str, str, str],
     name: str,
+    taken: set[str],
     model: BaseRef,
     config: TrainConfig,
 ) -> TrainRequest:
@@ -166,7 +190,8 @@ def _request(
     from unziplora_cli.workflows.train import make_request
 
     chosen = check_name(name) if name else slugify(path.stem)
-    if context.store.exists(chosen) or context.store.unfinished(chosen) is not None:
+    taken = taken | {job.title.removeprefix("train ") for job in context.queue.jobs() if not job.ended}
+    if chosen in taken or context.store.exists(chosen) or context.store.unfinished(chosen) is not None:
         free = context.store.free_name(chosen)
         raise UsageError(
             f"There is a project {chosen!r} already.", Remedy(f"Choose another name, such as {free}.")

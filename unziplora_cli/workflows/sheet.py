@@ -9,11 +9,8 @@ from typing import TYPE_CHECKING
 
 from unziplora_cli import resources
 from unziplora_cli.config import ComputeConfig, GenerateConfig, resolve_generate
-<<<<<<< HEAD
 from unziplora_cli.errors import count
-=======
 from unziplora_cli.events import Event, ImageSaved
->>>>>>> 224b06c (Serve the workflows on a page in the browser)
 from unziplora_cli.files import write_errors
 from unziplora_cli.projects.store import Project
 from unziplora_cli.workflows.generate import (
