@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from tests.workflows.test_report_in_a_browser import CHROMIUM, OFFLINE  # noqa: 
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 
-SLOW = 120_000
+SLOW = 90_000
 """Milliseconds that a training may take on a busy machine."""
 
 TABS = ("Train", "Draw", "Cross", "Projects")
@@ -92,6 +92,8 @@ class Visitor:
         self.page.wait_for_function(
             "[...document.querySelectorAll('textarea')].some(box => box.value.startsWith('About '))"
         )
+        panel.get_by_label("Subject, one or two words").fill("fox")
+        panel.get_by_label("Style, one or two words").fill("stained glass")
         panel.get_by_label("Name of the project").fill(name)
         if not panel.get_by_label("Steps", exact=True).is_visible():
             panel.get_by_text("More settings").click()
@@ -117,6 +119,21 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[], Server]]:
+    """Starts servers on one home; those that still run are killed at the end."""
+    servers: list[Server] = []
+
+    def start() -> Server:
+        servers.append(Server(tmp_path / "home"))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.end(signal.SIGKILL)
+
+
 @contextmanager
 def pictured(page: Page, folder: Path) -> Iterator[None]:
     """Keep what the page showed when something fails."""
@@ -127,9 +144,9 @@ def pictured(page: Page, folder: Path) -> Iterator[None]:
         raise
 
 
-def test_the_whole_page(browser: Browser, tmp_path: Path) -> None:
+def test_the_whole_page(browser: Browser, start: Callable[[], Server], tmp_path: Path) -> None:
     home, image = tmp_path / "home", resources.samples()["fox"].image
-    store, server, visitor = ProjectStore(home), Server(home), Visitor(browser)
+    store, server, visitor = ProjectStore(home), start(), Visitor(browser)
     page = visitor.page
     with pictured(page, tmp_path):
         visitor.open(server.address)
@@ -156,7 +173,7 @@ def test_the_whole_page(browser: Browser, tmp_path: Path) -> None:
         visitor.tab("Train").get_by_role("button", name="Resume").click()
         page.locator("#jobs p", has_text=re.compile("step [0-9]+ of 40")).wait_for()
         server.end(signal.SIGKILL)
-        server = Server(home)
+        server = start()
         visitor.open(server.address)
         visitor.tab("Train").get_by_role("button", name="Resume").click()
         visitor.job("train other", "done")
@@ -219,9 +236,7 @@ def test_the_whole_page(browser: Browser, tmp_path: Path) -> None:
             visitor.tab(name)
             assert serious_violations(page) == [], name
     assert server.end(signal.SIGINT) in (0, 130, -signal.SIGINT)
-    assert visitor.hosts <= {visitor.page.url.split("/")[2], *visitor.hosts} and all(
-        host.startswith("127.0.0.1:") for host in visitor.hosts
-    )
+    assert all(host.startswith("127.0.0.1:") for host in visitor.hosts), visitor.hosts
     assert not visitor.problems
 
 

@@ -27,7 +27,12 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 HIDDEN: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
 """Options of an event that runs by itself."""
 
-IMAGES: dict[str, Any] = {"object_fit": "contain", "buttons": ["download", "fullscreen"], "format": "png"}
+IMAGES: dict[str, Any] = {
+    "object_fit": "contain",
+    "fit_columns": False,
+    "buttons": ["download", "fullscreen"],
+    "format": "png",
+}
 """Options of every list of images."""
 
 

@@ -156,7 +156,7 @@ def make_app(context: Context, auth: tuple[str, str] | None = None) -> FastAPI:
     import gradio as gr
     from fastapi import FastAPI
 
-    from unziplora_cli.ui.page import CSS, THEME_FONTS, build
+    from unziplora_cli.ui.page import CSS, build, theme
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     context.store.folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ def make_app(context: Context, auth: tuple[str, str] | None = None) -> FastAPI:
         enable_monitoring=False,
         ssr_mode=False,
         footer_links=[],
-        theme=gr.themes.Default(font=THEME_FONTS, font_mono=["ui-monospace", "monospace"]),
+        theme=theme(),
         css=CSS,
     )
     app.add_middleware(OwnPageOnly)
