@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from unziplora_cli.events import Event as CommonEvent
 from unziplora_cli.events import Notice as Notice
-from unziplora_cli.events import Part as Part
 from unziplora_cli.events import Phase as Phase
 from unziplora_cli.events import Progress as Progress
-from unziplora_cli.events import Transfer as Transfer
 from unziplora_cli.method.lora import LoRA, MergeWeights
 
 
@@ -96,4 +95,4 @@ class TrainResult:
     precision: str
 
 
-Event = Phase | Notice | Progress | Part | Transfer | StepDone | ColumnsChosen | Destyled | Validated | Saved
+Event = CommonEvent | StepDone | ColumnsChosen | Destyled | Validated | Saved

@@ -93,7 +93,8 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         return GenerateSpec(
             base,
             config,
-            **parts,
+            parts.get("content"),
+            parts.get("style"),
             prompt=prompt or None,
             overrides=pinned,
             subject=(subject or None) if kind == "style" else None,

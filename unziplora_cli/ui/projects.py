@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import gradio as gr
 
@@ -27,7 +27,7 @@ PROGRAMS = {
     "ComfyUI, A1111, Forge, InvokeAI, diffusers": "sd-scripts",
     "diffusers alone (peft names)": "peft",
 }
-PARTS = {
+PARTS: dict[str, tuple[Literal["content", "style", "merge", "combined"], ...]] = {
     "content and style, two files": ("content", "style"),
     "content": ("content",),
     "style": ("style",),
