@@ -99,8 +99,7 @@ class Visitor:
             panel.get_by_text("More settings").click()
         panel.get_by_label("Steps", exact=True).fill(str(steps))
         panel.get_by_label("Steps between validation images").fill(str(interval))
-        panel.get_by_label("Preset").fill("fast")
-        panel.get_by_label("Preset").press("Enter")
+        panel.get_by_label("Destyled images").fill("0")
         panel.get_by_role("button", name="Train", exact=True).click()
 
 

@@ -21,7 +21,7 @@ CSS = """
 .or { color: inherit !important; }
 .dark button[role=tab][aria-selected=true] { color: var(--primary-200); }
 .job { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 0.5rem 0.9rem; }
-.job progress { width: 100%; height: 0.9rem; accent-color: var(--color-accent); }
+.job progress { width: 100%; height: 0.9rem; accent-color: #4f46e5; }
 .job h2 { font-size: 1.05rem; margin: 0 0 0.2rem; }
 .job p { margin: 0.2rem 0; overflow-wrap: anywhere; white-space: pre-wrap; }
 .job svg { width: 100%; max-height: 8rem; }
@@ -155,10 +155,10 @@ def _loss_chart(job: Job) -> str:
         return ""
     line = chart.lines[0]
     return (
-        f"<svg viewBox='0 0 {charts.WIDTH} {charts.HEIGHT}' role='img' "
+        f"<svg viewBox='0 0 {charts.WIDTH} {charts.HEIGHT}' role='img' preserveAspectRatio='none' "
         f"aria-label='Loss, from {line.first:.3f} to {line.last:.3f}'>"
-        f"<path d='{line.raw}' fill='none' stroke='currentColor' opacity='0.25'/>"
-        f"<path d='{line.path}' fill='none' stroke='currentColor' stroke-width='2'/></svg>"
+        f"<path d='{line.raw}' fill='none' stroke='currentColor' opacity='0.25' vector-effect='non-scaling-stroke'/>"
+        f"<path d='{line.path}' fill='none' stroke='currentColor' stroke-width='2' vector-effect='non-scaling-stroke'/></svg>"
     )
 
 

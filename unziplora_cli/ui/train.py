@@ -50,14 +50,15 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
                     )
                     steps, rank = number_field("Steps"), number_field("Rank")
                 with gr.Row():
-                    seed, interval = number_field("Seed"), number_field("Steps between validation images")
+                    seed, destyled = number_field("Seed"), number_field("Destyled images")
+                    interval = number_field("Steps between validation images")
             estimate = gr.Textbox(label="Estimate", interactive=False, lines=2)
             start = gr.Button("Train", variant="primary")
-    chosen = [base, preset, steps, rank, seed, interval]
+    chosen = [base, preset, steps, rank, seed, interval, destyled]
 
     def settings(base: str, preset: str, *texts: str) -> tuple[BaseRef, TrainConfig]:
         model = _base(context, base)
-        names = ("steps", "rank", "seed", "validate_every")
+        names = ("steps", "rank", "seed", "validate_every", "destyle_images")
         given = {name: whole(text, name.replace("_", " ")) for name, text in zip(names, texts, strict=True)}
         named = resources.default_preset(model.kind) if preset == AUTOMATIC else preset
         return model, resolve(named, {name: value for name, value in given.items() if value is not None})
