@@ -23,8 +23,8 @@ COMMANDS = sorted(
 )
 SHELL = re.compile(rf"\bunziplora ({'|'.join(COMMANDS)})\b|(?:^|[\s`'\"(])--(?:[a-z]|$)")
 
-# Arguments for programs that a module starts, and the separator in folder names of the hub's cache.
-EXEMPT = {"doctor/gpus.py", "hub.py"}
+# Arguments for programs that a module starts, the separator in the folders of the hub's cache, CSS variables.
+EXEMPT = {"doctor/gpus.py", "hub.py", "ui/page.py"}
 
 # Modules that still word command lines. Delete a line once it is clean.
 TO_CLEAN: set[str] = set()

@@ -61,7 +61,7 @@ def build(context: Context, changes: gr.State) -> list[gr.CheckboxGroup]:
     def latest(before: tuple[Any, ...]) -> tuple[Any, ...]:
         """Cells and sheet of the last cross that began."""
         job = context.queue.latest("cross")
-        images = [str(path) for path in job.images] if job else []
+        images = [str(path) for path in job.images if path.exists()] if job else []
         done = str(job.result.sheet) if job and job.result is not None else None
         now = (tuple(images), done)
         if now == before:

@@ -65,7 +65,7 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
             results = gr.Gallery([], label="Images", columns=3, height=560, **IMAGES)
             parameters = gr.Textbox(label="Parameters of the chosen image", lines=3, interactive=False)
             again = gr.Button("Same again with these", size="sm")
-    wanted = [kind, content, style, prompt, subject]
+    wanted: list[Any] = [kind, content, style, prompt, subject]
     settings = [content_strength, style_strength, guidance, steps, count, seed]
     pinned = gr.State({})  # the prompts of the image whose parameters are used again
     chosen, listed = gr.State(""), gr.State([])

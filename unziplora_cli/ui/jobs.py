@@ -32,7 +32,7 @@ class Job:
     notices: list[str] = field(default_factory=list)
     losses: list[tuple[int, float]] = field(default_factory=list)
     images: list[Path] = field(default_factory=list)
-    """Images as they are made: destyled images, validation sheets, cells, and at last the results."""
+    """Images as they are made; those of a training that has ended may have moved into its project."""
     result: Any = None
     error: str = ""
     remedy: str = ""

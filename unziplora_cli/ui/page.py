@@ -62,7 +62,8 @@ def theme() -> gr.themes.Base:
 def build(context: Context) -> gr.Blocks:
     """All components of the page and what they do."""
     queue = context.queue
-    with gr.Blocks(title="unziplora", analytics_enabled=False, fill_width=True) as page:
+    page = gr.Blocks(title="unziplora", analytics_enabled=False, fill_width=True)
+    with page:
         gr.Markdown("# unziplora")
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
@@ -84,7 +85,7 @@ def build(context: Context) -> gr.Blocks:
             """The state of the jobs; components that did not change are left alone."""
             job = _shown_job(queue)
             names = [f"{job.number}: {job.title}" for job in queue.jobs() if job.state == "waiting"]
-            images = [str(path) for path in job.images] if job else []
+            images = [str(path) for path in job.images if path.exists()] if job else []
             running = job is not None and job.state == "running"
             states = [(job.number, job.state, len(job.images)) for job in queue.jobs()]
             now = (
@@ -154,11 +155,11 @@ def _loss_chart(job: Job) -> str:
     if chart is None:
         return ""
     line = chart.lines[0]
+    style = "fill='none' stroke='currentColor' vector-effect='non-scaling-stroke'"
     return (
         f"<svg viewBox='0 0 {charts.WIDTH} {charts.HEIGHT}' role='img' preserveAspectRatio='none' "
         f"aria-label='Loss, from {line.first:.3f} to {line.last:.3f}'>"
-        f"<path d='{line.raw}' fill='none' stroke='currentColor' opacity='0.25' vector-effect='non-scaling-stroke'/>"
-        f"<path d='{line.path}' fill='none' stroke='currentColor' stroke-width='2' vector-effect='non-scaling-stroke'/></svg>"
+        f"<path d='{line.raw}' {style} opacity='0.25'/><path d='{line.path}' {style} stroke-width='2'/></svg>"
     )
 
 

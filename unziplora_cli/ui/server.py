@@ -82,8 +82,8 @@ class OwnPageOnly:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        own = self._is_own(headers.get("host", ""), headers.get("origin"))
-        if not own or UNUSED.match(scope["path"]):
+        is_own = self._is_own(headers.get("host", ""), headers.get("origin"))
+        if not is_own or UNUSED.match(scope["path"]):
             if scope["type"] == "http":
                 text = (b"content-type", b"text/plain")
                 await send({"type": "http.response.start", "status": 403, "headers": [text]})
@@ -105,10 +105,10 @@ class OwnPageOnly:
     def _is_own(self, host: str, origin: str | None) -> bool:
         try:
             name = urlsplit(f"//{host}").hostname or ""
-            own = origin is None or (urlsplit(origin).netloc == host and urlsplit(origin).scheme != "null")
+            is_own = origin is None or (urlsplit(origin).netloc == host and urlsplit(origin).scheme != "null")
         except ValueError:
             return False
-        return own and (name in self.names or _is_address(name))
+        return is_own and (name in self.names or _is_address(name))
 
 
 def _is_address(name: str) -> bool:
@@ -189,7 +189,7 @@ def serve(
     ready: Callable[[str], object],
     open_page: bool,
 ) -> None:
-    """Serve the page until the process is told to stop; ``ready`` gets its address.
+    """Serve the page until the process is stopped; ``ready`` gets its address.
 
     A running training is stopped as by Ctrl-C, so that it can be resumed. Raises UsageError if the packages
     are missing, the page would be open to others, or the port is taken.

@@ -54,7 +54,7 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
                     interval = number_field("Steps between validation images")
             estimate = gr.Textbox(label="Estimate", interactive=False, lines=2)
             start = gr.Button("Train", variant="primary")
-    chosen = [base, preset, steps, rank, seed, interval, destyled]
+    chosen: list[Any] = [base, preset, steps, rank, seed, interval, destyled]
 
     def settings(base: str, preset: str, *texts: str) -> tuple[BaseRef, TrainConfig]:
         model = _base(context, base)
