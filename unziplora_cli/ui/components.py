@@ -74,10 +74,10 @@ def thumbnail(context: Context, name: str | None) -> str | None:
     return str(project.folder / images[0].file) if images else None
 
 
-def project_picker(context: Context, label: str) -> gr.Dropdown:
+def project_picker(context: Context, label: str, elem_id: str | None = None) -> gr.Dropdown:
     """A list of projects with the training image of the chosen one; the page fills it."""
     with gr.Row():
-        picker = gr.Dropdown([], label=label, interactive=True, scale=4)
+        picker = gr.Dropdown([], label=label, interactive=True, scale=4, elem_id=elem_id)
         image = gr.Image(
             None,
             show_label=False,

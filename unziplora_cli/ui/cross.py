@@ -26,8 +26,8 @@ def build(context: Context, changes: gr.State) -> list[gr.CheckboxGroup]:
     """The components of the tab; returns its pickers of projects."""
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
-            contents = gr.CheckboxGroup([], label="Contents (rows)")
-            styles = gr.CheckboxGroup([], label="Styles (columns)")
+            contents = gr.CheckboxGroup([], label="Contents (rows)", elem_id="contents")
+            styles = gr.CheckboxGroup([], label="Styles (columns)", elem_id="styles")
             prompt = gr.Textbox(
                 label="Scene", placeholder="on a beach; or a sentence with {subject} and {style}"
             )
@@ -40,6 +40,7 @@ def build(context: Context, changes: gr.State) -> list[gr.CheckboxGroup]:
                 label="Sheet",
                 interactive=False,
                 format="png",
+                visible=False,
                 buttons=["download", "fullscreen"],
                 alt_text="All contents in all styles",
             )
@@ -66,7 +67,11 @@ def build(context: Context, changes: gr.State) -> list[gr.CheckboxGroup]:
         now = (tuple(images), done)
         if now == before:
             return gr.skip(), gr.skip(), gr.skip()
-        return gr.update(value=images, visible=bool(images)), done, now
+        return (
+            gr.update(value=images, visible=bool(images)),
+            gr.update(value=done, visible=done is not None),
+            now,
+        )
 
     shown = gr.State(())
     changes.change(reporting(context, latest), shown, [cells, sheet, shown], **HIDDEN)

@@ -62,7 +62,7 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
                 guidance, steps = number_field("Guidance"), number_field("Steps of the sampler")
             start = gr.Button("Generate", variant="primary")
         with gr.Column(scale=2, min_width=300):
-            results = gr.Gallery([], label="Images", columns=3, height=560, **IMAGES)
+            results = gr.Gallery([], label="Images", columns=3, height=560, visible=False, **IMAGES)
             parameters = gr.Textbox(label="Parameters of the chosen image", lines=3, interactive=False)
             again = gr.Button("Same again with these", size="sm")
     wanted: list[Any] = [kind, content, style, prompt, subject]
@@ -122,7 +122,9 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
     def latest(before: list[str]) -> Any:
         jobs = [job for job in reversed(context.queue.jobs()) if job.kind == "draw"]
         images = [str(path) for job in jobs for path in job.images if path.exists()][:SHOWN]
-        return (gr.skip(), gr.skip()) if images == before else (images, images)
+        if images == before:
+            return gr.skip(), gr.skip()
+        return gr.update(value=images, visible=bool(images)), images
 
     def inspect(images: list[str], event: gr.SelectData) -> tuple[str, str]:
         path = inside_home(context, images[int(event.index)])

@@ -13,6 +13,7 @@ from unziplora_cli.ui.components import (
     HIDDEN,
     IMAGES,
     PRIVATE,
+    project_names,
     project_picker,
     reporting,
     thumbnail,
@@ -38,10 +39,12 @@ PARTS: dict[str, tuple[Literal["content", "style", "merge", "combined"], ...]] =
 
 def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
     """The components of the tab; returns its picker of projects."""
-    cards = gr.Gallery([], label="All projects", columns=6, height=230, allow_preview=False, **IMAGES)
+    cards = gr.Gallery(
+        [], label="All projects", columns=6, height=230, allow_preview=False, visible=False, **IMAGES
+    )
     with gr.Row():
         with gr.Column(min_width=300):
-            picker = project_picker(context, "Project")
+            picker = project_picker(context, "Project", "project")
             facts = gr.Textbox(label="About it", lines=6, interactive=False)
             page = gr.Button("Make its report page", size="sm")
             report_file = gr.File(label="Report page", interactive=False, visible=False)
@@ -75,7 +78,9 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         projects, _ = context.store.list()
         now = [(project.name, thumbnail(context, project.name), _caption(project)) for project in projects]
         now = [card for card in now if card[1] is not None]
-        return (gr.skip(), gr.skip()) if now == before else ([card[1:] for card in now], now)
+        if now == before:
+            return gr.skip(), gr.skip()
+        return gr.update(value=[card[1:] for card in now], visible=bool(now)), now
 
     def choose(listed: list[Any], event: gr.SelectData) -> str:
         return str(listed[int(event.index)][0])
@@ -87,16 +92,21 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         folder = Path(tempfile.mkdtemp(dir=context.uploads))
         return gr.update(value=str(report(project, folder / f"{project.name}.html").file), visible=True)
 
-    def rename_project(name: str | None, new: str) -> tuple[str, str]:
-        context.store.rename(opened(name).name, new.strip())
-        return new.strip(), ""
+    def chosen(name: str) -> Any:
+        """The picker with a project that is new in it; Gradio refuses values that are no choice."""
+        return gr.update(choices=project_names(context), value=name)
 
-    def remove_project(name: str | None, sure: bool) -> bool:
+    def rename_project(name: str | None, new: str) -> tuple[Any, str]:
+        context.store.rename(opened(name).name, new.strip())
+        return chosen(new.strip()), ""
+
+    def remove_project(name: str | None, sure: bool) -> tuple[Any, bool]:
         project = opened(name)
         if not sure:
             raise UsageError(f"Tick the box to delete {project.name!r} with all its files.")
         context.store.remove(project.name)
-        return False
+        names = project_names(context)
+        return gr.update(choices=names, value=next(iter(names), None)), False
 
     def export_files(name: str | None, program: str, part: str) -> Any:
         from unziplora_cli.workflows.export_lora import export_files, plan_export
@@ -106,7 +116,7 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         planned = plan_export(project, PARTS[part], folder, force=False, layout=PROGRAMS[program])
         return gr.update(value=[str(file.path) for file in export_files(planned)], visible=True)
 
-    def import_files(files: Any, name: str, subject: str, style: str) -> tuple[None, str]:
+    def import_files(files: Any, name: str, subject: str, style: str) -> tuple[None, Any]:
         from unziplora_cli.projects.names import check_name, slugify
         from unziplora_cli.prompts import TRIGGER, make_words
         from unziplora_cli.workflows import export_lora, import_lora
@@ -120,10 +130,10 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
             style or pair.word("style", "style") or "",
             pair.word("trigger", "content") or TRIGGER,
         )
-        chosen = check_name(name) if name else slugify(sources.name)
+        free = check_name(name) if name else slugify(sources.name)
         record = export_lora.detect_base(pair.loras)
-        project = import_lora.import_pair(context.store, chosen, pair, words, record)
-        return None, project.name
+        project = import_lora.import_pair(context.store, free, pair, words, record)
+        return None, chosen(project.name)
 
     listed = gr.State([])
     changes.change(reporting(context, list_cards), listed, [cards, listed], **HIDDEN)
@@ -131,7 +141,7 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
     picker.change(reporting(context, lambda name: _facts(context, name)), picker, facts, **HIDDEN)
     page.click(reporting(context, write_report), picker, report_file, **PRIVATE)
     rename.click(reporting(context, rename_project), [picker, new_name], [picker, new_name], **PRIVATE)
-    remove.click(reporting(context, remove_project), [picker, sure], sure, **PRIVATE)
+    remove.click(reporting(context, remove_project), [picker, sure], [picker, sure], **PRIVATE)
     export.click(reporting(context, export_files), [picker, program, part], exported, **PRIVATE)
     import_.click(
         reporting(context, import_files), [dropped, import_name, subject, style], [dropped, picker], **PRIVATE
@@ -151,7 +161,10 @@ def _facts(context: Context, name: str | None) -> str:
     job, record = project.job, project.manifest
     lines = [
         _caption(project),
-        f"base {job.base.spec}, rank {job.config.rank}, {record.steps_done} of {job.config.steps} steps",
+        f"base {job.base.spec}",
+        "imported"
+        if job.settings is None
+        else f"rank {job.config.rank}, {record.steps_done} of {job.config.steps} steps",
         f"made {job.created}",
         *(f"{metric}: {value:.4g}" for metric, value in record.metrics.items()),
     ]

@@ -203,7 +203,10 @@ def serve(
         queue = JobQueue(explain)
         context = Context(store, queue, explain, Path(uploads), offline)
         config = uvicorn.Config(
-            make_app(context, credentials), log_level="error", access_log=False, timeout_graceful_shutdown=2
+            make_app(context, credentials),
+            log_level="critical",  # open pages are cut off at the end, which is no error
+            access_log=False,
+            timeout_graceful_shutdown=1,
         )
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listener.getsockname()[1]}"
