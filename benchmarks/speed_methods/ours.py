@@ -51,7 +51,8 @@ def trained(setting: Setting, preset: str, **changes: int) -> Measurement:
     with tempfile.TemporaryDirectory() as folder:
         memory = run(train(_request(setting, config, Path(folder))), watch).memory
     seconds = statistics.median(readings)
-    choosing = first[1] - ready - first[0] * seconds  # more than the first steps take at full speed
+    # What the first steps take beyond full speed; noise can make it negative.
+    choosing = max(0.0, first[1] - ready - first[0] * seconds)
     full = resolve(preset, {})
     whole = ready + full.recalibrations * choosing + full.steps * seconds
     return Measurement(seconds, memory, ready + choosing, whole, _differences(setting, config))
