@@ -212,7 +212,7 @@ def test_a_project_is_generated_from_crossed_exported_imported_renamed_and_remov
         visitor.job("content fox", "done")
         images = sorted((home / "projects/fox/images").glob("*.png"))
         assert len(images) == 2
-        draw.locator(".gallery-item, .thumbnail-item").first.click()
+        draw.locator("[class*=thumbnail]").first.click()
         page.wait_for_function(
             "[...document.querySelectorAll('textarea')].some(box => box.value.includes('Sampler:'))"
         )
