@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 import typer
 
-from unziplora_cli import resources
+from unziplora_cli import errors, resources
 from unziplora_cli.checks import plain_type
 from unziplora_cli.cli._errors import remedy_text
 from unziplora_cli.cli._help import _TYPE, EXAMPLES, METAVARS, setting_facts
@@ -157,7 +157,9 @@ def option_help(param: Any, config: Any) -> str:
 
 def exit_codes() -> str:
     rows = [("0", "Done."), ("1", "Something unexpected; `doctor`: something blocks training.")]
-    for error in sorted(UnziploraError.__subclasses__(), key=lambda error: error.exit_code):
+    # Other modules add classes of exit code 1 once they are imported.
+    classes = [error for error in UnziploraError.__subclasses__() if error.__module__ == errors.__name__]
+    for error in sorted(classes, key=lambda error: error.exit_code):
         rows.append((str(error.exit_code), (error.__doc__ or "").split("\n")[0]))
     return table(("code", "meaning"), rows)
 
