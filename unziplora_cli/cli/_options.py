@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import Field, fields, replace
+from dataclasses import Field, fields
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -194,14 +194,13 @@ def project_base(
     session: Session, compute: "ComputeConfig", projects: "Sequence[Project]"
 ) -> "tuple[ComputeConfig, BaseRef]":
     """The base model in `compute`, otherwise that of the projects with its VAE; warns if it has changed."""
-    from unziplora_cli.workflows.generate import shared_base
+    from unziplora_cli.workflows import generate
 
-    job, spec = projects[0].job, compute.base
-    if spec is None:
-        prediction = compute.prediction or job.base.prediction
-        compute = replace(compute, vae=compute.vae or job.vae, prediction=prediction)
-    base = find_base(session, spec or shared_base(projects), compute.vae, compute.prediction)
-    if spec is None and job.base.hash and base.fingerprint != job.base.hash:
+    recorded, is_named = projects[0].job.base, compute.base is not None
+    compute, base, notice = generate.project_base(projects, compute, offline=session.offline)
+    if notice:
+        session.output.message(notice_text(notice))
+    if not is_named and recorded.hash and base.fingerprint != recorded.hash:
         session.output.warning(
             f"The base {base.spec} has changed since {projects[0].name} was trained on it."
         )

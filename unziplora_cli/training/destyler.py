@@ -72,7 +72,7 @@ class MiniDestyler(nn.Module):
         """``colors`` [n, 2] with the likeliest ones in place of the unknown.
 
         Whether there is a marking is decided first: a marking of doubtful colour is still one. Its colour and
-        the body's are then the likeliest two that differ enough to be told apart.
+        the body's are then the likeliest two that differ visibly.
         """
         body, marking = (logits.log_softmax(1) for logits in self.guess_colors(coarsest))
         marked = (marking[:, -1].exp() < 0.5) | (colors[:, 1] < self.unknown)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -110,16 +109,11 @@ def base_and_config(
 ) -> tuple[ComputeConfig, BaseRef, GenerateConfig]:
     """The base of the projects and the generation settings for it, as the commands choose them."""
     from unziplora_cli import resources
-    from unziplora_cli.sdxl.base import resolve_base
-    from unziplora_cli.workflows.generate import shared_base
+    from unziplora_cli.workflows.generate import project_base
 
     if not projects:
         raise UsageError("Choose a project; train one first if the list is empty.")
-    job = projects[0].job
-    base, _ = resolve_base(
-        shared_base(projects), offline=context.offline, vae=job.vae, prediction=job.base.prediction
-    )
-    compute = replace(ComputeConfig(), vae=job.vae, prediction=job.base.prediction)
+    compute, base, _ = project_base(projects, ComputeConfig(), offline=context.offline)
     given = {name: value for name, value in settings.items() if value is not None}
     config = resolve_generate(resources.default_preset(base.kind), {"seed": new_seed(), **given})
     return compute, base, config

@@ -20,12 +20,17 @@ KEPT = 50
 
 @dataclass
 class Job:
-    """One operation and what it has told so far; only the worker changes it."""
+    """One operation, its progress and its results so far.
+
+    ``project`` is the name of the project that a training makes. Only the worker changes a job, and
+    :meth:`JobQueue.cancel` its state.
+    """
 
     number: int
     title: str
     kind: str
     operation: Operation
+    project: str = ""
     state: State = "waiting"
     phase: str = ""
     fraction: float | None = None
@@ -43,7 +48,7 @@ class Job:
         return self.state in ("done", "stopped", "failed")
 
     def watch(self, event: object) -> None:
-        """Take over what an event tells."""
+        """Record the progress or the image that an event reports."""
         from unziplora_cli.training.events import Destyled, StepDone, Validated
 
         match event:
@@ -83,10 +88,10 @@ class JobQueue:
         self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
         self._thread.start()
 
-    def submit(self, title: str, kind: str, operation: Operation) -> Job:
+    def submit(self, title: str, kind: str, operation: Operation, project: str = "") -> Job:
         """Add a job at the end of the queue."""
         with self._changed:
-            job = Job(1 + max((job.number for job in self._jobs), default=0), title, kind, operation)
+            job = Job(1 + max((job.number for job in self._jobs), default=0), title, kind, operation, project)
             ended = [job for job in self._jobs if job.ended]
             for old in ended[: max(0, len(ended) - KEPT)]:
                 self._jobs.remove(old)
@@ -98,6 +103,10 @@ class JobQueue:
         """All jobs, oldest first."""
         with self._changed:
             return tuple(self._jobs)
+
+    def projects(self) -> set[str]:
+        """The names of the projects that are being trained, or will be."""
+        return {job.project for job in self.jobs() if job.project and not job.ended}
 
     def current(self) -> Job | None:
         """The job that runs, else None."""

@@ -173,8 +173,7 @@ def _unfinished(context: Context) -> list[str]:
     """Trainings that can be resumed: those that were cut off, and stopped ones that are projects."""
     cut_off = [training.name for training in context.store.all_unfinished()[0]]
     stopped = [project.name for project in context.store.list()[0] if project.manifest.state == "interrupted"]
-    running = {job.title.removeprefix("train ") for job in context.queue.jobs() if not job.ended}
-    return sorted({*cut_off, *stopped} - running)
+    return sorted({*cut_off, *stopped} - context.queue.projects())
 
 
 def _request(
@@ -191,7 +190,7 @@ def _request(
     from unziplora_cli.workflows.train import make_request
 
     chosen = check_name(name) if name else slugify(path.stem)
-    taken = taken | {job.title.removeprefix("train ") for job in context.queue.jobs() if not job.ended}
+    taken = taken | context.queue.projects()
     if chosen in taken or context.store.exists(chosen) or context.store.unfinished(chosen) is not None:
         free = context.store.free_name(chosen)
         raise UsageError(
@@ -212,4 +211,4 @@ def _submit(context: Context, request: TrainRequest) -> None:
         assert trained is not None
         return (yield from generate_sheets([trained.project], request.base))
 
-    context.queue.submit(f"train {request.job.name}", "train", operation)
+    context.queue.submit(f"train {request.job.name}", "train", operation, request.job.name)

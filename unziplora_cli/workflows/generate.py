@@ -404,6 +404,29 @@ def shared_base(projects: Sequence[Project]) -> str:
     return first.id if first.kind in ("folder", "file") else first.spec
 
 
+def project_base(
+    projects: Sequence[Project], compute: ComputeConfig, *, offline: bool
+) -> tuple[ComputeConfig, BaseRef, Notice | None]:
+    """The base in ``compute``, otherwise that of ``projects`` with its VAE and prediction type.
+
+    Returns the compute settings completed by them, the base, and what to say about it. Raises ProjectError if
+    the bases differ, ModelError if the base is not on this disk.
+    """
+    from unziplora_cli.sdxl.base import resolve_base
+
+    job = projects[0].job
+    if compute.base is None:
+        prediction = compute.prediction or job.base.prediction
+        compute = replace(compute, vae=compute.vae or job.vae, prediction=prediction)
+    base, notice = resolve_base(
+        compute.base or shared_base(projects),
+        offline=offline,
+        vae=compute.vae,
+        prediction=compute.prediction,
+    )
+    return compute, base, notice
+
+
 def is_image_file(out: Path) -> bool:
     """Whether ``out`` names one file and not a folder; raises UsageError for formats other than PNG."""
     if out.is_dir():
