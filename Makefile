@@ -59,7 +59,7 @@ fuzz: setup
 
 # Known advisories of the pinned versions.
 audit:
-	$(PYTHON) -m venv .audit site
+	$(PYTHON) -m venv .audit
 	.audit/bin/python -m pip --disable-pip-version-check install -q pip-audit
 	.audit/bin/pip-audit --strict --vulnerability-service pypi --no-deps --disable-pip -r constraints/tested.txt
 
