@@ -17,6 +17,7 @@ from tests.test_model_cache import sdxl_files
 from unziplora_cli.cli import app, projects
 from unziplora_cli.cli._output import Output
 from unziplora_cli.doctor import checks
+from unziplora_cli.ui import server
 from unziplora_cli.workflows import demo, describe
 
 PROGRAM = {" ".join(path): node for path, node in commands(typer.main.get_command(app.app))}
@@ -34,6 +35,7 @@ EXAMPLES = {
     "combine": f"combine fox rose {QUICK}",
     "cross": f"cross fox rose {QUICK}",
     "demo": "demo --out={out}",
+    "ui": "ui --port=0 --no-open",
     "list": "list",
     "show": "show fox",
     "verify": "verify fox",
@@ -112,6 +114,8 @@ def test_every_successful_command_prints_an_envelope(
         monkeypatch.setattr(checks, "collect_environment", lambda *_, **__: CPU_MACHINE)
     if name == "describe":  # with a model of a real class: tests/cli/test_describe.py
         monkeypatch.setattr(describe, "_load", lambda *arguments: FakeDescriber(FOX))
+    if name == "ui":  # the server itself is tested in tests/ui
+        monkeypatch.setattr(server, "serve", lambda *_, ready, **__: ready("http://127.0.0.1:7860"))
     if name == "open":
         monkeypatch.setattr(projects, "open_path", lambda path: True)
     if name == "models remove":

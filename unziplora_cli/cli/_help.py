@@ -67,6 +67,7 @@ EXAMPLES = {
         "combine fox --grid style-strength=0.4,0.6,0.8,1",
     ),
     "cross": ("cross fox rose lantern", "cross --content fox --style rose --style lantern"),
+    "ui": ("ui", "ui --port 0 --no-open", "ui --host 0.0.0.0 --auth me:secret"),
     "demo": ("demo", "demo --out sheet.png"),
     "list": ("list", "list --json"),
     "show": ("show fox",),

@@ -41,6 +41,11 @@ def ui(
     from unziplora_cli.ui.server import serve
 
     session: Session = ctx.obj
+
+    def ready(address: str) -> None:
+        session.output.message(f"The page: {address} (Ctrl-C ends it)")
+        session.output.result({"address": address})
+
     serve(
         session.store(),
         describe,
@@ -48,6 +53,6 @@ def ui(
         port=port,
         auth=auth,
         offline=session.offline,
-        ready=lambda address: session.output.message(f"The page: {address} (Ctrl-C ends it)"),
+        ready=ready,
         open_page=open_page,
     )
