@@ -5,12 +5,11 @@ from typing import Any
 
 from unziplora_cli.cli._errors import remedy_text
 from unziplora_cli.doctor.checks import Check, run_checks
-from unziplora_cli.doctor.environment import CachedBase, Environment, Folder, Library, Torch
-from unziplora_cli.doctor.gpus import Gpu
+from unziplora_cli.doctor.environment import Environment, Folder, Gpu, Library, Torch
 
 GB = 10**9
 H200 = Gpu("nvidia", "NVIDIA H200", 140 * GB, 139 * GB, "9.0")
-CUDA_TORCH = Torch("2.13.0+cu130", cuda="13.0", gpus=("NVIDIA H200",), kernels=("sm_80", "sm_90"), bf16=True)
+CUDA_TORCH = Torch("2.13.0+cu130", cuda="13.0", gpus=("NVIDIA H200",), bf16=True)
 
 CPU_MACHINE = Environment(
     tool_version="1.0",
@@ -34,7 +33,7 @@ CPU_MACHINE = Environment(
     memory_free=8 * GB,
     home=Folder("/home/ann/unziplora", 90 * GB, True),
     cache=Folder("/home/ann/hub", 90 * GB, True),
-    bases=(CachedBase("mini"), CachedBase("sdxl")),
+    bases={"mini": "", "sdxl": ""},
 )
 
 GPU_MACHINE = replace(

@@ -1,5 +1,6 @@
 """Facts about a machine: NVML and device files are faked, torch is broken in every way."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from unziplora_cli import resources
-from unziplora_cli.doctor import environment, gpus
-from unziplora_cli.doctor.environment import parse_version, read_pins
-from unziplora_cli.doctor.gpus import FoundGpus, Gpu
+from unziplora_cli.doctor import environment
+from unziplora_cli.doctor.environment import Gpu, Torch, parse_version, read_pins
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -46,20 +46,22 @@ def fake_nvml(**functions):
     return SimpleNamespace(NVMLError=NVMLError, **{**names, **functions})
 
 
-def test_nvidia_gpus_are_read_from_nvml(monkeypatch):
+NVIDIA = (Gpu("nvidia", "NVIDIA H200", 150_754_820_096, 149_844_656_128, "9.0"), Gpu("nvidia", "Tesla K80"))
+
+
+def test_gpus_come_from_nvml_then_torch_then_the_list_of_devices(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "pynvml", fake_nvml())
-    assert gpus.read_nvml() == FoundGpus(
-        (
-            Gpu("nvidia", "NVIDIA H200", 150_754_820_096, 149_844_656_128, "9.0"),
-            Gpu("nvidia", "Tesla K80"),
-        ),
-        "580.82.07",
-        "13.2",
-    )
-    monkeypatch.setattr(gpus, "read_device_files", lambda root: FoundGpus((Gpu("nvidia"), Gpu("amd")), "1"))
-    monkeypatch.setattr(gpus.platform, "system", lambda: "Linux")
-    assert [gpu.vendor for gpu in gpus.find_gpus().gpus] == ["nvidia", "nvidia", "amd"]
-    assert gpus.find_gpus().driver == "580.82.07"
+    assert environment.read_nvml() == (NVIDIA, "580.82.07", "13.2")
+    radeon = Gpu("amd", "Radeon", 24, 23)
+    monkeypatch.setattr(environment, "run_probe", lambda: (Torch(), (radeon,), {}))
+    monkeypatch.setattr(environment, "_other_gpus", lambda: (Gpu("nvidia"), Gpu("amd"), Gpu("intel")))
+
+    def gpus():
+        return environment.collect_environment(tmp_path, online=False).gpus
+
+    assert gpus() == (*NVIDIA, Gpu("amd"), Gpu("intel"))
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert gpus() == (radeon, Gpu("nvidia"), Gpu("intel"))
 
 
 @pytest.mark.parametrize("module", ["missing package", "missing library"])
@@ -67,41 +69,26 @@ def test_without_nvml_there_are_no_facts_from_it(module, monkeypatch):
     def fail():
         raise NVMLError("NVML Shared Library Not Found")
 
-    monkeypatch.setitem(
-        sys.modules, "pynvml", None if module == "missing package" else fake_nvml(nvmlInit=fail)
-    )
-    assert gpus.read_nvml() == FoundGpus()
+    fake = None if module == "missing package" else fake_nvml(nvmlInit=fail)
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    assert environment.read_nvml() == ((), None, None)
 
 
-def test_gpus_are_read_from_device_files(tmp_path):
-    proc = {
-        "proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.10  Thu Jan\n",
-        "proc/driver/nvidia/gpus/0000:01:00.0/information": "Model: \t\t NVIDIA L4\nIRQ: 12\n",
-    }
-    pci = {
-        "sys/bus/pci/devices/0000:01:00.0/vendor": "0x10de\n",
-        "sys/bus/pci/devices/0000:01:00.0/class": "0x030200\n",
-        "sys/bus/pci/devices/0000:02:00.0/vendor": "0x8086\n",
-        "sys/bus/pci/devices/0000:02:00.0/class": "0x030000\n",
-        "sys/bus/pci/devices/0000:03:00.0/vendor": "0x10de\n",
-        "sys/bus/pci/devices/0000:03:00.0/class": "0x040300\n",  # sound
-    }
-    card = {
-        "sys/class/drm/card1/device/vendor": "0x1002\n",
-        "sys/class/drm/card1/device/product_name": "Radeon\n",
-        "sys/class/drm/card1/device/mem_info_vram_total": "24000000000\n",
-        "sys/class/drm/card1/device/mem_info_vram_used": "1000000000\n",
-    }
-    result = gpus.read_device_files(write(tmp_path / "a", proc | pci | card))
-    assert result.driver == "570.86.10"
-    assert result.gpus == (
-        Gpu("nvidia", "NVIDIA L4"),
-        Gpu("amd", "Radeon", 24_000_000_000, 23_000_000_000),
-        Gpu("intel"),
+def test_gpus_without_a_driver_are_found_by_vendor_and_class(tmp_path):
+    write(
+        tmp_path,
+        {
+            "01/vendor": "0x10de\n",
+            "01/class": "0x030200\n",
+            "02/vendor": "0x8086\n",
+            "02/class": "0x030000\n",
+            "03/vendor": "0x10de\n",
+            "03/class": "0x040300\n",  # sound
+            "04/vendor": "0x1002\n",
+        },
     )
-    result = gpus.read_device_files(write(tmp_path / "b", pci))
-    assert (result.driver, [gpu.vendor for gpu in result.gpus]) == (None, ["nvidia", "intel"])
-    assert gpus.read_device_files(tmp_path / "empty") == FoundGpus()
+    assert environment.pci_gpus(tmp_path) == (Gpu("nvidia"), Gpu("intel"))
+    assert environment.pci_gpus(tmp_path / "missing") == ()
 
 
 BROKEN = {
@@ -118,7 +105,7 @@ BROKEN = {
 def test_a_torch_that_cannot_be_imported_is_reported(code, tmp_path, monkeypatch):
     write(tmp_path, {"torch/__init__.py": code})
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    torch, errors = environment._run_probe()
+    torch, _, errors = environment.run_probe()
     assert BROKEN[code] in torch.error
     assert errors == {}
 
@@ -128,7 +115,7 @@ def test_a_torch_that_hangs_times_out(monkeypatch):
         raise subprocess.TimeoutExpired(command, options["timeout"])
 
     monkeypatch.setattr(subprocess, "run", hang)
-    torch, errors = environment._run_probe()
+    torch, _, errors = environment.run_probe()
     assert "more than 300 s" in torch.error
     assert errors == {}
 
@@ -137,33 +124,33 @@ FAKE_GPU = """
 class version: cuda, hip = "13.0", None
 class cuda:
     is_available = lambda: True
-    device_count = lambda: 1
-    get_device_name = lambda index: "GPU"
-    get_arch_list = lambda: ["sm_90"]
+    device_count = lambda: 2
+    get_device_name = lambda index: f"GPU {index}"
+    mem_get_info = lambda index: (3, 4)
     is_bf16_supported = lambda: True
 class backends:
     class mps: is_available = lambda: False
 __version__ = "2.13.0"
 def device(name): return name
+def ones(count, device):
+    if device == BROKEN: raise RuntimeError("no kernel image")
+    return count
 """
 
 
-def test_the_probe_reports_why_kernels_cannot_run(tmp_path, monkeypatch):
-    """The fused modules are those of a fake package: what is tested is that their answer arrives."""
+@pytest.mark.parametrize("broken", ["none", "cuda:1"])
+def test_the_probe_reports_why_torch_or_triton_cannot_compute(broken, tmp_path, monkeypatch):
+    """torch and the fused modules are fakes: what is tested is that their answers arrive."""
     write(
-        tmp_path,
-        {
-            "torch/__init__.py": FAKE_GPU,
-            "diffusers.py": "UNet2DConditionModel = 1",
-            "code.py": "",
-        },
+        tmp_path, {"torch/__init__.py": FAKE_GPU, "diffusers.py": "UNet2DConditionModel = 1", "code.py": ""}
     )
     program = (
-        "import sys, types; from unziplora_cli.doctor import probe;"
+        "import json, sys, types; from unziplora_cli.doctor import environment; import torch;"
+        f"torch.BROKEN = {broken!r};"
         "module = types.ModuleType('unziplora_cli.accel.fused_modules');"
         "module.kernel_problem = lambda device: f'No compiler on {device}.';"
         "sys.modules[module.__name__] = module;"
-        "print(probe.probe()['torch']['kernel_problem'])"
+        "print(json.dumps(environment.probe()))"
     )
     package = str(Path(environment.__file__).parents[2])
     process = subprocess.run(
@@ -172,20 +159,27 @@ def test_the_probe_reports_why_kernels_cannot_run(tmp_path, monkeypatch):
         text=True,
         env={"PYTHONPATH": f"{tmp_path}:{package}"},
     )
-    assert process.stdout.strip() == "No compiler on cuda.", process.stderr
+    result = json.loads(process.stdout)
+    first = {"vendor": "nvidia", "name": "GPU 0", "memory_free": 3, "memory_total": 4}
+    assert result["gpus"][0] == first
+    if broken == "none":
+        assert result["torch"]["kernel_problem"] == "No compiler on cuda."
+    else:
+        assert result["torch"]["gpu_problem"] == "GPU 1 (RuntimeError: no kernel image)"
+        assert result["gpus"][1] == {"vendor": "nvidia", "name": "GPU 1"}
 
 
 def test_a_library_that_cannot_be_imported_is_reported(tmp_path, monkeypatch):
     write(tmp_path, {"peft/__init__.py": "raise ImportError('wrong torch')"})
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    torch, errors = environment._run_probe()
+    torch, _, errors = environment.run_probe()
     assert torch.error == ""
     assert errors["peft"] == "ImportError: wrong torch"
 
 
 def test_interrupted_downloads_are_counted(tmp_path):
     write(tmp_path, {"models--a--b/blobs/x.incomplete": "12345", "models--a--b/blobs/y": "1"})
-    assert environment._unfinished_bytes(tmp_path) == 5
+    assert environment._cached_bases(tmp_path)[1:] == (5, "")
 
 
 def test_the_hub_gets_no_token(monkeypatch):
@@ -200,8 +194,7 @@ def test_the_hub_gets_no_token(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example/")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    hub = environment._ask_hub()
-    assert (hub.url, hub.error) == ("https://mirror.example", "OSError: no route")
+    assert environment.ask_hub() == ("https://mirror.example", "OSError: no route")
     assert requests[0].full_url.startswith("https://mirror.example/")
     assert "hf_secret" not in str(requests[0].headers)
 
@@ -230,6 +223,6 @@ def test_a_file_in_the_current_folder_is_not_imported_as_a_library(tmp_path, mon
     write(tmp_path, {"path/torch/__init__.py": "raise ImportError('the one on the path')"})
     monkeypatch.chdir(current)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
-    torch, _ = environment._run_probe()
+    torch, _, _ = environment.run_probe()
     assert torch.error == "ImportError: the one on the path"
     assert not proof.exists()

@@ -6,8 +6,7 @@ import pytest
 
 from tests.doctor.machines import CPU_MACHINE, CUDA_TORCH, GB, GPU_MACHINE, H200, check, fixes
 from unziplora_cli.doctor.checks import run_checks
-from unziplora_cli.doctor.environment import Library, Torch
-from unziplora_cli.doctor.gpus import Gpu
+from unziplora_cli.doctor.environment import Gpu, Library, Torch
 
 CPU_BUILD = replace(GPU_MACHINE, torch=Torch("2.13.0+cpu"))
 INDEX = "--index-url https://download.pytorch.org/whl/cu130"
@@ -96,15 +95,17 @@ def test_hidden_gpus_are_named():
 
 
 @pytest.mark.parametrize(
-    ("capability", "level"),
-    [("9.0", "ok"), ("8.0", "ok"), ("8.9", "ok"), ("7.5", "problem"), ("12.0", "problem"), (None, "ok")],
+    ("problem", "fix"),
+    [
+        ("Tesla P40 (RuntimeError: CUDA error: no kernel image is available)", "/whl/cu126"),
+        ("Tesla P40 (RuntimeError: CUDA error: device busy)", "restart the machine."),
+    ],
 )
-def test_torch_must_have_kernels_for_the_gpu(capability, level):
-    gpu = replace(H200, capability=capability)
-    assert check("gpu", GPU_MACHINE, gpus=(gpu,)).level == level
-    with_ptx = replace(CUDA_TORCH, kernels=("sm_70", "compute_75"))
-    newer = replace(H200, capability="12.0")
-    assert check("gpu", GPU_MACHINE, gpus=(newer,), torch=with_ptx).level == "ok"
+def test_a_gpu_on_which_torch_cannot_compute(problem, fix):
+    gpus = (replace(H200, name="Tesla P40", capability="6.1"),)
+    result = check("gpu", GPU_MACHINE, gpus=gpus, torch=replace(CUDA_TORCH, gpu_problem=problem))
+    assert (result.level, result.message) == ("problem", f"This torch cannot compute on {problem}.")
+    assert fixes(result)[-1].endswith(fix)
 
 
 def test_a_gpu_without_bf16_is_named():

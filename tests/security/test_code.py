@@ -22,9 +22,9 @@ FORBIDDEN_IMPORTS = {
     # parsers that resolve external references
     *("xml", "lxml"),
 }
-PROCESSES = {"cli/_opening.py", "doctor/environment.py", "doctor/gpus.py"}
+PROCESSES = {"cli/_opening.py", "doctor/environment.py"}
 """The only modules that start other programs: nvidia-smi and the like, and what opens a file."""
-DYNAMIC_IMPORTS = {"doctor/probe.py"}
+DYNAMIC_IMPORTS = {"doctor/environment.py"}
 NETWORK = {"hub.py", "network.py", "doctor/environment.py", "ui/server.py"}
 """The only modules that import an HTTP library or sockets; the page's server only listens."""
 

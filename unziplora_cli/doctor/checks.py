@@ -1,13 +1,11 @@
 """What a machine's environment means for training: one function per question, which looks at nothing else."""
 
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from unziplora_cli.doctor.environment import Environment, Library, collect_environment, parse_version
-from unziplora_cli.doctor.gpus import Gpu
+from unziplora_cli.doctor.environment import Environment, Gpu, Library, collect_environment, parse_version
 from unziplora_cli.errors import Remedy
 from unziplora_cli.packages import PYTORCH_INDEX, TORCH_BUILDS, install_with_torch
 
@@ -27,6 +25,11 @@ MINI_PROJECT = 0.1 * GB
 
 UPDATE_DRIVER = Remedy("Update NVIDIA's driver to 580 or later.")
 INSTALL_DRIVER = Remedy("Install NVIDIA's driver.")
+
+FREE_OR_RESTART = Remedy("Close programs that use the GPU (nvidia-smi lists them), or restart the machine.")
+
+NO_KERNELS = ("no kernel image", "invalid device function")
+"""What torch says about a GPU that it was not built for."""
 
 Level = Literal["ok", "note", "problem"]
 """``problem``: blocks training, or keeps it off the GPU."""
@@ -63,7 +66,19 @@ def diagnose(home: Path, *, online: bool = False) -> DoctorReport:
 
 def run_checks(env: Environment) -> tuple[Check, ...]:
     """All checks, in the order in which problems should be fixed."""
-    results = (check(env) for check in CHECKS)
+    results = (
+        check_python(env),
+        check_torch(env),
+        check_gpu(env),
+        check_driver(env),
+        check_kernels(env),
+        check_gpu_memory(env),
+        check_memory(env),
+        check_libraries(env),
+        check_home(env),
+        check_cache(env),
+        check_hub(env),
+    )
     return tuple(result for result in results if result is not None)
 
 
@@ -83,32 +98,33 @@ def check_python(env: Environment) -> Check:
 
 
 def check_torch(env: Environment) -> Check:
-    library = env.library("torch")
-    build = cuda_build(env) if env.gpus_of("nvidia") else None
-    reinstall = install_torch(env, build)
-    if env.torch.error and (library is None or library.version is None):
+    library = _torch_library(env)
+    reinstall = install_torch(env, cuda_build(env) if env.gpus_of("nvidia") else None)
+    if library is None or library.version is None:
         return Check("torch", "problem", "torch is not installed.", reinstall)
     if env.torch.error:
-        version = library.version if library else ""
-        return Check("torch", "problem", f"torch {version} is broken: {env.torch.error}.", reinstall)
-    version = env.torch.version or ""
-    name = f"torch {version}, built for {_built_for(env)}"
-    if library and parse_version(version) < parse_version(library.lowest):
+        message = f"torch {library.version} is broken: {env.torch.error}."
+        return Check("torch", "problem", message, reinstall)
+    name = f"torch {env.torch.version}, built for {_built_for(env)}"
+    library = replace(library, version=env.torch.version)
+    if library.is_older:
         message = f"{name}, is older than {library.lowest}, the lowest tested version."
         return Check("torch", "problem", message, reinstall)
-    if library and library.tested and parse_version(version) > parse_version(library.tested):
+    if library.is_newer:
         return Check("torch", "note", f"{name}, is newer than {library.tested}, the newest tested version.")
     return Check("torch", "ok", name)
 
 
 def check_gpu(env: Environment) -> Check:
     """Whether torch can use the GPU, or why not."""
+    if problem := env.torch.gpu_problem:
+        remedies = (
+            Remedy("Close programs that use the GPU (nvidia-smi lists them), or restart the machine."),
+        )
+        if any(sign in problem for sign in NO_KERNELS):
+            remedies = install_torch(env, cuda_build(env))
+        return Check("gpu", "problem", f"This torch cannot compute on {problem}.", remedies)
     if env.torch.gpus:
-        unsupported = [gpu for gpu in env.gpus_of("nvidia") if not _has_kernels(gpu, env.torch.kernels)]
-        if unsupported:
-            capability = unsupported[0].capability
-            message = f"This torch does not support {_names(unsupported)} (capability {capability})."
-            return Check("gpu", "problem", message, install_torch(env, cuda_build(env)))
         bf16 = "" if env.torch.bf16 else "; it does not support bf16, so fp16 is used"
         return Check("gpu", "ok", f"{', '.join(env.torch.gpus)}: torch can use it{bf16}")
     if env.torch.mps:
@@ -231,21 +247,25 @@ def check_memory(env: Environment) -> Check | None:
 def check_libraries(env: Environment) -> Check:
     """Whether all other libraries are installed, importable, and of tested versions."""
     libraries = [library for library in env.libraries if library.name != "torch"]
-    missing = [library for library in libraries if library.version is None]
-    old = [library for library in libraries if library.version and _is_older(library)]
-    broken = [library for library in libraries if library.version and library.error and library not in old]
-    if missing or old or broken:
-        reasons = [f"{library.name} is not installed" for library in missing]
-        reasons += [f"{library.name} {library.version} is older than {library.lowest}" for library in old]
-        reasons += [
-            f"{library.name} {library.version} cannot be imported ({library.error})" for library in broken
-        ]
-        remedy = install_libraries(env, missing + old or broken)
-        return Check("libraries", "problem", "; ".join(reasons) + ".", (remedy,))
-    newer = [library for library in libraries if _is_newer(library)]
-    if newer:
-        names = ", ".join(f"{library.name} {library.version} (tested: {library.tested})" for library in newer)
-        return Check("libraries", "note", f"newer than the tested versions: {names}")
+    outdated = {
+        library: f"{library.name} {library.version} is older than {library.lowest}"
+        if library.version
+        else f"{library.name} is not installed"
+        for library in libraries
+        if library.version is None or library.is_older
+    }
+    broken = {
+        library: f"{library.name} {library.version} cannot be imported ({library.error})"
+        for library in libraries
+        if library.error and library not in outdated
+    }
+    if outdated or broken:
+        message = "; ".join([*outdated.values(), *broken.values()]) + "."
+        remedy = install_libraries(env, [*(outdated or broken)])
+        return Check("libraries", "problem", message, (remedy,))
+    names = [f"{lib.name} {lib.version} (tested: {lib.tested})" for lib in libraries if lib.is_newer]
+    if names:
+        return Check("libraries", "note", f"newer than the tested versions: {', '.join(names)}")
     return Check("libraries", "ok", f"{len(libraries)} of tested versions")
 
 
@@ -268,22 +288,18 @@ def check_cache(env: Environment) -> Check:
     message = f"{_gigabytes(env.cache.free)} free at {env.cache.path}"
     if env.cache_error:
         return Check("cache", "note", f"{message}; its bases cannot be listed: {env.cache_error}.")
-    builtin = next((base for base in env.bases if base.spec == "mini"), None)
-    if builtin is None or builtin.problem:
-        problem = builtin.problem if builtin else "it is missing"
+    if problem := env.bases.get("mini", "it is missing"):
         remedy = Remedy("Install unziplora again.")
         return Check("cache", "problem", f"The built-in base is damaged: {problem.rstrip('.')}.", (remedy,))
-    damaged = next((base for base in env.bases if base.problem), None)
-    if damaged is not None:
-        remove = Remedy("", "models remove", (damaged.spec,))
-        download = Remedy("", "models pull", (damaged.spec,))
-        return Check("cache", "note", f"{damaged.spec}: {damaged.problem}", (remove, download))
+    for spec, problem in env.bases.items():
+        if problem:
+            remedies = (Remedy("", "models remove", (spec,)), Remedy("", "models pull", (spec,)))
+            return Check("cache", "note", f"{spec}: {problem}", remedies)
     if env.unfinished_bytes:
         message += f"; {_gigabytes(env.unfinished_bytes)} of interrupted downloads, which can be resumed"
         return Check("cache", "note", message, (Remedy("List them", "models list"),))
-    names = [base.spec for base in env.bases]
-    bases = f"{message}; bases: {', '.join(names)}"
-    if "sdxl" in names:
+    bases = f"{message}; bases: {', '.join(env.bases)}"
+    if "sdxl" in env.bases:
         return Check("cache", "ok", bases)
     if not env.cache.writable or env.cache.free < SDXL_DOWNLOAD:
         remedy = Remedy("Free disk space, or set HF_HOME to a folder on another disk.")
@@ -294,25 +310,10 @@ def check_cache(env: Environment) -> Check:
 def check_hub(env: Environment) -> Check | None:
     if env.hub is None:
         return None
-    if env.hub.error:
+    if env.hub_error:
         remedy = Remedy("Check the connection; behind a proxy, set HTTPS_PROXY.")
-        return Check("hub", "note", f"{env.hub.url} does not answer: {env.hub.error}.", (remedy,))
-    return Check("hub", "ok", f"{env.hub.url} answers")
-
-
-CHECKS: tuple[Callable[[Environment], Check | None], ...] = (
-    check_python,
-    check_torch,
-    check_gpu,
-    check_driver,
-    check_kernels,
-    check_gpu_memory,
-    check_memory,
-    check_libraries,
-    check_home,
-    check_cache,
-    check_hub,
-)
+        return Check("hub", "note", f"{env.hub} does not answer: {env.hub_error}.", (remedy,))
+    return Check("hub", "ok", f"{env.hub} answers")
 
 
 # Installing libraries
@@ -325,7 +326,7 @@ def install_torch(env: Environment, build: str | None = None) -> tuple[Remedy, .
     """
     if env.installer in ("pipx", "uv tool"):
         return (install_with_torch(env.installer, build or ""),)
-    torch = env.library("torch")
+    torch = _torch_library(env)
     wanted = f"torch>={torch.lowest}" if torch else "torch"
     index = {"index_url": f"{PYTORCH_INDEX}/{build}"} if build else {}
     if env.installer == "uv":
@@ -376,6 +377,10 @@ def cuda_build(env: Environment) -> str | None:
     return "cu126" if supported >= (12,) else None
 
 
+def _torch_library(env: Environment) -> Library | None:
+    return next((library for library in env.libraries if library.name == "torch"), None)
+
+
 def _built_for(env: Environment) -> str:
     if env.torch.hip:
         return f"ROCm {env.torch.hip}"
@@ -384,31 +389,9 @@ def _built_for(env: Environment) -> str:
     return "Apple's GPU and the CPU" if env.system == "Darwin" else "the CPU"
 
 
-def _has_kernels(gpu: Gpu, kernels: tuple[str, ...]) -> bool:
-    """Whether torch has machine code for the GPU's architecture, or intermediate code to compile for it."""
-    if gpu.capability is None or not kernels:
-        return True
-    capability = tuple(int(part) for part in gpu.capability.split("."))
-    for kernel in kernels:
-        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", kernel)
-        if match:
-            built = (int(match[2]), int(match[3]))
-            if built <= capability and (match[1] == "compute" or built[0] == capability[0]):
-                return True
-    return False
-
-
 def _names(gpus: Iterable[Gpu]) -> str:
     titles = {"nvidia": "an NVIDIA GPU", "amd": "an AMD GPU", "intel": "an Intel GPU", "apple": "Apple GPU"}
     return ", ".join(dict.fromkeys(gpu.name or titles[gpu.vendor] for gpu in gpus))
-
-
-def _is_older(library: Library) -> bool:
-    return parse_version(library.version or "") < parse_version(library.lowest)
-
-
-def _is_newer(library: Library) -> bool:
-    return bool(library.tested) and parse_version(library.version or "") > parse_version(library.tested)
 
 
 def _gigabytes(number: float) -> str:

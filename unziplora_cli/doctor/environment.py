@@ -1,7 +1,11 @@
-"""Everything about a machine that decides whether it can train, collected into one frozen record."""
+"""Everything about a machine that decides whether it can train, collected into one frozen record.
 
+Run as a program, this module imports what training needs and prints the outcome as JSON on its last line: a
+broken torch can end the whole process.
+"""
+
+import importlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -9,37 +13,63 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+import urllib.request
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import unziplora_cli
 from unziplora_cli import paths, resources
-from unziplora_cli.doctor import gpus
-from unziplora_cli.doctor.gpus import Gpu, Vendor
-from unziplora_cli.doctor.probe import reason
 from unziplora_cli.packages import Installer, installer
 
 PROBE_TIMEOUT = 300.0
 """Seconds for importing torch and the other libraries, which takes long from a cold disk."""
+
+NEEDED = {
+    "numpy": "ndarray",
+    "PIL.Image": "open",
+    "safetensors": "safe_open",
+    "huggingface_hub": "HfApi",
+    "accelerate": "Accelerator",
+    "peft": "LoraConfig",
+    "transformers": "CLIPTextModelWithProjection",
+    "diffusers": "UNet2DConditionModel",
+    "pynvml": "nvmlInit",
+}
+"""What training uses of each library; diffusers and transformers import a class when it is accessed."""
+
+Vendor = Literal["nvidia", "amd", "intel", "apple"]
+_PCI_VENDORS: dict[str, Vendor] = {"0x10de": "nvidia", "0x1002": "amd", "0x8086": "intel"}
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU; memory in bytes, ``capability`` as NVIDIA's ``9.0``; None if unknown."""
+
+    vendor: Vendor
+    name: str = ""
+    memory_total: int | None = None
+    memory_free: int | None = None
+    capability: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Torch:
     """What importing torch in a separate process reported; ``error`` is why the import failed.
 
-    ``cuda`` and ``hip`` are the versions that torch was built for, ``kernels`` the GPU architectures
-    (``sm_90``). ``warning`` is what torch printed when it looked for a GPU; ``kernel_problem`` is why Triton
-    cannot run the fused kernels on it.
+    ``cuda`` and ``hip`` are the versions that torch was built for. ``warning`` is what torch printed when it
+    looked for a GPU, ``gpu_problem`` why it cannot compute on one, ``kernel_problem`` why Triton cannot.
     """
 
-    version: str | None = None
+    version: str = ""
     error: str = ""
     warning: str = ""
     cuda: str | None = None
     hip: str | None = None
     gpus: tuple[str, ...] = ()
-    kernels: tuple[str, ...] = ()
+    gpu_problem: str = ""
     bf16: bool = False
     mps: bool = False
     kernel_problem: str = ""
@@ -58,6 +88,16 @@ class Library:
     tested: str
     error: str = ""
 
+    @property
+    def is_older(self) -> bool:
+        """Whether it is older than every tested version."""
+        return bool(self.version) and parse_version(self.version or "") < parse_version(self.lowest)
+
+    @property
+    def is_newer(self) -> bool:
+        """Whether it is newer than every tested version."""
+        return bool(self.tested) and parse_version(self.version or "") > parse_version(self.tested)
+
 
 @dataclass(frozen=True, slots=True)
 class Folder:
@@ -69,24 +109,11 @@ class Folder:
 
 
 @dataclass(frozen=True, slots=True)
-class CachedBase:
-    """A base model on this disk; ``problem`` is what is wrong with it."""
-
-    spec: str
-    problem: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Hub:
-    """The model hub's address, and why it did not answer."""
-
-    url: str
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Environment:
-    """One machine. ``hub`` is None when the network was not to be used."""
+    """One machine. ``bases`` are those on this disk, each with what is wrong with it.
+
+    ``hub`` is the address of the model hub, None when the network was not to be used.
+    """
 
     tool_version: str
     python: str
@@ -105,16 +132,14 @@ class Environment:
     memory_free: int | None
     home: Folder
     cache: Folder
-    bases: tuple[CachedBase, ...]
+    bases: Mapping[str, str] = field(default_factory=dict)
     cache_error: str = ""
     unfinished_bytes: int = 0
-    hub: Hub | None = None
+    hub: str | None = None
+    hub_error: str = ""
 
     def gpus_of(self, vendor: Vendor) -> tuple[Gpu, ...]:
         return tuple(gpu for gpu in self.gpus if gpu.vendor == vendor)
-
-    def library(self, name: str) -> Library | None:
-        return next((library for library in self.libraries if library.name == name), None)
 
 
 def parse_version(version: str) -> tuple[int, ...]:
@@ -134,11 +159,14 @@ def read_pins(path: Path) -> dict[str, str]:
 
 def collect_environment(home: Path, *, online: bool) -> Environment:
     """The facts about this machine; sends one request to the model hub only when ``online``."""
-    torch, import_errors = _run_probe()
-    found_gpus = gpus.find_gpus()
+    torch, torch_gpus, import_errors = run_probe()
+    nvidia, driver, driver_cuda = read_nvml()
+    gpus = nvidia or torch_gpus
+    gpus += tuple(gpu for gpu in _other_gpus() if gpu.vendor not in {known.vendor for known in gpus})
     total, free = _main_memory()
     cache = paths.hub_cache()
-    bases, cache_error = _cached_bases()
+    bases, unfinished, cache_error = _cached_bases(cache)
+    hub, hub_error = ask_hub() if online else (None, "")
     return Environment(
         tool_version=unziplora_cli.__version__,
         python=platform.python_version(),
@@ -146,10 +174,10 @@ def collect_environment(home: Path, *, online: bool) -> Environment:
         installer=installer(Path(sys.prefix)),
         system=platform.system(),
         machine=platform.machine(),
-        is_emulated=gpus.is_emulated(),
-        gpus=found_gpus.gpus,
-        nvidia_driver=found_gpus.driver,
-        driver_cuda=found_gpus.cuda,
+        is_emulated=_is_emulated(),
+        gpus=gpus,
+        nvidia_driver=driver,
+        driver_cuda=driver_cuda,
         visible_gpus=os.environ.get("CUDA_VISIBLE_DEVICES"),
         torch=torch,
         libraries=_libraries(import_errors),
@@ -159,39 +187,13 @@ def collect_environment(home: Path, *, online: bool) -> Environment:
         cache=_folder(cache),
         bases=bases,
         cache_error=cache_error,
-        unfinished_bytes=_unfinished_bytes(cache),
-        hub=_ask_hub() if online else None,
+        unfinished_bytes=unfinished,
+        hub=hub,
+        hub_error=hub_error,
     )
 
 
-def _run_probe() -> tuple[Torch, dict[str, str]]:
-    """What the probe reports of torch, and why other libraries cannot be imported."""
-    command = [sys.executable, "-P", "-m", "unziplora_cli.doctor.probe"]
-    package = str(Path(unziplora_cli.__file__).parents[1])
-    search = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-    try:
-        process = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=PROBE_TIMEOUT,
-            env={**os.environ, "PYTHONPATH": search},
-        )
-    except subprocess.TimeoutExpired:
-        return Torch(error=f"importing it took more than {PROBE_TIMEOUT:.0f} s"), {}
-    try:
-        report = json.loads(process.stdout.strip().rpartition("\n")[2])
-    except ValueError:
-        last = (process.stderr.strip().splitlines() or ["no output"])[-1]
-        return Torch(error=f"importing it ended the process with code {process.returncode}: {last}"), {}
-    torch: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in report["torch"].items()
-    }
-    return Torch(**torch), report["errors"]
-
-
-def _libraries(import_errors: dict[str, str]) -> tuple[Library, ...]:
+def _libraries(import_errors: Mapping[str, str]) -> tuple[Library, ...]:
     """Every library that unziplora needs, and those of its extras that are installed."""
     lowest, tested = (read_pins(resources.constraints(f"{name}.txt")) for name in ("lowest", "tested"))
     names = {"PIL.Image": "pillow", "pynvml": "nvidia-ml-py"}
@@ -223,41 +225,177 @@ def _folder(path: Path) -> Folder:
     existing = next(parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent))
     writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
     try:
-        free = shutil.disk_usage(existing).free
+        return Folder(str(path), shutil.disk_usage(existing).free, writable)
     except OSError:
-        free, writable = 0, False
-    return Folder(str(path), free, writable)
+        return Folder(str(path), 0, False)
 
 
-def _cached_bases() -> tuple[tuple[CachedBase, ...], str]:
-    """The bases on this disk, and why they cannot be listed."""
+def _cached_bases(cache: Path) -> tuple[dict[str, str], int, str]:
+    """The bases on this disk, bytes of interrupted downloads, and why they cannot be listed."""
     from unziplora_cli.model_cache import list_models
 
     try:
-        return tuple(CachedBase(model.spec, model.problem) for model in list_models()), ""
+        unfinished = sum(file.stat().st_size for file in cache.glob("models--*/blobs/*.incomplete"))
+        return {model.spec: model.problem for model in list_models()}, unfinished, ""
     except Exception as error:  # huggingface_hub may be missing or broken, the cache unreadable
-        return (), reason(error)
+        return {}, 0, reason(error)
 
 
-def _unfinished_bytes(cache: Path) -> int:
-    """Bytes of interrupted downloads."""
-    sizes = []
-    for path in cache.glob("models--*/blobs/*.incomplete"):
-        try:
-            sizes.append(path.stat().st_size)
-        except OSError:
-            continue
-    return sum(sizes)
-
-
-def _ask_hub() -> Hub:
-    """Whether the model hub answers; no token is sent."""
-    import urllib.request
-
-    url = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+def ask_hub() -> tuple[str, str]:
+    """The address of the model hub, and why it does not answer; no token is sent."""
+    url = os.environ.get("HF_ENDPOINT", paths.HUB_ENDPOINT).rstrip("/")
     request = urllib.request.Request(f"{url}/api/models?limit=1", headers={"User-Agent": "unziplora"})
     try:
         with urllib.request.urlopen(request, timeout=15):
-            return Hub(url)
+            return url, ""
     except (OSError, ValueError) as error:
-        return Hub(url, reason(error))
+        return url, reason(error)
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+# GPUs that torch may not see
+
+
+def read_nvml() -> tuple[tuple[Gpu, ...], str | None, str | None]:
+    """NVIDIA's GPUs, its driver and the newest CUDA version that the driver supports, as far as known."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # the library or the driver is missing
+        return (), None, None
+
+    def ask(function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except pynvml.NVMLError:  # not supported by this GPU or driver
+            return None
+
+    gpus = []
+    for index in range(ask(pynvml.nvmlDeviceGetCount) or 0):
+        handle = ask(pynvml.nvmlDeviceGetHandleByIndex, index)
+        memory = ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
+        sizes = (int(memory.total), int(memory.free)) if memory else (None, None)
+        capability = ask(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
+        name = ask(pynvml.nvmlDeviceGetName, handle) or ""
+        gpus.append(Gpu("nvidia", name, *sizes, "{}.{}".format(*capability) if capability else None))
+    version = ask(pynvml.nvmlSystemGetCudaDriverVersion_v2)
+    cuda = f"{version // 1000}.{version % 1000 // 10}" if version else None
+    driver = ask(pynvml.nvmlSystemGetDriverVersion)
+    ask(pynvml.nvmlShutdown)
+    return tuple(gpus), driver, cuda
+
+
+def _other_gpus() -> tuple[Gpu, ...]:
+    """GPUs of any vendor, with a driver or not: the chip of a Mac, and Linux's list of PCI devices."""
+    apple = (Gpu("apple", "Apple GPU"),) if _is_apple_silicon() else ()
+    return (*apple, *pci_gpus(Path("/sys/bus/pci/devices")))
+
+
+def pci_gpus(folder: Path) -> tuple[Gpu, ...]:
+    """Display controllers (PCI class 03) by their vendor."""
+    gpus = []
+    for device in sorted(folder.glob("*")):
+        try:
+            vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
+        except OSError:
+            continue
+        if vendor in _PCI_VENDORS and kind.startswith("0x03"):
+            gpus.append(Gpu(_PCI_VENDORS[vendor]))
+    return tuple(gpus)
+
+
+def _is_apple_silicon() -> bool:
+    return (platform.system(), platform.machine()) == ("Darwin", "arm64") or _is_emulated()
+
+
+def _is_emulated() -> bool:
+    """Whether this is a Python for Intel processors on an Apple chip, which cannot use its GPU."""
+    return (platform.system(), platform.machine()) == ("Darwin", "x86_64") and "ARM64" in platform.version()
+
+
+# The probe
+
+
+def run_probe() -> tuple[Torch, tuple[Gpu, ...], dict[str, str]]:
+    """What importing torch and the other libraries in a process of its own reports."""
+    package = str(Path(unziplora_cli.__file__).parents[1])
+    search = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    try:
+        process = subprocess.run(
+            [sys.executable, "-P", "-m", __name__],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PROBE_TIMEOUT,
+            env={**os.environ, "PYTHONPATH": search},
+        )
+    except subprocess.TimeoutExpired:
+        return Torch(error=f"importing it took more than {PROBE_TIMEOUT:.0f} s"), (), {}
+    try:
+        report = json.loads(process.stdout.strip().rpartition("\n")[2])
+    except ValueError:
+        last = (process.stderr.strip().splitlines() or ["no output"])[-1]
+        return Torch(error=f"importing it ended the process with code {process.returncode}: {last}"), (), {}
+    torch = Torch(**{**report["torch"], "gpus": tuple(gpu["name"] for gpu in report["gpus"])})
+    return torch, tuple(Gpu(**gpu) for gpu in report["gpus"]), report["errors"]
+
+
+def probe() -> dict[str, Any]:
+    """Facts about torch and its GPUs, and the reason for each library that cannot be imported."""
+    try:
+        import torch
+    except Exception as error:
+        return {"torch": {"error": reason(error)}, "gpus": [], "errors": {}}
+    errors = {}
+    for name, attribute in NEEDED.items():
+        try:
+            getattr(importlib.import_module(name), attribute)
+        except Exception as error:
+            errors[name] = reason(error)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    facts: dict[str, Any] = {
+        "version": str(torch.__version__),
+        "warning": " ".join(" ".join(str(warning.message).split()) for warning in caught),
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "mps": torch.backends.mps.is_available(),
+    }
+    gpus = []
+    for index in range(count):
+        gpu = {"vendor": "amd" if torch.version.hip else "nvidia", "name": torch.cuda.get_device_name(index)}
+        gpus.append(gpu)
+        try:
+            float(torch.ones(1, device=f"cuda:{index}") + 1)
+            gpu["memory_free"], gpu["memory_total"] = torch.cuda.mem_get_info(index)
+        except Exception as error:
+            facts.setdefault("gpu_problem", f"{gpu['name']} ({reason(error)})")
+    if gpus:
+        facts["bf16"] = torch.cuda.is_bf16_supported()
+        if "gpu_problem" not in facts and "diffusers" not in errors:
+            facts["kernel_problem"] = _kernel_problem()
+    return {"torch": facts, "gpus": gpus, "errors": errors}
+
+
+def _kernel_problem() -> str:
+    """Why the fused kernels cannot run: Triton, the C compiler that it calls, or the driver."""
+    try:
+        import torch
+
+        from unziplora_cli.accel.fused_modules import kernel_problem
+
+        return kernel_problem(torch.device("cuda")) or ""
+    except Exception as error:
+        return reason(error)
+
+
+if __name__ == "__main__":
+    outcome = json.dumps(probe())
+    sys.stdout.write(f"\n{outcome}\n")
