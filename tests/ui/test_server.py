@@ -2,8 +2,8 @@
 
 import asyncio
 import socket
-from collections.abc import Iterator
-from html import escape
+from collections.abc import Callable, Iterator
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.full_project import HOSTILE
 from unziplora_cli.cli._errors import describe
-from unziplora_cli.errors import UsageError
+from unziplora_cli.errors import Remedy, UsageError
 from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.ui import server
 from unziplora_cli.ui.jobs import Job, JobQueue
@@ -66,7 +66,7 @@ async def accept(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.body", "body": b"yes"})
 
 
-GUARDED = server.OwnPageOnly(accept)
+GUARDED = server.OwnPageOnly(accept, [Path("/home/fox"), Path("/uploads")])
 
 
 @pytest.mark.parametrize(
@@ -115,12 +115,42 @@ def test_without_a_host_header_nothing_is_answered() -> None:
         "/gradio_api/file=http://evil.example/x.png",
         "/gradio_api/file=HTTPS://evil.example/x.png",
         "/gradio_api/file/https://evil.example/x.png",
+        "/gradio_api/file=//evil.example/share/x.png",
+        "/gradio_api/file=\\\\evil.example\\share\\x.png",
+        "/gradio_api/file=/home/fox/../rose/x.png",
+        "/gradio_api/file=/home/foxes/x.png",
+        "/gradio_api/file=/home/fox\x00/x.png",
+        "/gradio_api/file=",
         "/gradio_api/run-history/buckets",
         "/gradio_api/vibe-edit/",
+        "/gradio_api/component_server",
+        "/gradio_api/call/v2/train",
+        "/gradio_api/run/predict",
+        "/gradio_api/stream/x",
+        "/gradio_api/process_recording",
+        "/gradio_api/deep_link",
+        "/static/http://evil.example/x",
+        "/monitoring",
+        "/dev/reload",
+        "/any",
     ],
 )
-def test_routes_that_fetch_from_other_hosts_are_refused(path: str) -> None:
+def test_paths_that_the_page_does_not_use_are_refused(path: str) -> None:
     assert call(GUARDED, path, host=PAGE)[0] == 403
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/config",
+        "/assets/index.js",
+        "/gradio_api/queue/join",
+        "/gradio_api/file=/home/fox/projects/x.png",
+    ],
+)
+def test_paths_that_the_page_uses_are_passed_on(path: str) -> None:
+    assert call(GUARDED, path, host=PAGE)[0] == 200
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
@@ -177,18 +207,18 @@ def context(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[se
     queue.close()
 
 
-def make_app(context: server.Context, auth: tuple[str, str] | None = None) -> Any:
-    """The application, made in an event loop; Gradio leaves one open otherwise."""
+def in_loop(make: Callable[[], Any]) -> Any:
+    """What ``make`` returns, called in an event loop; Gradio leaves one open otherwise."""
 
-    async def make() -> Any:
-        return server.make_app(context, auth)
+    async def run() -> Any:
+        return make()
 
-    return asyncio.run(make())
+    return asyncio.run(run())
 
 
 @pytest.fixture(scope="module")
 def app(context: server.Context) -> Any:
-    return make_app(context)
+    return in_loop(lambda: server.make_app(context))
 
 
 def test_files_of_the_home_are_served_with_headers_that_keep_other_hosts_out(app: Any, home: Path) -> None:
@@ -220,6 +250,103 @@ def test_no_other_file_is_served(app: Any, home: Path, path: str) -> None:
         assert call(app, f"/gradio_api/{route}{path}", host=PAGE)[0] in (403, 404), route
 
 
+@pytest.fixture(scope="module")
+def page(context: server.Context) -> Any:
+    """The page, without its server."""
+    from unziplora_cli.ui.page import build
+
+    return in_loop(lambda: build(context))
+
+
+def file_entries(page: Any, path: Any, url: Any = None) -> tuple[Any, list[Any]]:
+    """The first function of the page that takes files, and its inputs with one file entry."""
+    function = next(
+        fn for fn in page.fns.values() if any(block.get_block_name() == "file" for block in fn.inputs)
+    )
+    entry = {"path": path, "url": url, "meta": {"_type": "gradio.FileData"}, "orig_name": "x.png"}
+    return function, [[entry] if block.get_block_name() == "file" else None for block in function.inputs]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "http://evil.example/x.png",
+        "https://evil.example/x.png",
+        "HTTP://evil.example/x.png",
+        "file:///etc/passwd",
+        "//evil.example/share/x.png",
+        "\\\\evil.example\\share\\x.png",
+        "data:image/png;base64,iVBORw0KGgo=",
+        "/etc/passwd",
+        "{home}/projects/fox.png",
+        "{uploads}/../x.png",
+        "{uploads}/link.png",
+        "{uploads}-beside/x.png",
+        "x.png",
+        "{uploads}/\x00.png",
+        "",
+        None,
+        ["/etc/passwd"],
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_request_can_name_no_file_but_those_sent_to_the_page(
+    page: Any, context: server.Context, home: Path, path: Any, nested: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gradio as gr
+
+    asked: list[Any] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: asked.append(arguments))
+    monkeypatch.setattr(socket.socket, "connect", lambda self, address: asked.append(address))
+    link = context.uploads / "link.png"
+    if not link.is_symlink():
+        link.symlink_to(home / "projects/fox.png")
+    if isinstance(path, str):
+        path = path.format(home=home, uploads=context.uploads)
+    function, inputs = file_entries(page, path, path)
+    if nested:
+        inputs = [{"value": value} for value in inputs]
+    with pytest.raises(gr.Error, match="only files that were sent to it") as caught:
+        asyncio.run(page.process_api(function, inputs))
+    assert not caught.value.print_exception
+    assert asked == []
+
+
+def test_a_file_that_was_sent_is_taken_whatever_url_it_names(page: Any, context: server.Context) -> None:
+    sent = context.uploads / "0123/x.png"
+    sent.parent.mkdir()
+    Image.new("RGB", (8, 8), "orange").save(sent)
+    function, inputs = file_entries(page, str(sent), "http://evil.example/x.png")
+    taken = asyncio.run(page.preprocess_data(function, inputs, None))
+    assert Path(taken[0][0]).read_bytes() == sent.read_bytes()
+
+
+def test_errors_say_what_the_terminal_says_and_nothing_in_them_is_html(context: server.Context) -> None:
+    import gradio as gr
+
+    from unziplora_cli.ui.page import Page
+
+    def fail() -> None:
+        raise UsageError("<b>Bad</b> name.", Remedy("Look at it", "show", ("<i>fox</i>",)))
+
+    def make() -> Page:
+        page = Page(context)
+        with page:
+            page.load(fail)
+        return page
+
+    page = in_loop(make)
+    with pytest.raises(gr.Error) as caught:
+        asyncio.run(page.process_api(0, []))
+    lines = caught.value.message.split("<br>")
+    assert not any(letter in line for line in lines for letter in "<>`*[")
+    assert [unescape(line) for line in lines] == [
+        "<b>Bad</b> name.",
+        "Look at it: unziplora show '<i>fox</i>'",
+    ]
+    assert not caught.value.print_exception
+
+
 def test_the_page_names_no_other_host(app: Any) -> None:
     _, _, body = call(app, "/", host=PAGE)
     config = call(app, "/config", host=PAGE)[2]
@@ -230,7 +357,7 @@ def test_the_page_names_no_other_host(app: Any) -> None:
 
 
 def test_a_page_with_a_password_shows_nothing_without_it(context: server.Context, home: Path) -> None:
-    app = make_app(context, ("me", "secret"))
+    app = in_loop(lambda: server.make_app(context, ("me", "secret")))
     assert call(app, f"/gradio_api/file={home}/projects/fox.png", host=PAGE)[0] == 401
     assert call(app, "/config", host=PAGE)[0] == 401
     assert b"Generate" not in call(app, "/", host=PAGE)[2]

@@ -1,11 +1,10 @@
-"""What the tabs share: errors as messages, project pickers, fields, and the base of a generation."""
+"""What the tabs share: project pickers, fields, and the base of a generation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
     from unziplora_cli.projects.store import Project
     from unziplora_cli.sdxl.base import BaseRef
     from unziplora_cli.ui.server import Context
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 """Options of an event: no other program calls it."""
@@ -33,30 +29,6 @@ IMAGES: dict[str, Any] = {
     "format": "png",
 }
 """Options of every list of images."""
-
-
-def reporting(context: Context, handler: Callable[P, R]) -> Callable[P, R]:
-    """``handler``, whose errors are shown on the page with the same words as in the terminal."""
-
-    @wraps(handler)
-    def reported(*arguments: P.args, **options: P.kwargs) -> R:
-        try:
-            return handler(*arguments, **options)
-        except Exception as error:
-            message, remedy, _ = context.explain(error)
-            raise gr.Error(
-                "<br>".join(_as_text(line) for line in (message, *remedy.splitlines())),
-                duration=None,
-                title="That did not work",
-                print_exception=False,
-            ) from None
-
-    return reported
-
-
-def _as_text(line: str) -> str:
-    """HTML that shows ``line`` as it is: Gradio renders messages as Markdown with HTML."""
-    return "".join(letter if letter.isalnum() or letter == " " else f"&#{ord(letter)};" for letter in line)
 
 
 def project_names(context: Context) -> list[str]:
@@ -93,7 +65,7 @@ def project_picker(context: Context, label: str, elem_id: str | None = None) -> 
         file = thumbnail(context, name)
         return gr.update(value=file, visible=file is not None)
 
-    picker.change(reporting(context, show), picker, image, **HIDDEN)
+    picker.change(show, picker, image, **HIDDEN)
     return picker
 
 

@@ -14,7 +14,6 @@ from unziplora_cli.ui.components import (
     PRIVATE,
     base_and_config,
     number_field,
-    reporting,
     whole,
 )
 
@@ -74,6 +73,6 @@ def build(context: Context, changes: gr.State) -> list[gr.CheckboxGroup]:
         )
 
     shown = gr.State(())
-    changes.change(reporting(context, latest), shown, [cells, sheet, shown], **HIDDEN)
-    start.click(reporting(context, generate), [contents, styles, prompt, seed], **PRIVATE)
+    changes.change(latest, shown, [cells, sheet, shown], **HIDDEN)
+    start.click(generate, [contents, styles, prompt, seed], **PRIVATE)
     return [contents, styles]

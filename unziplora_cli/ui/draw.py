@@ -18,7 +18,6 @@ from unziplora_cli.ui.components import (
     number,
     number_field,
     project_picker,
-    reporting,
     whole,
 )
 
@@ -157,7 +156,7 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
 
     gr.on(
         [pinned.change, *(box.change for box in wanted)],
-        reporting(context, preview),
+        preview,
         [pinned, *wanted],
         prompts,
         trigger_mode="always_last",
@@ -166,8 +165,8 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
     gr.on([box.input for box in wanted], lambda: {}, None, pinned, **HIDDEN)
     fields = [content_row, content_strength, style_row, style_strength, subject]
     kind.change(show_fields, kind, fields, **HIDDEN)
-    changes.change(reporting(context, latest), listed, [results, listed], **HIDDEN)
-    start.click(reporting(context, generate), [pinned, *wanted, *settings], **PRIVATE)
-    results.select(reporting(context, inspect), listed, [parameters, chosen], **HIDDEN)
-    again.click(reporting(context, repeat), chosen, [pinned, *wanted, *settings], **HIDDEN)
+    changes.change(latest, listed, [results, listed], **HIDDEN)
+    start.click(generate, [pinned, *wanted, *settings], **PRIVATE)
+    results.select(inspect, listed, [parameters, chosen], **HIDDEN)
+    again.click(repeat, chosen, [pinned, *wanted, *settings], **HIDDEN)
     return [content, style]

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from unziplora_cli.errors import UsageError
 from unziplora_cli.report import charts
 from unziplora_cli.ui import cross, draw, projects, train
-from unziplora_cli.ui.components import HIDDEN, IMAGES, PRIVATE, project_names, refreshed, reporting
+from unziplora_cli.ui.components import HIDDEN, IMAGES, PRIVATE, project_names, refreshed
+from unziplora_cli.ui.server import is_within
 
 if TYPE_CHECKING:
     from unziplora_cli.ui.jobs import Job, JobQueue
@@ -31,6 +33,56 @@ footer { display: none !important; }
 NOTHING = "<section class='job' aria-live='polite'><p>No job is running.</p></section>"
 SECONDS = 1.0
 """Between two looks at the jobs."""
+
+
+class Page(gr.Blocks):
+    """Blocks that take only files sent to the page, and show errors in the words of the terminal.
+
+    Gradio would fetch a file entry that names a URL, and checks no path in an application that it did not
+    launch itself.
+    """
+
+    def __init__(self, context: Context, **options: Any) -> None:
+        super().__init__(**options)
+        self.context = context
+
+    async def process_api(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Run a function of the page; raises gr.Error with message and remedy."""
+        try:
+            return await super().process_api(*arguments, **options)
+        except gr.Error as error:  # Gradio's own
+            error.print_exception = False
+            raise
+        except Exception as error:
+            message, remedy, _ = self.context.explain(error)
+            raise gr.Error(
+                "<br>".join(_as_text(line) for line in (message, *remedy.splitlines())),
+                duration=None,
+                title="That did not work",
+                print_exception=False,
+            ) from None
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **options: Any) -> Any:
+        """As Gradio's; raises UsageError for a file that was not sent to the page."""
+        return await super().preprocess_data(block_fn, self._sent_files(inputs), *rest, **options)
+
+    def _sent_files(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._sent_files(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if not value.keys() & {"path", "url"}:
+            return {key: self._sent_files(item) for key, item in value.items()}
+        path = value.get("path")
+        if not isinstance(path, str) or not is_within(path, [self.context.uploads]):
+            raise UsageError("The page takes only files that were sent to it.")
+        names = ("path", "orig_name", "size", "mime_type", "meta")
+        return {name: value[name] for name in names if name in value}
+
+
+def _as_text(line: str) -> str:
+    """HTML that shows ``line`` as it is: Gradio renders messages as Markdown with HTML."""
+    return "".join(letter if letter.isalnum() or letter == " " else f"&#{ord(letter)};" for letter in line)
 
 
 def theme() -> gr.themes.Base:
@@ -62,7 +114,7 @@ def theme() -> gr.themes.Base:
 def build(context: Context) -> gr.Blocks:
     """All components of the page and what they do."""
     queue = context.queue
-    page = gr.Blocks(title="unziplora", analytics_enabled=False, fill_width=True)
+    page = Page(context, title="unziplora", analytics_enabled=False, fill_width=True)
     with page:
         gr.Markdown("# unziplora")
         with gr.Row():
@@ -118,10 +170,10 @@ def build(context: Context) -> gr.Blocks:
             return [names, *updates]
 
         both = [listed, *pickers]
-        gr.on([page.load, changes.change], reporting(context, list_projects), both, both, **HIDDEN)
+        gr.on([page.load, changes.change], list_projects, both, both, **HIDDEN)
         outputs = [status, stop, waiting, cancel, made, beside, changes, shown]
         timer = gr.Timer(SECONDS)
-        gr.on([page.load, timer.tick], reporting(context, look), shown, outputs, **HIDDEN)
+        gr.on([page.load, timer.tick], look, shown, outputs, **HIDDEN)
         stop.click(lambda: _stop(queue), **PRIVATE)
         cancel.click(lambda name: _cancel(queue, name), waiting, **PRIVATE)
     return page

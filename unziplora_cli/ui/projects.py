@@ -15,7 +15,6 @@ from unziplora_cli.ui.components import (
     PRIVATE,
     project_names,
     project_picker,
-    reporting,
     thumbnail,
     uploaded,
 )
@@ -136,16 +135,14 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         return None, chosen(project.name)
 
     listed = gr.State([])
-    changes.change(reporting(context, list_cards), listed, [cards, listed], **HIDDEN)
-    cards.select(reporting(context, choose), listed, picker, **HIDDEN)
-    picker.change(reporting(context, lambda name: _facts(context, name)), picker, facts, **HIDDEN)
-    page.click(reporting(context, write_report), picker, report_file, **PRIVATE)
-    rename.click(reporting(context, rename_project), [picker, new_name], [picker, new_name], **PRIVATE)
-    remove.click(reporting(context, remove_project), [picker, sure], [picker, sure], **PRIVATE)
-    export.click(reporting(context, export_files), [picker, program, part], exported, **PRIVATE)
-    import_.click(
-        reporting(context, import_files), [dropped, import_name, subject, style], [dropped, picker], **PRIVATE
-    )
+    changes.change(list_cards, listed, [cards, listed], **HIDDEN)
+    cards.select(choose, listed, picker, **HIDDEN)
+    picker.change(lambda name: _facts(context, name), picker, facts, **HIDDEN)
+    page.click(write_report, picker, report_file, **PRIVATE)
+    rename.click(rename_project, [picker, new_name], [picker, new_name], **PRIVATE)
+    remove.click(remove_project, [picker, sure], [picker, sure], **PRIVATE)
+    export.click(export_files, [picker, program, part], exported, **PRIVATE)
+    import_.click(import_files, [dropped, import_name, subject, style], [dropped, picker], **PRIVATE)
     return [picker]
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import signal
 import socket
 import tempfile
 import webbrowser
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -28,7 +29,9 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-PORT = 7860
+ENDINGS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""Signals that end the page as Ctrl-C does, which saves a running training."""
+
 MAX_UPLOAD = "1gb"
 """LoRA files are imported by the page; images have the limit of the image reader."""
 
@@ -43,10 +46,15 @@ HEADERS = {
 }
 """The browser loads nothing from other hosts, and no other page can frame this one."""
 
-UNUSED = re.compile(
-    r"/(gradio_api/)?(proxy=|file[=/]\w\w+:|run-history|runs\b|vibe-edit|undo-vibe-edit|dev/)", re.I
+USED = re.compile(
+    r"/$|/(assets|static|svelte)/[^:]+$|/(config|theme\.css|favicon\.ico|robots\.txt|login|logout)/?$|"
+    r"/manifest\.json$|/pwa_icon(/\d+)?$|"
+    r"/gradio_api/((queue/(join|data)|upload|upload_progress|startup-events|app_id|info|user|token"
+    r"|login_check|cancel|reset|theme\.css)/?$|heartbeat/\w+$)"
 )
-"""Paths below which Gradio fetches from other hosts, or does what this page does not offer."""
+"""The paths that the page uses, besides its files. Below others, Gradio fetches from other hosts, calls
+components, or does what this page does not offer."""
+FILE = "/gradio_api/file="
 
 
 @dataclass(frozen=True)
@@ -69,11 +77,12 @@ class OwnPageOnly:
     """ASGI middleware that refuses requests made for another host or by another site's page.
 
     A request must name this machine by ``localhost``, its own name or an IP address (a domain that an
-    attacker points here cannot), and its ``Origin``, if any, must be the page itself.
+    attacker points here cannot), and its ``Origin``, if any, must be the page itself. It reaches the paths of
+    ``USED``, and files in ``folders``.
     """
 
-    def __init__(self, app: Any) -> None:
-        self.app = app
+    def __init__(self, app: Any, folders: Sequence[Path]) -> None:
+        self.app, self.folders = app, folders
         self.names = {"localhost", socket.gethostname().lower(), f"{socket.gethostname().lower()}.local"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,7 +92,7 @@ class OwnPageOnly:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         is_own = self._is_own(headers.get("host", ""), headers.get("origin"))
-        if not is_own or UNUSED.match(scope["path"]):
+        if not is_own or not self._is_used(scope["path"]):
             if scope["type"] == "http":
                 text = (b"content-type", b"text/plain")
                 await send({"type": "http.response.start", "status": 403, "headers": [text]})
@@ -102,6 +111,11 @@ class OwnPageOnly:
 
         await self.app(scope, receive, with_headers)
 
+    def _is_used(self, path: str) -> bool:
+        if path.startswith(FILE):
+            return is_within(path.removeprefix(FILE), self.folders)
+        return USED.match(path) is not None
+
     def _is_own(self, host: str, origin: str | None) -> bool:
         try:
             name = urlsplit(f"//{host}").hostname or ""
@@ -109,6 +123,22 @@ class OwnPageOnly:
         except ValueError:
             return False
         return is_own and (name in self.names or _is_address(name))
+
+
+def is_within(path: str, folders: Sequence[Path]) -> bool:
+    """Whether an absolute path lies in one of the folders, and does so after following links.
+
+    A path elsewhere is not touched: on Windows, that of a share would ask another machine.
+    """
+    lexical = Path(os.path.normpath(path))
+    try:
+        return any(
+            lexical.is_relative_to(os.path.normpath(folder.absolute()))
+            and lexical.resolve().is_relative_to(folder.resolve())
+            for folder in folders
+        )
+    except (OSError, ValueError):
+        return False
 
 
 def _is_address(name: str) -> bool:
@@ -174,7 +204,7 @@ def make_app(context: Context, auth: tuple[str, str] | None = None) -> FastAPI:
         theme=theme(),
         css=CSS,
     )
-    app.add_middleware(OwnPageOnly)
+    app.add_middleware(OwnPageOnly, folders=(context.store.folder, context.uploads))
     return app
 
 
@@ -199,6 +229,9 @@ def serve(
     listener = _listen(host, port)
     import uvicorn
 
+    for number in ENDINGS:  # the server repeats a signal once it has ended
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="unziplora-ui-") as uploads:
         queue = JobQueue(explain)
         context = Context(store, queue, explain, Path(uploads), offline)

@@ -11,7 +11,7 @@ import gradio as gr
 from unziplora_cli import events, resources
 from unziplora_cli.config import TrainConfig, resolve
 from unziplora_cli.errors import Remedy, UsageError
-from unziplora_cli.ui.components import HIDDEN, IMAGES, PRIVATE, number_field, reporting, uploaded, whole
+from unziplora_cli.ui.components import HIDDEN, IMAGES, PRIVATE, number_field, uploaded, whole
 
 if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
@@ -123,23 +123,21 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         picker = gr.update(choices=names, value=next(iter(names), None))
         return gr.update(visible=bool(names)), picker, names
 
-    files.change(
-        reporting(context, receive), [files, base], [images, subject, style, features], **PRIVATE
-    ).then(reporting(context, show_estimate), chosen, estimate, **HIDDEN)
+    files.change(receive, [files, base], [images, subject, style, features], **PRIVATE).then(
+        show_estimate, chosen, estimate, **HIDDEN
+    )
     gr.on(
         [component.change for component in chosen],
-        reporting(context, show_estimate),
+        show_estimate,
         chosen,
         estimate,
         trigger_mode="always_last",
         **HIDDEN,
     )
-    start.click(reporting(context, train), [files, subject, style, features, name, *chosen], **PRIVATE)
-    resume.click(reporting(context, go_on), unfinished, **PRIVATE)
+    start.click(train, [files, subject, style, features, name, *chosen], **PRIVATE)
+    resume.click(go_on, unfinished, **PRIVATE)
     listed = gr.State(["?"])
-    changes.change(
-        reporting(context, list_unfinished), listed, [unfinished_row, unfinished, listed], **HIDDEN
-    )
+    changes.change(list_unfinished, listed, [unfinished_row, unfinished, listed], **HIDDEN)
     return []
 
 
