@@ -10,7 +10,7 @@ PACKAGE = Path(unziplora_cli.__file__).parent
 LAYERS = (
     ("errors",),
     ("paths", "resources"),
-    ("events",),
+    ("events", "vocabulary"),
     ("files", "checks"),
     ("config",),
     ("color", "image_formats", "image_repair"),

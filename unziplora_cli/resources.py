@@ -3,7 +3,6 @@
 In a wheel the templates are inside the package; in a checkout they are beside it.
 """
 
-import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,36 +39,35 @@ def default_preset(base_kind: str, destyle: str | None = None) -> str:
     return "paper" if destyle in (None, "none") else "destyle"
 
 
+def mini() -> Path:
+    """The folder of the built-in base, its networks, and what it knows."""
+    return _PACKAGE / "mini"
+
+
 def mini_base() -> Path:
     """The folder of the built-in base, in the layout of a diffusers SDXL pipeline."""
-    return _PACKAGE / "mini" / "base"
+    return mini() / "base"
 
 
 def classifier() -> Path:
     """The folder of the classifier that labels images of the built-in base."""
-    return _PACKAGE / "mini" / "classifier"
+    return mini() / "classifier"
 
 
 def reader() -> Path:
     """The folder of the network that proposes words for an image to the built-in base."""
-    return _PACKAGE / "mini" / "reader"
+    return mini() / "reader"
 
 
 def destyler() -> Path:
     """The folder of the network that redraws an image as a photo for the built-in base."""
-    return _PACKAGE / "mini" / "destyler"
+    return mini() / "destyler"
 
 
 MINI_DESCRIPTION = (
     "mini is a trial model: it draws simple scenes at 128 px and trains in minutes on a CPU, but its LoRAs "
     "fit no other base and no other program, such as ComfyUI."
 )
-
-
-def mini_words(kind: str) -> tuple[str, ...]:
-    """The words that the built-in base was trained on: of kind "subject", "style" or "context"."""
-    names = json.loads((classifier() / "classifier.json").read_text(encoding="utf-8"))["names"]
-    return tuple(name for name in names[kind] if name)
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,6 @@ class Sample:
 
 def samples() -> dict[str, Sample]:
     """The shipped sample images by name."""
-    folder = _PACKAGE / "mini" / "samples"
+    folder = mini() / "samples"
     words = tomllib.loads((folder / "samples.toml").read_text(encoding="utf-8"))
     return {name: Sample(folder / f"{name}.png", **entry) for name, entry in words.items()}

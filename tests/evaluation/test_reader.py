@@ -41,6 +41,16 @@ def test_an_unknown_style_and_the_colour_of_no_marking_are_never_words(reader):
     assert reader.read(Image.new("RGB", (32, 32))) == {}
 
 
+def test_another_subject_is_one_that_makes_the_expected_unlikely(reader):
+    image = Image.new("RGB", (48, 32), "orange")
+    say(reader, "subject", 2.19)  # the fox has a probability of 1 / (1 + e^2.19) = 0.1007
+    assert reader.other_subject(image, "fox") == ""
+    say(reader, "subject", 2.21)  # 0.0989
+    assert reader.other_subject(image, "fox") == "cat"
+    assert reader.other_subject(image, "cat") == ""
+    assert reader.other_subject(image, "dragon") == ""  # no class of this reader
+
+
 def test_saved_reader_reads_the_same(reader, tmp_path):
     torch.nn.init.normal_(reader.network.heads["subject"].weight, std=3.0)
     reader.thresholds["subject"] = 0.0

@@ -1,5 +1,6 @@
 """Whole trainings on the tiny base."""
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,16 @@ from unziplora_cli.report.contact_sheet import Layout
 from unziplora_cli.training import callbacks, inputs
 from unziplora_cli.training.callbacks import read_history
 from unziplora_cli.training.engine import train
-from unziplora_cli.training.events import ColumnsChosen, Notice, Phase, Saved, StepDone, Validated
+from unziplora_cli.training.events import (
+    ColumnsChosen,
+    Destyled,
+    Notice,
+    Phase,
+    Progress,
+    Saved,
+    StepDone,
+    Validated,
+)
 from unziplora_cli.training.request import TrainRequest
 
 Make = Callable[..., TrainRequest]
@@ -242,3 +252,36 @@ def test_out_of_memory_suggests_settings(
     with pytest.raises(OutOfMemory) as caught:
         run_training(make_request(tmp_path, rank=8, batch_size=2))
     assert "--gradient-checkpointing" in hint(caught.value)
+
+
+def destyling(make_request: Make, folder: Path, *seen: str) -> TrainingRun:
+    """A training on two destyled images, in which a reader sees what is listed ("": the subject)."""
+    answers = iter(seen)
+    settings = {"destyle_images": 2, "destyle_strength": 0.2, "destyled_only": True, "steps": 6}
+    request = make_request(folder, request={"other_subject": lambda image: next(answers)}, **settings)
+    run = run_training(request)
+    assert list(answers) == []
+    return run
+
+
+def test_a_destyled_image_of_another_subject_is_generated_again(make_request: Make, folder: Path) -> None:
+    """The second attempt goes further into noise, in more of the 20 steps, and replaces the first one."""
+    run = destyling(make_request, folder / "again", "snail", "", "")
+    steps = [event.steps for event in run.only(Progress) if event.name == "destyle"]
+    (destyled,) = run.only(Destyled)
+    assert len(destyled.paths) == 2
+    assert [steps for steps, _ in itertools.groupby(steps)] == [4, 8, 12]
+    assert not [notice for notice in run.only(Notice) if "snail" in notice.text]
+
+
+def test_without_a_destyled_image_of_the_subject_content_learns_the_image(
+    make_request: Make, folder: Path
+) -> None:
+    run = destyling(make_request, folder / "none", *["snail"] * 3, *["owl"] * 3)
+    (notice,) = [notice for notice in run.only(Notice) if "snail" in notice.text]
+    assert "show a snail and an owl, none shows the fox" in notice.text
+    assert {"destyle": "FOLDER"} in [remedy.settings for remedy in notice.remedies]
+    assert run.only(Destyled) == []
+    assert not (folder / "none/destyled").exists()
+    plain = run_training(make_request(folder / "plain", steps=6))
+    assert_equal_results(run.result, plain.result)

@@ -25,6 +25,7 @@ from unziplora_cli.training.destyle import plain_prompt
 from unziplora_cli.training.destyler import MiniDestyler
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.workflows import destyle
+from unziplora_cli.workflows.describe import outside
 from unziplora_cli.workflows.train import make_request
 
 PROMPTS = Prompts("a monadikos fox in ink style", "a monadikos fox", "a fox in ink style")
@@ -237,6 +238,7 @@ def test_the_destyler_redraws_each_crop_before_training(
 
     words = Words("fox", "watercolor")
     request = make_request("fox", (picture,), words, mini, resolve("mini", {"crops": 2}), features=("red",))
+    request = replace(request, other_subject=None)
     (done,) = run_events(destyle.destyle_requests([request], tmp_path / "scratch"), lambda event: None)
     assert [image.file for image in done.job.destyled] == ["destyled/01.png", "destyled/02.png"]
     assert done.config.destyle == "model"
@@ -245,6 +247,50 @@ def test_the_destyler_redraws_each_crop_before_training(
     for path, photo in zip(done.destyled, photos, strict=True):
         written = crop_image(load_image(path).image, 128, 1)[0]
         assert (written - photo).abs().max() < 0.005  # half a level of 255
+
+
+def events_of(operation) -> tuple[object, list[str]]:
+    """The result of an operation and the texts of its notices."""
+    events: list[object] = []
+    result = run_events(operation, events.append)
+    return result, [event.text for event in events if isinstance(event, Notice)]
+
+
+def test_a_photo_of_another_subject_is_left_to_the_base(
+    mini: BaseRef, destyler: Path, picture: Path, tmp_path: Path
+) -> None:
+    """The random destyler draws no fox, as the shipped reader sees."""
+    request = make_request("fox", (picture,), Words("fox", "watercolor"), mini, resolve("mini", {}))
+    (done,), (notice,) = events_of(destyle.destyle_requests([request], tmp_path / "scratch"))
+    assert done is request
+    assert notice.startswith("fox: the small destyler draws a")
+    assert notice.endswith("instead of the fox, so the base destyles the image by inversion.")
+
+
+def test_only_the_crops_that_show_the_subject_are_learned(
+    mini: BaseRef, destyler: Path, picture: Path, tmp_path: Path
+) -> None:
+    config = resolve("mini", {"crops": 3})
+    request = make_request("fox", (picture,), Words("fox", "watercolor"), mini, config)
+    seen = iter(("", "snail", "owl"))
+    request = replace(request, other_subject=lambda image: next(seen))
+    (done,), (notice,) = events_of(destyle.destyle_requests([request], tmp_path / "scratch"))
+    assert [image.file for image in done.job.destyled] == ["destyled/01.png"]
+    assert notice == "fox: 2 destyled images show a snail and an owl instead of the fox: left out."
+
+
+def test_a_word_and_an_image_that_mini_does_not_know_are_named(
+    mini: BaseRef, other: BaseRef, picture: Path
+) -> None:
+    shipped = resources.samples()["fox"].image
+    assert outside([shipped], mini, Words("red fox", "ink")) is None
+    assert outside([picture], other, Words("wombat", "ink")) is None
+    unknown, misread = (outside([shipped], mini, Words(subject, "ink")) for subject in ("wombat", "teapot"))
+    assert unknown is not None
+    assert misread is not None
+    assert unknown.text == "mini does not know 'wombat'; is it fox? It may draw something else."
+    assert misread.text == "mini takes fox.png for a fox, not for a teapot. It may draw something else."
+    assert {"base": "sdxl"} in [remedy.settings for remedy in misread.remedies]
 
 
 class FakeScorer:

@@ -1,7 +1,7 @@
 """The commands models list, pull, verify, remove and path."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -68,30 +68,40 @@ def list_models(ctx: typer.Context) -> None:
 
 
 def show(ctx: typer.Context, model: Annotated[str, ANY_MODEL]) -> None:
-    """Show what a base model is, and for mini what it knows and what it is not for."""
-    from unziplora_cli import resources
+    """Show what a base model is, and for mini what it knows, from which pictures, and what it is not for."""
+    from unziplora_cli import resources, vocabulary
     from unziplora_cli.files import folder_size
     from unziplora_cli.sdxl.base import native_resolution, resolve_base
 
     session: Session = ctx.obj
     base, _ = resolve_base(model, offline=True)
     size = folder_size(base.path) if base.path.is_dir() else base.path.stat().st_size
-    facts = {
+    sources: list[dict[str, str]] = []
+    facts: dict[str, Any] = {
         "resolution": f"{native_resolution(base)} px",
         "size": format_size(size),
         "revision": base.revision,
         "path": str(base.path),
     }
     if base.kind == "builtin":
+        known = vocabulary.mini()
         facts = {
             "what it is": resources.MINI_DESCRIPTION,
             "for real use": f"train SDXL on a GPU: {_pull_command('sdxl')}",
-            "subjects": ", ".join(resources.mini_words("subject")),
-            "places": ", ".join(resources.mini_words("context")),
+            "subjects": ", ".join(sorted(known.subjects)),
+            "styles": ", ".join(known.styles),
+            "places": ", ".join(filter(None, known.contexts)),
+            "markings": ", ".join(known.markings),
+            "colors": ", ".join(known.colors),
             **facts,
         }
+        sources = vocabulary.mini_sources()
     rows = [[name, value] for name, value in facts.items() if value]
-    session.output.result({"model": base.spec, **facts}, table=Table((base.spec, ""), rows))
+    rows += [["pictures from", " · ".join(filter(None, source.values()))] for source in sources]
+    session.output.result(
+        {"model": base.spec, **facts, **({"sources": sources} if sources else {})},
+        table=Table((base.spec, ""), rows),
+    )
 
 
 def pull(

@@ -14,7 +14,7 @@ from unziplora_cli.errors import ProjectError, Remedy, UsageError, count
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from unziplora_cli.job import Job
+    from unziplora_cli.projects.manifest import Manifest
     from unziplora_cli.projects.store import Project
     from unziplora_cli.projects.unfinished import Unfinished
 
@@ -90,7 +90,7 @@ def show(ctx: typer.Context, project: Annotated[str, PROJECT]) -> None:
         ["subject", job.words.subject],
         ["style", job.words.style],
         *([["features", ", ".join(job.features)]] if job.features else []),
-        *_description_rows(job),
+        *_description_rows(manifest),
         ["trigger", job.words.trigger],
         ["full prompt", job.prompts.full],
         ["content prompt", job.prompts.content],
@@ -121,14 +121,15 @@ def _image_rows(project: "Project", images: "list[Path]") -> list[list[str]]:
     return rows + ([["", f"and {len(names) - MOST_IMAGES} older"]] if len(names) > MOST_IMAGES else [])
 
 
-def _description_rows(job: "Job") -> list[list[str]]:
+def _description_rows(manifest: "Manifest") -> list[list[str]]:
     """Who proposed the words, and how many destyled images there are."""
-    rows = []
+    rows, job = [], manifest.job
     if job.description is not None:
         changed = ", ".join(job.description.changed)
         rows.append(["described by", job.description.by + (f"; changed: {changed}" if changed else "")])
     if job.destyled:
-        way = job.settings.destyle if job.settings else None
+        by_base = manifest.artifact("destyled") is not None  # though the settings may name another way
+        way = "inversion" if by_base or job.settings is None else job.settings.destyle
         rows.append(["destyled images", f"{len(job.destyled)}, by {way or 'inversion'}"])
     return rows
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from unziplora_cli import resources
 from unziplora_cli.checks import check_settings
 from unziplora_cli.cli._errors import describe
 from unziplora_cli.cli._opening import openable
@@ -43,7 +44,7 @@ from unziplora_cli.cli.train_many import (
     refuse_per_image,
     train_rows,
 )
-from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, Words, resolve
+from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, resolve
 from unziplora_cli.dependencies import without_effect
 from unziplora_cli.errors import ProjectError, Remedy, UnziploraError, UsageError, count
 from unziplora_cli.packages import check_packages
@@ -234,7 +235,7 @@ def train(
         ask_features=config.destyle_images > 0,
     )
     if model.kind == "builtin":
-        _explain_mini(session, [one.words for one in settled])
+        session.output.message(f"{resources.MINI_DESCRIPTION} {USE_SDXL}")
     given = {"full": full_prompt, "content": content_prompt, "style": style_prompt}
     for note in prompt_notes(*given.values(), validation_prompt):
         session.output.warning(note)
@@ -432,16 +433,6 @@ def _may_replace(
     if not session.output.confirm(f"{fact} Replace it?", instead=FORCE if same else rename):
         raise ProjectError(f"The project {name!r} was not replaced.", rename)
     return True
-
-
-def _explain_mini(session: Session, words: list[Words]) -> None:
-    """One line about the built-in base before it trains, and one about words that it does not know."""
-    from unziplora_cli import resources
-
-    session.output.message(f"{resources.MINI_DESCRIPTION} {USE_SDXL}")
-    subjects = set(resources.mini_words("subject"))
-    for unknown in {pair.subject for pair in words if subjects.isdisjoint(pair.subject.lower().split())}:
-        session.output.message(f"mini does not know {unknown!r}. It knows: {', '.join(sorted(subjects))}.")
 
 
 USE_SDXL = "For real use, train SDXL on a GPU: unziplora models pull sdxl"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from unziplora_cli import resources
 from unziplora_cli.evaluation.scorers import Classifier
@@ -21,6 +22,8 @@ FIELDS = ("subject", "color", "second_color", "marking", "context", "style")
 """What is read. ``second_color`` is the marking's; both colours are the subject's own, not the style's."""
 UNKNOWN, NONE = "unknown", "none"
 """Classes of a style that the base does not know, and of the colour of no marking."""
+UNLIKELY = 0.1
+"""An image shows another subject than one of a lower probability."""
 
 
 class Reader:
@@ -29,21 +32,36 @@ class Reader:
     def __init__(self, network: Classifier, thresholds: dict[str, float]) -> None:
         self.network, self.thresholds = network, thresholds
 
-    @torch.inference_mode()
     def read(self, image: Image.Image) -> dict[str, tuple[str, float]]:
         """Each field that is certain enough: its word and probability.
 
         The context of a plain background is the empty word.
         """
-        pixels = crop_image(image.convert("RGB"), self.network.size, 1)
-        logits, _ = self.network(pixels.to(self.network.identity.weight))
         result = {}
-        for field, values in logits.items():
-            probability, index = values[0].softmax(0).max(0)
+        for field, values in self._probabilities(image).items():
+            probability, index = values.max(0)
             word = self.network.names[field][int(index)]
             if float(probability) >= self.thresholds[field] and word not in (UNKNOWN, NONE):
                 result[field] = (word, float(probability))
         return result
+
+    def other_subject(self, image: Image.Image, subject: str) -> str:
+        """The subject that an image shows instead of ``subject``, or "" if it may show that.
+
+        "" as well for a subject that is no class of the network.
+        """
+        names = self.network.names["subject"]
+        probabilities = self._probabilities(image)["subject"]
+        if subject not in names or float(probabilities[names.index(subject)]) >= UNLIKELY:
+            return ""
+        return names[int(probabilities.argmax())]
+
+    @torch.inference_mode()
+    def _probabilities(self, image: Image.Image) -> dict[str, Tensor]:
+        """Of each field, those of its words, [words]."""
+        pixels = crop_image(image.convert("RGB"), self.network.size, 1)
+        logits, _ = self.network(pixels.to(self.network.identity.weight))
+        return {field: values[0].softmax(0) for field, values in logits.items()}
 
     def save(self, folder: Path) -> None:
         """Write ``reader.safetensors`` and ``reader.json``."""
@@ -57,10 +75,11 @@ class Reader:
 
 
 @cache
-def _shipped() -> Reader:
+def shipped() -> Reader:
+    """The reader of the built-in base."""
     return Reader.load(resources.reader())
 
 
 def read_image(image: Image.Image) -> dict[str, tuple[str, float]]:
     """Field -> (word, probability) of an image; a field that the reader is not sure of is missing."""
-    return _shipped().read(image)
+    return shipped().read(image)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,11 @@ from torch import Tensor
 import unziplora_cli
 from unziplora_cli.adapters.tensors import read_tensors, write_tensors
 from unziplora_cli.config import Prompts, TrainConfig
-from unziplora_cli.errors import ProjectError
-from unziplora_cli.events import Progress
+from unziplora_cli.errors import ProjectError, Remedy
+from unziplora_cli.events import Notice, Progress
 from unziplora_cli.images import MIN_SIDE, save_png
+from unziplora_cli.job import Job
+from unziplora_cli.prompts import with_article
 from unziplora_cli.sdxl.latents import LatentDistribution
 from unziplora_cli.sdxl.text import Conditioning, GraphedUNet, TextEmbeddings, unconditional
 from unziplora_cli.training.noise import DESTYLE_STREAM, derive_seed
@@ -41,6 +43,8 @@ DDIM_STEPS = 20
 """Steps between a clean image and pure noise; destyling takes ``destyle_strength`` of them, each way."""
 STRENGTH_SPREAD = 0.1
 """The strengths of the destyled images of one training lie this far to either side of the setting."""
+ATTEMPTS = 3
+"""How often a destyled image that shows another subject is generated."""
 
 Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 """(noisy [n, channels, height, width], timestep [], conditioning) -> the base's prediction, of that shape."""
@@ -125,6 +129,22 @@ def write_destyled(
     return tuple(paths)
 
 
+def omission(job: Job, others: Sequence[str], *, left: bool) -> Notice:
+    """What the user is shown about destyled images that show ``others`` instead of the subject."""
+    what = " and ".join(with_article(other) for other in dict.fromkeys(others))
+    if left:
+        images = "1 destyled image shows" if len(others) == 1 else f"{len(others)} destyled images show"
+        return Notice(f"{job.name}: {images} {what} instead of the {job.words.subject}: left out.")
+    return Notice(
+        f"{job.name}: the destyled images show {what}, none shows the {job.words.subject}. The content LoRA "
+        "learns the image itself, with its style.",
+        (
+            Remedy("Use images of your own", settings={"destyle": "FOLDER"}),
+            Remedy("Or train SDXL on a GPU", settings={"base": "sdxl"}),
+        ),
+    )
+
+
 def write_latents(folder: Path, latents: LatentDistribution) -> None:
     """Write the latents of destyled images, [images, channels, height, width] in float32, beside them."""
     write_tensors(folder / DESTYLED_LATENTS, {"latents": latents.mean}, {})
@@ -148,30 +168,40 @@ def generate_destyled(
     *,
     device: torch.device,
     velocity: bool,
-) -> Generator[Progress, None, LatentDistribution]:
-    """The latents of ``config.destyle_images`` destyled images, on the CPU, with zero spread.
+    other_subject: Callable[[Tensor], str] = lambda latents: "",
+) -> Generator[Progress, None, tuple[LatentDistribution | None, tuple[str, ...]]]:
+    """The latents of at most ``config.destyle_images`` destyled images, on the CPU, with zero spread.
 
     ``unet`` is the base without LoRA layers; ``latents`` holds the crops of each training image. Images and
-    crops are used in turn.
+    crops are used in turn. An image in which ``other_subject`` finds another subject is generated again,
+    further from the training image, and omitted after ``ATTEMPTS``: the second result names these subjects.
+    None if no image is left.
     """
     conditioning = conditioning.to(device=device, dtype=unet.dtype)
     predict = GraphedUNet(unet, enabled=config.capture)
-    images = []
+    images, others = [], []
     for number in range(config.destyle_images):
         source = latents[number % len(latents)]
         crop = (number // len(latents)) % source.crops
         image = source.mean[crop : crop + 1].to(device)
-        noise = fresh_noise(config.seed, number, image.shape).to(device)
-        images.append(
-            (
-                yield from destyle(
-                    predict, alphas_cumprod, image, noise, conditioning, config, number, velocity=velocity
-                )
+        for attempt in range(ATTEMPTS):
+            seed_number = number + attempt * config.destyle_images
+            noise = fresh_noise(config.seed, seed_number, image.shape).to(device)
+            strength = min(1.0, config.destyle_strength + attempt * STRENGTH_SPREAD)
+            changed = replace(config, destyle_strength=strength)
+            result = yield from destyle(
+                predict, alphas_cumprod, image, noise, conditioning, changed, number, velocity=velocity
             )
-        )
-    # [destyle_images, channels, height, width]; training depends on their memory format in the last bits
+            if not (other := other_subject(result)):
+                images.append(result)
+                break
+        else:
+            others.append(other)
+    if not images:
+        return None, tuple(others)
+    # [images, channels, height, width]; training depends on their memory format in the last bits
     mean = torch.cat(images).cpu().contiguous()
-    return LatentDistribution(mean, torch.zeros_like(mean))
+    return LatentDistribution(mean, torch.zeros_like(mean)), tuple(others)
 
 
 def destyle(

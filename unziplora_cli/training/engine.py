@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
 from diffusers import UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
 
 from unziplora_cli.accel.device import (
     PRECISION_NAMES,
@@ -35,7 +36,13 @@ from unziplora_cli.sdxl.load import alphas_cumprod, load_vae
 from unziplora_cli.training.batches import BatchSource
 from unziplora_cli.training.callbacks import DivergenceMonitor, MetricLogger, Validation
 from unziplora_cli.training.checkpoint import Checkpoints, TrainingState
-from unziplora_cli.training.destyle import generate_destyled, plain_prompt, write_destyled, write_latents
+from unziplora_cli.training.destyle import (
+    generate_destyled,
+    omission,
+    plain_prompt,
+    write_destyled,
+    write_latents,
+)
 from unziplora_cli.training.estimate import MemoryAdvisor, target_of
 from unziplora_cli.training.events import Destyled, Event, Notice, Phase, TrainResult
 from unziplora_cli.training.inputs import InputCache, Prior, TrainingInputs
@@ -103,7 +110,13 @@ def _with_destyled_images(
     if inputs.destyle is None:
         return inputs
     yield Phase("destyle", count(request.config.destyle_images, "image"))
-    latents = yield from generate_destyled(
+    check, load = request.other_subject, partial(load_vae, request.base, device=device, vae=request.job.vae)
+    checking_vae = load() if check else None  # of the small base; a large one waits for memory
+
+    def other_subject(latents: Tensor) -> str:
+        return check(decode_latents(checking_vae, latents)[0]) if check else ""
+
+    latents, others = yield from generate_destyled(
         unet,
         inputs.latents,
         inputs.destyle,
@@ -111,8 +124,13 @@ def _with_destyled_images(
         request.config,
         device=device,
         velocity=inputs.velocity,
+        other_subject=other_subject,
     )
-    vae = load_vae(request.base, device=device, vae=request.job.vae)
+    if others:
+        yield omission(request.job, others, left=latents is not None)
+    if latents is None:
+        return inputs
+    vae = checking_vae or load()
     images = decode_latents(vae, latents.mean.to(device))
     prompt = plain_prompt(
         request.config, request.job.prompts, request.job.words.subject, request.job.features
@@ -174,7 +192,8 @@ def _make_trainer(
         separation=_separation(config),
         overlap_weight=config.overlap_weight,
         max_grad_norm=config.max_grad_norm,
-        content_from_picture=not (config.destyle_images and config.destyled_only),
+        content_from_picture="content" not in inputs.priors
+        or not (config.destyle_images and config.destyled_only),
     )
     metric_logger = MetricLogger(accelerator, config, request.folder / "logs")
     metric_logger.open()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,8 @@ from unziplora_cli.config import TrainConfig
 from unziplora_cli.job import Job
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from unziplora_cli.sdxl.base import BaseRef
 
 
@@ -30,6 +32,9 @@ class TrainRequest:
     ``destyled/``, ``checkpoints/``, ``saved/``, ``validation/`` and ``logs/``. ``metadata`` goes into the
     weight files, by part.
 
+    ``other_subject`` names what a destyled image shows instead of the subject, or "" if it shows that; None
+    where nothing can tell.
+
     ``resume`` continues after the newest valid checkpoint in ``checkpoints``, by default the one in
     ``folder``. ``replaces`` allows the new project to replace an older one of its name.
     """
@@ -44,6 +49,7 @@ class TrainRequest:
     replaces: bool = False
     checkpoints: Path | None = None
     metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    other_subject: Callable[[Image.Image], str] | None = None
 
     @property
     def config(self) -> TrainConfig:

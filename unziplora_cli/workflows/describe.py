@@ -7,15 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unziplora_cli import vocabulary
 from unziplora_cli.config import Words
-from unziplora_cli.errors import ModelError
-from unziplora_cli.events import Event, Phase, Progress
+from unziplora_cli.errors import ModelError, Remedy
+from unziplora_cli.events import Event, Notice, Phase, Progress
 from unziplora_cli.hub import DESCRIBER
 from unziplora_cli.job import Description
-from unziplora_cli.prompts import UNNAMED_STYLE
+from unziplora_cli.prompts import UNNAMED_STYLE, with_article
 
 if TYPE_CHECKING:
     from unziplora_cli.evaluation.describe import Describer
+    from unziplora_cli.sdxl.base import BaseRef
 
 
 def describe(
@@ -57,6 +59,34 @@ def can_describe(*, builtin: bool, describer: str | None = None) -> bool:
         return find_describer(DESCRIBER).is_dir()
     except ModelError:
         return False
+
+
+def outside(images: Sequence[Path], base: BaseRef, words: Words) -> Notice | None:
+    """What of a training the built-in base does not know: the word, or an image that it takes for another."""
+    from unziplora_cli.evaluation.describe import has_reader
+    from unziplora_cli.evaluation.reader import shipped
+    from unziplora_cli.images import load_image
+
+    if base.kind != "builtin" or not has_reader():
+        return None
+    known, reader = vocabulary.mini(), shipped()
+    subject = known.subject(words.subject)
+    fault = ""
+    for path in images:
+        image = load_image(path).image
+        seen, _ = reader.read(image).get("subject", ("", 0.0))
+        if subject is None:
+            options = [seen, *known.similar(words.subject)]
+            similar = " or ".join(dict.fromkeys(filter(None, options)))
+            fault = f"does not know {words.subject!r}" + (f"; is it {similar}?" if similar else ".")
+        elif other := reader.other_subject(image, subject):
+            takes = f"takes {path.name} for {with_article(other)}, not for {with_article(subject)}"
+            fault = f"{takes}." if seen else f"is not sure what {path.name} shows."
+    remedies = (
+        Remedy("See what it knows", "models show", ("mini",)),
+        Remedy("For real images, train SDXL on a GPU", settings={"base": "sdxl"}),
+    )
+    return Notice(f"mini {fault} It may draw something else.", remedies) if fault else None
 
 
 def compare(description: Description, words: Words, features: tuple[str, ...]) -> Description:

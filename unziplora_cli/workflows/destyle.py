@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from unziplora_cli import files, resources
-from unziplora_cli.config import TrainConfig
+from unziplora_cli import files, resources, vocabulary
+from unziplora_cli.config import TrainConfig, Words
 from unziplora_cli.errors import Remedy, UsageError
 from unziplora_cli.events import Notice, Phase, Progress
 from unziplora_cli.prompts import with_article
 from unziplora_cli.training.request import DESTYLED, TrainRequest
+from unziplora_cli.workflows.describe import outside
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -108,6 +109,10 @@ def destyle_requests(
         same = [r for r in due if (r.config.destyle, r.config.destyler) == (way, destyler)]
         images = yield from (_redraw(same) if way == "model" else _edit(same))
         for request, (name, destyled) in zip(same, images, strict=True):
+            if way == "model":
+                destyled = yield from _of_subject(request, destyled)
+            if not destyled:
+                continue  # the base makes them
             parameters = {"base": {"id": name}, "seed": request.config.seed}
             folder = scratch / str(len(done))
             folder.mkdir(parents=True)
@@ -139,6 +144,39 @@ def _redraw(requests: Sequence[TrainRequest]) -> Generator[Event, None, list[Nam
         colors = _colors(request.job.features, model.colors).expand(len(pixels), -1)
         results.append(("mini's destyler", to_images(model(pixels, colors))))
     return results
+
+
+def _of_subject(
+    request: TrainRequest, images: list[Image.Image]
+) -> Generator[Event, None, list[Image.Image]]:
+    """The images that show the subject of the training; says what the others show."""
+    from unziplora_cli.training.destyle import omission
+
+    check = request.other_subject or (lambda image: "")
+    seen = [check(image) for image in images]
+    kept = [image for image, other in zip(images, seen, strict=True) if not other]
+    if kept and len(kept) < len(images):
+        yield omission(request.job, list(filter(None, seen)), left=True)
+    elif not kept:
+        yield Notice(
+            f"{request.job.name}: the small destyler draws {with_article(seen[0])} instead of the "
+            f"{request.job.words.subject}, so the base destyles the image by inversion."
+        )
+    return kept
+
+
+def subject_check(base: BaseRef, words: Words) -> Callable[[Image.Image], str] | None:
+    """Names what an image shows instead of the subject; None where nothing can tell."""
+    subject = vocabulary.mini().subject(words.subject) if base.kind == "builtin" else None
+    if subject is None or not (resources.reader() / "reader.json").is_file():
+        return None
+    return partial(_other_subject, subject)
+
+
+def _other_subject(subject: str, image: Image.Image) -> str:
+    from unziplora_cli.evaluation.reader import shipped
+
+    return shipped().other_subject(image, subject)
 
 
 def _colors(features: Sequence[str], colors: Sequence[str]) -> Tensor:
@@ -242,11 +280,15 @@ def preview(
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, not a folder.", Remedy(settings={"out": "FOLDER"}))
     files.check_writable(out)
+    if note := outside(request.images, request.base, request.job.words):
+        yield note
     with TemporaryDirectory(prefix="unziplora-") as temporary_folder:
         scratch = Path(temporary_folder)
         (request,) = yield from destyle_requests([request], scratch)
         if not request.destyled:
             yield from destyle(replace(request, folder=scratch))
+            if not (scratch / DESTYLED).is_dir():
+                raise UsageError("No destyled image shows the subject, so there is nothing to write.")
             request = replace(request, destyled=_images_in(scratch / DESTYLED))
         names = [f"{number:02}{path.suffix.lower()}" for number, path in enumerate(request.destyled, start=1)]
         targets = tuple(out / name for name in names)

@@ -16,6 +16,7 @@ from unziplora_cli.job import now
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.projects.verify import inside
 from unziplora_cli.training.request import TrainRequest
+from unziplora_cli.workflows.destyle import subject_check
 from unziplora_cli.workflows.generate import shared_base
 from unziplora_cli.workflows.train import train
 
@@ -140,7 +141,9 @@ def request_to_replay(
         tuple(inside(project.folder, image.file) for image in files) for files in (job.images, job.destyled)
     )
     latents = project.path("destyled") if manifest.artifact("destyled") else None
-    request = TrainRequest(job, _base(project), images, destyled, latents)
+    base = _base(project)
+    check = subject_check(base, job.words)
+    request = TrainRequest(job, base, images, destyled, latents, other_subject=check)
     return request, tuple(f"the class images in {path}" for path in folders)
 
 

@@ -35,7 +35,8 @@ from unziplora_cli.projects.unfinished import (
 )
 from unziplora_cli.prompts import make_prompts
 from unziplora_cli.training.request import DESTYLED, DESTYLED_LATENTS, TrainRequest
-from unziplora_cli.workflows.destyle import choose_way, destyle_requests
+from unziplora_cli.workflows.describe import outside
+from unziplora_cli.workflows.destyle import choose_way, destyle_requests, subject_check
 from unziplora_cli.workflows.provenance import base_record, metadata_of
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ def make_request(
         settings=config,
         **job,
     )
-    return TrainRequest(made, base, tuple(images), destyled, replaces=replaces)
+    check = subject_check(base, words)
+    return TrainRequest(made, base, tuple(images), destyled, replaces=replaces, other_subject=check)
 
 
 def input_cache_for(requests: Sequence[TrainRequest]) -> InputCache:
@@ -166,7 +168,8 @@ def request_to_resume(
     images, destyled = (
         tuple(unfinished.folder / image.file for image in files) for files in (job.images, job.destyled)
     )
-    return TrainRequest(job, base, images, destyled, resume=True, replaces=True)
+    check = subject_check(base, job.words)
+    return TrainRequest(job, base, images, destyled, resume=True, replaces=True, other_subject=check)
 
 
 def _settings(recorded: Job, changes: Mapping[str, Any]) -> TrainConfig:
@@ -213,6 +216,8 @@ def train(
     from unziplora_cli.sdxl.base import check_trainable
 
     check_trainable(request.base)
+    if not request.resume and (note := outside(request.images, request.base, request.job.words)):
+        yield note
     with TemporaryDirectory(prefix="unziplora-") as scratch:
         (request,) = yield from destyle_requests([request], Path(scratch))
         return (yield from _train(request, store, input_cache))
