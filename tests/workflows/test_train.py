@@ -18,11 +18,11 @@ from unziplora_cli.errors import Interrupted, ModelError, ProjectError
 from unziplora_cli.events import run
 from unziplora_cli.method.lora import LoRAWeights
 from unziplora_cli.projects.store import ProjectStore
-from unziplora_cli.sdxl.base import BaseRef
+from unziplora_cli.sdxl.base import BaseRef, resolve_base
 from unziplora_cli.training import callbacks, engine, events
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.workflows.provenance import base_record
-from unziplora_cli.workflows.train import read_sources, split_by_process, train
+from unziplora_cli.workflows.train import read_sources, split_by_process, train, training_config
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 Events = Generator[events.Event, None, events.TrainResult]
@@ -251,3 +251,17 @@ def test_processes_share_out_several_pictures_and_train_each_alone(
     monkeypatch.setenv("WORLD_SIZE", "2")
     chosen = [replace(request, job=replace(request.job, device="cpu")) for request in requests]
     assert [request.job.device for request in split_by_process(chosen)] == ["cpu", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "expected"),
+    [
+        (None, {}, ("mini", 128)),
+        ("paper", {}, ("paper", 128)),  # the preset says 1024, the size of SDXL
+        ("paper", {"resolution": 256}, ("paper", 256)),
+    ],
+)
+def test_a_preset_trains_a_small_base_at_its_own_resolution(preset, settings, expected):
+    mini, _ = resolve_base("mini", offline=True)
+    name, config = training_config(mini, preset, settings)
+    assert (name, config.resolution) == expected

@@ -12,7 +12,7 @@ from unziplora_cli.cli._errors import remedy_text
 from unziplora_cli.cli._opening import openable
 from unziplora_cli.cli._options import BASE, DEVICE, VAE, config_options, find_base
 from unziplora_cli.cli._output import ProgressDisplay, Session, Table
-from unziplora_cli.config import TrainConfig, Words, resolve
+from unziplora_cli.config import TrainConfig, Words
 from unziplora_cli.errors import ModelError, OutOfMemory, Remedy, UsageError
 
 if TYPE_CHECKING:
@@ -115,13 +115,13 @@ def destyle(
     from unziplora_cli.events import run
     from unziplora_cli.projects.names import slugify
     from unziplora_cli.workflows.destyle import preview
-    from unziplora_cli.workflows.train import make_request, read_sources
+    from unziplora_cli.workflows.train import make_request, read_sources, training_config
 
     session: Session = ctx.obj
     sources = read_sources([image])
     model = find_base(session, base)
     chosen = preset or ("mini" if model.kind == "builtin" else "destyle")
-    config = resolve(chosen, settings or {})
+    _, config = training_config(model, chosen, settings or {})
     lists = [None if text is None else [text] for text in (subject, style, features)]
     given = GivenWords(lists[0], lists[1], lists[2])
     options = DescribeOptions(describe, describer, device)

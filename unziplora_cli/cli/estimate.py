@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from unziplora_cli.checks import check_settings
 from unziplora_cli.cli._errors import hint, remedy_text
-from unziplora_cli.cli._options import find_base, preset_for
+from unziplora_cli.cli._options import find_base
 from unziplora_cli.cli._output import Session, Table, format_duration, format_size
-from unziplora_cli.config import TrainConfig, resolve
+from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import Remedy, count
 
 if TYPE_CHECKING:
@@ -31,11 +31,12 @@ def show_estimate(
     ``base`` are the arguments of ``find_base``: the base, the VAE and the prediction.
     """
     from unziplora_cli.training.estimate import estimate_training
+    from unziplora_cli.workflows.train import training_config
 
     check_settings(TrainConfig, settings)
     ref = _find_base(session, *base)
-    preset = preset or preset_for(ref)
-    estimate = estimate_training(ref, resolve(preset, settings), device)
+    preset, config = training_config(ref, preset, settings)
+    estimate = estimate_training(ref, config, device)
     command = _fitting_command(session, estimate)
     session.output.result(
         {"plan": _summary(estimate, preset, projects, command)},

@@ -19,7 +19,6 @@ from unziplora_cli.cli._options import (
     VAE,
     config_options,
     find_base,
-    preset_for,
     preset_names,
     text_option,
     unfinished_names,
@@ -150,7 +149,7 @@ def train(
     from unziplora_cli.prompts import make_prompts, prompt_notes
     from unziplora_cli.sdxl.base import absolute_spec
     from unziplora_cli.workflows.destyle import choose_way
-    from unziplora_cli.workflows.train import make_request, read_sources
+    from unziplora_cli.workflows.train import make_request, read_sources, training_config
 
     session: Session = ctx.obj
     store = session.store()
@@ -218,7 +217,7 @@ def train(
     if preset is not None:
         check_packages(resolve(preset, settings or {}))
     model = find_base(session, base, vae, prediction)
-    config = resolve(preset or preset_for(model, settings), settings or {})
+    _, config = training_config(model, preset, settings or {})
     check_packages(config)
     for note in without_effect(choose_way(config, model)[0], settings or {}):
         session.output.warning(note)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from unziplora_cli import events, resources
-from unziplora_cli.config import TrainConfig, resolve
+from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import Remedy, UsageError
 from unziplora_cli.ui.components import HIDDEN, IMAGES, PRIVATE, number_field, uploaded, whole
 
@@ -57,11 +57,12 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
     chosen: list[Any] = [base, preset, steps, rank, seed, interval, destyled]
 
     def settings(base: str, preset: str, *texts: str) -> tuple[BaseRef, TrainConfig]:
+        from unziplora_cli.workflows.train import training_config
+
         model = _base(context, base)
         names = ("steps", "rank", "seed", "validate_every", "destyle_images")
         given = {name: whole(text, name.replace("_", " ")) for name, text in zip(names, texts, strict=True)}
-        named = resources.default_preset(model.kind) if preset == AUTOMATIC else preset
-        return model, resolve(named, {name: value for name, value in given.items() if value is not None})
+        return model, training_config(model, None if preset == AUTOMATIC else preset, given)[1]
 
     def show_estimate(*values: Any) -> str:
         from unziplora_cli.training.estimate import estimate_training

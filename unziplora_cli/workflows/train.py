@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import unziplora_cli
 from unziplora_cli import files
 from unziplora_cli.checks import check_settings
-from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, Words
+from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, Words, resolve
 from unziplora_cli.errors import Interrupted, ProjectError, Remedy, UsageError
 from unziplora_cli.events import Notice, observe
 from unziplora_cli.job import Job, SourceImage, differences, now
@@ -34,6 +34,7 @@ from unziplora_cli.projects.unfinished import (
     write_status,
 )
 from unziplora_cli.prompts import make_prompts
+from unziplora_cli.resources import default_preset
 from unziplora_cli.training.request import DESTYLED, DESTYLED_LATENTS, TrainRequest
 from unziplora_cli.workflows.describe import outside
 from unziplora_cli.workflows.destyle import choose_way, destyle_requests, subject_check
@@ -65,6 +66,22 @@ class _Outcome:
     destyled: tuple[SourceImage, ...] = ()
     step_times: list[float] = field(default_factory=list)
     noted: float = 0.0  # when the progress was written last
+
+
+def training_config(
+    base: BaseRef, preset: str | None, settings: Mapping[str, Any]
+) -> tuple[str, TrainConfig]:
+    """The preset, by default the base's, and the settings that it and ``settings`` make; raises UsageError.
+
+    A preset's resolution is that of SDXL: on a base of smaller images, it is the base's own.
+    """
+    from unziplora_cli.sdxl.base import native_resolution
+
+    preset = preset or default_preset(base.kind, settings.get("destyle"))
+    config = resolve(preset, settings)
+    if settings.get("resolution") is None:
+        config = replace(config, resolution=min(config.resolution, native_resolution(base)))
+    return preset, config
 
 
 def read_sources(images: Sequence[Path], folder: str = "") -> tuple[SourceImage, ...]:

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from unziplora_cli import files
-from unziplora_cli.config import TrainConfig, resolve
+from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import (
     Interrupted,
     ModelError,
@@ -26,7 +26,6 @@ from unziplora_cli.job import Description, SourceImage, differences
 from unziplora_cli.packages import check_packages
 from unziplora_cli.paths import process_rank
 from unziplora_cli.prompts import TRIGGER, UNNAMED_STYLE, make_prompts, make_words, split_features
-from unziplora_cli.resources import default_preset
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.workflows.destyle import destyle_requests
 from unziplora_cli.workflows.train import (
@@ -36,6 +35,7 @@ from unziplora_cli.workflows.train import (
     read_sources,
     request_to_resume,
     train,
+    training_config,
 )
 from unziplora_cli.workflows.train_list import Row
 
@@ -166,9 +166,8 @@ def train_many(
 
 def config_of(row: Row, options: Options) -> TrainConfig:
     """The settings of a row; raises UsageError, naming the row, if they contradict each other."""
-    preset = row.texts.get("preset") or default_preset(options.base.kind, row.settings.get("destyle"))
     try:
-        config = resolve(preset, row.settings)
+        _, config = training_config(options.base, row.texts.get("preset"), row.settings)
         check_packages(config)
     except UnziploraError as error:
         raise type(error)(f"{row.where}: {error.message}", *error.remedies) from error
