@@ -35,8 +35,12 @@ KEYS = tuple(entry.name.replace("_", "-") for entry in fields(Preferences))
 
 def load() -> Preferences:
     """The preferences of this user; raises UsageError for a file or a variable that cannot be used."""
-    values = read_file() | {key: parse(key, os.environ[name]) for key, name in variables().items()}
-    return Preferences(**{key.replace("-", "_"): value for key, value in values.items()})
+    return Preferences(**{key.replace("-", "_"): value for key, value in chosen().items()})
+
+
+def chosen() -> dict[str, Any]:
+    """The values that the user has chosen, by key; raises as :func:`load` does."""
+    return read_file() | {key: parse(key, os.environ[name]) for key, name in variables().items()}
 
 
 def variables() -> dict[str, str]:

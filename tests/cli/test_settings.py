@@ -200,3 +200,25 @@ def test_several_projects_are_removed_or_none(unziplora, make_project):
     assert all(folder.exists() for folder in folders)
     assert unziplora("remove", "fox", "rose", "fox", "--yes").out.strip() == "Removed fox, rose."
     assert not any(folder.exists() for folder in folders)
+
+
+@pytest.mark.parametrize(
+    ("preference", "option", "opens"),
+    [
+        (None, [], True),
+        (False, [], False),
+        (False, ["--open"], True),
+        (True, [], True),
+        (True, ["--no-open"], False),
+    ],
+)
+def test_the_page_is_opened_unless_the_user_prefers_otherwise(
+    unziplora, monkeypatch, preference, option, opens
+):
+    from unziplora_cli.ui import server
+
+    given = {}
+    monkeypatch.setattr(server, "serve", lambda *arguments, **options: given.update(options))
+    preferences.store("open", preference)
+    assert unziplora("ui", *option).code == 0
+    assert given["open_page"] is opens

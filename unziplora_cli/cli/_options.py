@@ -182,14 +182,6 @@ def find_base(
     return base
 
 
-def images_folder(project: "Project") -> Path:
-    """The folder for images of a project that no option names."""
-    from unziplora_cli import preferences
-
-    folder = preferences.load().output_folder
-    return Path(folder) / project.name if folder else project.images
-
-
 def project_base(
     session: Session, compute: "ComputeConfig", projects: "Sequence[Project]"
 ) -> "tuple[ComputeConfig, BaseRef]":

@@ -1,5 +1,6 @@
 """export, import and check: LoRA files of other programs."""
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -8,10 +9,12 @@ import typer
 from unziplora_cli.cli._opening import openable
 from unziplora_cli.cli._options import BASE, PROJECT, project_names
 from unziplora_cli.cli._output import Session, Table, format_size
+from unziplora_cli.cli.describe import DescribeOptions, GivenWords, propose
 from unziplora_cli.errors import Remedy, UsageError, count
 
 if TYPE_CHECKING:
     from unziplora_cli.adapters.lora_file import LoadedLoRA
+    from unziplora_cli.job import BaseRecord
     from unziplora_cli.workflows.export_lora import ExportedFile, FileCheck
 
 PANEL = "Import and export"
@@ -190,57 +193,46 @@ def import_(
 
     Missing merge weights become 1. Pickled merge weights (.pth) are read without running code in them.
     """
-    from unziplora_cli.projects.names import check_name, slugify
-    from unziplora_cli.prompts import TRIGGER, make_words
-    from unziplora_cli.workflows import export_lora, import_lora
-    from unziplora_cli.workflows.train import former_notice, read_sources
+    from unziplora_cli.workflows.import_lora import import_project
 
     session: Session = ctx.obj
-    store = session.store()
-    if name is not None:
-        check_name(name)
-    if image is not None:
-        read_sources([image])
-    sources = import_lora.find_pair(paths)
-    pair = import_lora.read_pair(sources)
-    words = make_words(
-        _word(session, subject, pair.word("subject", "content"), "subject"),
-        _word(session, style, pair.word("style", "style"), "style"),
-        pair.word("trigger", "content") or TRIGGER if trigger is None else trigger,
+    described = cache(
+        lambda base: image and propose(session, [image], base, GivenWords(), DescribeOptions())[0]
     )
-    record = export_lora.lookup_base(base) if base is not None else export_lora.detect_base(pair.loras)
-    name = slugify(sources.name) if name is None else name
-    former = store.former_versions(name)
-    project = import_lora.import_pair(store, name, pair, words, record, image=image, force=force)
-    for folder, number in store.former_versions(name, former).items():
-        session.output.warning(former_notice(folder, number))
-    for note in pair.notes:
+
+    def missing(word: str, base: "BaseRecord") -> str:
+        """A word that no option and no file names: seen in the image; on a terminal, confirmed or typed."""
+        guess: str = getattr(described(base), word, "")
+        if session.output.can_ask:
+            return session.output.ask(f"{word.capitalize()}, one or two words", guess or None)
+        if not guess:
+            raise UsageError(
+                f"The files do not name the {word}.",
+                Remedy("Name it in one or two words", settings={word: "WORD"}),
+            )
+        return guess
+
+    words = {"subject": subject, "style": style, "trigger": trigger}
+    made = import_project(
+        session.store(), paths, words, missing, name=name, base=base, image=image, force=force
+    )
+    for note in made.replaced:
+        session.output.warning(note)
+    for note in made.pair.notes:
         session.output.message(note)
+    project, sources, pair = made.project, made.sources, made.pair
     session.output.result(
         {
             "name": project.name,
             "folder": str(project.folder),
-            "base": record.spec,
+            "base": project.job.base.spec,
             "content": _lora_json(sources.content, pair.content),
             "style": _lora_json(sources.style, pair.style),
             "merge_weights": [str(path) for path in (sources.content_merge, sources.style_merge) if path],
         },
         text=f"{project.name}: content rank {pair.content.rank}, style rank {pair.style.rank}, for "
-        f"{record.spec}.\nNext: unziplora combine {project.name}",
+        f"{project.job.base.spec}.\nNext: unziplora combine {project.name}",
     )
-
-
-def _word(session: Session, given: str | None, stored: str | None, name: str) -> str:
-    """A word from the options or the files; on a terminal, asks for a missing one."""
-    word = stored if given is None else given
-    if word is not None:
-        return word
-    if not session.output.can_ask:
-        raise UsageError(
-            f"The files do not name the {name}.",
-            Remedy("Name it in one or two words", settings={name: "WORD"}),
-        )
-    return session.output.ask(f"{name.capitalize()}, one or two words")
 
 
 def _all(number: int, noun: str) -> str:

@@ -16,7 +16,7 @@ from unziplora_cli.config import TrainConfig, Words
 from unziplora_cli.errors import ModelError, OutOfMemory, Remedy, UsageError
 
 if TYPE_CHECKING:
-    from unziplora_cli.job import Description
+    from unziplora_cli.job import BaseRecord, Description
     from unziplora_cli.sdxl.base import BaseRef
 
 PANEL = "Images"
@@ -200,7 +200,7 @@ def settle_words(
     from unziplora_cli.prompts import TRIGGER, UNNAMED_STYLE, make_words, split_features, with_article
     from unziplora_cli.workflows.describe import compare
 
-    proposals = _proposals(session, images, base, given, options)
+    proposals = propose(session, images, base, given, options)
     settled = []
     for index, (image, proposal) in enumerate(zip(images, proposals, strict=True)):
         subject, style, features = (
@@ -232,10 +232,10 @@ def settle_words(
     return settled
 
 
-def _proposals(
+def propose(
     session: Session,
     images: Sequence[Path],
-    base: "BaseRef",
+    base: "BaseRef | BaseRecord",
     given: GivenWords,
     options: DescribeOptions,
 ) -> "list[Description | None]":

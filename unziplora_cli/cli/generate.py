@@ -12,7 +12,6 @@ from unziplora_cli.cli._opening import openable
 from unziplora_cli.cli._options import (
     PROJECT,
     config_options,
-    images_folder,
     preset_for,
     project_base,
     project_names,
@@ -182,8 +181,7 @@ def cross(
     from unziplora_cli.workflows import generate
 
     spec = generate.CrossSpec(base, config, tuple(contents), tuple(styles), prompt, merge)
-    images = images_folder(contents[0])
-    cells = generate.generate_cross(spec, out, compute, images=images, force=force)
+    cells = generate.generate_cross(spec, out, compute, force=force)
     _run(session, "cross", config, cells)
 
 
@@ -217,11 +215,10 @@ def _generate(
         session.output.message(f"{label:8} {getattr(spec.prompts, label)}")
     if axes:
         cells = generate.GridSpec(spec, *axes)
-        folder = images_folder(projects[0])
-        operation = generate.generate_grid(cells, out, compute, images=folder, force=force)
+        operation = generate.generate_grid(cells, out, compute, force=force)
         _run(session, "grid", config, operation)
     else:
-        images = generate.generate_images(spec, out or images_folder(projects[0]), compute, force=force)
+        images = generate.generate_images(spec, out, compute, force=force)
         _run(session, spec.kind, config, images)
 
 

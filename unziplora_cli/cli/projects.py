@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from unziplora_cli.cli._opening import open_path
-from unziplora_cli.cli._options import PANEL, PROJECT, images_folder, project_names
+from unziplora_cli.cli._options import PANEL, PROJECT, project_names
 from unziplora_cli.cli._output import Session, Table, format_duration, format_size
 from unziplora_cli.cli.evaluate import evaluation_rows
 from unziplora_cli.errors import ProjectError, Remedy, UsageError, count
@@ -212,6 +212,8 @@ def open_project(
     ] = None,
 ) -> None:
     """Open a project's sheet, images, report or folder."""
+    from unziplora_cli.workflows.generate import images_folder
+
     session: Session = ctx.obj
     opened = session.store().open(project)
     paths = {

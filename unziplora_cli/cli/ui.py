@@ -31,13 +31,19 @@ def ui(
             show_envvar=True,
         ),
     ] = None,
-    open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
+    open_page: Annotated[
+        bool | None,
+        typer.Option(
+            "--open/--no-open", help="Open the page in the browser; default: your preference, else open."
+        ),
+    ] = None,
 ) -> None:
     """Train, generate and manage projects on a page in the browser.
 
     The page runs on this machine and loads nothing from others. Ctrl-C ends it; a running training is kept
     and can be resumed.
     """
+    from unziplora_cli import preferences
     from unziplora_cli.ui.server import serve
 
     session: Session = ctx.obj
@@ -54,5 +60,5 @@ def ui(
         auth=auth,
         offline=session.offline,
         ready=ready,
-        open_page=open_page,
+        open_page=preferences.chosen().get("open", True) if open_page is None else open_page,
     )

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from unziplora_cli import events, preferences
 from unziplora_cli.config import ComputeConfig, GenerateConfig, new_seed, resolve_generate
-from unziplora_cli.errors import ProjectError, UsageError
+from unziplora_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from unziplora_cli.job import Description
     from unziplora_cli.projects.store import Project
     from unziplora_cli.sdxl.base import BaseRef
     from unziplora_cli.ui.server import Context
@@ -22,6 +27,8 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 HIDDEN: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
 """Options of an event that runs by itself."""
 
+IMAGE_TYPES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif"]
+
 IMAGES: dict[str, Any] = {
     "object_fit": "contain",
     "fit_columns": False,
@@ -31,18 +38,33 @@ IMAGES: dict[str, Any] = {
 """Options of every list of images."""
 
 
+def as_text(line: str) -> str:
+    """HTML that shows ``line`` as it is: Gradio renders messages as Markdown with HTML."""
+    return "".join(letter if letter.isalnum() or letter == " " else f"&#{ord(letter)};" for letter in line)
+
+
 def project_names(context: Context) -> list[str]:
     """The names of all readable projects."""
     return [project.name for project in context.store.list()[0]]
 
 
-def thumbnail(context: Context, name: str | None) -> str | None:
-    """The training image of a project, as a file that the page may show."""
+def thumbnail(context: Context, name: str | None) -> str | Image | None:
+    """The training image of a project, else the newest one generated with it, else a blank card."""
     if not name or not context.store.exists(name):
         return None
     project = context.store.open(name)
-    images = project.job.images
-    return str(project.folder / images[0].file) if images else None
+    generated = sorted(project.images.glob("*.png"), key=lambda path: path.stat().st_mtime)
+    files = [*(project.folder / image.file for image in project.job.images[:1]), *reversed(generated)]
+    return str(files[0]) if files else _blank()
+
+
+@cache
+def _blank() -> Image:
+    from PIL import Image, ImageDraw
+
+    card = Image.new("RGB", (256, 256), "#e4e4e7")
+    ImageDraw.Draw(card).text((128, 128), "imported", fill="#3f3f46", anchor="mm", font_size=36)
+    return card
 
 
 def project_picker(context: Context, label: str, elem_id: str | None = None) -> gr.Dropdown:
@@ -114,15 +136,16 @@ def whole(text: str | None, name: str) -> int | None:
     return None if value is None else int(value)
 
 
+def describe_images(paths: Sequence[Path], *, builtin: bool) -> list[Description]:
+    """A description of each image by the describer that the user prefers; none if it is not on this disk."""
+    from unziplora_cli.workflows.describe import can_describe, describe
+
+    describer = preferences.load().describer
+    if not can_describe(builtin=builtin, describer=describer):
+        return []
+    return events.run(describe(paths, builtin=builtin, describer=describer))
+
+
 def uploaded(files: Any) -> list[Path]:
     """The paths of uploaded files."""
     return [Path(file) for file in ([files] if isinstance(files, str) else files or [])]
-
-
-def inside_home(context: Context, path: str) -> Path:
-    """A path that the page sent back; raises ProjectError unless it lies in the home."""
-    home = context.store.folder.resolve()
-    resolved = Path(path).resolve()
-    if not resolved.is_relative_to(home):
-        raise ProjectError(f"{resolved.name} is not in the home.")
-    return resolved

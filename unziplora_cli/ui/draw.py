@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -14,7 +15,6 @@ from unziplora_cli.ui.components import (
     IMAGES,
     PRIVATE,
     base_and_config,
-    inside_home,
     number,
     number_field,
     project_picker,
@@ -110,11 +110,9 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         from unziplora_cli.workflows.generate import generate_images
 
         spec, compute = make_spec(*values)
-        project = spec.content or spec.style
-        assert project is not None
 
         def operation() -> Generator[Any, None, Any]:
-            return (yield from generate_images(spec, project.images, compute))
+            return (yield from generate_images(spec, None, compute))
 
         context.queue.submit(f"{spec.kind} {spec.title}", "draw", operation)
 
@@ -126,14 +124,14 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         return gr.update(value=images, visible=bool(images)), images
 
     def inspect(images: list[str], event: gr.SelectData) -> tuple[str, str]:
-        path = inside_home(context, images[int(event.index)])
-        return parameters_text(read_parameters(path)), str(path)
+        path = images[int(event.index)]
+        return parameters_text(read_parameters(Path(path))), path
 
     def repeat(path: str) -> tuple[Any, ...]:
         """The fields as they were for the chosen image; its seed gives the same image."""
         if not path:
             raise UsageError("Choose an image first.")
-        read = read_parameters(inside_home(context, path))
+        read = read_parameters(Path(path))
         projects, strengths = read.get("projects", {}), read.get("branches", {})
         return (
             read.get("prompts", {}),

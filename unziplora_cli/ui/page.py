@@ -10,7 +10,7 @@ import gradio as gr
 from unziplora_cli.errors import UsageError
 from unziplora_cli.report import charts
 from unziplora_cli.ui import cross, draw, projects, train
-from unziplora_cli.ui.components import HIDDEN, IMAGES, PRIVATE, project_names, refreshed
+from unziplora_cli.ui.components import HIDDEN, IMAGES, PRIVATE, as_text, project_names, refreshed
 from unziplora_cli.ui.server import is_within
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Page(gr.Blocks):
         except Exception as error:
             message, remedy, _ = self.context.explain(error)
             raise gr.Error(
-                "<br>".join(_as_text(line) for line in (message, *remedy.splitlines())),
+                "<br>".join(as_text(line) for line in (message, *remedy.splitlines())),
                 duration=None,
                 title="That did not work",
                 print_exception=False,
@@ -78,11 +78,6 @@ class Page(gr.Blocks):
             raise UsageError("The page takes only files that were sent to it.")
         names = ("path", "orig_name", "size", "mime_type", "meta")
         return {name: value[name] for name in names if name in value}
-
-
-def _as_text(line: str) -> str:
-    """HTML that shows ``line`` as it is: Gradio renders messages as Markdown with HTML."""
-    return "".join(letter if letter.isalnum() or letter == " " else f"&#{ord(letter)};" for letter in line)
 
 
 def theme() -> gr.themes.Base:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import gradio as gr
 
-from unziplora_cli.errors import UsageError
+from unziplora_cli.errors import Remedy, UsageError
 from unziplora_cli.ui.components import (
     HIDDEN,
+    IMAGE_TYPES,
     IMAGES,
     PRIVATE,
+    as_text,
+    describe_images,
     project_names,
     project_picker,
     thumbnail,
@@ -20,6 +24,7 @@ from unziplora_cli.ui.components import (
 )
 
 if TYPE_CHECKING:
+    from unziplora_cli.job import BaseRecord
     from unziplora_cli.projects.store import Project
     from unziplora_cli.ui.server import Context
 
@@ -62,6 +67,7 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
             dropped = gr.File(
                 file_count="multiple", label="Import: a content LoRA and a style LoRA", height=150
             )
+            image = gr.File(file_types=IMAGE_TYPES, label="The image that they were trained on", height=110)
             import_name = gr.Textbox(label="Name of the project", placeholder="from the files")
             with gr.Row():
                 subject = gr.Textbox(label="Subject", placeholder="from the files", min_width=120)
@@ -76,7 +82,6 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
     def list_cards(before: list[Any]) -> tuple[Any, Any]:
         projects, _ = context.store.list()
         now = [(project.name, thumbnail(context, project.name), _caption(project)) for project in projects]
-        now = [card for card in now if card[1] is not None]
         if now == before:
             return gr.skip(), gr.skip()
         return gr.update(value=[card[1:] for card in now], visible=bool(now)), now
@@ -115,24 +120,32 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         planned = plan_export(project, PARTS[part], folder, force=False, layout=PROGRAMS[program])
         return gr.update(value=[str(file.path) for file in export_files(planned)], visible=True)
 
-    def import_files(files: Any, name: str, subject: str, style: str) -> tuple[None, Any]:
-        from unziplora_cli.projects.names import check_name, slugify
-        from unziplora_cli.prompts import TRIGGER, make_words
-        from unziplora_cli.workflows import export_lora, import_lora
+    def import_files(
+        files: Any, image: str | None, name: str, subject: str, style: str
+    ) -> tuple[None, None, str, str, str, Any]:
+        from unziplora_cli.workflows.import_lora import import_project
 
         if not uploaded(files):
             raise UsageError("Drop a content LoRA and a style LoRA first.")
-        sources = import_lora.find_pair(uploaded(files))
-        pair = import_lora.read_pair(sources)
-        words = make_words(
-            subject or pair.word("subject", "content") or "",
-            style or pair.word("style", "style") or "",
-            pair.word("trigger", "content") or TRIGGER,
+        described = cache(lambda builtin: describe_images(uploaded(image), builtin=builtin) if image else [])
+
+        def missing(word: str, base: BaseRecord) -> str:
+            seen = described(base.kind == "builtin")
+            if not seen or not getattr(seen[0], word):
+                raise UsageError(f"The files do not name the {word}.", Remedy("Name it in one or two words."))
+            return str(getattr(seen[0], word))
+
+        made = import_project(
+            context.store,
+            uploaded(files),
+            {"subject": subject or None, "style": style or None},
+            missing,
+            name=name or None,
+            image=uploaded(image)[0] if image else None,
         )
-        free = check_name(name) if name else slugify(sources.name)
-        record = export_lora.detect_base(pair.loras)
-        project = import_lora.import_pair(context.store, free, pair, words, record)
-        return None, chosen(project.name)
+        for note in made.pair.notes:
+            gr.Info(as_text(note), duration=None)
+        return None, None, "", "", "", chosen(made.project.name)
 
     listed = gr.State([])
     changes.change(list_cards, listed, [cards, listed], **HIDDEN)
@@ -142,7 +155,8 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
     rename.click(rename_project, [picker, new_name], [picker, new_name], **PRIVATE)
     remove.click(remove_project, [picker, sure], [picker, sure], **PRIVATE)
     export.click(export_files, [picker, program, part], exported, **PRIVATE)
-    import_.click(import_files, [dropped, import_name, subject, style], [dropped, picker], **PRIVATE)
+    fields = [dropped, image, import_name, subject, style]
+    import_.click(import_files, fields, [*fields, picker], **PRIVATE)
     return [picker]
 
 

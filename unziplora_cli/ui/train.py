@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from unziplora_cli import events, resources
+from unziplora_cli import preferences, resources
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import Remedy, UsageError
-from unziplora_cli.ui.components import HIDDEN, IMAGES, PRIVATE, number_field, uploaded, whole
+from unziplora_cli.ui.components import (
+    HIDDEN,
+    IMAGE_TYPES,
+    IMAGES,
+    PRIVATE,
+    describe_images,
+    number_field,
+    uploaded,
+    whole,
+)
 
 if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
@@ -19,7 +28,6 @@ if TYPE_CHECKING:
     from unziplora_cli.ui.server import Context
 
 AUTOMATIC = "automatic"
-IMAGE_TYPES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif"]
 
 
 def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
@@ -86,9 +94,8 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         loaded = [(load_image(path).image, path.name) for path in paths]
         model = _base(context, base)
         shown = gr.update(value=loaded, visible=bool(loaded))
-        if len(paths) != 1 or not _can_describe(model):
-            return shown, gr.skip(), gr.skip(), gr.skip()
-        return shown, *_describe(paths, model)[0]
+        proposed = _words(paths, model) if len(paths) == 1 else []
+        return shown, *(proposed[0] if proposed else [gr.skip()] * 3)
 
     def train(files: Any, subject: str, style: str, features: str, name: str, *values: Any) -> None:
         paths = uploaded(files)
@@ -98,11 +105,8 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
             raise UsageError("One name, but several images: leave the name empty.")
         model, config = settings(*values)
         texts = [(subject, style, features)] * len(paths)
-        if len(paths) > 1 and not (subject and style) and _can_describe(model):
-            texts = [
-                (subject or described[0], style or described[1], features or described[2])
-                for described in _describe(paths, model)
-            ]
+        if len(paths) > 1 and not (subject and style) and (proposed := _words(paths, model)):
+            texts = [(subject or seen[0], style or seen[1], features or seen[2]) for seen in proposed]
         requests: list[TrainRequest] = []
         for path, words in zip(paths, texts, strict=True):
             taken = {request.job.name for request in requests}
@@ -145,20 +149,13 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
 def _base(context: Context, spec: str) -> BaseRef:
     from unziplora_cli.sdxl.base import resolve_base
 
-    return resolve_base(None if spec == AUTOMATIC else spec, offline=context.offline)[0]
+    named = preferences.load().base if spec == AUTOMATIC else spec
+    return resolve_base(named, offline=context.offline)[0]
 
 
-def _can_describe(model: BaseRef) -> bool:
-    from unziplora_cli.workflows.describe import can_describe
-
-    return can_describe(builtin=model.kind == "builtin")
-
-
-def _describe(paths: Sequence[Path], model: BaseRef) -> list[tuple[str, str, str]]:
-    """Subject, style and features of each image, as the describer proposes them."""
-    from unziplora_cli.workflows.describe import describe
-
-    descriptions = events.run(describe(paths, builtin=model.kind == "builtin"))
+def _words(paths: Sequence[Path], model: BaseRef) -> list[tuple[str, str, str]]:
+    """Subject, style and features of each image as the describer proposes them; none without a describer."""
+    descriptions = describe_images(paths, builtin=model.kind == "builtin")
     return [(one.subject, one.style, ", ".join(one.features)) for one in descriptions]
 
 

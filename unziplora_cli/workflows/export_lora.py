@@ -310,8 +310,8 @@ def check_compatible(base: BaseRecord, loras: LoRAPair) -> None:
 
 
 def detect_base(loras: LoRAPair) -> BaseRecord:
-    """SDXL or the built-in base, whichever the LoRAs fit; raises AdapterError."""
-    base = next((base for base in map(lookup_base, ("sdxl", "mini")) if _fits(base, loras)), None)
+    """The built-in base or SDXL, whichever the LoRAs fit; raises AdapterError."""
+    base = next((base for base in map(lookup_base, ("mini", "sdxl")) if _fits(base, loras)), None)
     if base is None:
         raise AdapterError(
             "The LoRA fits neither SDXL nor the built-in base: its layers have other sizes.",

@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from unziplora_cli import preferences
 from unziplora_cli.config import ComputeConfig, GenerateConfig, Prompts
 from unziplora_cli.errors import ProjectError, Remedy, UsageError
 from unziplora_cli.events import Event, ImageSaved, Notice
@@ -60,6 +61,14 @@ class GenerateSpec:
         if self.content is None:
             return "base" if self.style is None else "style"
         return "content" if self.style is None else "combine"
+
+    @property
+    def project(self) -> Project:
+        """The project among whose images the new ones belong; raises UsageError for the base alone."""
+        project = self.content or self.style
+        if project is None:
+            raise UsageError("Images of the base alone need a folder.")
+        return project
 
     @property
     def title(self) -> str:
@@ -152,16 +161,23 @@ class GridSpec:
         return [replace(self.spec, config=config) for config in configs]
 
 
+def images_folder(project: Project) -> Path:
+    """The folder for images of a project: in the user's preferred folder, else in the project."""
+    folder = preferences.load().output_folder
+    return Path(folder) / project.name if folder else project.images
+
+
 def generate_images(
-    spec: GenerateSpec, out: Path, compute: ComputeConfig, *, force: bool = False
+    spec: GenerateSpec, out: Path | None, compute: ComputeConfig, *, force: bool = False
 ) -> Generator[Event, None, GenerateResult]:
-    """Generate the images of ``spec`` into ``out``, a folder or a ``.png`` file name.
+    """Generate the images of ``spec`` into ``out``: a folder, a ``.png`` file name, or the project's folder.
 
     In a folder, names tell command, projects, scene and seed: ``content-fox-on-a-beach-seed7.png``; a number
     follows if that exists. A single image gets the name ``out`` itself; if that exists, ``force`` replaces
     it. Raises UsageError for an impossible prompt or size, ModelError, AdapterError, OutOfMemory, and
     ProjectError if the images cannot be written.
     """
+    out = out or images_folder(spec.project)
     is_file = is_image_file(out)
     folder = out.parent if is_file else out
     check_writable(folder)
@@ -190,13 +206,12 @@ def generate_cross(
     out: Path | None,
     compute: ComputeConfig,
     *,
-    images: Path | None = None,
     force: bool = False,
 ) -> Generator[Event, None, GenerateResult]:
     """Generate every cell of ``spec`` as files in the folder ``out``, and a labelled contact sheet.
 
     Files that exist in ``out`` are refused, unless ``force`` allows replacing them. Without ``out`` the files
-    go to a new folder ``cross-001`` in the images of the first content project. Raises as
+    go to a new folder ``cross-001`` among the images of the first content project. Raises as
     :func:`generate_images` does.
     """
     from unziplora_cli.report.contact_sheet import Heading, contact_sheet
@@ -216,7 +231,7 @@ def generate_cross(
             row_headings=rows,
         )
 
-    folder = _sheet_folder(out, images or spec.contents[0].images, "cross")
+    folder = _sheet_folder(out, spec.contents[0], "cross")
     return (yield from _generate_sheet(cells, names, sheet, folder, compute, force=force))
 
 
@@ -225,12 +240,11 @@ def generate_grid(
     out: Path | None,
     compute: ComputeConfig,
     *,
-    images: Path | None = None,
     force: bool = False,
 ) -> Generator[Event, None, GenerateResult]:
     """Generate every cell of ``grid`` as files in the folder ``out``, and a labelled contact sheet.
 
-    Without ``out`` the files go to a new folder ``grid-001`` in ``images``, by default the project's.
+    Without ``out`` the files go to a new folder ``grid-001`` among the project's images.
     Raises as :func:`generate_cross` does.
     """
     from unziplora_cli.report.contact_sheet import Heading, contact_sheet
@@ -266,9 +280,7 @@ def generate_grid(
             ],
         )
 
-    project = spec.content or spec.style
-    assert project is not None
-    folder = _sheet_folder(out, images or project.images, "grid")
+    folder = _sheet_folder(out, spec.project, "grid")
     return (yield from _generate_sheet(cells, names, sheet, folder, compute, force=force))
 
 
@@ -456,8 +468,9 @@ def _setting(name: str) -> str:
 
 
 @contextmanager
-def _sheet_folder(out: Path | None, images: Path, name: str) -> Iterator[Path]:
-    """The folder ``out``, or a new numbered one in ``images``, which is removed if it stays empty."""
+def _sheet_folder(out: Path | None, project: Project, name: str) -> Iterator[Path]:
+    """The folder ``out``, or a new numbered one among the project's images, removed if it stays empty."""
+    images = images_folder(project)
     check_writable(out or images)
     if out is not None:
         yield out

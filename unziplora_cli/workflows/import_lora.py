@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,11 +29,12 @@ from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.method.lora import LoRA, LoRAPair, MergeWeights
 from unziplora_cli.projects import manifest
 from unziplora_cli.projects.manifest import Manifest
+from unziplora_cli.projects.names import check_name, slugify
 from unziplora_cli.projects.store import Project, ProjectStore
-from unziplora_cli.prompts import make_prompts
-from unziplora_cli.workflows.export_lora import check_compatible
+from unziplora_cli.prompts import TRIGGER, make_prompts, make_words
+from unziplora_cli.workflows.export_lora import check_compatible, detect_base, lookup_base
 from unziplora_cli.workflows.provenance import metadata_of
-from unziplora_cli.workflows.train import copy_images, read_sources
+from unziplora_cli.workflows.train import copy_images, former_notice, read_sources
 
 RELEASED = STANDARD_NAMES[0]
 """The name of a LoRA in the authors' releases."""
@@ -78,6 +79,56 @@ class LoadedPair:
         loaded = self.content if branch == "content" else self.style
         text = loaded.metadata.get(f"unziplora.{key}", "").strip()
         return text if text and len(text) <= _LONGEST_TEXT and text.isprintable() else None
+
+
+@dataclass(frozen=True)
+class ImportedProject:
+    """A project made of LoRA files; ``replaced`` says what was kept of the project that it replaces."""
+
+    project: Project
+    sources: AdapterPair
+    pair: LoadedPair
+    replaced: tuple[str, ...]
+
+
+def import_project(
+    store: ProjectStore,
+    paths: Sequence[Path],
+    words: Mapping[str, str | None],
+    missing: Callable[[str, BaseRecord], str],
+    *,
+    name: str | None = None,
+    base: str | None = None,
+    image: Path | None = None,
+    force: bool = False,
+) -> ImportedProject:
+    """Make a project of the files of a pair; the name, the words and the base come from them if not given.
+
+    ``words`` are subject, style and trigger. ``missing(word, base)`` returns a word that neither they nor the
+    files name. Raises as :func:`find_pair`, :func:`read_pair` and :func:`import_pair` do.
+    """
+    if name is not None:
+        check_name(name)
+    if image is not None:
+        read_sources([image])
+    sources = find_pair(paths)
+    pair = read_pair(sources)
+    record = detect_base(pair.loras) if base is None else lookup_base(base)
+
+    def word(key: str, branch: str) -> str | None:
+        return pair.word(key, branch) if words.get(key) is None else words[key]
+
+    subject, style = word("subject", "content"), word("style", "style")
+    chosen = make_words(
+        missing("subject", record) if subject is None else subject,
+        missing("style", record) if style is None else style,
+        word("trigger", "content") or TRIGGER,
+    )
+    name = slugify(sources.name) if name is None else name
+    former = store.former_versions(name)
+    project = import_pair(store, name, pair, chosen, record, image=image, force=force)
+    kept = store.former_versions(name, former)
+    return ImportedProject(project, sources, pair, tuple(former_notice(*item) for item in kept.items()))
 
 
 def find_pair(paths: Sequence[Path]) -> AdapterPair:
