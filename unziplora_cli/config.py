@@ -313,6 +313,11 @@ class ComputeConfig(Checked):
         "auto", "Number format of the base model.", choices=("auto", "fp32", "bf16", "fp16")
     )
     batch_size: int = compute(1, "Images generated at once; more is faster on a large GPU.", min=1, max=64)
+    fuse: bool = compute(
+        True,
+        "Fuse the LoRAs into the weights of the base and, on a GPU, use fused kernels and CUDA graphs; off: "
+        "compute every layer as the method defines it, which is slower.",
+    )
 
 
 @dataclass(frozen=True)

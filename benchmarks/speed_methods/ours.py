@@ -17,7 +17,6 @@ from unziplora_cli.job import Job, now
 from unziplora_cli.training.engine import train
 from unziplora_cli.training.events import Event, Phase, StepDone
 from unziplora_cli.training.request import TrainRequest
-from unziplora_cli.workflows.provenance import base_record
 
 SETTLING_STEPS = 3
 """Steps after the last one that scores columns and before full speed: the column choice, the first step on
@@ -71,7 +70,7 @@ def _request(setting: Setting, config: TrainConfig, folder: Path) -> TrainReques
     job = Job(
         name="speed",
         created=now(),
-        base=base_record(setting.base),
+        base=setting.base.record(),
         words=Words("disc", "flat"),
         prompts=PROMPTS,
         device=str(setting.device),

@@ -21,6 +21,7 @@ from unziplora_cli.method.separation import set_mode
 from unziplora_cli.sdxl.attention import join_prompts, separate_prompts
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.sdxl.generate import (
+    AdaptedUNet,
     GeneratedImage,
     ImageRequest,
     denoise,
@@ -32,7 +33,6 @@ from unziplora_cli.sdxl.load import load_scheduler, load_unet
 from unziplora_cli.sdxl.sampling import initial_noise, sample
 from unziplora_cli.sdxl.text import (
     Conditioning,
-    GraphedUNet,
     TextEncoders,
     concat_conditionings,
     encode,
@@ -54,13 +54,18 @@ def unet(base: BaseRef) -> UNet2DConditionModel:
     return load_unet(base, device=CPU, dtype=torch.float32)
 
 
-def product_latents(base: BaseRef, unet: UNet2DConditionModel, request: ImageRequest) -> Tensor:
+def product_latents(
+    base: BaseRef, unet: UNet2DConditionModel, request: ImageRequest, *, fuse: bool = True
+) -> Tensor:
     """The latents that the product generates."""
     texts = run(encode_prompts(base, [request], device=CPU, dtype=torch.float32))
-    originals = fuse_pair(unet, request.weighted)
+    adapted = AdaptedUNet(unet, fuse=fuse)
+    adapted.apply(request.weighted)
     conditioning = make_conditioning(base, request, texts, device=CPU, dtype=torch.float32)
-    *_, latents = denoise(base, GraphedUNet(unet), request, list(request.seeds), *conditioning)
-    unfuse_pair(unet, originals)
+    *_, latents = denoise(base, adapted, request, list(request.seeds), *conditioning)
+    adapted.apply(LoRAPair())
+    join_prompts(unet)
+    eject(unet)
     return latents
 
 
@@ -108,23 +113,25 @@ def latents_from_layers(
     return latents
 
 
+@pytest.mark.parametrize("fuse", [True, False], ids=["fused", "plain"])
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 @pytest.mark.parametrize("negative", ["", "sketch"])
 @pytest.mark.parametrize("names", [("content", "style"), ("content",), ("style",), ()], ids="+".join)
-def test_fused_generation_equals_the_trained_layers(
+def test_generation_equals_the_trained_layers(
     base: BaseRef,
     unet: UNet2DConditionModel,
     encoders: TextEncoders,
     names: tuple[str, ...],
     negative: str,
     guidance: float,
+    fuse: bool,
 ) -> None:
     request = ImageRequest(
         PROMPTS, random_branches(unet, *names), settings(negative_prompt=negative, guidance=guidance, seed=7)
     )
     expected = latents_from_layers(base, unet, encoders, request)
     scale = expected.abs().max()
-    assert (product_latents(base, unet, request) - expected).abs().max() < 1e-5 * max(1.0, scale)
+    assert (product_latents(base, unet, request, fuse=fuse) - expected).abs().max() < 1e-5 * max(1.0, scale)
 
 
 def test_every_part_of_the_method_changes_the_image(base: BaseRef, unet: UNet2DConditionModel) -> None:
@@ -198,7 +205,7 @@ def test_texts_are_projected_once_per_image(base: BaseRef, unet: UNet2DCondition
     request = ImageRequest(PROMPTS, random_branches(unet, "content", "style"), settings())
     texts = run(encode_prompts(base, [request], device=CPU, dtype=torch.float32))
     conditioning = make_conditioning(base, request, texts, device=CPU, dtype=torch.float32)
-    list(denoise(base, GraphedUNet(unet), request, [0], *conditioning))
+    list(denoise(base, AdaptedUNet(unet), request, [0], *conditioning))
     for hook in hooks:
         hook.remove()
     assert len(calls) == len(set(calls)) == 34
@@ -239,6 +246,19 @@ def test_a_batch_gives_the_same_images_as_single_requests(base: BaseRef, unet: U
     for one, other in zip(one_by_one, batched, strict=True):
         assert np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max() <= 1
     assert len({image.tobytes() for image in batched}) == 3
+
+
+def test_images_that_are_not_fused_are_the_same(base: BaseRef, unet: UNet2DConditionModel) -> None:
+    """Without fused weights, requests still share one network and do not disturb each other."""
+    both = random_branches(unet, "content", "style")
+    requests = [
+        ImageRequest(PROMPTS, both, settings(count=2, content_strength=0.5)),
+        ImageRequest(PROMPTS, LoRAPair(), settings(negative_prompt="sketch")),
+        ImageRequest(PROMPTS, LoRAPair(style=both.style), settings()),
+    ]
+    pairs = zip(images(base, requests), images(base, requests, fuse=False, batch_size=2), strict=True)
+    for fused, plain in pairs:
+        assert np.abs(np.asarray(fused, dtype=int) - np.asarray(plain, dtype=int)).max() <= 1
 
 
 def test_half_precision_gives_nearly_the_same_image(base: BaseRef, unet: UNet2DConditionModel) -> None:

@@ -15,7 +15,6 @@ from unziplora_cli.errors import ModelError
 from unziplora_cli.sdxl.base import SDXL_ID, BaseRef, check_trainable, predicts_velocity, resolve_base
 from unziplora_cli.sdxl.load import alphas_cumprod, load_scheduler
 from unziplora_cli.sdxl.single_file import find_tokenizers
-from unziplora_cli.workflows.provenance import base_record
 
 FILE = Path("photo.safetensors")
 LORA = {f"lora_unet_mid_block_{i}__lora_down__weight": torch.zeros(1) for i in range(9)}
@@ -59,7 +58,7 @@ def test_the_user_may_say_what_a_file_predicts(checkpoint: Path) -> None:
     base, note = resolve(checkpoint, prediction="v_prediction")
     assert predicts_velocity(base)
     assert note == ""
-    assert base_record(base).prediction == "v_prediction"
+    assert base.record().prediction == "v_prediction"
 
 
 @pytest.mark.parametrize(

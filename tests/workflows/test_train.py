@@ -21,7 +21,6 @@ from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.sdxl.base import BaseRef, resolve_base
 from unziplora_cli.training import callbacks, engine, events
 from unziplora_cli.training.request import TrainRequest
-from unziplora_cli.workflows.provenance import base_record
 from unziplora_cli.workflows.train import read_sources, split_by_process, train, training_config
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -42,7 +41,7 @@ def make_request(image: Path, **changes: object) -> TrainRequest:
     base = BaseRef("./base", "folder", "/models/base", Path("/models/base"), None, None, "sha256:" + "0" * 64)
     Image.new("RGB", (80, 64), "red").save(image, format="PNG")
     of_job = {name: changes.pop(name) for name in tuple(changes) if name in JOB_FIELDS}
-    values = {"base": base_record(base), "settings": TrainConfig(rank=2), "images": read_sources([image])}
+    values = {"base": base.record(), "settings": TrainConfig(rank=2), "images": read_sources([image])}
     return TrainRequest(make_job(**{**values, **of_job}), base, (image,), **changes)
 
 

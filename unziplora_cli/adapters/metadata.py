@@ -10,10 +10,14 @@ import base64
 import io
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import unziplora_cli
 from unziplora_cli.config import Prompts, Words
+from unziplora_cli.images import load_image
+from unziplora_cli.job import Job
+from unziplora_cli.prompts import style_phrase
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,6 +27,8 @@ Part = Literal["content", "style", "merge", "combined"]
 
 THUMBNAIL = 256
 """Side of the thumbnail in pixels."""
+SDXL_RESOLUTION = 1024
+"""For LoRAs that were not trained here."""
 
 _SDXL, _MINI = "stable-diffusion-xl-v1-base", "unziplora-mini"
 
@@ -46,6 +52,26 @@ class Origin:
     created: str
     thumbnail: str = ""
     merged_from: tuple[str, ...] = ()
+
+
+def job_origin(job: Job, image: Path | None = None) -> Origin:
+    """The origin of the weights of ``job``, with a thumbnail of ``image``.
+
+    Of a base on this disk, only the last part of its path is kept.
+    """
+    base, phrase = job.base, style_phrase(job.words)
+    return Origin(
+        project=job.name,
+        base=Path(base.id).name if base.kind in ("folder", "file") else base.id,
+        base_hash=base.hash,
+        builtin=base.kind == "builtin",
+        words=job.words,
+        prompts=job.prompts,
+        style_phrase=phrase if phrase in job.prompts.style else job.prompts.style,
+        resolution=job.settings.resolution if job.settings else SDXL_RESOLUTION,
+        created=job.created,
+        thumbnail=thumbnail(load_image(image).image) if image else "",
+    )
 
 
 def file_metadata(origin: Origin, part: Part) -> dict[str, str]:

@@ -118,11 +118,8 @@ def check_torch(env: Environment) -> Check:
 def check_gpu(env: Environment) -> Check:
     """Whether torch can use the GPU, or why not."""
     if problem := env.torch.gpu_problem:
-        remedies = (
-            Remedy("Close programs that use the GPU (nvidia-smi lists them), or restart the machine."),
-        )
-        if any(sign in problem for sign in NO_KERNELS):
-            remedies = install_torch(env, cuda_build(env))
+        unsupported = any(sign in problem for sign in NO_KERNELS)
+        remedies = install_torch(env, cuda_build(env)) if unsupported else (FREE_OR_RESTART,)
         return Check("gpu", "problem", f"This torch cannot compute on {problem}.", remedies)
     if env.torch.gpus:
         bf16 = "" if env.torch.bf16 else "; it does not support bf16, so fp16 is used"

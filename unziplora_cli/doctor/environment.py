@@ -280,10 +280,10 @@ def read_nvml() -> tuple[tuple[Gpu, ...], str | None, str | None]:
     for index in range(ask(pynvml.nvmlDeviceGetCount) or 0):
         handle = ask(pynvml.nvmlDeviceGetHandleByIndex, index)
         memory = ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
-        sizes = (int(memory.total), int(memory.free)) if memory else (None, None)
+        total, free = (int(memory.total), int(memory.free)) if memory else (None, None)
         capability = ask(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
         name = ask(pynvml.nvmlDeviceGetName, handle) or ""
-        gpus.append(Gpu("nvidia", name, *sizes, "{}.{}".format(*capability) if capability else None))
+        gpus.append(Gpu("nvidia", name, total, free, "{}.{}".format(*capability) if capability else None))
     version = ask(pynvml.nvmlSystemGetCudaDriverVersion_v2)
     cuda = f"{version // 1000}.{version % 1000 // 10}" if version else None
     driver = ask(pynvml.nvmlSystemGetDriverVersion)
@@ -370,7 +370,8 @@ def probe() -> dict[str, Any]:
     }
     gpus = []
     for index in range(count):
-        gpu = {"vendor": "amd" if torch.version.hip else "nvidia", "name": torch.cuda.get_device_name(index)}
+        vendor = "amd" if torch.version.hip else "nvidia"
+        gpu: dict[str, Any] = {"vendor": vendor, "name": torch.cuda.get_device_name(index)}
         gpus.append(gpu)
         try:
             float(torch.ones(1, device=f"cuda:{index}") + 1)

@@ -14,13 +14,12 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
 from unziplora_cli.accel.device import limit_threads, memory_guard
-from unziplora_cli.accel.fused_lora import cache_text, check_fit, fuse_pair, unfuse_pair
+from unziplora_cli.accel.fused_lora import check_fit
 from unziplora_cli.events import Event, Phase, Progress
-from unziplora_cli.method.lora import LoRAPair
 from unziplora_cli.sdxl.base import BaseRef, component_config, predicts_velocity
-from unziplora_cli.sdxl.generate import ImageRequest, encode_prompts, make_conditioning
+from unziplora_cli.sdxl.generate import AdaptedUNet, ImageRequest, encode_prompts, make_conditioning
 from unziplora_cli.sdxl.load import load_unet
-from unziplora_cli.sdxl.text import Conditioning, GraphedUNet
+from unziplora_cli.sdxl.text import Conditioning
 
 RECONSTRUCTION_STEPS = 20
 """DDIM steps over the whole noise schedule."""
@@ -84,12 +83,13 @@ def measure_denoising(
     device: torch.device,
     dtype: torch.dtype,
     batch_size: int = 1,
+    fuse: bool = True,
     reconstruct: Collection[str] = (),
 ) -> Generator[Event, None, dict[str, DenoisingResult]]:
     """Predict the noise in ``samples`` noisy versions of ``latents`` for every request.
 
     Requests are named; those in ``reconstruct`` also reconstruct the images. Consecutive requests with the
-    same ``branches`` object share one fused U-Net. Raises ModelError, OutOfMemory, and AdapterError if a LoRA
+    same ``branches`` share one fused U-Net. Raises ModelError, OutOfMemory, and AdapterError if a LoRA
     does not fit the base.
     """
     schedule = component_config(base, "scheduler")
@@ -98,9 +98,9 @@ def measure_denoising(
     yield Phase("load base")
     with memory_guard("Use another device or a smaller batch-size."):
         texts = yield from encode_prompts(base, tuple(requests.values()), device=device, dtype=dtype)
-        unet: Any = load_unet(base, device=device, dtype=dtype)
+        unet = load_unet(base, device=device, dtype=dtype, fuse=fuse)
         limit_threads(unet)
-        graphed = GraphedUNet(unet)
+        adapted = AdaptedUNet(unet, fuse=fuse)
         for request in requests.values():
             check_fit(unet, request.branches)
         drawn = sample_noise(latents, samples, seed, scheduler.config.num_train_timesteps)
@@ -108,15 +108,11 @@ def measure_denoising(
         target = drawn.noise
         if predicts_velocity(base):
             target = scheduler.get_velocity(drawn.latents, drawn.noise, drawn.timesteps)
-        fused: LoRAPair | None = None
-        originals: dict[str, Tensor] = {}
         for done, (name, request) in enumerate(requests.items()):
             yield Progress("measure denoising", done, len(requests))
-            if request.branches is not fused:
-                unfuse_pair(unet, originals)
-                originals, fused = fuse_pair(unet, request.branches), request.branches
+            adapted.apply(request.branches)
             conditioning, _ = make_conditioning(base, request, texts, device=device, dtype=dtype)
-            predict = _Predictor(graphed, request.branches, conditioning, batch_size)
+            predict = _Predictor(adapted, conditioning, batch_size)
             prediction = predict(noisy, drawn.timesteps)
             results[name] = DenoisingResult(
                 loss=(prediction - target).square().flatten(1).mean(dim=1),
@@ -134,21 +130,20 @@ def relative_gap(prediction: Tensor, other: Tensor, reference: Tensor) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Predictor:
-    """A fused U-Net with the texts of one request: noisy latents, timesteps -> prediction on the CPU."""
+    """A U-Net with the LoRAs and texts of one request: noisy latents, timesteps -> prediction on the CPU."""
 
-    graphed: GraphedUNet
-    branches: LoRAPair
+    adapted: AdaptedUNet
     conditioning: Conditioning
     batch_size: int
 
     def __call__(self, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        unet: Any = self.graphed.unet
+        device = self.adapted.unet.device
         predictions = []
         batches = zip(noisy.split(self.batch_size), timesteps.split(self.batch_size), strict=True)
         for latents, times in batches:
             conditioning = self.conditioning.expand(len(latents))
-            cache_text(unet, self.branches, conditioning.full, conditioning.content, conditioning.style)
-            predictions.append(self.graphed(latents.to(unet.device), times, conditioning).cpu())
+            self.adapted.set_texts(conditioning)
+            predictions.append(self.adapted(latents.to(device), times, conditioning).cpu())
         return torch.cat(predictions)
 
 

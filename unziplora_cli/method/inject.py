@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from unziplora_cli.method.layer import Branch, DualLoRALinear, LoRAStart
-from unziplora_cli.method.lora import LoRA, LoRAWeights, MergeWeights
+from unziplora_cli.method.lora import LoRA, LoRAPair, LoRAWeights, MergeWeights
 from unziplora_cli.method.separation import Layers
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -47,8 +47,19 @@ def inject(
     return layers
 
 
+def inject_pair(network: nn.Module, pair: LoRAPair) -> None:
+    """Replace every adapted projection by a dual one that holds its updates of ``pair``, for generation."""
+    for name, linear in adapted_projections(network).items():
+        layer = DualLoRALinear(linear, 1, start="zero")  # an absent branch stays zero
+        for branch, down, up in pair.updates(name):
+            setattr(layer, branch, Branch(down, up))
+        for part in layer.branches():
+            part.to(linear.weight.device)
+        network.set_submodule(name, layer.requires_grad_(False))
+
+
 def eject(network: nn.Module) -> None:
-    """Undo :func:`inject`: replace every dual layer by the linear layer that it wraps."""
+    """Undo :func:`inject` or :func:`inject_pair`: replace every dual layer by its linear one."""
     for name, module in list(network.named_modules()):
         if isinstance(module, DualLoRALinear):
             network.set_submodule(name, module.base)

@@ -54,6 +54,11 @@ class Project:
         """The default folder of generated images."""
         return self.folder / "images"
 
+    @property
+    def training_image(self) -> Path | None:
+        """The copy of the first image that it was trained on; None if it was imported without one."""
+        return self.folder / self.job.images[0].file if self.job.images else None
+
     def path(self, role: Role) -> Path:
         """The file of an artifact; raises ProjectError when the project has none of that role."""
         artifact = self.manifest.artifact(role)

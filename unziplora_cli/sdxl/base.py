@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from unziplora_cli import resources
 from unziplora_cli.errors import ModelError, Remedy
@@ -43,6 +43,7 @@ from unziplora_cli.sdxl.single_file import (
 
 if TYPE_CHECKING:
     from unziplora_cli.config import GenerateConfig
+    from unziplora_cli.job import BaseRecord
 
 SDXL_ID = "stabilityai/stable-diffusion-xl-base-1.0"
 SDXL_REVISION = "462165984030d82259a11f4367a4eed129e94a7b"
@@ -95,6 +96,13 @@ class BaseRef:
     variant: str | None
     fingerprint: str
     prediction: str | None = None
+
+    def record(self) -> BaseRecord:
+        """What a job keeps of this base."""
+        from unziplora_cli.job import BaseRecord, Prediction  # imports pydantic
+
+        prediction = cast(Prediction | None, self.prediction)
+        return BaseRecord(self.spec, self.kind, self.id, self.revision, self.fingerprint, prediction)
 
 
 def resolve_base(

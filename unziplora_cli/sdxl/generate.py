@@ -16,7 +16,9 @@ from unziplora_cli.accel.fused_lora import cache_text, check_fit, fuse_pair, unf
 from unziplora_cli.config import GenerateConfig, Prompts
 from unziplora_cli.errors import Remedy
 from unziplora_cli.events import Event, Notice, Phase, Progress
+from unziplora_cli.method.inject import eject, inject_pair
 from unziplora_cli.method.lora import LoRAPair
+from unziplora_cli.sdxl.attention import separate_prompts
 from unziplora_cli.sdxl.base import BaseRef, image_size, scheduler_name, vae_scale_factor
 from unziplora_cli.sdxl.latents import decode_latents
 from unziplora_cli.sdxl.load import load_scheduler, load_text_encoders, load_unet, load_vae_decoder
@@ -28,6 +30,7 @@ from unziplora_cli.sdxl.text import (
     concat_conditionings,
     encode,
     encode_unconditional,
+    predict_noise,
     time_ids,
     truncation_note,
     unconditional,
@@ -89,6 +92,48 @@ class GeneratedImage:
     parameters: Mapping[str, Any]
 
 
+class AdaptedUNet:
+    """A U-Net with one pair of LoRAs at a time, and its prediction in float32.
+
+    The LoRAs are fused into its weights and cached texts. Without ``fuse`` they stay in layers of their own,
+    as the method defines them, and every kernel is launched by itself.
+    """
+
+    def __init__(self, unet: Any, *, fuse: bool = True) -> None:
+        self.unet = unet
+        self.pair = LoRAPair()
+        self._fuse, self._dtype = fuse, unet.dtype
+        self._graphed = GraphedUNet(unet, enabled=fuse)
+        self._originals: dict[str, Tensor] = {}
+        if not fuse:
+            separate_prompts(unet)
+            inject_pair(unet, self.pair)
+
+    def apply(self, pair: LoRAPair, *, last: bool = False) -> None:
+        """Replace the LoRAs by ``pair``; the ``last`` one cannot be replaced, which saves a copy of the
+        weights."""
+        if _same_weights(pair, self.pair):
+            return
+        self.pair = pair
+        if self._fuse:
+            unfuse_pair(self.unet, self._originals)
+            self._originals = fuse_pair(self.unet, pair, keep=not last)
+        else:
+            eject(self.unet)
+            inject_pair(self.unet, pair)
+
+    def set_texts(self, cond: Conditioning) -> None:
+        """Prepare for calls with ``cond``, which has the batch of the images."""
+        if self._fuse:
+            cache_text(self.unet, self.pair, cond.full, cond.content, cond.style)
+
+    def __call__(self, noisy: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
+        """The estimate for ``noisy`` [batch, channels, height, width] at ``timestep`` [] or [batch]."""
+        if self._fuse:
+            return self._graphed(noisy, timestep, cond)
+        return predict_noise(self.unet, noisy.to(self._dtype), timestep.to(noisy.device), cond).float()
+
+
 def generate(
     base: BaseRef,
     requests: Sequence[ImageRequest],
@@ -97,29 +142,29 @@ def generate(
     dtype: torch.dtype,
     batch_size: int = 1,
     vae: str | None = None,
+    fuse: bool = True,
 ) -> Iterator[Event | GeneratedImage]:
     """Yield the images of all requests in order, and progress events; each component is loaded once.
 
     ``batch_size`` images of one request are generated together. A seed gives the same noise on every device.
+    ``fuse`` is that of :class:`AdaptedUNet`.
     Raises ModelError, AdapterError if a LoRA does not fit the base, OutOfMemory.
     """
     total, done = sum(request.config.count for request in requests), 0
     yield Phase("load base")
     with memory_guard(lambda: [_LESS_MEMORY]):
         texts = yield from encode_prompts(base, requests, device=device, dtype=dtype)
-        unet = load_unet(base, device=device, dtype=dtype)
+        unet = load_unet(base, device=device, dtype=dtype, fuse=fuse)
         limit_threads(unet)
         for request in requests:
             check_fit(unet, request.branches)
         decoder = load_vae_decoder(base, device=device, dtype=dtype, vae=vae)
-        predict = GraphedUNet(unet)
-        originals: dict[str, Tensor] = {}
+        predict = AdaptedUNet(unet, fuse=fuse)
         for number, request in enumerate(requests):
-            fused_already = number > 0 and _same_weights(request, requests[number - 1])
-            if not fused_already:
-                unfuse_pair(unet, originals)
-                last = all(_same_weights(request, later) for later in requests[number + 1 :])
-                originals = fuse_pair(unet, request.weighted, keep=not last)
+            pair = request.weighted
+            predict.apply(
+                pair, last=all(_same_weights(pair, later.weighted) for later in requests[number + 1 :])
+            )
             cond, uncond = make_conditioning(base, request, texts, device=device, dtype=dtype)
             for first in range(0, request.config.count, batch_size):
                 seeds = request.seeds[first : first + batch_size]
@@ -183,7 +228,7 @@ def make_conditioning(
 @torch.no_grad()
 def denoise(
     base: BaseRef,
-    predict: GraphedUNet,
+    predict: AdaptedUNet,
     request: ImageRequest,
     seeds: Sequence[int],
     cond: Conditioning,
@@ -191,7 +236,7 @@ def denoise(
 ) -> Iterator[Tensor]:
     """The latents of ``seeds`` after each step, [n, channels, height, width], float32.
 
-    The LoRAs must be fused into the U-Net already.
+    The LoRAs must be applied already.
     """
     config, unet = request.config, predict.unet
     height, width = (side // vae_scale_factor(base) for side in image_size(base, config))
@@ -199,7 +244,7 @@ def denoise(
     batch = cond.expand(len(seeds))
     if config.guidance > 1.0:
         batch = concat_conditionings(uncond.expand(len(seeds)), batch)
-    cache_text(unet, request.weighted, batch.full, batch.content, batch.style)
+    predict.set_texts(batch)
     return sample_steps(
         lambda noisy, timestep: predict(noisy, timestep, batch),
         load_scheduler(base, config.scheduler),
@@ -236,9 +281,8 @@ def image_parameters(base: BaseRef, request: ImageRequest, seed: int) -> dict[st
     }
 
 
-def _same_weights(first: ImageRequest, second: ImageRequest) -> bool:
-    """Whether two requests fuse the same weights into the network."""
-    one, other = first.weighted, second.weighted
+def _same_weights(one: LoRAPair, other: LoRAPair) -> bool:
+    """Whether two pairs are the same tensors at the same strengths."""
     strengths = ("content_strength", "style_strength")
     tensors = ("content", "style", "content_merge", "style_merge")
     return all(getattr(one, name) == getattr(other, name) for name in strengths) and all(

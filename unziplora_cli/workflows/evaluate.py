@@ -211,6 +211,7 @@ def _measure_denoising(
         device=device,
         dtype=pick_dtype(request.compute.precision, device),
         batch_size=request.compute.batch_size,
+        fuse=request.compute.fuse,
         reconstruct=("full", "full base"),
     )
     return results

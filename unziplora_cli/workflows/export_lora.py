@@ -11,7 +11,7 @@ from unziplora_cli.adapters.layouts import LayoutName, nonzero_layers
 from unziplora_cli.adapters.loader_rules import PROGRAMS, LoadResult, expected_load
 from unziplora_cli.adapters.lora_file import DTYPES, combine, lora_in, read_lora, reduce_rank, write_lora
 from unziplora_cli.adapters.merge_weights import read_merge, write_merge
-from unziplora_cli.adapters.metadata import Origin, Part, file_metadata
+from unziplora_cli.adapters.metadata import Origin, Part, file_metadata, job_origin
 from unziplora_cli.adapters.tensors import is_safetensors
 from unziplora_cli.config import Words
 from unziplora_cli.errors import AdapterError, Remedy, UsageError, count
@@ -28,7 +28,6 @@ from unziplora_cli.method.lora import LoRA, LoRAPair
 from unziplora_cli.projects.store import Project
 from unziplora_cli.prompts import make_prompts
 from unziplora_cli.workflows.generate import shared_base
-from unziplora_cli.workflows.provenance import base_record, project_origin
 
 PARTS: dict[str, tuple[Part, ...]] = {
     "both": ("content", "style"),
@@ -264,7 +263,10 @@ def _lora(request: ExportRequest) -> LoRA:
 
 def _origin(request: ExportRequest) -> Origin:
     """The origin of a file; of two combined projects, the content's words with the style's style."""
-    content, style = (project_origin(project, with_picture=request.image) for project in request.sources)
+    content, style = (
+        job_origin(project.job, project.training_image if request.image else None)
+        for project in request.sources
+    )
     if content.project == style.project:
         return content
     words = Words(content.words.subject, style.words.style, content.words.trigger)
@@ -287,7 +289,7 @@ def lookup_base(spec: str) -> BaseRecord:
 
     if spec == "sdxl":
         return BaseRecord(spec, "hub", SDXL_ID, SDXL_REVISION, SDXL_REVISION)
-    return base_record(resolve_base(spec, offline=True)[0])
+    return resolve_base(spec, offline=True)[0].record()
 
 
 def unet_config(base: BaseRecord) -> Mapping[str, Any]:

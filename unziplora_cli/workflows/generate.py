@@ -332,6 +332,7 @@ def generate_requests(
         dtype=pick_dtype(compute.precision, device),
         batch_size=compute.batch_size,
         vae=compute.vae,
+        fuse=compute.fuse,
     )
 
 
@@ -391,11 +392,9 @@ class AdapterCache:
 
 def source_image(project: Project) -> Image.Image | None:
     """The training image of a project; None if it was imported without one."""
-    if not project.job.images:
-        return None
     from unziplora_cli.images import load_image
 
-    return load_image(project.folder / project.job.images[0].file).image
+    return load_image(project.training_image).image if project.training_image else None
 
 
 def shared_base(projects: Sequence[Project]) -> str:

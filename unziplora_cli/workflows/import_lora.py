@@ -21,6 +21,7 @@ from unziplora_cli.adapters.lora_file import (
     write_lora,
 )
 from unziplora_cli.adapters.merge_weights import read_merge, read_pickled_merge, write_merge
+from unziplora_cli.adapters.metadata import job_origin, project_metadata
 from unziplora_cli.adapters.tensors import is_safetensors, read_metadata
 from unziplora_cli.config import Prompts, Words
 from unziplora_cli.errors import AdapterError, Remedy, UsageError
@@ -33,7 +34,6 @@ from unziplora_cli.projects.names import check_name, slugify
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.prompts import TRIGGER, make_prompts, make_words
 from unziplora_cli.workflows.export_lora import check_compatible, detect_base, lookup_base
-from unziplora_cli.workflows.provenance import metadata_of
 from unziplora_cli.workflows.train import copy_images, former_notice, read_sources
 
 RELEASED = STANDARD_NAMES[0]
@@ -205,7 +205,7 @@ def import_pair(
             words=words,
             prompts=_prompts(pair, words),
         )
-        metadata = metadata_of(job, image)
+        metadata = project_metadata(job_origin(job, image))
         for branch, loaded in (("content", pair.content), ("style", pair.style)):
             path = folder / f"{branch}.safetensors"
             write_lora(path, loaded.lora, metadata[branch], dtype=exact_dtype(loaded.lora))

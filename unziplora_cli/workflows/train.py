@@ -38,7 +38,6 @@ from unziplora_cli.resources import default_preset
 from unziplora_cli.training.request import DESTYLED, DESTYLED_LATENTS, TrainRequest
 from unziplora_cli.workflows.describe import outside
 from unziplora_cli.workflows.destyle import choose_way, destyle_requests, subject_check
-from unziplora_cli.workflows.provenance import base_record, metadata_of
 
 if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
@@ -123,7 +122,7 @@ def make_request(
     made = Job(
         name=name,
         created=now(),
-        base=base_record(base),
+        base=base.record(),
         images=sources or read_sources(images),
         words=words,
         destyled=read_sources(destyled, DESTYLED),
@@ -169,7 +168,7 @@ def request_to_resume(
         recorded,
         name=name,
         tool_version=unziplora_cli.__version__,
-        base=base_record(base),
+        base=base.record(),
         device=device or recorded.device,
         settings=_settings(recorded, settings),
     )
@@ -338,6 +337,7 @@ def _learn(
     input_cache: InputCache | None,
 ) -> Iterator[Event]:
     """Run ``request`` in ``folder``; ``training`` is the folder of the training that it resumes."""
+    from unziplora_cli.adapters.metadata import job_origin, project_metadata
     from unziplora_cli.training.engine import train as run
     from unziplora_cli.training.events import Destyled, Phase, StepDone
 
@@ -354,7 +354,7 @@ def _learn(
         destyled_latents=latents,
         folder=folder,
         checkpoints=None if training is None else training / CHECKPOINTS,
-        metadata=metadata_of(request.job, images[0]),
+        metadata=project_metadata(job_origin(request.job, images[0])),
     )
 
     def watch(event: Event) -> None:
@@ -399,6 +399,7 @@ def _disk_errors(store: ProjectStore, name: str) -> Iterator[None]:
 
 def _write_weights(job: Job, result: TrainResult, folder: Path) -> tuple[Artifact, ...]:
     """Write the three weight files; returns the records of all files."""
+    from unziplora_cli.adapters.metadata import job_origin, project_metadata
     from unziplora_cli.training import callbacks
     from unziplora_cli.training.checkpoint import write_adapters
 
@@ -408,7 +409,7 @@ def _write_weights(job: Job, result: TrainResult, folder: Path) -> tuple[Artifac
         result.style,
         result.content_merge,
         result.style_merge,
-        metadata_of(job, folder / job.images[0].file),
+        project_metadata(job_origin(job, folder / job.images[0].file)),
     )
     rank = job.config.rank
     history = Artifact.of(folder, "history", callbacks.HISTORY_FILE, "csv")
