@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import MarkupMode, TyperCommand
 
 from unziplora_cli import resources
 from unziplora_cli.checks import describe_range, plain_type
@@ -130,19 +130,25 @@ def refuse_empty(command: Any, ctx: Any, args: Iterable[str]) -> None:
                 raise UsageError(f"{subject} is empty.", Remedy("Give it a value, or omit it."))
 
 
-class Command(TyperCommand):
-    """A command with this module's help."""
+class PlainHelp:
+    """Checks and help of the program and of every command, before the class of Typer."""
+
+    rich_markup_mode: MarkupMode
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse, and refuse what is given but empty."""
         if not ctx.resilient_parsing:
             refuse_empty(self, ctx, args)
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, args)  # type: ignore[misc,no-any-return]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Format without Rich, whose tables cut the names of options in 80 columns."""
+        """Format without Rich, which takes long to import, and whose tables cut the names of options."""
         self.rich_markup_mode = None
-        super().format_help(ctx, formatter)
+        super().format_help(ctx, formatter)  # type: ignore[misc]
+
+
+class Command(PlainHelp, TyperCommand):
+    """A command with this module's help."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """List the arguments, and the options under the titles of their groups."""

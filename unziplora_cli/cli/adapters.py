@@ -9,7 +9,7 @@ import typer
 from unziplora_cli.cli._opening import openable
 from unziplora_cli.cli._options import BASE, PROJECT, project_names
 from unziplora_cli.cli._output import Session, Table, format_size
-from unziplora_cli.cli.describe import DescribeOptions, GivenWords, propose
+from unziplora_cli.cli.describe import propose
 from unziplora_cli.errors import Remedy, UsageError, count
 
 if TYPE_CHECKING:
@@ -196,9 +196,7 @@ def import_(
     from unziplora_cli.workflows.import_lora import import_project
 
     session: Session = ctx.obj
-    described = cache(
-        lambda base: image and propose(session, [image], base, GivenWords(), DescribeOptions())[0]
-    )
+    described = cache(lambda base: image and propose(session, [image], base)[0])
 
     def missing(word: str, base: "BaseRecord") -> str:
         """A word that no option and no file names: seen in the image; on a terminal, confirmed or typed."""

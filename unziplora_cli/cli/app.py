@@ -26,24 +26,13 @@ from unziplora_cli.cli import (
     train,
     ui,
 )
-from unziplora_cli.cli._help import Program, refuse_empty
+from unziplora_cli.cli._help import PlainHelp, Program
 from unziplora_cli.cli._output import Session
 from unziplora_cli.paths import check_environment, hub_is_offline, process_rank
 
 
-class RootGroup(TyperGroup):
+class RootGroup(PlainHelp, TyperGroup):
     """The root command with plain help."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse, and refuse a home that is given but empty."""
-        if not ctx.resilient_parsing:
-            refuse_empty(self, ctx, args)
-        return super().parse_args(ctx, args)
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Format without Rich, which takes long to import."""
-        self.rich_markup_mode = None
-        super().format_help(ctx, formatter)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the commands under the titles of their help panels."""

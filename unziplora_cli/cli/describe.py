@@ -1,23 +1,23 @@
 """describe and destyle: what a training will read off an image, and the images that content learns from."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unziplora_cli import preferences
-from unziplora_cli.cli._errors import remedy_text
 from unziplora_cli.cli._opening import openable
 from unziplora_cli.cli._options import BASE, DEVICE, VAE, config_options, find_base
 from unziplora_cli.cli._output import ProgressDisplay, Session, Table
-from unziplora_cli.config import TrainConfig, Words
-from unziplora_cli.errors import ModelError, OutOfMemory, Remedy, UsageError
+from unziplora_cli.config import TrainConfig
+from unziplora_cli.errors import Remedy, UsageError
 
 if TYPE_CHECKING:
     from unziplora_cli.job import BaseRecord, Description
     from unziplora_cli.sdxl.base import BaseRef
+    from unziplora_cli.workflows.describe import SettledWords
 
 PANEL = "Images"
 SUBJECTS = typer.Option(
@@ -61,7 +61,6 @@ def describe(
     """Propose subject, style, features and surroundings of images."""
     session: Session = ctx.obj
     builtin = find_base(session, base).kind == "builtin"
-    describer = describer or preferences.load().describer
     descriptions = _run(session, images, builtin, describer, device)
     rows = [
         [
@@ -122,10 +121,17 @@ def destyle(
     model = find_base(session, base)
     chosen = preset or ("mini" if model.kind == "builtin" else "destyle")
     _, config = training_config(model, chosen, settings or {})
-    lists = [None if text is None else [text] for text in (subject, style, features)]
-    given = GivenWords(lists[0], lists[1], lists[2])
-    options = DescribeOptions(describe, describer, device)
-    (words,) = settle_words(session, [image], model, given, options, ask_features=True)
+    texts = {"subject": subject, "style": style, "features": features}
+    (words,) = ask_words(
+        session,
+        [image],
+        model,
+        {name: None if text is None else [text] for name, text in texts.items()},
+        describe=describe,
+        describer=describer,
+        device=device,
+        ask_features=True,
+    )
     request = make_request(
         slugify(image.stem),
         [image],
@@ -156,79 +162,56 @@ def destyle(
 # The words of a training
 
 
-@dataclass(frozen=True)
-class GivenWords:
-    """What the user gave for all images: one value, or one per image."""
-
-    subject: Sequence[str] | None = None
-    style: Sequence[str] | None = None
-    features: Sequence[str] | None = None
-    trigger: str | None = None
-
-
-@dataclass(frozen=True)
-class DescribeOptions:
-    """Whether and how to propose the words that were not given."""
-
-    enabled: bool = True
-    describer: str | None = None
-    device: str = "auto"
-
-
-@dataclass(frozen=True)
-class SettledWords:
-    """The words of one image, and the description from which they were proposed."""
-
-    words: Words
-    features: tuple[str, ...]
-    description: "Description | None"
-
-
-def settle_words(
+def ask_words(
     session: Session,
     images: Sequence[Path],
     base: "BaseRef",
-    given: GivenWords,
-    options: DescribeOptions,
+    given: Mapping[str, Sequence[str] | None],
     *,
+    describe: bool,
+    describer: str | None,
+    device: str,
+    trigger: str | None = None,
     ask_features: bool,
-) -> list[SettledWords]:
+) -> "list[SettledWords]":
     """The words of each image: given, else proposed by a describer, which on a terminal can be corrected.
 
-    Raises UsageError for words that are neither given nor proposed, if there is no terminal to ask on.
+    ``given`` are subject, style and features: one value, or one per image. Raises UsageError for words that
+    are neither given nor proposed, if there is no terminal to ask on.
     """
-    from unziplora_cli.prompts import TRIGGER, UNNAMED_STYLE, make_words, split_features, with_article
-    from unziplora_cli.workflows.describe import compare
+    from unziplora_cli.prompts import UNNAMED_STYLE, with_article
+    from unziplora_cli.workflows.describe import settle_words
 
-    proposals = propose(session, images, base, given, options)
+    output = session.output
+    proposals: list[Description | None] = [None] * len(images)
+    if describe and (describer is not None or not (given.get("subject") and given.get("style"))):
+        proposals = propose(session, images, base, describer, device)
     settled = []
     for index, (image, proposal) in enumerate(zip(images, proposals, strict=True)):
-        subject, style, features = (
-            _one_of(getattr(given, name), index, len(images), name)
-            for name in ("subject", "style", "features")
+        texts = {name: _one_of(values, index, len(images), name) for name, values in given.items()}
+        is_proposed = proposal is not None and None in (texts["subject"], texts["style"])
+        if output.can_ask:
+            for name in ("subject", "style"):
+                if texts[name] is None:
+                    texts[name] = _ask(session, image, name, getattr(proposal, name, ""))
+            if texts["features"] is None and ask_features and proposal and proposal.features:
+                question = f"Its features, or none ({image.name})"
+                texts["features"] = output.ask(question, ", ".join(proposal.features))
+        words = settle_words(
+            image,
+            {**texts, "trigger": trigger},
+            proposal,
+            lambda name: Remedy("Name it in one or two words", settings={name: EXAMPLES[name][0]}),
+            may_pull=describe and base.kind != "builtin",
         )
-        taken = subject is None or style is None
-        if subject is None:
-            guess = proposal.subject if proposal else ""
-            subject = _word(session, image, "subject", guess, base, options)
-        if style is None:
-            guess = proposal.style if proposal else ""
-            if proposal and not guess and not session.output.can_ask:
-                guess = UNNAMED_STYLE
-            style = _word(session, image, "style", guess, base, options)
-        listed = split_features(features) if features is not None else proposal.features if proposal else ()
-        if features is None and listed and ask_features and session.output.can_ask:
-            question = f"Its features, or none ({image.name})"
-            listed = split_features(session.output.ask(question, ", ".join(listed)))
-        words = make_words(subject, style, TRIGGER if given.trigger is None else given.trigger)
-        if proposal and taken and not session.output.can_ask:
-            styled = "in a style without a name" if style == UNNAMED_STYLE else f"in {words.style} style"
-            what = ", ".join([f"{with_article(words.subject)} {styled}", *listed])
-            session.output.message(
+        if is_proposed and proposal and not output.can_ask:
+            unnamed = words.words.style == UNNAMED_STYLE
+            styled = "in a style without a name" if unnamed else f"in {words.words.style} style"
+            what = ", ".join([f"{with_article(words.words.subject)} {styled}", *words.features])
+            output.message(
                 f"{image.name}: {what}, says {proposal.by}. --subject, --style and --features replace this."
             )
-        description = compare(proposal, words, listed) if proposal else None
-        settled.append(SettledWords(words, listed, description))
+        settled.append(words)
     return settled
 
 
@@ -236,62 +219,48 @@ def propose(
     session: Session,
     images: Sequence[Path],
     base: "BaseRef | BaseRecord",
-    given: GivenWords,
-    options: DescribeOptions,
+    describer: str | None = None,
+    device: str = "auto",
 ) -> "list[Description | None]":
-    """A description of each image if a word is missing and a describer is on this disk."""
-    from unziplora_cli.workflows.describe import can_describe
-
-    nothing: list[Description | None] = [None] * len(images)
-    if not options.enabled or (given.subject and given.style and options.describer is None):
-        return nothing
-    builtin = base.kind == "builtin"
-    describer = options.describer or preferences.load().describer
-    if not can_describe(builtin=builtin, describer=describer):
-        return nothing
-    try:
-        return list(_run(session, images, builtin, describer, options.device))
-    except (ModelError, OutOfMemory) as error:
-        if options.describer is not None:
-            raise
-        remedies = " ".join(map(remedy_text, error.remedies))
-        session.output.warning(f"No words are proposed. {error.message} {remedies}".strip())
-        return nothing
+    """A description of each image in the words of ``base``, or None without a describer on this disk."""
+    proposals: list[Description | None] = _run(
+        session, images, base.kind == "builtin", describer, device, optional=True
+    )
+    return proposals
 
 
 def _run(
-    session: Session, images: Sequence[Path], builtin: bool, describer: str | None, device: str
-) -> "list[Description]":
+    session: Session,
+    images: Sequence[Path],
+    builtin: bool,
+    describer: str | None,
+    device: str,
+    *,
+    optional: bool = False,
+) -> Any:
+    """Describe the images; ``optional``: None for each if there is no describer."""
     from unziplora_cli.events import run
-    from unziplora_cli.workflows.describe import describe
+    from unziplora_cli.workflows import describe as workflow
 
+    operation: Any = workflow.propose if optional else workflow.describe
+    describer = describer or preferences.load().describer
     with ProgressDisplay(session.output, "describe") as display:
-        return run(describe(images, builtin=builtin, describer=describer, device=device), display.event)
+        return run(operation(images, builtin=builtin, describer=describer, device=device), display.event)
 
 
-def _word(
-    session: Session, image: Path, name: str, proposal: str, base: "BaseRef", options: DescribeOptions
-) -> str:
-    """The subject or style of one image: proposed, and on a terminal confirmed or typed."""
+def _ask(session: Session, image: Path, name: str, proposal: str) -> str:
+    """The subject or style of one image, as the user confirms or types it."""
     from unziplora_cli.prompts import normalise_style, normalise_subject, subject_of_file_name
 
     example, explanation = EXAMPLES[name]
     question = f"{name.capitalize()} of {image.name}, one or two words (for example: {example})"
     guess = proposal or (subject_of_file_name(image.stem) or "" if name == "subject" else "")
-    while session.output.can_ask:
+    while True:
         answer = session.output.ask(question, guess)
         try:
             return normalise_subject(answer) if name == "subject" else normalise_style(answer)
         except UsageError as error:
             session.output.message(f"{error.message} {explanation}")
-    if proposal:
-        return proposal
-    pull = Remedy("Or let a model name it: first download it", "models pull", ("describer",))
-    raise UsageError(
-        f"The {name} of {image.name} is not given.",
-        Remedy("Name it in one or two words", settings={name: example}),
-        *([pull] if options.enabled and base.kind != "builtin" else []),
-    )
 
 
 EXAMPLES = {

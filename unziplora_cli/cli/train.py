@@ -30,9 +30,7 @@ from unziplora_cli.cli.describe import (
     FEATURES,
     STYLES,
     SUBJECTS,
-    DescribeOptions,
-    GivenWords,
-    settle_words,
+    ask_words,
 )
 from unziplora_cli.cli.estimate import show_estimate
 from unziplora_cli.cli.train_many import (
@@ -225,12 +223,15 @@ def train(
         session.output.warning(
             "validation-prompt has no effect: there are no validation images (validate-every)."
         )
-    settled = settle_words(
+    settled = ask_words(
         session,
         [group[0] for group in groups],
         model,
-        GivenWords(subject, style, features, trigger),
-        DescribeOptions(describe, describer, device),
+        {"subject": subject, "style": style, "features": features},
+        describe=describe,
+        describer=describer,
+        device=device,
+        trigger=trigger,
         ask_features=config.destyle_images > 0,
     )
     if model.kind == "builtin":

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unziplora_cli import vocabulary
 from unziplora_cli.config import Words
-from unziplora_cli.errors import ModelError, Remedy
+from unziplora_cli.errors import ModelError, OutOfMemory, Remedy, UsageError
 from unziplora_cli.events import Event, Notice, Phase, Progress
 from unziplora_cli.hub import DESCRIBER
 from unziplora_cli.job import Description
-from unziplora_cli.prompts import UNNAMED_STYLE, with_article
+from unziplora_cli.prompts import TRIGGER, UNNAMED_STYLE, make_words, split_features, with_article
 
 if TYPE_CHECKING:
     from unziplora_cli.evaluation.describe import Describer
     from unziplora_cli.sdxl.base import BaseRef
+
+PULL = Remedy("Or let a model name it: first download it", "models pull", ("describer",))
+
+
+@dataclass(frozen=True)
+class SettledWords:
+    """The words and features of one image, and the description from which they were proposed."""
+
+    words: Words
+    features: tuple[str, ...]
+    description: Description | None
 
 
 def describe(
@@ -89,12 +100,57 @@ def outside(images: Sequence[Path], base: BaseRef, words: Words) -> Notice | Non
     return Notice(f"mini {fault} It may draw something else.", remedies) if fault else None
 
 
-def compare(description: Description, words: Words, features: tuple[str, ...]) -> Description:
-    """The description with the names of the fields that the user replaced."""
-    style = words.style if words.style != UNNAMED_STYLE else description.style
-    used = {"subject": words.subject, "style": style, "features": features}
-    changed = tuple(name for name, value in used.items() if getattr(description, name) != value)
-    return replace(description, changed=changed)
+def propose(
+    images: Sequence[Path], *, builtin: bool, describer: str | None = None, device: str = "auto"
+) -> Generator[Event, None, list[Description | None]]:
+    """A description of each image, or None without a describer on this disk.
+
+    Only a failure of a ``describer`` that the user named is raised, as by :func:`describe`.
+    """
+    nothing: list[Description | None] = [None] * len(images)
+    if not images or not can_describe(builtin=builtin, describer=describer):
+        return nothing
+    try:
+        return [*(yield from describe(images, builtin=builtin, describer=describer, device=device))]
+    except (ModelError, OutOfMemory) as error:
+        if describer is not None:
+            raise
+        yield Notice(f"No words are proposed. {error.message}", error.remedies)
+        return nothing
+
+
+def settle_words(
+    image: Path,
+    texts: Mapping[str, str | None],
+    description: Description | None,
+    remedy: Callable[[str], Remedy],
+    *,
+    may_pull: bool,
+) -> SettledWords:
+    """The words of one image: subject, style, features and trigger of ``texts``, else those described.
+
+    Raises UsageError for a word that is neither given nor described; ``remedy`` says how to give it, and
+    ``may_pull`` that a model could be downloaded to describe it.
+    """
+    subject, style = "", ""
+    features: tuple[str, ...] = ()
+    if description is not None:
+        subject, style, features = description.subject, description.style, description.features
+        style = style or UNNAMED_STYLE
+    subject, style = texts.get("subject") or subject, texts.get("style") or style
+    for name, word in (("subject", subject), ("style", style)):
+        if not word:
+            pull = (PULL,) if may_pull else ()
+            raise UsageError(f"The {name} of {image.name} is not given.", remedy(name), *pull)
+    words = make_words(subject, style, texts.get("trigger") or TRIGGER)
+    if (listed := texts.get("features")) is not None:
+        features = split_features(listed)
+    if description is not None:
+        used_style = words.style if words.style != UNNAMED_STYLE else description.style
+        used = {"subject": words.subject, "style": used_style, "features": features}
+        changed = tuple(name for name, value in used.items() if getattr(description, name) != value)
+        description = replace(description, changed=changed)
+    return SettledWords(words, features, description)
 
 
 def _load(builtin: bool, describer: str | None, device: str) -> Describer:

@@ -14,19 +14,17 @@ from unziplora_cli import files
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import (
     Interrupted,
-    ModelError,
-    OutOfMemory,
     ProjectError,
     Remedy,
     UnziploraError,
-    UsageError,
 )
-from unziplora_cli.events import Notice, Part
+from unziplora_cli.events import Part
 from unziplora_cli.job import Description, SourceImage, differences
 from unziplora_cli.packages import check_packages
 from unziplora_cli.paths import process_rank
-from unziplora_cli.prompts import TRIGGER, UNNAMED_STYLE, make_prompts, make_words, split_features
+from unziplora_cli.prompts import make_prompts, make_words
 from unziplora_cli.training.request import TrainRequest
+from unziplora_cli.workflows.describe import propose, settle_words
 from unziplora_cli.workflows.destyle import destyle_requests
 from unziplora_cli.workflows.train import (
     TrainedProject,
@@ -44,7 +42,6 @@ if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
     from unziplora_cli.training.events import Event
 
-PULL = Remedy("Or let a model name it: first download it", "models pull", ("describer",))
 TOGETHER = 16
 """Trainings whose inputs are computed together; more take more memory, fewer load the encoders more often."""
 
@@ -206,22 +203,14 @@ def _finished(row: Row, config: TrainConfig, options: Options, store: ProjectSto
 
 def _describe(rows: Sequence[Row], options: Options) -> Generator[Event, None, list[Description | None]]:
     """A description of each row that lacks a word, if a describer is on this disk."""
-    from unziplora_cli.workflows.describe import can_describe, describe
-
     due = [row for row in rows if options.describer or not {"subject", "style"} <= row.texts.keys()]
-    builtin = options.base.kind == "builtin"
-    if not due or not options.describe or not can_describe(builtin=builtin, describer=options.describer):
-        return [None] * len(rows)
-    try:
-        descriptions = yield from describe(
-            [row.file for row in due], builtin=builtin, describer=options.describer, device=options.device
-        )
-    except (ModelError, OutOfMemory) as error:
-        if options.describer is not None:
-            raise
-        yield Notice(f"No words are proposed. {error.message}", error.remedies)
-        return [None] * len(rows)
-    by_name = {row.name: description for row, description in zip(due, descriptions, strict=True)}
+    descriptions = yield from propose(
+        [row.file for row in due if options.describe],
+        builtin=options.base.kind == "builtin",
+        describer=options.describer,
+        device=options.device,
+    )
+    by_name = {row.name: description for row, description in zip(due, descriptions, strict=False)}
     return [by_name.get(row.name) for row in rows]
 
 
@@ -234,22 +223,15 @@ def _request(
     store: ProjectStore,
 ) -> TrainRequest:
     """The training of a row: a new one, or the unfinished one. Raises UnziploraError."""
-    from unziplora_cli.workflows.describe import compare
-
     texts = row.texts
-    subject = texts.get("subject") or (description.subject if description else "")
-    style = texts.get("style") or ((description.style or UNNAMED_STYLE) if description else "")
-    for name, word in (("subject", subject), ("style", style)):
-        if not word:
-            raise UsageError(
-                f"The {name} of {row.file.name} is not given.",
-                Remedy(f"Name it in the column {name}."),
-                *([PULL] if options.describe and options.base.kind != "builtin" else []),
-            )
-    words = make_words(subject, style, texts.get("trigger") or TRIGGER)
-    features = description.features if description else ()
-    if "features" in texts:
-        features = split_features(texts["features"])
+    settled = settle_words(
+        row.file,
+        texts,
+        description,
+        lambda name: Remedy(f"Name it in the column {name}."),
+        may_pull=options.describe and options.base.kind != "builtin",
+    )
+    words = settled.words
     given = {branch: texts.get(f"{branch}_prompt") for branch in ("full", "content", "style")}
     scene = texts.get("validation_prompt")
     request = make_request(
@@ -259,8 +241,8 @@ def _request(
         options.base,
         config,
         sources=sources,
-        features=features,
-        description=compare(description, words, features) if description else None,
+        features=settled.features,
+        description=settled.description,
         prompts=make_prompts(words, None, given),
         validation=make_prompts(words, scene) if scene else None,
         vae=options.vae,
