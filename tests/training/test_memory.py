@@ -56,8 +56,8 @@ def sdxl() -> BaseProfile:
 def test_sdxl_is_counted_exactly(sdxl: BaseProfile) -> None:
     """The numbers are those of SDXL's paper and model files."""
     assert sdxl.unet.parameters == 2_567_463_684
-    assert len(list(sdxl.unet.projections())) == 560
-    columns = sum(layer.outputs for layer in sdxl.unet.projections())
+    assert sdxl.unet.total("projections") == 560
+    columns = sdxl.unet.total("columns")
     assert columns == 665_600
     assert trained_parameters(sdxl.unet, 64) == 2 * (92_897_280 + columns)
     sizes = [text_encoder_parameters(config) for config in sdxl.text_encoders]

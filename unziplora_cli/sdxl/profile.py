@@ -1,4 +1,4 @@
-"""The modules of a U-Net in the order of computation, from its configuration alone.
+"""What the modules of a U-Net hold and compute, in the order of computation, from its configuration alone.
 
 The estimate of memory and time is computed from this profile. The U-Net is built on torch's ``meta`` device,
 so no weights are loaded and every layout that diffusers supports is counted as it is.
@@ -6,84 +6,70 @@ so no weights are loaded and every layout that diffusers supports is counted as 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
 from unziplora_cli.accel.fused_lora import TEXT_PROJECTIONS
+from unziplora_cli.accel.int8 import MIN_WEIGHTS
 from unziplora_cli.method.inject import adapted_projections
 
-ModuleKind = Literal[
-    "convolution", "resnet", "transformer_in", "transformer_block", "transformer_out", "output"
-]
-"""``transformer_in`` and ``transformer_out`` surround a stack of transformer blocks; ``output`` is the last
-norm and convolution."""
-LayerInput = Literal["pixels", "text", "vector"]
-"""What a layer is applied to: every pixel, every token of the prompt, or one vector per image."""
 
-
-@dataclass(frozen=True, slots=True)
-class LayerProfile:
-    """A linear layer or convolution [out, in]; ``kernel`` is the number of input pixels per output pixel."""
-
-    inputs: int
-    outputs: int
-    kernel: int = 1
-    applied_to: LayerInput = "pixels"
-
-    @property
-    def weights(self) -> int:
-        return self.inputs * self.outputs * self.kernel
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleProfile:
-    """One module of the U-Net, at a resolution halved ``level`` times.
+    """One module of the U-Net, at a resolution halved ``level`` times. All values are of one image.
 
-    ``inputs`` and ``outputs`` are channels, ``feed_forward`` is the inner width of the feed-forward layer.
-    ``frozen`` layers are not adapted, ``adapted`` projections are. ``region`` names the stack of transformer
-    blocks that the module belongs to. ``downsamples``: the input has twice the resolution of the output.
+    Values per pixel: ``inputs`` of the module; ``saved`` and ``copied`` by autograd, the latter once per copy
+    that the module makes of its input; ``statistics`` saved in float32; ``gradients`` at a time.
+
+    Weights: ``frozen`` and ``adapted`` ones are applied to every pixel, ``text`` ones to every token;
+    ``large`` and ``large_text`` are those among all others and among the text's that int8 can hold.
+
+    ``sides`` is the sum of inputs and outputs of the adapted ``projections``, ``columns`` that of their
+    outputs. ``attention`` is the width of an attention, ``region`` the stack of transformer blocks that the
+    module belongs to. ``recomputed``: gradient checkpointing computes its activations again.
     """
 
-    kind: ModuleKind
     level: int
     inputs: int
-    outputs: int
-    frozen: tuple[LayerProfile, ...]
-    adapted: tuple[LayerProfile, ...] = ()
+    gradients: int
+    saved: int = 0
+    copied: int = 0
+    statistics: int = 0
+    frozen: int = 0
+    adapted: int = 0
+    text: int = 0
+    large: int = 0
+    large_text: int = 0
+    projections: int = 0
+    sides: int = 0
+    columns: int = 0
+    attention: int = 0
     region: str = ""
-    heads: int = 0
-    feed_forward: int = 0
-    downsamples: bool = False
+    recomputed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class UNetProfile:
-    """A U-Net: its modules, the layers that embed timestep and image size, and the parameter count."""
+    """A U-Net: its modules, the parameter count, and the ``large`` weights outside of the modules."""
 
     modules: tuple[ModuleProfile, ...]
-    embeddings: tuple[LayerProfile, ...]
     parameters: int
+    large_embeddings: int
 
-    def projections(self) -> Iterator[LayerProfile]:
-        """All projections that the method adapts."""
-        for module in self.modules:
-            yield from module.adapted
-
-    def layers(self) -> Iterator[LayerProfile]:
-        """All linear layers and convolutions, adapted or not."""
-        yield from self.embeddings
-        for module in self.modules:
-            yield from (*module.frozen, *module.adapted)
+    def total(self, name: str) -> int:
+        """The sum of a value over all modules."""
+        return sum(getattr(module, name) for module in self.modules)
 
     def first_adapted(self) -> int:
         """The index of the first module with adapted projections; the backward pass ends there."""
-        return next(i for i, module in enumerate(self.modules) if module.adapted)
+        return next(i for i, module in enumerate(self.modules) if module.projections)
 
 
 def profile_unet(config: Mapping[str, Any]) -> UNetProfile:
@@ -92,71 +78,79 @@ def profile_unet(config: Mapping[str, Any]) -> UNetProfile:
         unet = UNet2DConditionModel.from_config(dict(config))
     names = {module: name for name, module in unet.named_modules()}
     adapted = set(adapted_projections(unet).values())
-    profiles: list[ModuleProfile] = []
+    modules: list[ModuleProfile] = []
     level = 0
 
-    def add(kind: ModuleKind, *modules: nn.Module | None, **details: Any) -> None:
-        frozen: list[LayerProfile] = []
-        trained: list[LayerProfile] = []
-        for module in modules:
-            for name, layer in module.named_modules() if module is not None else ():
-                if isinstance(layer, nn.Linear | nn.Conv2d):
-                    (trained if layer in adapted else frozen).append(_profile_layer(layer, _input_of(name)))
-        if kind == "transformer_block":
-            inputs = outputs = trained[0].inputs
-        else:
-            main = [layer for layer in frozen if layer.applied_to == "pixels"]
-            inputs, outputs = main[0].inputs, main[0 if kind == "resnet" else -1].outputs
-        profiles.append(ModuleProfile(kind, level, inputs, outputs, tuple(frozen), tuple(trained), **details))
+    def add(module: Any, **values: Any) -> None:
+        weights = _weights(module, adapted)
+        inputs, outputs = _sides(module)
+        modules.append(
+            ModuleProfile(
+                **{"level": level, "inputs": inputs, "gradients": 2 * (inputs + outputs), **weights, **values}
+            )
+        )
 
-    add("convolution", unet.conv_in)
-    for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
-        for module in () if block is None else _in_order(block, middle=block is unet.mid_block):
-            if not hasattr(module, "transformer_blocks"):
-                add("resnet", module)
+    add(unet.conv_in, saved=_sides(unet.conv_in)[0])
+    for block in filter(None, (*unet.down_blocks, unet.mid_block, *unet.up_blocks)):
+        attentions = [m for m in getattr(block, "attentions", ()) if hasattr(m, "transformer_blocks")]
+        for resnet, attention in zip_longest(block.resnets, attentions):
+            if resnet is not None:
+                add(resnet, copied=sum(_sides(resnet)), recomputed=True)
+            if attention is None:
                 continue
-            region = names[module]
-            add("transformer_in", module.norm, module.proj_in, region=region)
-            for transformer in module.transformer_blocks:
-                heads, width = transformer.attn1.heads, transformer.ff.net[2].in_features
-                add("transformer_block", transformer, region=region, heads=heads, feed_forward=width)
-            add("transformer_out", module.proj_out, region=region)
+            region = names[attention]
+            add(attention.proj_in, saved=_sides(attention.proj_in)[0], region=region)
+            for transformer in attention.transformer_blocks:
+                width, inner = _sides(transformer)[0], transformer.ff.net[2].in_features
+                add(
+                    transformer,
+                    saved=11 * width,
+                    copied=inner,
+                    statistics=6 + 2 * transformer.attn1.heads,  # three layer norms; log-sums of attention
+                    gradients=width + 3 * inner,
+                    attention=width,
+                    region=region,
+                    recomputed=True,
+                )
+            add(attention.proj_out, region=region)
         for sampler in getattr(block, "downsamplers", None) or ():
             level += 1
-            add("convolution", sampler, downsamples=True)
+            add(sampler, saved=4 * _sides(sampler)[0])
         for sampler in getattr(block, "upsamplers", None) or ():
             level -= 1
-            add("convolution", sampler)
-    add("output", unet.conv_norm_out, unet.conv_out)
-    embeddings = tuple(
-        _profile_layer(layer, "vector")
-        for module in (unet.time_embedding, getattr(unet, "add_embedding", None))
-        if module is not None
-        for layer in module.modules()
-        if isinstance(layer, nn.Linear)
+            add(sampler, saved=_sides(sampler)[0])
+    add(unet.conv_out, copied=_sides(unet.conv_out)[0])
+    embeddings = (unet.time_embedding, getattr(unet, "add_embedding", None))
+    return UNetProfile(
+        tuple(modules),
+        sum(parameter.numel() for parameter in unet.parameters()),
+        sum(_weights(module, adapted)["large"] for module in embeddings if module is not None),
     )
-    return UNetProfile(tuple(profiles), embeddings, sum(parameter.numel() for parameter in unet.parameters()))
 
 
-def _in_order(block: nn.Module, *, middle: bool) -> Iterator[Any]:
-    """Resnets and transformers of a block, alternating; the middle block begins with one more resnet."""
-    resnets = list(block.resnets)  # type: ignore[arg-type]
-    attentions = getattr(block, "attentions", ())
-    transformers = [module for module in attentions if hasattr(module, "transformer_blocks")]
-    if middle:
-        yield resnets.pop(0)
-    for pair in zip_longest(transformers, resnets) if middle else zip_longest(resnets, transformers):
-        yield from (module for module in pair if module is not None)
+def _layers(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
 
 
-def _input_of(name: str) -> LayerInput:
-    if f".{name}".endswith(TEXT_PROJECTIONS):
-        return "text"
-    return "vector" if name.endswith("time_emb_proj") else "pixels"
+def _sides(module: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of the first layer of a module."""
+    outputs, inputs = next(iter(_layers(module).values())).weight.shape[:2]
+    return inputs, outputs
 
 
-def _profile_layer(layer: nn.Linear | nn.Conv2d, applied_to: LayerInput) -> LayerProfile:
-    if isinstance(layer, nn.Linear):
-        return LayerProfile(layer.in_features, layer.out_features, applied_to=applied_to)
-    kernel = layer.kernel_size[0] * layer.kernel_size[1]
-    return LayerProfile(layer.in_channels // layer.groups, layer.out_channels, kernel, applied_to)
+def _weights(module: nn.Module, adapted: set[nn.Linear]) -> Counter[str]:
+    """The weights and projections of a module, by the names of :class:`ModuleProfile`."""
+    sums: Counter[str] = Counter()
+    for name, layer in _layers(module).items():
+        weights, text = layer.weight.numel(), f".{name}".endswith(TEXT_PROJECTIONS)
+        if text:
+            sums["text"] += weights
+        elif not name.endswith("time_emb_proj"):  # applied to one vector
+            sums["adapted" if layer in adapted else "frozen"] += weights
+        if weights >= MIN_WEIGHTS:
+            sums["large_text" if text else "large"] += weights
+        if layer in adapted:
+            sums["projections"] += 1
+            sums["sides"] += layer.weight.shape[0] + layer.weight.shape[1]
+            sums["columns"] += layer.weight.shape[0]
+    return sums

@@ -32,7 +32,6 @@ from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import Remedy
 from unziplora_cli.sdxl.base import SDXL_CONFIG, SDXL_ID, SDXL_REVISION, BaseRef, check_trainable
 from unziplora_cli.training.memory import (
-    RECOMPUTED,
     BaseProfile,
     MemoryEstimate,
     Target,
@@ -100,17 +99,13 @@ def count_flops(base: BaseProfile, config: TrainConfig) -> float:
     for i, module in enumerate(base.unet.modules):
         area = pixels(module, config, base)
         batch = 2.0 * area * config.batch_size
-        frozen = sum(layer.weights for layer in module.frozen if layer.applied_to == "pixels")
-        adapted = sum(layer.weights for layer in module.adapted if layer.applied_to == "pixels")
-        attention = 0.0
-        if module.kind == "transformer_block":
-            attention = 2 * batch * (area + base.tokens) * module.inputs
-        forward = batch * (frozen + adapted) + attention
+        attention = 2 * batch * (area + base.tokens) * module.attention
+        forward = batch * (module.frozen + module.adapted) + attention
         total += forward
         if i >= first:
-            fusing = 4 * 2.0 * adapted * 2 * config.rank
-            total += batch * (frozen + 2 * adapted) + 2.5 * attention + fusing
-            if config.gradient_checkpointing and module.kind in RECOMPUTED:
+            fusing = 4 * 2.0 * module.adapted * 2 * config.rank
+            total += batch * (module.frozen + 2 * module.adapted) + 2.5 * attention + fusing
+            if config.gradient_checkpointing and module.recomputed:
                 total += forward
     return total
 

@@ -26,16 +26,15 @@ that are not fused are not counted.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
-from unziplora_cli.accel.int8 import MIN_WEIGHTS
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.sdxl.base import BaseRef, component_config, vae_scale_factor
-from unziplora_cli.sdxl.profile import LayerProfile, ModuleProfile, UNetProfile, profile_unet
+from unziplora_cli.sdxl.profile import ModuleProfile, UNetProfile, profile_unet
 from unziplora_cli.training.checkpoint import KEPT
 
 GIB = 2**30
@@ -67,8 +66,6 @@ CLIP = {
 """Defaults of transformers' CLIPTextConfig."""
 HEADER_BYTES = 1100
 """Bytes per projection in the headers of a project's three weight files."""
-RECOMPUTED = ("transformer_block", "resnet")
-"""The modules whose activations gradient checkpointing computes again."""
 
 
 def peak_memory(device: torch.device) -> int:
@@ -200,7 +197,7 @@ def required_memory(memory: MemoryEstimate, target: Target) -> int:
 
 def trained_parameters(unet: UNetProfile, rank: int) -> int:
     """The number of LoRA parameters and merge weights of both branches."""
-    return 2 * sum(rank * (layer.inputs + layer.outputs) + layer.outputs for layer in unet.projections())
+    return 2 * (rank * unet.total("sides") + unet.total("columns"))
 
 
 def text_encoder_parameters(config: Mapping[str, Any]) -> int:
@@ -225,12 +222,12 @@ def passes(config: TrainConfig) -> int:
 
 def _frozen_bytes(unet: UNetProfile, config: TrainConfig, target: Target) -> int:
     total = unet.parameters * target.bytes
-    for layer in unet.layers():
-        if config.fuse and target.device != "cpu" and layer.applied_to == "text":
-            total -= layer.weights * target.bytes
-        elif _quantized(layer, config):
-            total -= layer.weights * (target.bytes - 1)
-    return total
+    text_on_cpu = config.fuse and target.device != "cpu"
+    if config.quantize == "int8":
+        large = unet.large_embeddings + unet.total("large")
+        large += 0 if text_on_cpu else unet.total("large_text")
+        total -= large * (target.bytes - 1)
+    return total - (unet.total("text") * target.bytes if text_on_cpu else 0)
 
 
 def _step_bytes(base: BaseProfile, config: TrainConfig, target: Target, trained: int) -> tuple[int, int]:
@@ -239,17 +236,14 @@ def _step_bytes(base: BaseProfile, config: TrainConfig, target: Target, trained:
     modules = base.unet.modules[first:]
     checkpointed = config.gradient_checkpointing
     sizes = [_module_bytes(module, base, config, target) for module in modules]
-    recomputed = [checkpointed and module.kind in RECOMPUTED for module in modules]
+    recomputed = [checkpointed and module.recomputed for module in modules]
     saved = [size.inputs if again else size.saved for size, again in zip(sizes, recomputed, strict=True)]
-    lora_parameters = [
-        2 * config.rank * sum(layer.inputs + layer.outputs for layer in module.adapted) for module in modules
-    ]
     total = sum(saved)
     if checkpointed:  # diffusers checkpoints the modules before the first adapted one, too
-        before = [module for module in base.unet.modules[:first] if module.kind == "resnet"]
+        before = (module for module in base.unet.modules[:first] if module.recomputed)
         total += sum(_module_bytes(module, base, config, target).inputs for module in before)
     else:  # copies of the LoRA parameters in the precision of the base
-        total += sum(lora_parameters) * target.bytes
+        total += 2 * config.rank * base.unet.total("sides") * target.bytes
     accumulates = passes(config) > 1  # the gradients of the first pass stay while the next pass computes
     gradients = 4 * trained if accumulates else 0
     remaining = total
@@ -258,12 +252,12 @@ def _step_bytes(base: BaseProfile, config: TrainConfig, target: Target, trained:
         region = [module]
         if module.region and not checkpointed:
             region = [other for other in modules if other.region == module.region]
-        fused = FUSED_COPIES * sum(_pixel_weights(other.adapted) for other in region) * target.bytes
+        fused = FUSED_COPIES * sum(other.adapted for other in region) * target.bytes
         temporary = fused + (sizes[i].saved if recomputed[i] else 0) + sizes[i].temporary
         worst = max(worst, remaining + gradients + temporary)
         remaining -= saved[i]
         if not accumulates:
-            gradients += 4 * lora_parameters[i]
+            gradients += 8 * config.rank * module.sides
     return total, worst + (WORKSPACES if target.device == "cuda" else 0)
 
 
@@ -279,29 +273,14 @@ def _module_bytes(
     module: ModuleProfile, base: BaseProfile, config: TrainConfig, target: Target
 ) -> _ModuleBytes:
     area = pixels(module, config, base)
-    copies = 2 if target.fused else 3
-    gradients = 2 * (module.inputs + module.outputs)
-    values = statistics = 0
-    match module.kind:
-        case "convolution":
-            values = module.inputs * area * (4 if module.downsamples else 1)
-        case "resnet":
-            values = copies * (module.inputs + module.outputs) * area
-        case "transformer_in":
-            values = module.inputs * area
-        case "transformer_block":
-            width = 11 * module.inputs + copies * module.feed_forward
-            values = width * area + 2 * module.inputs * base.tokens
-            statistics = (6 + 2 * module.heads) * area  # float32: three layer norms; log-sums of attention
-            gradients = module.inputs + 3 * module.feed_forward
-        case "output":
-            values = copies * module.inputs * area
-    unpacked = [layer for layer in (*module.frozen, *module.adapted) if _quantized(layer, config)]
+    values = (module.saved + (2 if target.fused else 3) * module.copied) * area
+    values += 2 * module.attention * base.tokens
+    unpacked = module.large if config.quantize == "int8" else 0
+    saved = config.batch_size * (values * target.bytes + 4 * module.statistics * area)
     return _ModuleBytes(
-        config.batch_size * (values * target.bytes + 4 * statistics)
-        + _pixel_weights(unpacked) * target.bytes,
+        saved + unpacked * target.bytes,
         config.batch_size * module.inputs * area * target.bytes,
-        config.batch_size * gradients * area * target.bytes,
+        config.batch_size * module.gradients * area * target.bytes,
     )
 
 
@@ -312,29 +291,20 @@ def _vae_bytes(base: BaseProfile, config: TrainConfig) -> int:
     return int(4 * (weights + VAE_FEATURE_MAPS * widths[0] * config.resolution**2))
 
 
-def _pixel_weights(layers: Sequence[LayerProfile]) -> int:
-    return sum(layer.weights for layer in layers if layer.applied_to != "text")
-
-
-def _quantized(layer: LayerProfile, config: TrainConfig) -> bool:
-    return config.quantize == "int8" and layer.weights >= MIN_WEIGHTS
-
-
 # Disk space
 
 
 def project_bytes(unet: UNetProfile, config: TrainConfig) -> int:
     """All weight files of a project and of ``save_every``: LoRAs in fp16, merge weights in fp32."""
     saves = config.steps // config.save_every if config.save_every else 0
-    columns = sum(layer.outputs for layer in unet.projections())
-    lora_parameters = trained_parameters(unet, config.rank) - 2 * columns
-    headers = HEADER_BYTES * len(list(unet.projections()))
+    lora_parameters, columns = 2 * config.rank * unet.total("sides"), unet.total("columns")
+    headers = HEADER_BYTES * unet.total("projections")
     return (2 * lora_parameters + 8 * columns + headers) * (1 + saves)
 
 
 def checkpoint_bytes(unet: UNetProfile, config: TrainConfig) -> int:
     """One checkpoint: each trained parameter with two moments; per column a gate, a score and a mask."""
-    columns = 2 * sum(layer.outputs for layer in unet.projections())
+    columns = 2 * unet.total("columns")
     return 12 * (trained_parameters(unet, config.rank) + 2 * columns) + columns
 
 
