@@ -78,13 +78,18 @@ def split(subject: str, name: str) -> str:
     return TEST if zlib.crc32(f"{subject}/{name}".encode()) % 33 == 0 else TRAIN
 
 
+def shown(folder: Path) -> dict[str, list[str]]:
+    """The subjects of every set in the order in which they stand on its sheet."""
+    found: dict[str, list[str]] = json.loads((folder / "sheets.json").read_text(encoding="utf-8"))
+    return {name: found[name] for name in SETS if name in found}
+
+
 def load(folder: Path, name: str) -> dict[str, np.ndarray]:
     """The cut-outs of a set by subject, uint8 [104, 104, 4] with straight alpha, as `fetch` packed them."""
-    index = json.loads((folder / "sheets.json").read_text(encoding="utf-8"))[name]
     with Image.open(folder / f"{name}.webp") as opened:
         sheet = np.asarray(opened.convert("RGBA"))
     found = {}
-    for number, subject in enumerate(index):
+    for number, subject in enumerate(shown(folder)[name]):
         top, left = (CUTOUT * part for part in divmod(number, COLUMNS))
         found[subject] = sheet[top : top + CUTOUT, left : left + CUTOUT]
     return found

@@ -279,7 +279,7 @@ def pack(found: Mapping[str, Image.Image], path: Path) -> None:
     sheet = Image.new("RGBA", (COLUMNS * CUTOUT, rows * CUTOUT))
     for number, picture in enumerate(found.values()):
         sheet.paste(picture, (number % COLUMNS * CUTOUT, number // COLUMNS * CUTOUT))
-    sheet.save(path, quality=QUALITY, alpha_quality=90, method=6)
+    sheet.save(path, quality=QUALITY, alpha_quality=60, method=6)
 
 
 def main() -> None:

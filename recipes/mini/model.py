@@ -14,12 +14,16 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPi
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from recipes.mini.artists import LOOKS, subjects, synonyms
 from recipes.mini.scene import COLORS, CONTEXTS, GENERIC, MARKINGS, MARKS, STYLES, SUBJECTS
 
 SIZE = 128
 LATENT_CHANNELS = 12
 TOKENS = 48
 """Context length of both text encoders."""
+
+LAYERS = (1, 2, 3)
+"""Transformer layers in each attention of the U-Net, by resolution; the deep ones cost little time."""
 
 FUNCTION_WORDS = ("a", "an", "the", "of", "with", "and", "in", "on", "at", "style", "picture")
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -49,6 +53,7 @@ class Components:
 def grammar_words() -> tuple[str, ...]:
     """The words of captions of the base's own styles; each becomes one token."""
     phrases = [*FUNCTION_WORDS, *SUBJECTS, *STYLES, *CONTEXTS, *MARKINGS, *MARKS.values(), *COLORS]
+    phrases += [*LOOKS, *(name for subject in subjects() for name in (subject, *synonyms(subject)))]
     return tuple(dict.fromkeys(word for phrase in phrases for word in phrase.split() if word != GENERIC))
 
 
@@ -108,7 +113,7 @@ def new_vae() -> AutoencoderKL:
 
 
 def new_unet() -> UNet2DConditionModel:
-    """An untrained U-Net in SDXL's block layout, one transformer layer in each attention."""
+    """An untrained U-Net in SDXL's block layout."""
     return UNet2DConditionModel(
         sample_size=SIZE // 8,
         in_channels=LATENT_CHANNELS,
@@ -117,7 +122,7 @@ def new_unet() -> UNet2DConditionModel:
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=(64, 96, 144),
         layers_per_block=2,
-        transformer_layers_per_block=(1, 1, 1),
+        transformer_layers_per_block=LAYERS,
         attention_head_dim=(2, 4, 6),
         cross_attention_dim=sum(_WIDTHS),
         addition_embed_type="text_time",
@@ -165,6 +170,39 @@ def load_components(folder: Path) -> Components:
         CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", dtype=torch.float32),
         load_tokenizer(folder / "tokenizer"),
     )
+
+
+def widen(old: Components, tokenizer_folder: Path) -> Components:
+    """A trained base with today's words and layers; what it generates stays the same until it is trained on.
+
+    New words begin as the mean of the pieces into which they fell, new layers add nothing.
+    """
+    write_tokenizer(tokenizer_folder, grammar_words())
+    tokenizer = load_tokenizer(tokenizer_folder)
+    unet = new_unet()
+    weights = old.unet.state_dict()
+    unet.load_state_dict(weights, strict=False)
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if name not in weights and (".to_out." in name or ".ff.net.2." in name):
+                parameter.zero_()
+    encoders = new_text_encoders(tokenizer)
+    ids, old_ids = tokenizer.get_vocab(), old.tokenizer.get_vocab()
+    for new, trained in zip(encoders, (old.text_encoder, old.text_encoder_2), strict=True):
+        state = trained.state_dict()
+        key = next(name for name in state if name.endswith("token_embedding.weight"))
+        table = new.state_dict()[key].clone()
+        for token, number in ids.items():
+            pieces = [old_ids[token]] if token in old_ids else _pieces(old.tokenizer, token)
+            table[number] = state[key][pieces].mean(0)
+        new.load_state_dict({**state, key: table})
+    return Components(unet, old.vae, *encoders, tokenizer)
+
+
+def _pieces(tokenizer: CLIPTokenizer, token: str) -> list[int]:
+    """The tokens of an older vocabulary that make up a new one."""
+    ids: list[int] = tokenizer(token.removesuffix("</w>"), add_special_tokens=False).input_ids
+    return ids
 
 
 def save_components(parts: Components, folder: Path) -> None:

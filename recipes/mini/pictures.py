@@ -16,6 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from recipes.mini import cutouts
+from recipes.mini.artists import LOOKS, TRAIN, subjects
+from recipes.mini.artists import TEST as FOR_TESTS
+from recipes.mini.cutouts import Artwork, random_artwork
 from recipes.mini.draw import draw
 from recipes.mini.scene import (
     COLORS,
@@ -24,7 +28,6 @@ from recipes.mini.scene import (
     HELD_OUT_STYLES,
     MARKINGS,
     STYLES,
-    SUBJECTS,
     VOCABULARY,
     Scene,
     caption,
@@ -39,17 +42,18 @@ CAPTIONS = 4
 """Captions of each picture."""
 GROUP = 4
 """Pictures of one individual in a group."""
-BASE, HELD_OUT, GROUPED, TEST = range(4)
-"""What a picture is for: the U-Net; the VAE and classifier alone; the classifier's identity; tests alone."""
+BASE, HELD_OUT, GROUPED, TEST, ARTWORK, ARTWORK_TEST = range(6)
+"""What a picture is for: the U-Net; the VAE and classifier alone; the classifier's identity; tests alone;
+made of an artist's cut-out, for the U-Net; the same for tests alone."""
 
 NAMES: dict[str, tuple[str, ...]] = {
-    "subject": SUBJECTS,
-    "style": (*STYLES, GENERIC, *HELD_OUT_STYLES),
+    "subject": subjects(),
+    "style": (*STYLES, GENERIC, *HELD_OUT_STYLES, *LOOKS),
     "context": CONTEXTS,
     "marking": MARKINGS,
     "color": tuple(COLORS),
 }
-"""What each label column counts; a sixth column numbers the individual."""
+"""What each label column counts (-1: a picture says nothing of it); a sixth column numbers the individual."""
 
 _DISTRACTORS = tuple(
     word for word in VOCABULARY if word not in {w for names in NAMES.values() for w in names}
@@ -60,16 +64,19 @@ _DISTRACTORS = tuple(
 class Plan:
     """How many pictures of each kind to draw."""
 
-    base: int = 100_000
-    held_out: int = 12_000
+    base: int = 90_000
+    held_out: int = 6_000
     groups: int = 4_000
     test: int = 2_400
+    artworks: int = 150_000
+    artworks_test: int = 2_400
     seed: int = 1
 
     @property
     def total(self) -> int:
         """All pictures, rounded up to whole blocks."""
         count = self.base + self.held_out + GROUP * self.groups + self.test
+        count += self.artworks + self.artworks_test
         return -(-count // BLOCK) * BLOCK
 
     def kinds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -80,9 +87,21 @@ class Plan:
         kinds[:grouped] = GROUPED
         groups[:grouped] = np.repeat(np.arange(self.groups), GROUP)
         kinds[grouped : grouped + self.held_out] = HELD_OUT
-        kinds[grouped + self.held_out : grouped + self.held_out + self.test] = TEST
+        at = grouped + self.held_out
+        for kind, count in (
+            (TEST, self.test),
+            (ARTWORK, self.artworks),
+            (ARTWORK_TEST, self.artworks_test),
+        ):
+            kinds[at : at + count] = kind
+            at += count
         order = np.random.default_rng(self.seed).permutation(self.total)
         return kinds[order], groups[order]
+
+    def artwork(self, index: int, kind: int, sheets: Path) -> Artwork:
+        """The artwork of picture `index`."""
+        rng = np.random.default_rng([self.seed, 0, index])
+        return random_artwork(rng, sheets, purpose=TRAIN if kind == ARTWORK else FOR_TESTS)
 
     def scene(self, index: int, kind: int, group: int) -> Scene:
         """The scene of picture `index`."""
@@ -134,12 +153,19 @@ def draw_blocks(folder: Path, worker: int, workers: int, until: float) -> None:
         if store.done[block]:
             continue
         for index in range(block * BLOCK, (block + 1) * BLOCK):
-            group = int(store.groups[index])
-            scene = store.plan.scene(index, int(store.kinds[index]), group)
-            store.pictures[index] = draw(scene, SIZE)
-            store.labels[index] = (*label(scene), group)
+            kind, group = int(store.kinds[index]), int(store.groups[index])
             rng = np.random.default_rng([store.plan.seed, 2, index])
-            store.captions[index] = [_distracted(caption(scene, rng), rng).encode() for _ in range(CAPTIONS)]
+            if kind in (ARTWORK, ARTWORK_TEST):
+                art = store.plan.artwork(index, kind, folder / "cutouts")
+                store.pictures[index] = cutouts.draw(art, folder / "cutouts", SIZE)
+                store.labels[index] = (*label(art), -1)
+                said = [cutouts.caption(art, rng) for _ in range(CAPTIONS)]
+            else:
+                scene = store.plan.scene(index, kind, group)
+                store.pictures[index] = draw(scene, SIZE)
+                store.labels[index] = (*label(scene), group)
+                said = [caption(scene, rng) for _ in range(CAPTIONS)]
+            store.captions[index] = [_distracted(text, rng).encode() for text in said]
         store.done[block] = 1
 
 
@@ -153,11 +179,16 @@ def start_drawing(folder: Path, workers: int, until: float) -> list[subprocess.P
     ]
 
 
-def label(scene: Scene) -> tuple[int, ...]:
-    """The class numbers of a scene, in the order of `NAMES`."""
+def label(scene: Scene | Artwork) -> tuple[int, ...]:
+    """The class numbers of a scene, in the order of `NAMES`; -1 for an artist's own colour and marking."""
     who = scene.individual
-    values = (who.subject, scene.style, scene.context, who.marking, who.color)
-    return tuple(names.index(value) for names, value in zip(NAMES.values(), values, strict=True))
+    values: tuple[str, ...] = (who.subject, scene.style, scene.context, who.marking, who.color)
+    if isinstance(scene, Artwork) and not scene.recolored:
+        values = (*values[:3], "", "")
+    return tuple(
+        names.index(value) if value in names else -1
+        for names, value in zip(NAMES.values(), values, strict=True)
+    )
 
 
 def _distracted(text: str, rng: np.random.Generator) -> str:

@@ -1,8 +1,9 @@
 """Make the mini base: `python -m recipes.mini.run STAGES --work DIR --out DIR`, or `join PARTS FOLDER`.
 
-Stages are run in the order given: `draw`, `vae`, `latents`, `classifier`, `speed`, `unet`, `evaluate`.
-Drawing goes on beside the stages after it; `latents` waits for its end. The work folder keeps everything
-needed to go on in a later call; the out folder receives what is worth keeping, in files of at most 15 MiB.
+Stages are run in the order given: `draw`, `vae`, `classifier`, `speed`, `unet`, `evaluate`. Drawing goes on
+beside the stages after it; it needs the cut-outs that `fetch` wrote in WORK/cutouts. The work folder keeps
+everything needed to go on in a later call; the out folder receives what is worth keeping, in files of at most
+15 MiB. `--widen FOLDER` begins with the weights of an older base.
 """
 
 from __future__ import annotations
@@ -16,20 +17,19 @@ import tarfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from recipes.mini import evaluate as report_card
 from recipes.mini.classifier import train_classifier
-from recipes.mini.model import load_components, new_components, save_components
+from recipes.mini.model import load_components, new_components, save_components, widen
 from recipes.mini.optimize import CaptureError
-from recipes.mini.pictures import BASE, Plan, Store, start_drawing
-from recipes.mini.train_unet import PEAK, measure, tokenize, train_unet
-from recipes.mini.train_vae import encode_all, reconstruct, train_vae
+from recipes.mini.pictures import Plan, Store, start_drawing
+from recipes.mini.train_unet import PEAK, measure, train_unet
+from recipes.mini.train_vae import reconstruct, train_vae
 from unziplora_cli.evaluation.scorers import Classifier
 
 PART = 15 * 2**20
-STAGES = ("draw", "vae", "latents", "classifier", "speed", "unet", "evaluate")
+STAGES = ("draw", "vae", "classifier", "speed", "unet", "evaluate")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,6 +65,9 @@ def parser() -> argparse.ArgumentParser:
         "--groups", type=int, default=Plan.groups, help="individuals drawn four times for the classifier"
     )
     made.add_argument("--test", type=int, default=Plan.test, help="pictures never trained on")
+    made.add_argument("--artworks", type=int, default=Plan.artworks, help="pictures made of cut-outs")
+    made.add_argument("--artworks-test", type=int, default=Plan.artworks_test)
+    made.add_argument("--widen", type=Path, help="older base whose weights to begin with")
     made.add_argument("--compile-vae", action=argparse.BooleanOptionalAction, default=True)
     made.add_argument("--compile-unet", action=argparse.BooleanOptionalAction, default=False)
     made.add_argument(
@@ -100,6 +103,7 @@ def run(args: argparse.Namespace, stages: list[str]) -> None:
         raise SystemExit(f"unknown stage: {', '.join(sorted(unknown))}; stages are {', '.join(STAGES)}")
     if args.tiny:
         args.base, args.held_out, args.groups, args.test = 160, 64, 12, 32
+        args.artworks, args.artworks_test = 160, 32
         args.batch_vae, args.batch_classifier, args.batch_unet = 2, 24, 4
         args.compile_vae = args.compile_unet = False
     max_steps = 12 if args.tiny else 10**9
@@ -119,21 +123,21 @@ def run(args: argparse.Namespace, stages: list[str]) -> None:
         print(f"[{time.time() - args.begun:5.0f}s] {text}", flush=True)
 
     report = _Report(work / "report.json")
-    parts = (
-        load_components(base) if (base / "model_index.json").exists() else new_components(work / "tokenizer")
-    )
+    if (base / "model_index.json").exists():
+        parts = load_components(base)
+    elif args.widen:
+        parts = widen(load_components(args.widen), work / "tokenizer")
+    else:
+        parts = new_components(work / "tokenizer")
     if "draw" in stages:
-        plan = Plan(args.base, args.held_out, args.groups, args.test)
+        counts = (args.base, args.held_out, args.groups, args.test, args.artworks, args.artworks_test)
+        plan = Plan(*counts)
         Store.create(work, plan)
         start_drawing(work, args.workers, args.begun + 60 * args.minutes_draw)
         say(f"drawing {plan.total} pictures in {args.workers} processes")
         stages.remove("draw")
     if "vae" in stages:
-        later = sum(
-            minutes
-            for stage, minutes in (("classifier", args.minutes_classifier), ("latents", 0.7))
-            if stage in stages
-        )
+        later = args.minutes_classifier if "classifier" in stages else 0.0
         results = train_vae(
             parts.vae,
             Store(work),
@@ -153,16 +157,6 @@ def run(args: argparse.Namespace, stages: list[str]) -> None:
         rebuilt = reconstruct(parts.vae, store.pictures[tested], device)
         report_card.reconstruction_sheet(store, rebuilt, tested, args.out / "reconstructions.png")
         stages.remove("vae")
-    if "latents" in stages:
-        store = Store(work)
-        while len(store.ready()) < store.plan.total and time.time() - args.begun < 60 * args.minutes_draw + 3:
-            time.sleep(1)
-        ready = store.ready()
-        index = ready[store.kinds[ready] == BASE]
-        np.save(work / "latents.npy", encode_all(parts.vae.to(device).eval(), store, index, device))
-        np.save(work / "tokens.npy", tokenize(parts, store.captions[index]))
-        say(f"{len(ready)} pictures drawn, latents of {len(index)} written")
-        stages.remove("latents")
     if "classifier" in stages:
         classifier, results = train_classifier(
             parts.vae.to(device),
@@ -202,6 +196,7 @@ def run(args: argparse.Namespace, stages: list[str]) -> None:
             graph=args.graphs,
             peak=args.peak_unet,
             max_steps=max_steps,
+            seen=lambda: save_components(parts, base),
         )
         say(f"unet: {json.dumps(report['unet'])}")
         save_components(parts, base)

@@ -127,11 +127,11 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     words = [_choose(rng, ("a", "a", "a", "the"))]
     if rng.random() < 0.15:
         words.append(made_up_word(rng))
-    if rng.random() < 0.7:
+    if rng.random() < 0.85:
         words.append(who.color)
     marks = MARKS.get(who.marking)
-    mark_after_noun = marks is not None and rng.random() < 0.3
-    if not mark_after_noun and rng.random() < (0.7 if marks else 0.35):
+    mark_after_noun = marks is not None and rng.random() < 0.35
+    if not mark_after_noun and rng.random() < (0.9 if marks else 0.4):
         words.append(who.marking)
     words.append(who.subject)
     if marks and mark_after_noun:

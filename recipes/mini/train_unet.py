@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from recipes.mini.model import SIZE, TOKENS, Components, new_scheduler
+from recipes.mini.model import LATENT_CHANNELS, SIZE, TOKENS, Components, new_scheduler
 from recipes.mini.optimize import FlatAdam, capture, learning_rate
+from recipes.mini.pictures import ARTWORK, BASE, CAPTIONS, Store
+from recipes.mini.train_vae import encode_all
 
 PEAK = 1.2e-3
 GAMMA = 5.0
@@ -21,18 +23,40 @@ DROP, EMPTY = 0.07, 0.03
 """Shares of captions replaced by zero embeddings and by the empty caption."""
 
 
-@dataclass(frozen=True)
 class Data:
-    """Latents float16 [n, 2, 12, 16, 16] (scaled mean, deviation) and tokens int16 [n, 4, TOKENS]."""
+    """Latents float16 [n, 2, 12, 16, 16] (scaled mean, deviation), tokens int16 [n, 4, TOKENS], on a device.
 
-    latents: torch.Tensor
-    tokens: torch.Tensor
+    Both grow while pictures are drawn: `update` encodes what is new, and `count` says how many there are.
+    """
 
-    @classmethod
-    def load(cls, folder: Path, device: torch.device) -> Data:
-        """Load what the autoencoder's stage wrote into device memory."""
-        latents = torch.from_numpy(np.load(folder / "latents.npy")).to(device)
-        return cls(latents, torch.from_numpy(np.load(folder / "tokens.npy")).to(device))
+    def __init__(self, store: Store, parts: Components, device: torch.device) -> None:
+        self.store, self.parts, self.device = store, parts, device
+        self.vae = copy.deepcopy(parts.vae).to(device).eval()
+        usable = int(np.isin(store.kinds, (BASE, ARTWORK)).sum())
+        shape = (2, LATENT_CHANNELS, SIZE // 8, SIZE // 8)
+        self.latents = torch.zeros(usable, *shape, dtype=torch.float16, device=device)
+        self.tokens = torch.zeros(usable, CAPTIONS, TOKENS, dtype=torch.int16, device=device)
+        self.count = torch.zeros((), device=device)
+        self.encoded = np.zeros(len(store.kinds), bool)
+        self.filled = 0
+
+    def update(self, most: int = 2**31) -> int:
+        """Take in at most this many of the pictures drawn since; return how many there are now."""
+        ready = self.store.ready()
+        fresh = ready[np.isin(self.store.kinds[ready], (BASE, ARTWORK)) & ~self.encoded[ready]][:most]
+        for start in range(0, len(fresh), 4096):
+            index = fresh[start : start + 4096]
+            rows = slice(self.filled, self.filled + len(index))
+            self.latents[rows] = torch.from_numpy(encode_all(self.vae, self.store, index, self.device)).to(
+                self.device
+            )
+            self.tokens[rows] = torch.from_numpy(tokenize(self.parts, self.store.captions[index])).to(
+                self.device
+            )
+            self.filled += len(index)
+        self.encoded[fresh] = True
+        self.count.fill_(self.filled)
+        return self.filled
 
 
 class Step:
@@ -41,7 +65,7 @@ class Step:
     def __init__(
         self, parts: Components, data: Data, batch: int, *, compiled: bool, channels_last: bool
     ) -> None:
-        device = data.latents.device
+        device = data.device
         self.data, self.batch, self.device = data, batch, device
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         parts = replace(parts, **{name: copy.deepcopy(getattr(parts, name)) for name in Components.DENOISER})
@@ -59,7 +83,7 @@ class Step:
     def __call__(self) -> None:
         """Draw a batch, predict its noise, update."""
         b, device = self.batch, self.device
-        row = torch.randint(len(self.data.latents), (b,), device=device)
+        row = (torch.rand(b, device=device) * self.data.count).long()
         mean, spread = self.data.latents[row].float().unbind(1)
         clean = mean + spread * torch.randn_like(mean)
         noise = torch.randn_like(clean)
@@ -122,14 +146,19 @@ def train_unet(
     graph: bool,
     peak: float = PEAK,
     max_steps: int,
+    seen: Callable[[], None],
 ) -> dict[str, float]:
     """Train for one piece of at most `piece_seconds`; the schedule spans `total_seconds` over all pieces.
 
-    The averaged weights are written into `parts`, the state to go on from into `work/unet_state.pt`.
+    The averaged weights are written into `parts`, the state to go on from into `work/unet_state.pt`. Every
+    two minutes, once the weights of that time are in `parts`, `seen` is called.
     """
     entered = time.monotonic()
     torch.manual_seed(5 + int(entered) % 1000)
-    step = Step(parts, Data.load(work, device), batch, compiled=compiled, channels_last=channels_last)
+    data = Data(Store(work), parts, device)
+    while data.update() < min(8192, len(data.latents) // 2):
+        time.sleep(1)
+    step = Step(parts, data, batch, compiled=compiled, channels_last=channels_last)
     steps, seconds = 0, 0.0
     state_file = work / "unet_state.pt"
     if state_file.exists():
@@ -140,11 +169,11 @@ def train_unet(
     step.loss.zero_()
     begun = last_log = time.monotonic()
     print(
-        f"unet: {len(step.data.latents)} pictures, ready after {begun - entered:.0f} s, from step {steps}",
+        f"unet: {data.filled} pictures, ready after {begun - entered:.0f} s, from step {steps}",
         flush=True,
     )
     left = min(total_seconds - seconds, piece_seconds - (begun - entered))
-    logged_steps, stop = steps, steps + max_steps
+    logged_steps, stop, shown = steps, steps + max_steps, begun
     while (now := time.monotonic()) - begun < left and steps < stop:
         step.optimizer.set(
             learning_rate(peak, steps, (seconds + now - begun) / total_seconds, warm_up=400), steps
@@ -156,9 +185,14 @@ def train_unet(
         if now - last_log > 15:
             loss, rate = float(step.loss) / (steps - logged_steps), (steps - logged_steps) / (now - last_log)
             line = f"step {steps} loss {loss:.4f} norm {float(step.optimizer.norm):.2f} {rate:.1f}/s"
+            line += f" {data.update()} pictures"
             print(f"unet {seconds + now - begun:4.0f}s {line}", flush=True)
             step.loss.zero_()
             last_log, logged_steps = now, steps
+        if now - shown > 120:
+            step.optimizer.write_average(parts.denoiser)
+            seen()
+            shown = now
     seconds += time.monotonic() - begun
     step.optimizer.write_average(parts.denoiser)
     state = {"optimizer": step.optimizer.state_dict(), "steps": steps, "seconds": seconds}
@@ -183,7 +217,8 @@ def measure(
 ) -> dict[str, float]:
     """Seconds per step of every execution mode; the compiled modes also warm the compiler's cache."""
     times = {}
-    data = Data.load(work, device)
+    data = Data(Store(work), parts, device)
+    data.update()
     for compiled in compilers:
         for channels_last in (False, True):
             begun = time.monotonic()
