@@ -53,7 +53,8 @@ def _printable(text: str) -> str:
     return text
 
 
-def _relative_path(path: str) -> str:
+def relative_path(path: str) -> str:
+    """The path itself; raises ValueError if it leads out of the folder that it is relative to."""
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or re.search(r"[\\:\x00]", path):
         raise ValueError(f"{path!r} is outside the project")
@@ -67,7 +68,7 @@ def _utc_time(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_printable)]
-RelativePath = Annotated[Text, AfterValidator(_relative_path)]
+RelativePath = Annotated[Text, AfterValidator(relative_path)]
 """A file below the project folder, with forward slashes on every platform."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 UtcTime = Annotated[Text, AfterValidator(_utc_time)]
@@ -93,6 +94,11 @@ class BaseRecord:
     revision: Text | None = None
     hash: Text | None = None
     prediction: Prediction | None = None
+
+    @property
+    def location(self) -> str:
+        """What finds the base again, from any working folder."""
+        return self.id if self.kind in ("folder", "file") else self.spec
 
 
 @dataclass(frozen=True)

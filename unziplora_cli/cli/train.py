@@ -35,6 +35,7 @@ from unziplora_cli.cli.describe import (
 from unziplora_cli.cli.estimate import show_estimate
 from unziplora_cli.cli.train_many import (
     LIST,
+    RAY,
     SHARD,
     expand_folders,
     read_rows,
@@ -90,6 +91,7 @@ def train(
     ] = None,
     list_file: Annotated[Path | None, LIST] = None,
     shard: Annotated[str | None, SHARD] = None,
+    ray: Annotated[str | None, RAY] = None,
     together: Annotated[
         bool,
         typer.Option(
@@ -158,7 +160,7 @@ def train(
         request = request_to_resume(store, resume, settings or {}, None if device == "auto" else device)
         _finish(session, [request], store, sheet=sheet)
         return
-    rows = read_rows(images or [], list_file, shard, together=together)
+    rows = read_rows(images or [], list_file, shard, ray, together=together)
     if rows is not None:
         if plan:
             show_estimate(session, len(rows), (base, vae, prediction), preset, device, settings or {})
@@ -186,6 +188,7 @@ def train(
             describe=describe,
             describer=describer or preferences.load().describer,
             force=force,
+            ray=ray,
         )
         train_rows(session, store, rows, options, sheet=sheet)
         return

@@ -29,18 +29,26 @@ SHARD = typer.Option(
     help="Train only shard I of N of a list or folder: images I, I + N, I + 2 N and so on.",
     show_default=False,
 )
+RAY = typer.Option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Train a list or folder on the Ray cluster at this address (auto: the one this machine is in), "
+    "or on all GPUs of this machine (local); no sheets.",
+    show_default=False,
+)
 
 
 def read_rows(
-    images: Sequence[Path], list_file: Path | None, shard: str | None, *, together: bool
+    images: Sequence[Path], list_file: Path | None, shard: str | None, ray: str | None, *, together: bool
 ) -> "list[Row] | None":
     """The rows of a list or of folders; None if the images are trained as they are given."""
     folders = [path for path in images if path.is_dir()]
     if list_file is None and (not folders or together):
-        if shard is not None:
-            raise UsageError(
-                "--shard needs a list of images.", Remedy("Give it one", settings={"list": "FILE"})
-            )
+        for option, value in (("--shard", shard), ("--ray", ray)):
+            if value is not None:
+                raise UsageError(
+                    f"{option} needs a list of images.", Remedy("Give it one", settings={"list": "FILE"})
+                )
         return None
     from unziplora_cli.workflows.train_list import read_list, rows_of_images, take_shard
 
@@ -97,7 +105,7 @@ def train_rows(
                     display.event(event)
 
         results = run(train_many(rows, options, store), show)
-    _report(session, results, _sheets(session, results, options) if sheet else {})
+    _report(session, results, _sheets(session, results, options) if sheet and options.ray is None else {})
 
 
 def _on_gpu(options: "Options", local: int) -> "Options":

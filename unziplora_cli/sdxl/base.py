@@ -238,6 +238,11 @@ def absolute_spec(spec: str) -> str:
     return str(path.resolve()) if spec and path.exists() else spec
 
 
+def weights_hash(base: BaseRef) -> str:
+    """The hash of samples of the U-Net's weights, whatever the revision says."""
+    return _fingerprint(base.path) if base.kind == "file" else _fingerprint_folder(base.path)
+
+
 def predicts_velocity(base: BaseRef) -> bool:
     """Whether the U-Net predicts the velocity, sqrt(a) noise - sqrt(1 - a) image, instead of the noise."""
     return bool(component_config(base, "scheduler").get("prediction_type", PREDICTIONS[0]) == "v_prediction")

@@ -299,8 +299,7 @@ def unet_config(base: BaseRecord) -> Mapping[str, Any]:
 
     if base.id == SDXL_ID:
         return read_json(SDXL_CONFIG / "unet/config.json")
-    spec = base.id if base.kind in ("folder", "file") else base.spec
-    return component_config(resolve_base(spec, offline=True)[0], "unet")
+    return component_config(resolve_base(base.location, offline=True)[0], "unet")
 
 
 def check_compatible(base: BaseRecord, loras: LoRAPair) -> None:

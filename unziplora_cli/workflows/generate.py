@@ -412,7 +412,7 @@ def shared_base(projects: Sequence[Project]) -> str:
                 "LoRAs of different bases cannot be combined.",
                 Remedy("Train one of them again", command="train", settings={"base": first.spec}),
             )
-    return first.id if first.kind in ("folder", "file") else first.spec
+    return first.location
 
 
 def project_base(

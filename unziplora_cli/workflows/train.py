@@ -161,8 +161,9 @@ def request_to_resume(
             f"There is a newer project {name!r}, which this training would replace.",
             Remedy("Rename it first", "rename", (name, f"{name}-2")),
         )
-    spec = recorded.base.id if recorded.base.kind in ("folder", "file") else recorded.base.spec
-    base, _ = resolve_base(spec, offline=True, vae=recorded.vae, prediction=recorded.base.prediction)
+    base, _ = resolve_base(
+        recorded.base.location, offline=True, vae=recorded.vae, prediction=recorded.base.prediction
+    )
     base = replace(base, spec=recorded.base.spec)
     job = replace(
         recorded,

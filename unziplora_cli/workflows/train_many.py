@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from pathlib import Path
@@ -36,6 +37,7 @@ from unziplora_cli.workflows.train import (
     training_config,
 )
 from unziplora_cli.workflows.train_list import Row
+from unziplora_cli.workflows.train_ray import Cluster, TrainingBegins, TrainingEnds
 
 if TYPE_CHECKING:
     from unziplora_cli.projects.store import ProjectStore
@@ -58,6 +60,8 @@ class Options:
     describe: bool = True
     describer: str | None = None
     force: bool = False
+    ray: str | None = None
+    """The address of a Ray cluster whose nodes train, or ``local``."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class RowResult:
     note: str = ""
 
 
-class _Models(NamedTuple):
+class Models(NamedTuple):
     """Trainings for which these agree share the loaded U-Net."""
 
     precision: str
@@ -110,48 +114,33 @@ def train_many(
     rows = [row.with_defaults(options.texts, options.settings) for row in rows]
     configs = [config_of(row, options) for row in rows]
     results: dict[int, RowResult] = {}
-    requests: dict[int, TrainRequest] = {}
 
-    def end(index: int, result: RowResult) -> RowEnds:
-        results[index] = result
-        return RowEnds(result, len(results), len(rows))
+    def end(index: int, result: TrainedProject | Exception | str | None) -> RowEnds:
+        """Keep what became of a row: a project, an error, or how the finished project differs."""
+        if isinstance(result, Exception):
+            results[index] = _failure(rows[index], result)
+        elif isinstance(result, str):
+            results[index] = RowResult(rows[index], "unchanged", note=result)
+        else:
+            results[index] = RowResult(rows[index], "trained", result)
+        return RowEnds(results[index], len(results), len(rows))
 
     try:
-        sources: dict[int, tuple[SourceImage, ...]] = {}
-        for index, (row, config) in enumerate(zip(rows, configs, strict=True)):
-            try:
-                note = _finished(row, config, options, store)
-                if note is None:
-                    sources[index] = read_sources([row.file])
-                    continue
-                result = RowResult(row, "unchanged", note=note)
-            except Exception as error:
-                result = _failure(row, error)
-            yield end(index, result)
-        descriptions = yield from _describe([rows[index] for index in sources], options)
-        for (index, images), description in zip(sources.items(), descriptions, strict=True):
-            try:
-                requests[index] = _request(rows[index], images, configs[index], description, options, store)
-            except Exception as error:
-                yield end(index, _failure(rows[index], error))
-        key, cache = None, input_cache_for([])
-        for chunk in _chunks(requests):
-            with TemporaryDirectory(prefix="unziplora-") as scratch:
-                if (next_key := _models(requests[chunk[0]])) != key or next_key.destyle == "edit":
-                    key, cache = next_key, input_cache_for([])
-                yield Part(len(results) / len(rows), (len(results) + 1) / len(rows))
-                chunk_requests = yield from _destyled([requests[index] for index in chunk], Path(scratch))
-                cache.expect(chunk_requests)
-                for index, request in zip(chunk, chunk_requests, strict=True):
-                    yield RowBegins(request.job.name, len(results) + 1, len(rows))
-                    yield Part(len(results) / len(rows), (len(results) + 1) / len(rows))
-                    try:
-                        result = RowResult(rows[index], "trained", (yield from train(request, store, cache)))
-                    except Interrupted:
-                        raise
-                    except Exception as error:
-                        result = _failure(rows[index], error)
-                    yield end(index, result)
+        with ExitStack() as stack:
+            if options.ray is not None:
+                cluster = yield from Cluster.connect(options.ray, options.base, options.vae, options.device)
+                stack.callback(cluster.close)
+            requests = yield from _requests(rows, configs, options, store, end)
+            trainings = _train_here(requests, store) if options.ray is None else cluster.train(requests, store)
+            for event in trainings:
+                match event:
+                    case TrainingBegins(index):
+                        yield RowBegins(rows[index].name, len(results) + 1, len(rows))
+                        yield Part(len(results) / len(rows), (len(results) + 1) / len(rows))
+                    case TrainingEnds(index, result):
+                        yield end(index, result)
+                    case _:
+                        yield event
     except (KeyboardInterrupt, Interrupted) as error:
         complete = sum(result.state != "failed" for result in results.values())
         raise Interrupted(
@@ -159,6 +148,56 @@ def train_many(
             Remedy("Run the same command again: it continues where it stopped."),
         ) from error
     return [results[index] for index in range(len(rows))]
+
+
+def _requests(
+    rows: Sequence[Row],
+    configs: Sequence[TrainConfig],
+    options: Options,
+    store: ProjectStore,
+    end: Callable[[int, Exception | str], RowEnds],
+) -> Generator[Event | RowEnds, None, dict[int, TrainRequest]]:
+    """The trainings of all rows that are neither finished nor wrong, by the index of their row."""
+    sources: dict[int, tuple[SourceImage, ...]] = {}
+    for index, (row, config) in enumerate(zip(rows, configs, strict=True)):
+        try:
+            note = _finished(row, config, options, store)
+            if note is None:
+                sources[index] = read_sources([row.file])
+        except Exception as error:
+            yield end(index, error)
+        else:
+            if note is not None:
+                yield end(index, note)
+    requests = {}
+    descriptions = yield from _describe([rows[index] for index in sources], options)
+    for (index, images), description in zip(sources.items(), descriptions, strict=True):
+        try:
+            requests[index] = _request(rows[index], images, configs[index], description, options, store)
+        except Exception as error:
+            yield end(index, error)
+    return requests
+
+
+def _train_here(
+    requests: Mapping[int, TrainRequest], store: ProjectStore
+) -> Generator[Event | TrainingBegins | TrainingEnds, None, None]:
+    """Train one after the other in this process, which keeps the models loaded."""
+    key, cache = None, input_cache_for([])
+    for chunk in _chunks(requests):
+        with TemporaryDirectory(prefix="unziplora-") as scratch:
+            if (next_key := models_of(requests[chunk[0]])) != key or next_key.destyle == "edit":
+                key, cache = next_key, input_cache_for([])
+            chunk_requests = yield from _destyled([requests[index] for index in chunk], Path(scratch))
+            cache.expect(chunk_requests)
+            for index, request in zip(chunk, chunk_requests, strict=True):
+                yield TrainingBegins(index)
+                try:
+                    yield TrainingEnds(index, (yield from train(request, store, cache)))
+                except Interrupted:
+                    raise
+                except Exception as error:
+                    yield TrainingEnds(index, error)
 
 
 def config_of(row: Row, options: Options) -> TrainConfig:
@@ -252,6 +291,12 @@ def _request(
     unfinished = store.unfinished(row.name)
     if unfinished is None:
         return request
+    if options.ray is not None:
+        raise ProjectError(
+            f"A training of {row.name!r} stopped on this machine after step {unfinished.step}.",
+            Remedy("Resume it here", "train", settings={"resume": row.name}),
+            Remedy("Or discard it", "remove", (row.name,), {"unfinished": True}),
+        )
     different = replace(request.job, created=unfinished.job.created).difference(unfinished.job)
     if not different:
         return request_to_resume(store, row.name, {}, options.device)
@@ -265,14 +310,15 @@ def _request(
     return request
 
 
-def _models(request: TrainRequest) -> _Models:
+def models_of(request: TrainRequest) -> Models:
+    """What decides which models a training loads."""
     config = request.config
-    return _Models(config.precision, config.quantize, config.fuse, config.destyle)
+    return Models(config.precision, config.quantize, config.fuse, config.destyle)
 
 
 def _chunks(requests: Mapping[int, TrainRequest]) -> Iterator[list[int]]:
     """The indices of consecutive trainings that need the same models, at most `TOGETHER` each."""
-    for _, same in groupby(requests, lambda index: _models(requests[index])):
+    for _, same in groupby(requests, lambda index: models_of(requests[index])):
         while chunk := list(islice(same, TOGETHER)):
             yield chunk
 
