@@ -131,7 +131,9 @@ def train_many(
                 cluster = yield from Cluster.connect(options.ray, options.base, options.vae, options.device)
                 stack.callback(cluster.close)
             requests = yield from _requests(rows, configs, options, store, end)
-            trainings = _train_here(requests, store) if options.ray is None else cluster.train(requests, store)
+            trainings = (
+                _train_here(requests, store) if options.ray is None else cluster.train(requests, store)
+            )
             for event in trainings:
                 match event:
                     case TrainingBegins(index):

@@ -1,8 +1,8 @@
 """Train images on the machines of a Ray cluster: Ray starts workers, this process alone writes projects.
 
-The driver asks every node for its versions and its base, and starts a worker on each GPU (or CPU) of those that
-can train. A worker keeps the base loaded, and trains one image at a time in a folder of its own. Images and
-finished projects travel as bytes, so that no disk is shared.
+The driver asks every node for its versions and its base, and starts a worker on each GPU (or CPU) of those
+that can train. A worker keeps the base loaded, and trains one image at a time in a folder of its own. Images
+and finished projects travel as bytes, so that no disk is shared.
 """
 
 from __future__ import annotations
@@ -270,18 +270,6 @@ class Cluster:
         while done < len(requests):
             alive = self._alive()
             self._ask(alive)
-            while waiting and self.idle:
-                call = self.idle.pop()
-                call.index = waiting.popleft()
-                yield TrainingBegins(call.index)
-                try:
-                    parcel = parcel_of(requests[call.index])
-                except (OSError, UnziploraError) as error:
-                    done += 1
-                    yield TrainingEnds(call.index, error)
-                    self.idle.append(call)
-                    continue
-                self.calls[call.worker.train.remote(parcel)] = call
             self._start_workers(alive, len(waiting))
             if not self.calls:
                 raise ModelError(
@@ -291,16 +279,17 @@ class Cluster:
             ready, _ = self.ray.wait(list(self.calls), timeout=WAIT)
             for reference in ready:
                 call = self.calls.pop(reference)
+                index, call.index = call.index, None
                 try:
                     answer = self.ray.get(reference)
                 except self.ray.exceptions.RayError as error:
-                    yield from self._lost(call, error)
-                    if call.index is None:
+                    yield from self._lost(call, index, error)
+                    if index is None:
                         continue
-                    crashes[call.index] += call.node in self._alive()
-                    if crashes[call.index] < CRASHES:
-                        waiting.appendleft(call.index)
-                        continue
+                    crashes[index] += call.node in self._alive()
+                    if crashes[index] < CRASHES:
+                        waiting.appendleft(index)
+                        index = None
                     answer = UnziploraError(
                         f"Its worker ended {CRASHES} times: {_first_line(error)}",
                         Remedy("Look into the logs of Ray on that node."),
@@ -310,11 +299,23 @@ class Cluster:
                         yield from self._accept(call.node, answer)
                         continue
                     self.idle.append(call)
-                if call.index is not None:
+                while waiting and self.idle:  # before the result is written: no worker waits for the disk
+                    yield TrainingBegins(self._assign(waiting.popleft(), requests))
+                if index is not None:
                     done += 1
-                    yield from self._deliver(call.index, requests[call.index], answer, store)
-                    call.index = None
+                    yield from self._deliver(index, requests[index], answer, store)
                 del answer, reference  # they keep the files of the project in memory
+
+    def _assign(self, index: int, requests: Mapping[int, TrainRequest]) -> int:
+        """Let an idle worker train request ``index``; images that cannot be read are its result."""
+        call = self.idle.pop()
+        call.index = index
+        try:
+            reference = call.worker.train.remote(parcel_of(requests[index]))
+        except (OSError, UnziploraError) as error:
+            reference = self.ray.put(error)
+        self.calls[reference] = call
+        return index
 
     def _deliver(
         self, index: int, request: TrainRequest, answer: Delivery | Exception, store: ProjectStore
@@ -338,8 +339,7 @@ class Cluster:
 
     def _on(self, node: str) -> Any:
         """The scheduling strategy that runs something on ``node`` and nowhere else."""
-        strategies = importlib.import_module("ray.util.scheduling_strategies")
-        return strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+        return self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
 
     def _ask(self, alive: Mapping[str, Mapping[str, Any]]) -> None:
         """Ask nodes that have joined what they have."""
@@ -409,11 +409,11 @@ class Cluster:
             busy[node] += 1
             starting += 1
 
-    def _lost(self, call: _Call, error: Exception) -> Generator[Notice, None, None]:
+    def _lost(self, call: _Call, index: int | None, error: Exception) -> Generator[Notice, None, None]:
         """Say what was lost; a node that cannot even start a worker gets no other one."""
         if call.node not in self._alive():
             yield Notice(f"The node {self._label(call.node)} is gone.")
-        elif call.index is not None:
+        elif index is not None:
             yield Notice(f"A worker on {self._label(call.node)} ended; its image is trained again.")
         else:
             self.workers[call.node] = 0
