@@ -11,6 +11,7 @@ import importlib
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +37,8 @@ WAIT = 2.0
 """Seconds after which the driver looks whether nodes have come or gone."""
 ANSWER_WITHIN = 120.0
 """Seconds in which a node must say what it has; the first import there may be slow."""
+WRITERS = 4
+"""Results that are written at a time: while one is flushed, the hashes of another are computed."""
 CRASHES = 3
 """An image whose worker ends this often while its node goes on is given up."""
 
@@ -267,44 +270,56 @@ class Cluster:
         Raises ModelError when all nodes that can train are gone.
         """
         waiting, crashes, done = deque(requests), Counter[int](), 0
-        while done < len(requests):
-            alive = self._alive()
-            self._ask(alive)
-            self._start_workers(alive, len(waiting))
-            if not self.calls:
-                raise ModelError(
-                    f"No node is left that can train; {done} of {len(requests)} images are done.",
-                    Remedy("Run the same command again once there is one: it continues."),
-                )
-            ready, _ = self.ray.wait(list(self.calls), timeout=WAIT)
-            for reference in ready:
-                call = self.calls.pop(reference)
-                index, call.index = call.index, None
-                try:
-                    answer = self.ray.get(reference)
-                except self.ray.exceptions.RayError as error:
-                    yield from self._lost(call, index, error)
-                    if index is None:
-                        continue
-                    crashes[index] += call.node in self._alive()
-                    if crashes[index] < CRASHES:
-                        waiting.appendleft(index)
-                        index = None
-                    answer = UnziploraError(
-                        f"Its worker ended {CRASHES} times: {_first_line(error)}",
-                        Remedy("Look into the logs of Ray on that node."),
+        writing: dict[Future[list[Notice | TrainingEnds]], int] = {}
+        with ThreadPoolExecutor(WRITERS) as writers:
+            while done < len(requests):
+                alive = self._alive()
+                self._ask(alive)
+                self._start_workers(alive, len(waiting))
+                if not self.calls and not writing:
+                    raise ModelError(
+                        f"No node is left that can train; {done} of {len(requests)} images are done.",
+                        Remedy("Run the same command again once there is one: it continues."),
                     )
-                else:
-                    if call.worker is None:
-                        yield from self._accept(call.node, answer)
-                        continue
-                    self.idle.append(call)
-                while waiting and self.idle:  # before the result is written: no worker waits for the disk
-                    yield TrainingBegins(self._assign(waiting.popleft(), requests))
-                if index is not None:
+                ready = self.ray.wait(list(self.calls), timeout=WAIT)[0] if self.calls else []
+                for reference in ready:
+                    index, answer = yield from self._answer(reference, waiting, crashes)
+                    while waiting and self.idle:  # before the result is written: no worker waits for the disk
+                        yield TrainingBegins(self._assign(waiting.popleft(), requests))
+                    if index is not None:
+                        writing[writers.submit(keep, index, answer, requests[index], store)] = index
+                    del answer, reference  # they keep the files of the project in memory
+                full = not self.calls or len(writing) > WRITERS
+                for future in wait(writing, WAIT if full else 0.0, FIRST_COMPLETED).done:
+                    del writing[future]
                     done += 1
-                    yield from self._deliver(index, requests[index], answer, store)
-                del answer, reference  # they keep the files of the project in memory
+                    yield from future.result()
+
+    def _answer(
+        self, reference: Any, waiting: deque[int], crashes: Counter[int]
+    ) -> Generator[Notice, None, tuple[int | None, Delivery | Exception | None]]:
+        """The request that has a result, and that result; an image whose worker ended is waiting again."""
+        call = self.calls.pop(reference)
+        index, call.index = call.index, None
+        try:
+            answer = self.ray.get(reference)
+        except self.ray.exceptions.RayError as error:
+            yield from self._lost(call, index, error)
+            if index is None:
+                return None, None
+            crashes[index] += call.node in self._alive()
+            if crashes[index] < CRASHES:
+                waiting.appendleft(index)
+                return None, None
+            return index, UnziploraError(
+                f"Its worker ended {CRASHES} times: {_first_line(error)}",
+                Remedy("Look into the logs of Ray on that node."),
+            )
+        if call.worker is None:
+            yield from self._accept(call.node, answer)
+        else:
+            self.idle.append(call)
+        return index, answer
 
     def _assign(self, index: int, requests: Mapping[int, TrainRequest]) -> int:
         """Let an idle worker train request ``index``; images that cannot be read are its result."""
@@ -316,23 +331,6 @@ class Cluster:
             reference = self.ray.put(error)
         self.calls[reference] = call
         return index
-
-    def _deliver(
-        self, index: int, request: TrainRequest, answer: Delivery | Exception, store: ProjectStore
-    ) -> Generator[Notice | TrainingEnds, None, None]:
-        if isinstance(answer, Exception):
-            yield TrainingEnds(index, answer)
-            return
-        name = request.job.name
-        former = store.former_versions(name)
-        try:
-            trained = unpack(answer, request, store)
-        except (OSError, ValueError, UnziploraError) as error:
-            yield TrainingEnds(index, error)
-            return
-        for folder, number in store.former_versions(name, former).items():
-            yield Notice(former_notice(folder, number))
-        yield TrainingEnds(index, trained)
 
     def _alive(self) -> dict[str, Mapping[str, Any]]:
         return {node["NodeID"]: node for node in self.ray.nodes() if node["Alive"]}
@@ -444,6 +442,22 @@ def parcel_of(request: TrainRequest) -> Parcel:
         for source, path in zip(sources, paths, strict=True)
     }
     return Parcel(to_json(request.job), images)
+
+
+def keep(
+    index: int, answer: Delivery | Exception | None, request: TrainRequest, store: ProjectStore
+) -> list[Notice | TrainingEnds]:
+    """Write what was delivered for a request; returns what to say about it. Runs in a thread."""
+    if not isinstance(answer, Delivery):
+        return [TrainingEnds(index, answer)]
+    name = request.job.name
+    former = store.former_versions(name)
+    try:
+        trained = unpack(answer, request, store)
+    except Exception as error:
+        return [TrainingEnds(index, error)]
+    replaced = store.former_versions(name, former).items()
+    return [*(Notice(former_notice(*former)) for former in replaced), TrainingEnds(index, trained)]
 
 
 def unpack(delivery: Delivery, request: TrainRequest, store: ProjectStore) -> TrainedProject:
