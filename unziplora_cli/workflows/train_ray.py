@@ -7,7 +7,6 @@ and finished projects travel as bytes, so that no disk is shared.
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Mapping
@@ -194,12 +193,13 @@ def load_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        return importlib.import_module("ray")
+        import ray
     except ImportError as error:
         raise UsageError(
             "Training on the machines of a cluster needs the package ray, which is not installed.",
             Remedy(extra="ray"),
         ) from error
+    return ray
 
 
 @dataclass(eq=False)
