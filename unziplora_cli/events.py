@@ -121,10 +121,19 @@ def observe(
 def run(
     operation: Generator[EventT, None, ResultT], on_event: Callable[[EventT], object] = lambda event: None
 ) -> ResultT:
-    """Run ``operation`` to its end, call ``on_event`` with each event, and return the result."""
+    """Run ``operation`` to its end, call ``on_event`` with each event, and return the result.
+
+    An interruption of ``on_event`` reaches ``operation``, as one of its own work does.
+    """
+    advance: Callable[[], EventT] = partial(next, operation)
     while True:
         try:
-            on_event(next(operation))
+            event = advance()
         except StopIteration as end:
             result: ResultT = end.value
             return result
+        advance = partial(next, operation)
+        try:
+            on_event(event)
+        except KeyboardInterrupt as error:
+            advance = partial(operation.throw, error)
