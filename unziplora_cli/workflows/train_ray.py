@@ -26,7 +26,6 @@ from unziplora_cli.projects import manifest
 from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.projects.verify import verify
 from unziplora_cli.training.request import TrainRequest
-from unziplora_cli.workflows.provenance import base_record
 from unziplora_cli.workflows.train import TrainedProject, former_notice, input_cache_for, train
 
 if TYPE_CHECKING:
@@ -248,7 +247,7 @@ class Cluster:
                 Remedy("Join the cluster on this machine first, or train on this machine alone with local."),
             ) from error
         on_gpu = None if device == "auto" else device == "cuda"
-        cluster = cls(ray, base_record(base), vae, identity_of(base), on_gpu)
+        cluster = cls(ray, base.record(), vae, identity_of(base), on_gpu)
         try:
             yield from cluster._ask_all()
         except BaseException:
