@@ -19,7 +19,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -195,7 +195,7 @@ class Bench:
                         self.base,
                         config,
                         features=sample.features if method.described else (),
-                        prompts=chosen,
+                        texts={f"{branch}_prompt": text for branch, text in asdict(chosen).items()},
                         device=self.device,
                         replaces=True,
                     )

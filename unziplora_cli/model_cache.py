@@ -2,20 +2,16 @@
 
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from unziplora_cli import paths, resources
+from unziplora_cli import resources
 from unziplora_cli.errors import ModelError, Remedy
 from unziplora_cli.files import Problem, delete, folder_size
 from unziplora_cli.hub import DESCRIBER, Snapshot, blob_path, check_transformers, hub_hash, list_snapshots
 from unziplora_cli.sdxl.base import HUB_ID, SDXL_ID, SDXL_REVISION, check_file, find_vae
 from unziplora_cli.sdxl.folder import check_folder
 from unziplora_cli.sdxl.single_file import read_header
-
-if TYPE_CHECKING:
-    from huggingface_hub import DeleteCacheStrategy
 
 
 @dataclass(frozen=True)
@@ -165,46 +161,25 @@ class Removal:
 
     def run(self) -> None:
         """Delete the commit; what its links point to outside of the model's folder stays."""
-        strategy = _delete_strategy(self.snapshot)
-        if strategy is not None:
-            strategy.execute()
-        else:
-            for path in _exclusive_blobs(self.snapshot):
-                path.unlink()
-            for ref in self.snapshot.refs:
-                (self.snapshot.repository / "refs" / ref).unlink()
-            delete(self.snapshot.repository if self.snapshot.is_only_revision else self.snapshot.path)
-        if os.path.lexists(self.snapshot.path):
+        snapshot = self.snapshot
+        for path in (*_exclusive_blobs(snapshot), *(snapshot.repository / "refs" / r for r in snapshot.refs)):
+            path.unlink()
+        delete(snapshot.repository if snapshot.is_only_revision else snapshot.path)
+        if os.path.lexists(snapshot.path):
             raise ModelError(
-                f"{self.snapshot.path} could not be removed.", Remedy("Check the permissions of this folder.")
+                f"{snapshot.path} could not be removed.", Remedy("Check the permissions of this folder.")
             )
 
 
 def plan_removal(snapshot: Snapshot) -> Removal:
-    """What deleting a commit would free."""
-    strategy = _delete_strategy(snapshot)
-    if strategy is not None:
-        freed = strategy.expected_freed_size
-    else:
-        freed = sum(blob.lstat().st_size for blob in _exclusive_blobs(snapshot))
-    return Removal(snapshot, freed + snapshot.incomplete_bytes())
+    """What deleting a commit would free.
 
-
-def _delete_strategy(snapshot: Snapshot) -> "DeleteCacheStrategy | None":
-    """The library's plan to delete a commit; None if it has none, or would delete what is not the model's.
-
-    The library ignores models with missing files, and follows links to wherever they point.
+    The library of the hub has a plan, too, but it ignores models with missing files, follows links to
+    wherever they point, and deletes equal commits of other models.
     """
-    from huggingface_hub import scan_cache_dir
-
-    scan, repository_folder = scan_cache_dir(paths.hub_cache()), Path(os.path.realpath(snapshot.repository))
-    for repository in scan.repos:  # the plan takes every model that has the commit, so it gets only this one
-        if repository.repo_path.name == snapshot.repository.name:
-            plan = replace(scan, repos=frozenset({repository})).delete_revisions(snapshot.revision)
-            deleted = (*plan.blobs, *plan.refs, *plan.repos, *plan.snapshots)
-            places = (Path(os.path.realpath(path.parent), path.name) for path in deleted)
-            return plan if all(path.is_relative_to(repository_folder) for path in places) else None
-    return None
+    copies = {file for file in snapshot.files() if not file.is_symlink()}
+    freed = sum(path.lstat().st_size for path in _exclusive_blobs(snapshot) | copies)
+    return Removal(snapshot, freed + snapshot.incomplete_bytes())
 
 
 def _exclusive_blobs(snapshot: Snapshot) -> set[Path]:

@@ -146,13 +146,19 @@ def train(
     settings: dict[str, Any] | None = None,
 ) -> None:
     """Learn a content LoRA and a style LoRA from one image."""
-    from unziplora_cli.prompts import make_prompts, prompt_notes
-    from unziplora_cli.sdxl.base import absolute_spec
+    from unziplora_cli.prompts import prompt_notes
     from unziplora_cli.workflows.destyle import choose_way
     from unziplora_cli.workflows.train import make_request, read_sources, training_config
 
     session: Session = ctx.obj
     store = session.store()
+    texts = {
+        "full_prompt": full_prompt,
+        "content_prompt": content_prompt,
+        "style_prompt": style_prompt,
+        "validation_prompt": validation_prompt,
+    }
+    words = {"subject": subject, "style": style, "features": features}
     if resume is not None:
         _refuse_fixed(ctx)
         from unziplora_cli.workflows.train import request_to_resume
@@ -168,22 +174,18 @@ def train(
         from unziplora_cli import preferences
         from unziplora_cli.workflows.train_many import Options
 
-        refuse_per_image(name, subject=subject, style=style, features=features)
+        refuse_per_image(name, **words)
         check_settings(TrainConfig, settings or {})
-        words = {"subject": subject, "style": style, "features": features}
         options = Options(
             base=find_base(session, base, vae, prediction),
             texts={
-                **{key: texts[0] if texts else None for key, texts in words.items()},
+                **{key: given[0] if given else None for key, given in words.items()},
+                **texts,
                 "trigger": trigger,
                 "preset": preset,
-                "full_prompt": full_prompt,
-                "content_prompt": content_prompt,
-                "style_prompt": style_prompt,
-                "validation_prompt": validation_prompt,
             },
             settings=settings or {},
-            vae=None if vae is None else absolute_spec(vae),
+            vae=vae,
             device=device,
             describe=describe,
             describer=describer or preferences.load().describer,
@@ -230,7 +232,7 @@ def train(
         session,
         [group[0] for group in groups],
         model,
-        {"subject": subject, "style": style, "features": features},
+        words,
         describe=describe,
         describer=describer,
         device=device,
@@ -239,13 +241,8 @@ def train(
     )
     if model.kind == "builtin":
         session.output.message(f"{resources.MINI_DESCRIPTION} {USE_SDXL}")
-    given = {"full": full_prompt, "content": content_prompt, "style": style_prompt}
-    for note in prompt_notes(*given.values(), validation_prompt):
+    for note in prompt_notes(*texts.values()):
         session.output.warning(note)
-    prompts = [make_prompts(one.words, None, given) for one in settled]
-    validation = [
-        None if validation_prompt is None else make_prompts(one.words, validation_prompt) for one in settled
-    ]
     requests = [
         make_request(
             names[i],
@@ -256,9 +253,8 @@ def train(
             sources=sources[i],
             features=settled[i].features,
             description=settled[i].description,
-            prompts=prompts[i],
-            validation=validation[i],
-            vae=None if vae is None else absolute_spec(vae),
+            texts=texts,
+            vae=vae,
             device=device,
             replaces=replacing[i],
         )

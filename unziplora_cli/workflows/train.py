@@ -109,16 +109,24 @@ def make_request(
     config: TrainConfig,
     *,
     sources: tuple[SourceImage, ...] | None = None,
+    texts: Mapping[str, str | None] | None = None,
+    vae: str | None = None,
     replaces: bool = False,
     **job: Any,
 ) -> TrainRequest:
     """The request of a new training, with the way to destyle chosen; ``job`` are other fields of the job.
 
-    Raises UsageError for an image that cannot be read, and what
+    ``texts`` are complete prompts ("full_prompt", "content_prompt", "style_prompt") and the scene of the
+    validation images ("validation_prompt"), where the user gave them. Raises UsageError for an image that
+    cannot be read or an impossible prompt, and what
     :func:`~unziplora_cli.workflows.destyle.choose_way` raises.
     """
+    from unziplora_cli.sdxl.base import absolute_spec
+
     config, destyled = choose_way(config, base)
-    job = {"prompts": make_prompts(words), **job}
+    texts = texts or {}
+    scene = texts.get("validation_prompt")
+    given = {branch: texts.get(f"{branch}_prompt") for branch in ("full", "content", "style")}
     made = Job(
         name=name,
         created=now(),
@@ -127,6 +135,9 @@ def make_request(
         words=words,
         destyled=read_sources(destyled, DESTYLED),
         settings=config,
+        prompts=make_prompts(words, None, given),
+        validation=None if scene is None else make_prompts(words, scene),
+        vae=None if vae is None else absolute_spec(vae),
         **job,
     )
     check = subject_check(base, words)

@@ -23,7 +23,7 @@ from unziplora_cli.events import Part
 from unziplora_cli.job import Description, SourceImage, differences
 from unziplora_cli.packages import check_packages
 from unziplora_cli.paths import process_rank
-from unziplora_cli.prompts import make_prompts, make_words
+from unziplora_cli.prompts import make_words
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.workflows.describe import propose, settle_words
 from unziplora_cli.workflows.destyle import destyle_requests
@@ -272,20 +272,16 @@ def _request(
         lambda name: Remedy(f"Name it in the column {name}."),
         may_pull=options.describe and options.base.kind != "builtin",
     )
-    words = settled.words
-    given = {branch: texts.get(f"{branch}_prompt") for branch in ("full", "content", "style")}
-    scene = texts.get("validation_prompt")
     request = make_request(
         row.name,
         [row.file],
-        words,
+        settled.words,
         options.base,
         config,
         sources=sources,
         features=settled.features,
         description=settled.description,
-        prompts=make_prompts(words, None, given),
-        validation=make_prompts(words, scene) if scene else None,
+        texts=texts,
         vae=options.vae,
         device=options.device,
         replaces=options.force,
