@@ -22,7 +22,7 @@ LATENT_CHANNELS = 12
 TOKENS = 48
 """Context length of both text encoders."""
 
-LAYERS = (1, 2, 3)
+LAYERS = (1, 1, 2)
 """Transformer layers in each attention of the U-Net, by resolution; the deep ones cost little time."""
 
 FUNCTION_WORDS = ("a", "an", "the", "of", "with", "and", "in", "on", "at", "style", "picture")
