@@ -27,26 +27,24 @@ class Checked:
     """Checks the type and the range of every field of an instance; raises UsageError."""
 
     def __post_init__(self) -> None:
-        kind: Any = type(self)
-        hints = _hints(kind)
-        for entry in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, entry.name)
-            if type(value) is not type(entry.default) or value != entry.default:
-                value = check_value(entry.name, value, hints[entry.name], entry.metadata)
-                object.__setattr__(self, entry.name, value)
+        for name, hint, default, limits in _checks(type(self)):
+            value = getattr(self, name)
+            if type(value) is not type(default) or value != default:
+                object.__setattr__(self, name, check_value(name, value, hint, limits))
 
 
 @cache
-def _hints(config: Any) -> dict[str, Any]:
-    return get_type_hints(config)
+def _checks(config: Any) -> list[tuple[str, Any, Any, Mapping[str, Any]]]:
+    """Name, type, default and limits of each field: a list of many projects checks them often."""
+    hints = get_type_hints(config)
+    return [(entry.name, hints[entry.name], entry.default, entry.metadata) for entry in fields(config)]
 
 
 def check_settings(config: type, values: Mapping[str, Any]) -> None:
     """Check single values of a configuration before the others are known; raises UsageError."""
-    hints = _hints(config)
-    for entry in fields(config):
-        if values.get(entry.name) is not None:
-            check_value(entry.name, values[entry.name], hints[entry.name], entry.metadata)
+    for name, hint, _, limits in _checks(config):
+        if values.get(name) is not None:
+            check_value(name, values[name], hint, limits)
 
 
 def field_names(config: type) -> tuple[str, ...]:

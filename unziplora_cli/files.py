@@ -387,7 +387,8 @@ def open_regular(path: Path, limit: int) -> Iterator[BufferedReader]:
 def read_bytes(path: Path, limit: int = MAX_TEXT_SIZE) -> bytes:
     """The content of a regular file of at most `limit` bytes; raises OSError for all others."""
     with open_regular(path, limit) as file:
-        return file.read(limit + 1)
+        size = os.fstat(file.fileno()).st_size
+        return file.read(min(limit, 2 * size + 4096) + 1)  # as much memory is allocated as may be read
 
 
 def read_text(path: Path, limit: int = MAX_TEXT_SIZE) -> str:
@@ -446,25 +447,23 @@ def measure(folder: Path) -> tuple[int, bool]:
     """Bytes of all regular files below a folder, and whether there is a link among them."""
     size, links = 0, False
     for entry in walk(folder):
-        links = links or entry.is_symlink()
-        size += _entry_size(entry)
+        with suppress(OSError):  # deleted just now
+            if entry.is_symlink():
+                links = True
+            elif entry.is_file():
+                size += entry.stat().st_size
     return size, links
 
 
 def walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
     """Everything below a folder; links are not followed, and folders that cannot be read are passed over."""
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            yield entry
-            if entry.is_dir(follow_symlinks=False):
-                yield from walk(entry.path)
-
-
-def _entry_size(entry: os.DirEntry[str]) -> int:
-    try:
-        return 0 if entry.is_dir(follow_symlinks=False) else entry.stat(follow_symlinks=False).st_size
-    except OSError:  # deleted just now
-        return 0
+    folders = [folder]
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                yield entry
 
 
 def escapes(path: Path, folder: Path) -> bool:

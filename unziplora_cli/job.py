@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 from pydantic import (
@@ -47,6 +46,9 @@ SETTINGS_SINCE_SCHEMA_1 = ("fuse", "destyle", "destyler")
 """Settings that schema 1 did not have; it always did what their default does."""
 
 
+_FORBIDDEN = re.compile(r"[\\:\x00]")
+
+
 def _printable(text: str) -> str:
     if character := control_character(text):
         raise ValueError(f"contains the control character {character!a}")
@@ -55,8 +57,7 @@ def _printable(text: str) -> str:
 
 def relative_path(path: str) -> str:
     """The path itself; raises ValueError if it leads out of the folder that it is relative to."""
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or re.search(r"[\\:\x00]", path):
+    if not path.strip("./") or path.startswith("/") or ".." in path.split("/") or _FORBIDDEN.search(path):
         raise ValueError(f"{path!r} is outside the project")
     return path
 

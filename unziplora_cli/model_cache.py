@@ -9,6 +9,7 @@ from unziplora_cli import resources
 from unziplora_cli.errors import ModelError, Remedy
 from unziplora_cli.files import Problem, delete, folder_size
 from unziplora_cli.hub import DESCRIBER, Snapshot, blob_path, check_transformers, hub_hash, list_snapshots
+from unziplora_cli.paths import expand_user
 from unziplora_cli.sdxl.base import HUB_ID, SDXL_ID, SDXL_REVISION, check_file, find_vae
 from unziplora_cli.sdxl.folder import check_folder
 from unziplora_cli.sdxl.single_file import read_header
@@ -50,7 +51,7 @@ def locate(spec: str) -> Path:
     """The folder or the file of a model; raises ModelError if it is not on this disk."""
     if spec == "mini":
         return resources.mini_base()
-    return Path(spec).expanduser().resolve() if _is_path(spec) else find_cached(spec).path
+    return expand_user(spec).resolve() if _is_path(spec) else find_cached(spec).path
 
 
 def find_cached(spec: str) -> Snapshot:
@@ -195,7 +196,7 @@ def _exclusive_blobs(snapshot: Snapshot) -> set[Path]:
 
 
 def _is_path(spec: str) -> bool:
-    return spec == "mini" or (spec != "" and Path(spec).expanduser().exists())
+    return spec == "mini" or (spec != "" and expand_user(spec).exists())
 
 
 def _own_model(spec: str, path: Path) -> Model:

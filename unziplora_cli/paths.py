@@ -22,14 +22,19 @@ def home(override: Path | None = None) -> Path:
     if override is None and not variable:
         return _user_folder("user_data_path", "XDG_DATA_HOME")
     given = str(override or variable)
-    folder = os.path.expanduser(given)  # noqa: PTH111  (it raises nothing)
-    if folder.startswith("~"):
+    folder = expand_user(given)
+    if str(folder).startswith("~"):
         source = "The home" if override else f"The variable {HOME_VARIABLE}"
         raise UsageError(
             f"{source} is {given!r}, but {Path(given).parts[0]!r} is not the folder of a user.",
             Remedy("Use an absolute path."),
         )
-    return Path(folder).absolute()
+    return folder.absolute()
+
+
+def expand_user(path: str) -> Path:
+    """A path with its `~` expanded; that of an unknown user stays, where pathlib raises RuntimeError."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def config_file() -> Path:
@@ -82,7 +87,7 @@ def _hub_home() -> Path:
 
 
 def _expand(path: str) -> str:
-    return os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111
+    return os.path.expandvars(expand_user(path))
 
 
 def hub_endpoint() -> str:

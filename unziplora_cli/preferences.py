@@ -35,12 +35,13 @@ KEYS = tuple(entry.name.replace("_", "-") for entry in fields(Preferences))
 
 def load() -> Preferences:
     """The preferences of this user; raises UsageError for a file or a variable that cannot be used."""
-    return Preferences(**{key.replace("-", "_"): value for key, value in chosen().items()})
+    return _parsed(chosen())
 
 
 def chosen() -> dict[str, Any]:
     """The values that the user has chosen, by key; raises as :func:`load` does."""
-    return read_file() | {key: parse(key, os.environ[name]) for key, name in variables().items()}
+    values = read_file() | {key: os.environ[name] for key, name in variables().items()}
+    return {key: parse(key, value) if isinstance(value, str) else value for key, value in values.items()}
 
 
 def variables() -> dict[str, str]:
@@ -56,7 +57,7 @@ def read_file() -> dict[str, Any]:
     try:
         values = tomllib.loads(files.read_text(path))
         refuse_unknown(values, KEYS, str(path))
-        Preferences(**{key.replace("-", "_"): value for key, value in values.items()})
+        _parsed(values)
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -66,6 +67,15 @@ def read_file() -> dict[str, Any]:
     except UsageError as error:
         raise UsageError(f"{error.message} It stands in {path}.", *error.remedies, remedy) from error
     return values
+
+
+def _parsed(values: dict[str, Any]) -> Preferences:
+    return Preferences(
+        **{
+            key.replace("-", "_"): parse(key, value) if isinstance(value, str) else value
+            for key, value in values.items()
+        }
+    )
 
 
 def parse(key: str, text: str) -> str | bool:
@@ -79,7 +89,10 @@ def parse(key: str, text: str) -> str | bool:
     if not text:
         raise UsageError(f"{key} is empty.", Remedy("Remove it", "config unset", (key,)))
     if key == "output-folder" or (key != "base" and text.startswith("~")):
-        return str(Path(os.path.expanduser(text)).absolute())  # noqa: PTH111
+        folder = paths.expand_user(text)
+        if str(folder).startswith("~"):
+            raise UsageError(f"{key} is {text!r}, but {folder.parts[0]!r} is not the folder of a user.")
+        return str(folder.absolute())
     return text
 
 

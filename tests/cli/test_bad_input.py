@@ -269,6 +269,40 @@ def test_a_bad_option_of_a_generation_command(assert_fails, two_projects, code, 
     assert text in assert_fails(code, *line)
 
 
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        (2, "train {path}.png --subject=a --style=b"),
+        (2, "train {path} --subject=a --style=b"),
+        (2, "content fox --out={path}.png"),
+        (2, "report fox --out={path}.html"),
+        (2, "push fox me/fox --plan --out={path}"),
+        (3, "export fox --out={path}"),
+        (2, "content fox --base={path}"),
+        (2, "check {path}.safetensors"),
+        (2, "models path {path}"),
+        (2, "--home={path} show fox"),
+    ],
+)
+def test_a_path_that_no_file_can_have_is_no_bug(assert_fails, two_projects, code, line):
+    message = assert_fails(code, *line.format(path="x" * 5000).split())
+    assert "File name too long" in message
+    assert "This is a bug" not in message
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        (4, "content fox --base=~nobody-here/base"),
+        (2, "train fox.png --subject=a --style=b --base=mini --destyle=~nobody-here/images"),
+        (4, "models path ~nobody-here/base"),
+    ],
+)
+def test_the_folder_of_an_unknown_user_is_no_bug(assert_fails, two_projects, photos, monkeypatch, code, line):
+    monkeypatch.chdir(photos)
+    assert "~nobody-here" in assert_fails(code, *line.split(), *(["--name=new"] if "train" in line else []))
+
+
 @pytest.mark.parametrize("command", ["content", "cross"])
 def test_an_unwritable_output_is_rejected_before_generating(
     assert_fails, two_projects, tmp_path, monkeypatch, command

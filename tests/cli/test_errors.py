@@ -28,6 +28,7 @@ from unziplora_cli.errors import ProjectError, Remedy
         (ImportError("x", name="unziplora_cli.x"), "ImportError: x", "This is a bug", 1),
         (MemoryError(), "Not enough memory", "lower rank", 5),
         (OSError(errno.EACCES, "Permission denied", "/a"), "Permission denied: /a.", "--verbose", 1),
+        (OSError(errno.ENAMETOOLONG, "File name too long", 900 * "x"), "...xxx", "255 bytes", 2),
         (KeyboardInterrupt(), "Interrupted.", "", 130),
         (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero", "This is a bug", 1),
     ],

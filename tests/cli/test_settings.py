@@ -96,6 +96,24 @@ def test_a_wrong_file_is_named(config_file, unziplora, text, says):
     assert unziplora("list").code == 0
 
 
+@pytest.mark.parametrize(
+    ("folder", "place"), [("~/art", "{home}/art"), ("art", "{work}/art"), ("~nobody-here/art", "")]
+)
+def test_a_folder_written_by_hand_means_what_the_command_would_store(
+    config_file, monkeypatch, tmp_path, folder, place
+):
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    monkeypatch.chdir(tmp_path)
+    config_file.parent.mkdir(parents=True)
+    config_file.write_text(f"output-folder = '{folder}'\nopen = true\n")
+    if place:
+        place = place.format(home=tmp_path / "me", work=tmp_path)
+        assert preferences.load() == preferences.Preferences(output_folder=place, open=True)
+    else:
+        with pytest.raises(UsageError, match="'~nobody-here' is not the folder of a user"):
+            preferences.load()
+
+
 def test_the_default_base_is_used(unziplora, photos, tiny_base):
     preferences.store("base", str(tiny_base))
     words = ("--subject=fox", "--style=ink", "--preset=mini", "--device=cpu", "--plan", "--json")

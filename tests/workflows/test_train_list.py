@@ -41,6 +41,7 @@ def test_csv_cells_get_the_types_of_their_settings(tmp_path):
     [
         ("a.csv", "file;subject\r\nfox.png;Füchsin, rot\r\n", "utf-8-sig"),  # as Excel saves it in Germany
         ("a.tsv", "file\tsubject\nfox.png\tFüchsin, rot\n", "utf-8"),
+        ("a.csv", "file,subject\rfox.png,\"Füchsin, rot\"\r", "utf-8"),  # as old versions of Excel on a Mac
         ("a.TOML", 'steps = 5\n[[image]]\nfile = "fox.png"\nsubject = "Füchsin, rot"\n', "utf-8"),
     ],
 )
@@ -49,6 +50,11 @@ def test_lists_as_other_programs_write_them(tmp_path, name, text, encoding):
     assert row.file == tmp_path / "fox.png"
     assert row.texts == {"subject": "Füchsin, rot"}
     assert row.settings == ({"steps": 5} if "TOML" in name else {})
+
+
+def test_separators_of_unicode_end_no_row(tmp_path):
+    (row,) = read_list(written(tmp_path, "file,subject\nfox\u2028\x85.png,red\u2029fox\n"))
+    assert (row.file.name, row.texts) == ("fox\u2028\x85.png", {"subject": "red\u2029fox"})
 
 
 def test_an_absolute_path_stays_and_a_table_wins_over_the_keys_above_it(tmp_path):

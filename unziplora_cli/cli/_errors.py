@@ -1,5 +1,7 @@
 """Messages, hints and exit codes of exceptions; the only module that writes command lines as hints."""
 
+import errno
+import os
 import re
 import shlex
 import sys
@@ -7,11 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unziplora_cli.errors import Interrupted, OutOfMemory, Remedy, UnziploraError
+from unziplora_cli.errors import Interrupted, OutOfMemory, Remedy, UnziploraError, UsageError
 from unziplora_cli.packages import installer
 
 BUG = Remedy("This is a bug in unziplora or in a library. Show the traceback", settings={"verbose": True})
 DOCTOR = Remedy("Find out what is broken and how to fix it", command="doctor")
+CHECK_PATH = Remedy("Check the path; each name in it may have 255 bytes.")
+UNUSABLE_PATHS = (errno.ENAMETOOLONG, errno.ELOOP)
+"""What the system answers to paths that no file can have, wherever they come from."""
 TRACEBACK = Remedy("Show the traceback", settings={"verbose": True})
 USE_LESS_MEMORY = Remedy("Close other programs, or use a smaller resolution, a lower rank or half precision.")
 
@@ -30,6 +35,10 @@ def describe(error: BaseException) -> tuple[str, str, int]:
         return "Not enough memory.", remedy_text(USE_LESS_MEMORY), OutOfMemory.exit_code
     if isinstance(error, ImportError) and not (error.name or "").startswith("unziplora_cli"):
         return f"A library cannot be imported: {error}.", remedy_text(DOCTOR), 1
+    if isinstance(error, OSError) and error.errno in UNUSABLE_PATHS and error.filename:
+        path = os.fsdecode(error.filename)
+        shown = path if len(path) < 300 else f"{path[:140]}...{path[-140:]}"
+        return f"{error.strerror}: {shown}.", remedy_text(CHECK_PATH), UsageError.exit_code
     if isinstance(error, OSError):
         file = f": {error.filename}" if error.filename else ""
         return f"{error.strerror or error}{file}.", remedy_text(TRACEBACK), 1

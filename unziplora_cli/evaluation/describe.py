@@ -20,6 +20,7 @@ from unziplora_cli.accel.device import empty_cache
 from unziplora_cli.errors import ModelError, Remedy, UsageError
 from unziplora_cli.hub import DESCRIBER, check_transformers, find_snapshot
 from unziplora_cli.job import Description
+from unziplora_cli.paths import expand_user
 from unziplora_cli.prompts import normalise_style, normalise_subject
 
 QUESTION = """Describe this picture for an image generator. Answer with one JSON object and nothing else:
@@ -152,7 +153,7 @@ class VisionLanguageDescriber:
 
 def find_describer(spec: str) -> Path:
     """The folder of a vision-language model; raises ModelError if it is not on this disk."""
-    folder = Path(spec).expanduser()
+    folder = expand_user(spec)
     if not folder.is_dir():
         snapshot = find_snapshot(spec) if re.fullmatch(r"[\w.-]+/[\w.-]+", spec) else None
         if snapshot is None:

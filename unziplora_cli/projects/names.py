@@ -22,7 +22,12 @@ _RULE = "A name has lowercase letters, digits, '-', '_' and '.', starts with a l
 def check_name(name: str) -> str:
     """Return the name in Unicode's form NFC; raises UsageError when it is not a valid project name."""
     name = unicodedata.normalize("NFC", name)
-    if not name or not all(map(_is_allowed, name)) or name != name.lower() or not name[0].isalnum():
+    if (
+        not (_ASCII.fullmatch(name) or all(map(_is_allowed, name)))
+        or not name
+        or name != name.lower()
+        or not name[0].isalnum()
+    ):
         raise _refusal(name, f"{_RULE}.")
     if len(name) > MAX_LENGTH or len(name.encode()) > MAX_BYTES:
         raise _refusal(

@@ -151,10 +151,10 @@ class ProjectStore(ProjectLayout):
         if not self.folder.is_dir():
             return
         for folder in sorted(self.folder.iterdir()):
-            if _is_folder(folder) and os.path.lexists(folder / manifest.FILE_NAME):
-                try:
-                    check_name(folder.name)
-                except UsageError as error:
+            try:
+                check_name(folder.name)
+            except UsageError as error:
+                if _is_folder(folder) and os.path.lexists(folder / manifest.FILE_NAME):
                     yield Damaged(folder.name, f"{error.message} Rename its folder.")
 
     def running_step(self, training: Unfinished) -> int | None:

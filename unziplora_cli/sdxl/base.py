@@ -18,6 +18,7 @@ from unziplora_cli import resources
 from unziplora_cli.errors import ModelError, Remedy
 from unziplora_cli.events import Notice
 from unziplora_cli.hub import find_snapshot
+from unziplora_cli.paths import expand_user
 from unziplora_cli.sdxl.folder import (
     PREDICTIONS,
     WEIGHTS,
@@ -211,7 +212,7 @@ def find_vae(spec: str) -> Path:
     ``spec`` is a safetensors file or a folder, also of a whole base, or a cached
     Hugging Face id. Raises ModelError.
     """
-    path = Path(spec).expanduser()
+    path = expand_user(spec)
     if path.is_file():
         return path.resolve()
     if not path.is_dir():
@@ -234,7 +235,7 @@ def find_vae(spec: str) -> Path:
 
 def absolute_spec(spec: str) -> str:
     """The spec of a base or a VAE, as one that is valid in any working folder."""
-    path = Path(spec).expanduser()
+    path = expand_user(spec)
     return str(path.resolve()) if spec and path.exists() else spec
 
 
@@ -344,7 +345,7 @@ def _find(spec: str) -> BaseRef:
         return BaseRef(spec, "builtin", "mini", folder, None, None, _fingerprint_folder(folder))
     if spec == "sdxl":
         return _find_on_hub(spec, SDXL_ID, SDXL_REVISION, "fp16")
-    path = Path(spec).expanduser()
+    path = expand_user(spec)
     if spec and path.is_dir():
         path = path.resolve()
         check_folder(path)

@@ -17,6 +17,7 @@ from typing import Any
 from unziplora_cli.errors import ModelError, Remedy
 from unziplora_cli.files import identify
 from unziplora_cli.hub import list_snapshots
+from unziplora_cli.paths import expand_user
 
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 TOKENIZERS_VARIABLE = "UNZIPLORA_TOKENIZERS"
@@ -169,7 +170,7 @@ def find_tokenizers(path: Path, vocabulary: int) -> Path:
     """
     chosen = os.environ.get(TOKENIZERS_VARIABLE)
     cached = (snapshot.path for snapshot in list_snapshots() if snapshot.is_supported)
-    for folder in [Path(chosen).expanduser()] if chosen else cached:
+    for folder in [expand_user(chosen)] if chosen else cached:
         if all(_vocabulary_size(folder / name) == vocabulary for name in TOKENIZERS):
             return folder
     if chosen:

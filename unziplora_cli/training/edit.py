@@ -15,6 +15,7 @@ from unziplora_cli.accel.device import empty_cache
 from unziplora_cli.config import Words
 from unziplora_cli.errors import ModelError, Remedy
 from unziplora_cli.hub import find_snapshot
+from unziplora_cli.paths import expand_user
 from unziplora_cli.sdxl.folder import read_json
 from unziplora_cli.sdxl.latents import crop_boxes
 
@@ -104,7 +105,7 @@ def find_editor(spec: str | None) -> Path:
             Remedy("Name one in the cache, or its folder", settings={"destyler": example}),
             _download(example),
         )
-    folder = Path(spec).expanduser()
+    folder = expand_user(spec)
     if not folder.is_dir():
         snapshot = find_snapshot(spec) if "*" not in spec and spec.count("/") == 1 else None
         if snapshot is None:

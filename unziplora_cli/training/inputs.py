@@ -18,6 +18,7 @@ from unziplora_cli.files import disk_error
 from unziplora_cli.image_formats import image_files
 from unziplora_cli.images import load_image, save_image
 from unziplora_cli.method.layer import BRANCHES
+from unziplora_cli.paths import expand_user
 from unziplora_cli.sdxl.base import BaseRef, predicts_velocity
 from unziplora_cli.sdxl.generate import GeneratedImage, ImageRequest, generate
 from unziplora_cli.sdxl.latents import LatentDistribution, crop_image, crop_note, encode_latents
@@ -302,7 +303,7 @@ def class_prompts(config: TrainConfig) -> dict[str, str]:
 
 def class_image_files(config: TrainConfig, branch: str) -> list[Path]:
     """The first ``prior_images`` images in a branch's folder, by name; the folder need not exist."""
-    folder = Path(getattr(config, f"prior_{branch}")).expanduser()
+    folder = expand_user(getattr(config, f"prior_{branch}"))
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"prior-{branch} must be a folder of class images, but {folder} is a file.")
     return image_files(folder)[: config.prior_images] if folder.is_dir() else []
@@ -333,7 +334,7 @@ def generate_missing_class_images(
                 width=config.resolution, height=config.resolution, count=missing, seed=first + present
             )
             requests.append(ImageRequest(Prompts(prompt, prompt, prompt), config=settings))
-            folders += [Path(getattr(config, f"prior_{branch}")).expanduser()] * missing
+            folders += [expand_user(getattr(config, f"prior_{branch}"))] * missing
     if not requests:
         return
     yield Phase("generate class images", f"{len(folders)} missing")

@@ -14,6 +14,7 @@ from unziplora_cli import files, resources, vocabulary
 from unziplora_cli.config import TrainConfig, Words
 from unziplora_cli.errors import Remedy, UsageError
 from unziplora_cli.events import Notice, Phase, Progress
+from unziplora_cli.paths import expand_user
 from unziplora_cli.prompts import with_article
 from unziplora_cli.training.request import DESTYLED, TrainRequest
 from unziplora_cli.workflows.describe import outside
@@ -68,7 +69,7 @@ def choose_way(config: TrainConfig, base: BaseRef) -> tuple[TrainConfig, tuple[P
 
         find_editor(config.destyler)
     elif way not in WAYS:
-        way, images = "folder", _images_in(Path(way).expanduser())
+        way, images = "folder", _images_in(expand_user(way))
     return replace(config, destyle=way), images
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from unziplora_cli.checks import check_settings, field_names, plain_type, refuse
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import Remedy, UsageError
 from unziplora_cli.files import read_text
+from unziplora_cli.paths import expand_user
 from unziplora_cli.projects.names import check_name, slugify
 from unziplora_cli.workflows.destyle import WAYS
 
@@ -116,7 +118,7 @@ def take_shard(rows: Sequence[Row], shard: str) -> list[Row]:
 def _read_csv(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     header = text.lstrip("\r\n").split("\n", 1)[0]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=None), delimiter=delimiter, strict=True)
     columns: list[str] | None = None
     try:
         for cells in reader:
@@ -183,14 +185,14 @@ def _row(path: Path, where: str, values: Mapping[str, Any]) -> Row:
             raise UsageError("There is no file.", Remedy("Name the image in the column file."))
         if "\0" in texts["file"]:
             raise UsageError("The name of the file contains a NUL character.")
-        file = path.parent / Path(texts.pop("file")).expanduser()
+        file = path.parent / expand_user(texts.pop("file"))
         name = check_name(texts.pop("name")) if "name" in texts else slugify(file.stem)
         if texts.get("preset", "").endswith(".toml"):
             texts["preset"] = str(path.parent / texts["preset"])
         settings = {key: _value(key, value) for key, value in values.items() if key not in TEXTS}
         for key in ("destyle", "prior_content", "prior_style"):
             if isinstance(settings.get(key), str) and not (key == "destyle" and settings[key] in WAYS):
-                settings[key] = str(path.parent / Path(settings[key]).expanduser())
+                settings[key] = str(path.parent / expand_user(settings[key]))
         check_settings(TrainConfig, settings)
     except UsageError as error:
         raise UsageError(f"{where}: {error.message}", *error.remedies) from error
