@@ -1,11 +1,8 @@
 """The console script, and `python -m unziplora_cli`: run one command line and end with its exit code.
 
-The modules of the program are imported inside of `main`, so that Ctrl-C is handled from the first moment.
+Every other module is imported inside of `main`, so that Ctrl-C is handled from the first moment.
 """
 
-from __future__ import annotations
-
-import gc
 import sys
 
 TYPE_CHECKING = False  # typing itself takes a moment to import
@@ -19,21 +16,24 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line of this process; no way to end it shows a traceback."""
-    # torch and diffusers create a million objects that live as long as the process: collecting garbage among
-    # them costs a second while they are imported, and two at the end.
-    gc.set_threshold(100_000, 20, 100)
     try:
+        import gc
+
+        # torch and diffusers create a million objects that live as long as the process: collecting garbage
+        # among them costs a second while they are imported, and two at the end.
+        gc.set_threshold(100_000, 20, 100)
         code = _main(sys.argv[1:])
     except KeyboardInterrupt:
         code = INTERRUPTED
     except ImportError as error:  # of what every command needs
         sys.stderr.write(f"Error: A library cannot be imported: {error}.\n  -> Install unziplora again.\n")
         code = 1
-    gc.freeze()
+    else:
+        gc.freeze()
     sys.exit(code)
 
 
-def _main(arguments: Sequence[str]) -> int:
+def _main(arguments: "Sequence[str]") -> int:
     import _thread
     import signal
     import threading
@@ -50,7 +50,7 @@ def _main(arguments: Sequence[str]) -> int:
     _streams.prepare(log_text)
     show_unraisable = sys.unraisablehook
 
-    def keep_interrupts(unraisable: sys.UnraisableHookArgs) -> None:
+    def keep_interrupts(unraisable: "sys.UnraisableHookArgs") -> None:
         if unraisable.exc_type is KeyboardInterrupt:  # raised where Python drops exceptions
             threading.Timer(0.05, _thread.interrupt_main).start()  # once this hook has returned
         else:
@@ -68,7 +68,7 @@ def _main(arguments: Sequence[str]) -> int:
     return _streams.finish(code)
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: "Sequence[str]") -> int:
     """Run one command line; returns the exit code. Every exception becomes a message."""
     from unziplora_cli import paths
     from unziplora_cli.cli import _streams
@@ -94,7 +94,7 @@ def run(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _session(arguments: Sequence[str]) -> Session:
+def _session(arguments: "Sequence[str]") -> "Session":
     """The session of a command line; errors in its options are reported before the options are parsed."""
     from unziplora_cli.cli._output import Session
 
@@ -104,7 +104,7 @@ def _session(arguments: Sequence[str]) -> Session:
     return session
 
 
-def _report(session: Session, error: BaseException) -> int:
+def _report(session: "Session", error: BaseException) -> int:
     from unziplora_cli.cli._errors import describe
 
     message, hint, code = describe(error)
@@ -112,7 +112,7 @@ def _report(session: Session, error: BaseException) -> int:
     return code
 
 
-def _global_options_first(arguments: Sequence[str], options: dict[str, bool]) -> list[str]:
+def _global_options_first(arguments: "Sequence[str]", options: dict[str, bool]) -> list[str]:
     """Move global options to the front, so that they may also follow the command: `unziplora list --json`."""
     first, rest = [], list(arguments)
     position = 0

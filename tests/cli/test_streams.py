@@ -115,6 +115,25 @@ def test_ctrl_c_while_importing(module, tmp_path):
     assert json.loads(completed.stdout)["error"]["exit_code"] == 130
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_at_the_first_import_of_main():
+    """Nothing of the program is imported before `main` handles it."""
+    program = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if not name.startswith('unziplora_cli'):\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "import unziplora_cli\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from unziplora_cli.__main__ import main\n"
+        "main()"
+    )
+    completed = subprocess.run([sys.executable, "-c", program, "list"], capture_output=True, text=True)
+    assert (completed.returncode, completed.stdout, completed.stderr) == (130, "", "")
+
+
 def test_an_interrupt_that_python_would_drop_arrives():
     program = (
         "import signal, sys\n"

@@ -19,6 +19,7 @@ from unziplora_cli.adapters.lora_file import read_lora
 from unziplora_cli.adapters.merge_weights import read_merge
 from unziplora_cli.cli import _output
 from unziplora_cli.errors import OutOfMemory
+from unziplora_cli.projects.folders import SHEET_MARK
 from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.sdxl.generate import GeneratedImage
@@ -121,6 +122,7 @@ def test_a_training_ends_with_a_labelled_sheet(unziplora, photos, settings, isol
     for path in paths:
         with Image.open(path) as image:
             assert image.width > 4 * 256
+            assert image.info[SHEET_MARK[0]] == SHEET_MARK[1]
     (given,) = requests
     assert [request.texts[0] for request in given] == [
         "a monadikos fox",

@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from tests.faults.order import Disk
 from tests.jobs import changed
@@ -15,6 +17,7 @@ from unziplora_cli.cli._errors import hint
 from unziplora_cli.errors import ProjectError, UsageError
 from unziplora_cli.files import atomic_write
 from unziplora_cli.projects import manifest
+from unziplora_cli.projects.folders import SHEET_MARK
 from unziplora_cli.projects.names import check_name
 from unziplora_cli.projects.store import ProjectStore
 
@@ -269,8 +272,15 @@ def test_what_was_generated_with_a_replaced_project_is_kept(store, make_project)
     assert everything(store) == ["fox"]
 
 
+def test_a_sheet_of_the_user_is_kept(store, make_project):
+    (make_project("fox").folder / "sheet.png").write_bytes(b"\x89PNG of the user")
+    assert below(make_project("fox", force=True).folder) == OWN | {"former-001/sheet.png"}
+
+
 def test_nothing_is_kept_of_a_project_without_images(store, make_project):
-    make_project("fox")
+    mark = PngInfo()
+    mark.add_text(*SHEET_MARK)
+    Image.new("RGB", (9, 9)).save(make_project("fox").folder / "sheet.png", pnginfo=mark)
     assert below(make_project("fox", force=True).folder) == OWN
 
 

@@ -37,6 +37,9 @@ _MADE_BY_TRAINING = re.compile(
 )
 """What a new training makes anew. Everything else in a project was made with it, and is kept."""
 
+SHEET, SHEET_MARK = "sheet.png", ("Source", "unziplora train")
+"""The sheet that ends a training, and the text chunk that tells it from a sheet of the user."""
+
 Kind = Literal["unfinished", "ready", "former"]
 
 
@@ -105,7 +108,7 @@ class ProjectLayout:
             for entry in sorted(former.iterdir()):
                 if _FORMER.fullmatch(entry.name):
                     files.rename(entry, _unused_former(folder))
-                elif _MADE_BY_TRAINING.fullmatch(entry.name):
+                elif _MADE_BY_TRAINING.fullmatch(entry.name) or _is_training_sheet(entry):
                     files.delete(entry)
             if any(former.iterdir()):
                 files.rename(former, _unused_former(folder))
@@ -171,6 +174,16 @@ class ProjectLayout:
                 other,
             )
         return files.disk_error(error, self.folder, outcome, *(remedies or (other,)))
+
+
+def _is_training_sheet(file: Path) -> bool:
+    if file.name != SHEET:
+        return False
+    try:
+        with files.open_regular(file, files.MAX_IMAGE_SIZE) as stream:
+            return "\0".join(SHEET_MARK).encode() in stream.read(1 << 12)
+    except OSError:
+        return False
 
 
 def _unused_former(folder: Path) -> Path:

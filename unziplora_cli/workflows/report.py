@@ -13,11 +13,11 @@ from unziplora_cli import files, resources
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import AdapterError, ProjectError, Remedy, UsageError
 from unziplora_cli.job import Scalar, now
+from unziplora_cli.projects.folders import SHEET as TRAINING_SHEET
 from unziplora_cli.projects.store import Project
 from unziplora_cli.projects.verify import inside
 from unziplora_cli.workflows.evaluate import SHEET as EVALUATION_SHEET
 from unziplora_cli.workflows.generate import SHEET
-from unziplora_cli.workflows.sheet import FILE_NAME as TRAINING_SHEET
 
 if TYPE_CHECKING:
     from unziplora_cli.adapters.columns import ColumnCounts, LayerColumns

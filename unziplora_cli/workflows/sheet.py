@@ -12,6 +12,7 @@ from unziplora_cli.config import ComputeConfig, GenerateConfig, resolve_generate
 from unziplora_cli.errors import count
 from unziplora_cli.events import Event, ImageSaved
 from unziplora_cli.files import write_errors
+from unziplora_cli.projects.folders import SHEET, SHEET_MARK
 from unziplora_cli.projects.store import Project
 from unziplora_cli.workflows.generate import (
     AdapterCache,
@@ -23,7 +24,6 @@ from unziplora_cli.workflows.generate import (
 if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
 
-FILE_NAME = "sheet.png"
 OTHER_SUBJECTS = ("house", "cat")
 """What the style is shown on: the first one that is not the project's own subject."""
 
@@ -34,6 +34,8 @@ def generate_sheets(projects: Sequence[Project], base: BaseRef) -> Generator[Eve
     All projects were trained on ``base``, with the same settings. Raises ModelError, AdapterError,
     OutOfMemory, and ProjectError if a sheet cannot be written.
     """
+    from PIL.PngImagePlugin import PngInfo
+
     from unziplora_cli.images import save_image
     from unziplora_cli.report.contact_sheet import Cell, contact_sheet
     from unziplora_cli.sdxl.generate import GeneratedImage
@@ -41,6 +43,8 @@ def generate_sheets(projects: Sequence[Project], base: BaseRef) -> Generator[Eve
     job = projects[0].job
     compute = ComputeConfig(device=job.device, precision=job.config.precision, vae=job.vae)
     config = replace(resolve_generate(resources.default_preset(base.kind), {}), count=1, seed=0)
+    mark = PngInfo()
+    mark.add_text(*SHEET_MARK)
     cache = AdapterCache()
     specs = [spec for project in projects for spec in _specs(project, base, config)]
     images = []
@@ -66,9 +70,9 @@ def generate_sheets(projects: Sequence[Project], base: BaseRef) -> Generator[Eve
             subtitle=f"The project {project.name}, after {count(project.manifest.steps_done, 'step')}.",
             columns=("your image", "content", "style", "combined"),
         )
-        paths.append(project.folder / FILE_NAME)
+        paths.append(project.folder / SHEET)
         with write_errors(project.folder, "The training is complete."):
-            save_image(sheet, paths[-1], force=True)
+            save_image(sheet, paths[-1], force=True, pnginfo=mark)
         yield ImageSaved(paths[-1])
     return tuple(paths)
 
