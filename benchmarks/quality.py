@@ -3,6 +3,9 @@
     python benchmarks/quality.py --quick            # two images and three methods, a minute on a CPU
     python benchmarks/quality.py --out results      # the table of benchmarks/README.md, one GPU, ten minutes
     python benchmarks/quality.py --tune --out tuned # the grid of settings, on the tuning images
+    python benchmarks/quality.py --set artists --artwork FOLDER --out results      # or --set strangers
+
+FOLDER holds what `recipes.mini.fetch` and `recipes.mini.strangers` wrote.
 
 Every method trains on the same images with the same noise. All trainings of one shape run as one batch.
 """
@@ -13,8 +16,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +28,15 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.separation import classification, rows
-from benchmarks.separation.destyle import destyle_all, redrawn
-from benchmarks.separation.generation import generate_images, reconstruction_errors
+from benchmarks.separation.artists import ArtSample, Looks, artists_samples, stranger_samples
+from benchmarks.separation.destyle import destyle_all, redrawn, shows
+from benchmarks.separation.generation import decode, generate_images, reconstruction_errors
 from benchmarks.separation.methods import ImageRequest, Method, Trained, image_requests
-from benchmarks.separation.scenes import Sample, reference_embeddings, render_photos, samples
+from benchmarks.separation.scenes import Sample, reference_embeddings, samples
 from benchmarks.separation.stack import Stack, StackedJob
 from benchmarks.separation.tables import by_style, markdown, sheet
 from unziplora_cli import resources
+from unziplora_cli.config import Prompts
 from unziplora_cli.evaluation.scorers import Classifier
 from unziplora_cli.paths import set_openmp_wait_policy
 from unziplora_cli.sdxl.base import BaseRef, resolve_base
@@ -39,13 +44,21 @@ from unziplora_cli.sdxl.latents import crop_image, encode_latents
 from unziplora_cli.sdxl.load import alphas_cumprod, load_text_encoders, load_unet, load_vae
 from unziplora_cli.sdxl.text import encode, time_ids
 
+ROWS = {"quick": "quick", "tune": "tuning", "test": "table"}
+NO_PROMPTS = Prompts("", "", "")
+
 
 @dataclass
 class Bench:
-    """What all methods share: the images, the base and the classifier."""
+    """What all methods share: the images, the base and what judges the generated ones.
 
-    images: tuple[Sample, ...]
+    Images after the first ``measured`` lend their style to the cross column, and count for nothing else.
+    """
+
+    images: Sequence[Sample | ArtSample]
+    measured: int
     base: BaseRef
+    judges: Mapping[str, Classifier | Looks]
     device: torch.device
     dtype: torch.dtype
     steps: int
@@ -55,7 +68,6 @@ class Bench:
     started: float
 
     def __post_init__(self) -> None:
-        self.classifier = Classifier.load(resources.classifier()).to(self.device)
         self.vae = load_vae(self.base, device=self.device)
         self._encoders = load_text_encoders(self.base, device=self.device, dtype=torch.float32)
         self._texts: dict[str, tuple[Tensor, Tensor]] = {}
@@ -65,7 +77,10 @@ class Bench:
         self.latents = torch.stack([torch.stack([item.mean[0], item.std[0]]) for item in encoded]).to(
             self.device
         )
-        self.references = [reference_embeddings(sample, self.classifier) for sample in self.images]
+        self.references = {
+            name: [reference_embeddings(s, judge) for s in self.images if isinstance(s, Sample)]
+            for name, judge in self.judges.items()
+        }
         self.log(f"{len(self.images)} images")
 
     def log(self, text: str) -> None:
@@ -86,33 +101,56 @@ class Bench:
         unet = load_unet(self.base, device=self.device, dtype=self.dtype)
         ids, destyled = time_ids(128, 128).to(self.device), None
         if any(job.config.destyle_images for job in jobs):
+            subjects = [self.images[job.sample].subject for job in jobs]
+            checked = {index for index, job in enumerate(jobs) if job.source == "checked"}
+            pixels = [torch.from_numpy(np.stack([draw() for draw in drawn])) for drawn in self._drawn()]
+            images, photos = (p.permute(0, 3, 1, 2).to(self.device) / 127.5 - 1 for p in pixels)
+            made = redrawn(jobs, images, photos)
+            jobs = [
+                replace(job, source="destyler" if shows(made[i], subjects[i]) else "inversion")
+                if i in checked
+                else job
+                for i, job in enumerate(jobs)
+            ]
             args = (self.latents[:, 0], self.text, ids, self.dtype)
             destyled = destyle_all(unet, self.alphas, jobs, *args)
-            others = [index for index, job in enumerate(jobs) if job.source != "inversion"]
-            if others:
-                pixels = [torch.from_numpy(np.stack([draw() for draw in drawn])) for drawn in self._drawn()]
-                images, photos = (p.permute(0, 3, 1, 2).to(self.device) / 127.5 - 1 for p in pixels)
-                made = redrawn([jobs[index] for index in others], images, photos)
-                latents = torch.cat([encode_latents(self.vae, image[None]).mean for image in made])
-                destyled[others] = latents[:, None].to(self.device)
+            for index, job in enumerate(jobs):
+                if job.source != "inversion":
+                    latents = encode_latents(self.vae, made[index : index + 1]).mean
+                    destyled[index] = latents.to(self.device)
+                elif index in checked:
+                    drawn = decode(self.vae, destyled[index]).permute(0, 3, 1, 2) / 127.5 - 1
+                    kept = [n for n, image in enumerate(drawn) if shows(image, subjects[index])]
+                    self.log(f"{subjects[index]}: by inversion, {len(kept)} images show it")
+                    if kept:  # the others are left out; a training learns each of the rest as often
+                        destyled[index] = destyled[index][(kept * len(drawn))[: len(drawn)]]
         return Stack(unet, jobs, self.latents, self.text, ids, self.alphas, self.dtype, destyled)
 
 
-def ceiling(bench: Bench) -> dict[str, np.ndarray]:
-    """The scores of rendered photos of the individuals: the upper bound."""
+def ceiling(bench: Bench, judge: str) -> dict[str, np.ndarray]:
+    """The scores of true pictures, the upper bound: photos of the subject, and others in the style."""
     classified = []
-    for number, sample in enumerate(bench.images):
-        photos = torch.from_numpy(render_photos(sample, 3)).to(bench.device)
-        wanted = ImageRequest("content", number, None, None, False, None, 0, sample.subject, "photo")  # type: ignore[arg-type]
-        classified += classification.classify(bench.classifier, [wanted] * 3, photos, bench.references)
-    return classification.scores(classified, bench.images)
+
+    for number, sample in enumerate(bench.images[: bench.measured]):
+        true = [("content", sample.subject, "photo", photo) for photo in sample.photos(3)]
+        if isinstance(sample, ArtSample):
+            true += [("style", other, sample.style, image) for other, image in sample.true_styles()]
+        requests = [
+            ImageRequest(purpose, number, None, None, False, NO_PROMPTS, 0, subject, style)
+            for purpose, subject, style, _ in true
+        ]
+        images = torch.from_numpy(np.stack([image for *_, image in true])).to(bench.device)
+        references = bench.references[judge]
+        classified += classification.classify(bench.judges[judge], requests, images, references)
+    return classification.scores(classified, bench.images[: bench.measured])
 
 
 @dataclass
 class Result:
-    """The columns of one method by sample, and its images by purpose and sample."""
+    """The columns of one method by sample, as a judge sees it, and its images by purpose and sample."""
 
     method: Method
+    judge: str
     columns: dict[str, np.ndarray]
     images: dict[tuple[str, int], list[np.ndarray]]
 
@@ -144,7 +182,14 @@ def measure(
                 if done in (1, 20) or done % 100 == 0:
                     bench.log(f"{len(jobs)} trainings of {len(group)} methods: step {done}")
         ready = time.monotonic()
-        by_method = {m.name: list(image_requests(trained[m.name], count=bench.per_purpose)) for m in group}
+        by_method = {
+            m.name: [
+                request
+                for request in image_requests(trained[m.name], count=bench.per_purpose)
+                if request.sample < bench.measured
+            ]
+            for m in group
+        }
         requests = [request for items in by_method.values() for request in items]
         owners = [name for name, items in by_method.items() for _ in items]
         errors_by_request = reconstruction_errors(
@@ -152,8 +197,8 @@ def measure(
             [request for request in requests if request.purpose == "combine"],
             batch_size=bench.batch_size,
         )
-        classified: dict[str, list[classification.Classified]] = {method.name: [] for method in group}
-        images: dict[str, dict[tuple[str, int], list[np.ndarray]]] = {name: {} for name in classified}
+        classified: dict[tuple[str, str], list[classification.Classified]] = {}
+        images: dict[str, dict[tuple[str, int], list[np.ndarray]]] = {name: {} for name in by_method}
         position = 0
         for batch, generated in generate_images(
             stack,
@@ -164,28 +209,29 @@ def measure(
             guidance=bench.guidance,
             batch_size=bench.batch_size,
         ):
-            for result, image in zip(
-                classification.classify(bench.classifier, batch, generated, bench.references),
-                generated,
-                strict=True,
-            ):
-                name = owners[position]
-                classified[name].append(result)
+            names = owners[position : position + len(batch)]
+            for judge, network in bench.judges.items():
+                found = classification.classify(network, batch, generated, bench.references[judge])
+                for name, result in zip(names, found, strict=True):
+                    classified.setdefault((judge, name), []).append(result)
+            for name, request, image in zip(names, batch, generated, strict=True):
                 if name in keep:
-                    key = (result.request.purpose, result.request.sample)
+                    key = (request.purpose, request.sample)
                     images[name].setdefault(key, []).append(image.cpu().numpy())
-                position += 1
+            position += len(batch)
         generating = time.monotonic() - ready
         bench.log(
             f"{len(jobs)} trainings in {ready - begin:.0f} s, {len(requests)} images in {generating:.0f} s"
         )
         errors = iter(errors_by_request.tolist())
         for method in group:
-            columns = classification.scores(classified[method.name], bench.images)
-            for request in by_method[method.name]:
-                if request.purpose == "combine":
-                    columns["rebuilt"][request.sample] = next(errors)
-            yield Result(method, columns, images[method.name])
+            rebuilt = [(r.sample, next(errors)) for r in by_method[method.name] if r.purpose == "combine"]
+            for judge in bench.judges:
+                found = classified[judge, method.name]
+                columns = classification.scores(found, bench.images[: bench.measured])
+                for number, error in rebuilt:
+                    columns["rebuilt"][number] = error
+                yield Result(method, judge, columns, images[method.name])
         del stack
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -236,6 +282,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two images and few methods, for a CPU")
     parser.add_argument("--tune", action="store_true", help="the tuning images and the grid of every method")
     parser.add_argument("--seconds", action="store_true", help="only the time of every method for one image")
+    parser.add_argument("--set", choices=("drawn", "artists", "strangers"), default="drawn")
+    parser.add_argument(
+        "--artwork", type=Path, default=Path("artwork"), help="folder of the fetched pictures"
+    )
+    parser.add_argument("--base", default="mini", help="another base, as a folder")
+    parser.add_argument("--classifier", type=Path, help="folder of another classifier")
+    parser.add_argument("--also", type=Path, help="folder of a former classifier, for more rows")
     parser.add_argument("--only", help="methods whose names contain this")
     parser.add_argument("--images", type=int, help="number of images")
     parser.add_argument("--out", type=Path, help="folder for the table, the numbers and the sheets")
@@ -251,12 +304,34 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     precision = args.precision or ("bf16" if device.type == "cuda" else "fp32")
     name = "quick" if args.quick else "tune" if args.tune else "test"
-    count = args.images or {"quick": 2, "tune": 16, "test": 32}[name]
-    methods = {"quick": rows.quick, "tune": rows.tuning, "test": rows.table}[name]()
+    methods = rows.artists() if args.set != "drawn" else getattr(rows, ROWS[name])()
     methods = [method for method in methods if not args.only or args.only in method.name]
+    base = resolve_base(args.base, offline=True)[0]
+    folders = {"": args.classifier or resources.classifier(), **({"former": args.also} if args.also else {})}
+    judges: dict[str, Classifier | Looks] = {
+        title: Classifier.load(folder).to(device) for title, folder in folders.items()
+    }
+    images: Sequence[Sample | ArtSample]
+    if args.set == "drawn":
+        images = samples(name, args.images or {"quick": 2, "tune": 16, "test": 32}[name])
+        measured = len(images)
+    else:
+        cutouts, strangers = args.artwork / "cutouts", args.artwork / "strangers"
+        judge = judges.pop("")
+        if args.set == "artists":
+            measured = args.images or 32
+            images = artists_samples(cutouts, judge, measured)
+        else:
+            images = stranger_samples(strangers, args.images or 16)
+            measured = len(images)
+        looks = Looks(judge, cutouts, {s for image in images for s in (image.subject, *image.others)})
+        print("accuracy of looks:", {k: round(v, 2) for k, v in looks.accuracy.items()}, flush=True)
+        judges = {"": looks}
     bench = Bench(
-        samples(name, count),
-        resolve_base("mini", offline=True)[0],
+        images,
+        measured,
+        base,
+        judges,
         device,
         torch.bfloat16 if precision == "bf16" else torch.float32,
         steps=6 if args.quick else 20,
@@ -270,30 +345,35 @@ def main() -> None:
             if method.kind != "none":
                 print(f"{method.name:40s} {seconds(bench, method):6.0f} s")
         return
-    results: dict[str, dict[str, np.ndarray]] = {"rendered photos (ceiling)": ceiling(bench)}
+    title = "rendered photos (ceiling)" if args.set == "drawn" else "true pictures (ceiling)"
+    results = {_row(title, judge): ceiling(bench, judge) for judge in bench.judges}
     keep = set(rows.WITH_IMAGES) if args.out else set()
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
     limit = args.limit if device.type == "cuda" else 8
     for result in measure(bench, methods, limit=limit, keep=keep, deadline=args.deadline):
-        results[result.method.name] = result.columns
-        bench.log(
-            f"{result.method.name}: "
-            + "  ".join(f"{c} {np.nanmean(v):.2f}" for c, v in result.columns.items())
-        )
+        row = _row(result.method.name, result.judge)
+        results[row] = result.columns
+        bench.log(f"{row}: " + "  ".join(f"{c} {np.nanmean(v):.2f}" for c, v in result.columns.items()))
         if args.out:
             numbers = {n: {c: v.tolist() for c, v in columns.items()} for n, columns in results.items()}
             (args.out / "scores.json").write_text(json.dumps(numbers))
-            if result.images:
-                sheet(bench.images, result.images).save(
+            if result.images and not result.judge:
+                sheet(bench.images[:measured], result.images).save(
                     args.out / f"{result.method.name.replace(' ', '-').replace('/', '-')}.png"
                 )
-    named = [next(iter(results)), *(method.name for method in methods if method.name in results)]
+    order = [title, *(method.name for method in methods)]
+    named = [row for name in order for judge in bench.judges if (row := _row(name, judge)) in results]
     text = markdown({name: results[name] for name in named})
-    text += "\n" + by_style(bench.images, {name: results[name] for name in named if name.startswith("ours")})
+    ours = {name: results[name] for name in named if name.startswith("ours")}
+    text += "\n" + by_style(bench.images[:measured], ours)
     print(text)
     if args.out:
         (args.out / "table.md").write_text(text)
+
+
+def _row(name: str, judge: str) -> str:
+    return f"{name}, by the {judge} classifier" if judge else name
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.separation.artists import ArtSample, Looks
 from benchmarks.separation.methods import ImageRequest
 from benchmarks.separation.scenes import PHOTO, Sample
 from unziplora_cli.evaluation.scorers import Classifier
@@ -24,6 +25,7 @@ COLUMNS = (
     "subject",
     "photo",
     "rebuilt",
+    "nearest",
 )
 """Columns of the table; ``mean`` is that of the four separation columns."""
 RESAMPLES = 4000
@@ -35,15 +37,28 @@ class Classified:
 
     request: ImageRequest
     names: Mapping[str, str]
-    rank: int
-    """Rank of the correct individual among six; 0 is the most similar."""
+    rank: int | None
+    """Rank of the correct individual among six; 0 is the most similar, None if it is not measured."""
+    nearest: str = ""
+    """The look whose true picture is the nearest, of an image of the style column."""
 
 
 def classify(
-    classifier: Classifier, requests: Sequence[ImageRequest], images: Tensor, references: Sequence[Tensor]
+    classifier: Classifier | Looks,
+    requests: Sequence[ImageRequest],
+    images: Tensor,
+    references: Sequence[Tensor],
 ) -> list[Classified]:
-    """Classify ``images``, uint8 [n, h, w, 3]; ``references`` holds embeddings [6, 64] by sample."""
+    """Classify ``images``, uint8 [n, h, w, 3]; ``references`` holds embeddings [6, 64] by sample, if any."""
     labels, embeddings = classifier.predict(images)
+    if isinstance(classifier, Looks):
+        looks = [""] * len(requests)
+        styled = [n for n, request in enumerate(requests) if request.purpose == "style"]
+        if styled:
+            nearest = classifier.nearest(images[styled], [requests[n].subject for n in styled])
+            looks = [dict(zip(styled, nearest, strict=True)).get(n, "") for n in range(len(requests))]
+        names = classifier.class_names(labels)
+        return [Classified(*row) for row in zip(requests, names, [None] * len(names), looks, strict=True)]
     rows = torch.stack([references[request.sample] for request in requests])  # [n, 6, 64]
     similarity = (rows * embeddings[:, None]).sum(dim=-1)  # [n, 6]
     ranks = (similarity > similarity[:, :1]).sum(dim=1).tolist()
@@ -60,7 +75,7 @@ def is_correct(image: Classified) -> bool:
     )
 
 
-def scores(images: Sequence[Classified], samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+def scores(images: Sequence[Classified], samples: Sequence[Sample | ArtSample]) -> dict[str, np.ndarray]:
     """Every column by sample, [samples]; NaN where a sample has no such image."""
     columns = {column: np.full(len(samples), np.nan) for column in COLUMNS}
 
@@ -74,14 +89,17 @@ def scores(images: Sequence[Classified], samples: Sequence[Sample]) -> dict[str,
 
     for purpose in (*SEPARATION, "context", "scene"):
         fill(purpose, purpose, is_correct)
-    fill("identity", "content", lambda image: image.rank == 0)
-    fill(
-        "marking",
-        "content",
-        lambda image: image.names["marking"] == samples[image.request.sample].scene.individual.marking,
-    )
+    if any(image.rank is not None for image in images):
+        fill("identity", "content", lambda image: image.rank == 0)
+        fill(
+            "marking",
+            "content",
+            lambda image: image.names["marking"] == samples[image.request.sample].marking,
+        )
     fill("subject", "content", lambda image: image.names["subject"] == image.request.subject)
     fill("photo", "content", lambda image: image.names["style"] == PHOTO)
+    if any(image.nearest for image in images):
+        fill("nearest", "style", lambda image: image.nearest == image.request.wanted_style)
     columns["mean"] = np.mean([columns[column] for column in SEPARATION], axis=0)
     return columns
 

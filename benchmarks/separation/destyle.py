@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from benchmarks.separation.stack import StackedJob
 from unziplora_cli import resources
 from unziplora_cli.config import TrainConfig
+from unziplora_cli.evaluation.reader import shipped
 from unziplora_cli.events import run
+from unziplora_cli.sdxl.latents import to_images
 from unziplora_cli.sdxl.text import Conditioning, predict_noise_merged
 from unziplora_cli.training.destyle import DestyleConditioning, destyle, fresh_noise, plain_prompt
 from unziplora_cli.training.destyler import MiniDestyler
@@ -78,7 +80,7 @@ def redrawn(jobs: Sequence[StackedJob], images: Tensor, photos: Tensor) -> Tenso
     ``images`` and ``photos`` [samples, 3, h, w] are the training images and photos of the same individuals.
     """
     samples = torch.tensor([job.sample for job in jobs], device=images.device)
-    chosen = torch.tensor([job.source == "destyler" for job in jobs], device=images.device)
+    chosen = torch.tensor([job.source in ("destyler", "checked") for job in jobs], device=images.device)
     photo = torch.tensor([job.source == "photo" for job in jobs], device=images.device)
     result = photos[samples] * photo[:, None, None, None]
     if chosen.any():
@@ -87,6 +89,11 @@ def redrawn(jobs: Sequence[StackedJob], images: Tensor, photos: Tensor) -> Tenso
         for at in chosen.nonzero()[:, 0].split(64):
             result[at] = destyler(images[samples[at]], colors[at])
     return result
+
+
+def shows(image: Tensor, subject: str) -> bool:
+    """Whether the reader sees ``subject`` in an image [3, h, w] in [-1, 1], as a training checks it."""
+    return not shipped().other_subject(to_images(image[None])[0], subject)
 
 
 def _told(destyler: MiniDestyler, job: StackedJob) -> list[int]:

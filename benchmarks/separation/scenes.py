@@ -58,6 +58,14 @@ class Sample:
     def style(self) -> str:
         return self.scene.style
 
+    @property
+    def marking(self) -> str:
+        return self.scene.individual.marking
+
+    def photos(self, count: int) -> np.ndarray:
+        """Photos of the same individual in other poses: the upper bound of every content column."""
+        return _render_photos(self.scene.individual, count, 5)
+
     def image(self) -> np.ndarray:
         """The training image, uint8 [128, 128, 3]."""
         return draw(self.scene, SIZE)
@@ -101,11 +109,6 @@ def _render_photos(individual: Individual, count: int, seed: int) -> np.ndarray:
     return np.stack(
         [draw(Scene(individual, PHOTO, "", int(rng.integers(2**31))), SIZE) for _ in range(count)]
     )
-
-
-def render_photos(sample: Sample, count: int) -> np.ndarray:
-    """Photos of the same individual in other poses: the upper bound of every content column."""
-    return _render_photos(sample.scene.individual, count, 5)
 
 
 def reference_embeddings(sample: Sample, classifier: Classifier) -> torch.Tensor:

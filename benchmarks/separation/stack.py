@@ -30,8 +30,9 @@ from unziplora_cli.sdxl.attention import separate_prompts
 from unziplora_cli.sdxl.text import Conditioning, predict_noise
 from unziplora_cli.training.noise import CONTENT_PRIOR_STREAM, add_noise, step_noise
 
-Source = Literal["inversion", "destyler", "photo"]
-"""Where destyled images come from: the base, the small destyler, or a drawn photo of the individual."""
+Source = Literal["inversion", "destyler", "checked", "photo"]
+"""Where destyled images come from: the base, the small destyler, the one of both in which the reader sees the
+subject, or a drawn photo of the individual."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.separation.classification import COLUMNS, interval
-from benchmarks.separation.scenes import SIZE, Sample, render_photos
+from benchmarks.separation.scenes import SIZE, Sample
 
 TILES = (
     ("content", 0),
@@ -28,10 +28,11 @@ TILES = (
 
 def markdown(results: Mapping[str, Mapping[str, np.ndarray]]) -> str:
     """One row per method: the mean of every column with its 95 % interval."""
-    lines = ["| method | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    measured = [c for c in COLUMNS if any(not np.isnan(columns[c]).all() for columns in results.values())]
+    lines = ["| method | " + " | ".join(measured) + " |", "|---" * (len(measured) + 1) + "|"]
     for name, columns in results.items():
         cells = []
-        for column in COLUMNS:
+        for column in measured:
             mean, low, high = interval(columns[column])
             cells.append("" if np.isnan(mean) else f"{_short(mean)} ({_short(low)} to {_short(high)})")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -54,7 +55,7 @@ def sheet(samples: Sequence[Sample], images: Mapping[tuple[str, int], Sequence[n
     """One row per sample: the training image, a rendered photo of the individual, then ``TILES``."""
     page = Image.new("RGB", ((len(TILES) + 2) * SIZE, len(samples) * SIZE), "white")
     for row, sample in enumerate(samples):
-        tiles = [sample.image(), render_photos(sample, 1)[0]]
+        tiles = [sample.image(), sample.photos(1)[0]]
         for purpose, number in TILES:
             generated = images.get((purpose, sample.number), ())
             tiles.append(

@@ -12,6 +12,7 @@ import argparse
 import io
 import json
 import os
+import shutil
 import sys
 import tarfile
 import time
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 
 from recipes.mini import evaluate as report_card
-from recipes.mini.classifier import train_classifier
+from recipes.mini.classifier import train_both
 from recipes.mini.model import load_components, new_components, save_components, widen
 from recipes.mini.optimize import CaptureError
 from recipes.mini.pictures import Plan, Store, start_drawing
@@ -158,19 +159,10 @@ def run(args: argparse.Namespace, stages: list[str]) -> None:
         report_card.reconstruction_sheet(store, rebuilt, tested, args.out / "reconstructions.png")
         stages.remove("vae")
     if "classifier" in stages:
-        classifier, results = train_classifier(
-            parts.vae.to(device),
-            Store(work),
-            device,
-            min(60 * args.minutes_classifier, left(0.4)),
-            batch=args.batch_classifier,
-            trained=Classifier.load(work / "classifier") if (work / "classifier").exists() else None,
-            max_steps=max_steps,
-        )
-        classifier.save(work / "classifier")
-        (args.out / "classifier.tar").write_bytes(_tar(work / "classifier"))
-        report["classifier"] = results
-        say(f"classifier done: {json.dumps(results)}")
+        seconds = min(60 * args.minutes_classifier, left(0.4))
+        vae = parts.vae.to(device)
+        train_both(vae, work, args.out, device, seconds, batch=args.batch_classifier, max_steps=max_steps)
+        shutil.copytree(args.out / "classifier", work / "classifier", dirs_exist_ok=True)
         stages.remove("classifier")
     if "speed" in stages:
         report["speed"] = measure(
@@ -223,14 +215,11 @@ def keep(folder: Path, out: Path) -> None:
 
 
 def join(parts: Path, folder: Path) -> None:
-    """Put the parts that `keep` wrote together again, and the classifier beside them in `classifier/`."""
+    """Put the parts that `keep` wrote together again."""
     pieces = sorted(parts.glob("base.tar.*"), key=lambda path: int(path.suffix[1:]))
     packed = b"".join(piece.read_bytes() for piece in pieces)
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         archive.extractall(folder, filter="data")
-    if (parts / "classifier.tar").exists():
-        with tarfile.open(parts / "classifier.tar") as archive:
-            archive.extractall(folder.parent / "classifier", filter="data")
 
 
 def _tar(folder: Path) -> bytes:

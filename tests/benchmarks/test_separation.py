@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.separation import classification, rows
+from benchmarks.separation import classification, destyle, rows, tables
+from benchmarks.separation.artists import ArtSample, fit_linear
 from benchmarks.separation.destyle import destyle_all, redrawn
 from benchmarks.separation.methods import ImageRequest, Method
 from benchmarks.separation.scenes import samples
@@ -194,3 +195,44 @@ def test_a_described_row_names_colours_and_marking_in_the_destyle_prompt_alone()
     assert described.config.destyle_prompt.endswith(expected)
     assert replace(described.config, destyle_prompt=plain.config.destyle_prompt) == plain.config
     assert described.prompts == plain.prompts
+
+
+def of_style(number: int, nearest: str, style: str = "openmoji") -> classification.Classified:
+    """An image of the style column, correct but for its look."""
+    order = ImageRequest("style", number, None, None, False, PROMPTS[0], 0, "owl", "openmoji")
+    return classification.Classified(order, {"subject": "owl", "style": style}, None, nearest)
+
+
+def test_of_pictures_by_artists_the_nearest_set_is_scored_and_no_individual() -> None:
+    pictures = [ArtSample(n, "fox", "openmoji", (), (), (), Path()) for n in range(2)]
+    images = [of_style(0, "openmoji"), of_style(0, "flat"), of_style(1, "openmoji", "flat")]
+    columns = classification.scores(images, pictures)
+    assert columns["style"].tolist() == [1.0, 0.0]
+    assert columns["nearest"].tolist() == [0.5, 1.0]
+    assert np.isnan(columns["identity"]).all()
+    assert np.isnan(columns["marking"]).all()
+    header = tables.markdown({"ours": columns}).splitlines()[0]
+    assert header == "| method | style | nearest |"
+
+
+def test_looks_are_told_apart_by_a_plane_between_them() -> None:
+    """Two classes around (1, 0) and (-1, 0): the learned plane is x = 0, as symmetry demands."""
+    torch.manual_seed(0)
+    noise = 0.3 * torch.randn(200, 2)
+    features = torch.cat((torch.tensor([1.0, 0.0]) + noise, torch.tensor([-1.0, 0.0]) - noise))
+    weights = fit_linear(features, torch.arange(2).repeat_interleave(200), 2)
+    direction = weights[:2, 0] - weights[:2, 1]
+    assert float(direction[0]) > 1.0
+    assert abs(float(direction[1])) < 0.2 * float(direction[0])
+    assert float(weights[2, 0] - weights[2, 1]) == pytest.approx(0.0, abs=0.01)
+
+
+def test_a_subject_that_the_reader_does_not_see_is_left_to_inversion(monkeypatch) -> None:
+    class Reader:
+        def other_subject(self, image: Image.Image, subject: str) -> str:
+            return "" if image.getpixel((0, 0)) == (255, 255, 255) else "snail"
+
+    monkeypatch.setattr(destyle, "shipped", Reader)
+    white = torch.ones(3, 8, 8)
+    assert destyle.shows(white, "fox")
+    assert not destyle.shows(-white, "fox")

@@ -1,0 +1,87 @@
+"""Pictures that no set contains: photographs of Tux Paint's and drawings of openclipart's, for tests alone.
+
+    python -m recipes.mini.strangers FOLDER          # FOLDER is the one of `recipes.mini.fetch`
+
+Of every package one half, by a checksum of the file's path, is held out of all that will ever be trained;
+these pictures come from it. They are chosen by a seed among files that are named after a subject of the base,
+and nobody looked at what a model makes of them before the list was fixed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from recipes.mini.artists import subjects
+from recipes.mini.fetch import download, files
+
+EACH = 8
+"""Pictures of every package."""
+SIDE = 256
+SEED = 16
+TUX, CLIPART = "tuxpaint-stamps-default", "openclipart-png"
+WORDS = {TUX: "photo", CLIPART: "clip art"}
+"""The style word of the package's pictures."""
+_FOLDERS = {
+    TUX: re.compile(r"/stamps/(?!.*(?:cartoon|symbols|town))"),
+    CLIPART: re.compile(
+        r"/png/(?:animals|buildings|food|office|electronics|geography|plants|recreation|tools|transportation)/"
+    ),
+}
+
+
+def candidates(archive: Path, package: str) -> Iterator[tuple[str, bytes]]:
+    """The subject and the content of every file of the held-out half that is named after a subject."""
+    known = set(subjects())
+    for path, content in files(archive):
+        word = re.sub(r"[\W_\d]+", " ", Path(path).stem).strip().lower()
+        named = path.endswith(".png") and _FOLDERS[package].search(f"/{path}") and word in known
+        if named and zlib.crc32(path.encode()) % 2:
+            yield word, content
+
+
+def on_white(content: bytes) -> Image.Image:
+    """A picture on a white square with a margin."""
+    with Image.open(io.BytesIO(content)) as opened:
+        picture = opened.convert("RGBA")
+    if box := picture.getchannel("A").getbbox():
+        picture = picture.crop(box)
+    scale = 0.84 * SIDE / max(picture.size)
+    small = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)
+    page = Image.new("RGB", (SIDE, SIDE), "white")
+    page.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2), small)
+    return page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    args = parser.parse_args()
+    archives = download(args.folder / "packages")
+    out = args.folder / "strangers"
+    out.mkdir(exist_ok=True)
+    listed: list[dict[str, str]] = []
+    for package in (TUX, CLIPART):
+        found = dict(candidates(archives[package], package))
+        words = [word for word in sorted(found) if word not in {entry["subject"] for entry in listed}]
+        for index in np.random.default_rng(SEED).permutation(len(words))[:EACH]:
+            name = f"{len(listed):02}-{words[index].replace(' ', '-')}.png"
+            on_white(found[words[index]]).save(out / name)
+            entry = {"file": name, "subject": words[index], "style": WORDS[package], "package": package}
+            listed.append(entry)
+    (out / "strangers.json").write_text(json.dumps(listed, indent=1) + "\n")
+    print("\n".join(f"{entry['file']}: {entry['package']}" for entry in listed))
+
+
+if __name__ == "__main__":
+    main()
