@@ -30,7 +30,7 @@ TABS = ("Train", "Draw", "Cross", "Projects")
 
 
 class Server:
-    """The page, served by a process of its own."""
+    """The page, served by a process of its own; images go to the folder ``drawn`` beside the home."""
 
     def __init__(self, home: Path) -> None:
         command = ["-m", "unziplora_cli", "--home", str(home), "ui", "--port", "0", "--no-open"]
@@ -38,7 +38,7 @@ class Server:
             [sys.executable, *command],
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "UNZIPLORA_OUTPUT_FOLDER": str(home.parent / "drawn")},
         )
         assert self.process.stderr is not None
         line = self.process.stderr.readline()
@@ -158,6 +158,19 @@ def test_trainings_go_on_without_the_page(
         visitor.open(server.address)
         assert serious_violations(page) == []
 
+        # The groups have names, and an error can be read and closed with the keyboard.
+        cross = visitor.tab("Cross")
+        for group in ("Contents (rows)", "Styles (columns)"):
+            cross.get_by_role("group", name=group).wait_for()
+        cross.get_by_role("button", name="Generate the sheet").click()
+        page.get_by_text("Choose at least one content").wait_for()
+        assert serious_violations(page) == []
+        page.get_by_role("button", name="Close").press("Enter")
+        page.get_by_text("Choose at least one content").wait_for(state="detached")
+        draw = visitor.tab("Draw")
+        draw.get_by_label("Combine").press("ArrowLeft")
+        assert draw.get_by_label("Style", exact=True).is_checked()
+
         # A training goes on while the page is reloaded, and a second tab shows it.
         visitor.train(image, "fox", 20, 20)
         page.locator("#jobs progress").wait_for()
@@ -210,7 +223,7 @@ def test_a_project_is_generated_from_crossed_exported_imported_renamed_and_remov
         draw.get_by_label("Steps of the sampler").fill("2")
         draw.get_by_role("button", name="Generate").click()
         visitor.job("content fox", "done")
-        images = sorted((home / "projects/fox/images").glob("*.png"))
+        images = sorted((tmp_path / "drawn/fox").glob("*.png"))
         assert len(images) == 2
         draw.locator("[class*=thumbnail]").first.click()
         page.wait_for_function(
@@ -223,7 +236,7 @@ def test_a_project_is_generated_from_crossed_exported_imported_renamed_and_remov
         draw.get_by_role("button", name="Generate").click()
         page.locator("#jobs progress").wait_for()
         visitor.job("content fox", "done")
-        again = sorted(set((home / "projects/fox/images").glob("*.png")) - set(images))
+        again = sorted(set((tmp_path / "drawn/fox").glob("*.png")) - set(images))
         assert [path.read_bytes() in [image.read_bytes() for image in images] for path in again] == [True]
 
         # Cross.

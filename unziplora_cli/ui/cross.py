@@ -33,6 +33,7 @@ def build(context: Context, changes: gr.State) -> list[gr.CheckboxGroup]:
             seed = number_field("Seed", "a new one")
             start = gr.Button("Generate the sheet", variant="primary")
         with gr.Column(scale=2, min_width=300):
+            hint = gr.Markdown("The cells appear here, then the sheet of all of them.")
             cells = gr.Gallery([], label="Cells", columns=4, height=320, visible=False, **IMAGES)
             sheet = gr.Image(
                 None,
@@ -65,14 +66,15 @@ def build(context: Context, changes: gr.State) -> list[gr.CheckboxGroup]:
         done = str(job.result.sheet) if job and job.result is not None else None
         now = (tuple(images), done)
         if now == before:
-            return gr.skip(), gr.skip(), gr.skip()
+            return (gr.skip(),) * 4
         return (
             gr.update(value=images, visible=bool(images)),
+            gr.update(visible=not images),
             gr.update(value=done, visible=done is not None),
             now,
         )
 
     shown = gr.State(())
-    changes.change(latest, shown, [cells, sheet, shown], **HIDDEN)
+    changes.change(latest, shown, [cells, hint, sheet, shown], **HIDDEN)
     start.click(generate, [contents, styles, prompt, seed], **PRIVATE)
     return [contents, styles]

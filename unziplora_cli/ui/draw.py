@@ -62,8 +62,10 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
             start = gr.Button("Generate", variant="primary")
         with gr.Column(scale=2, min_width=300):
             results = gr.Gallery([], label="Images", columns=3, height=560, visible=False, **IMAGES)
-            parameters = gr.Textbox(label="Parameters of the chosen image", lines=3, interactive=False)
-            again = gr.Button("Same again with these", size="sm")
+            hint = gr.Markdown("Images that you generate appear here; choose one to see its parameters.")
+            with gr.Column(visible=False) as beside:
+                parameters = gr.Textbox(label="Parameters of the chosen image", lines=3, interactive=False)
+                again = gr.Button("Same again with these", size="sm")
     wanted: list[Any] = [kind, content, style, prompt, subject]
     settings = [content_strength, style_strength, guidance, steps, count, seed]
     pinned = gr.State({})  # the prompts of the image whose parameters are used again
@@ -120,12 +122,12 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         jobs = [job for job in reversed(context.queue.jobs()) if job.kind == "draw"]
         images = [str(path) for job in jobs for path in job.images if path.exists()][:SHOWN]
         if images == before:
-            return gr.skip(), gr.skip()
-        return gr.update(value=images, visible=bool(images)), images
+            return [gr.skip()] * 3
+        return gr.update(value=images, visible=bool(images)), gr.update(visible=not images), images
 
-    def inspect(images: list[str], event: gr.SelectData) -> tuple[str, str]:
+    def inspect(images: list[str], event: gr.SelectData) -> tuple[str, str, Any]:
         path = images[int(event.index)]
-        return parameters_text(read_parameters(Path(path))), path
+        return parameters_text(read_parameters(Path(path))), path, gr.update(visible=True)
 
     def repeat(path: str) -> tuple[Any, ...]:
         """The fields as they were for the chosen image; its seed gives the same image."""
@@ -163,8 +165,8 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
     gr.on([box.input for box in wanted], lambda: {}, None, pinned, **HIDDEN)
     fields = [content_row, content_strength, style_row, style_strength, subject]
     kind.change(show_fields, kind, fields, **HIDDEN)
-    changes.change(latest, listed, [results, listed], **HIDDEN)
+    changes.change(latest, listed, [results, hint, listed], **HIDDEN)
     start.click(generate, [pinned, *wanted, *settings], **PRIVATE)
-    results.select(inspect, listed, [parameters, chosen], **HIDDEN)
+    results.select(inspect, listed, [parameters, chosen, beside], **HIDDEN)
     again.click(repeat, chosen, [pinned, *wanted, *settings], **HIDDEN)
     return [content, style]

@@ -17,19 +17,6 @@ if TYPE_CHECKING:
     from unziplora_cli.ui.jobs import Job, JobQueue
     from unziplora_cli.ui.server import Context
 
-CSS = """
-.gradio-container { width: 100%; max-width: 2200px !important; margin: 0 auto; }
-.gradio-container { padding: 0.5rem 1rem !important; }
-.or { color: inherit !important; }
-.dark button[role=tab][aria-selected=true] { color: var(--primary-200); }
-.job { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 0.5rem 0.9rem; }
-.job progress { width: 100%; height: 0.9rem; accent-color: #4f46e5; }
-.job h2 { font-size: 1.05rem; margin: 0 0 0.2rem; }
-.job p { margin: 0.2rem 0; overflow-wrap: anywhere; white-space: pre-wrap; }
-.job svg { width: 100%; max-height: 8rem; }
-footer { display: none !important; }
-@media (max-width: 640px) { .gradio-container { padding: 0.3rem !important; } }
-"""
 NOTHING = "<section class='job' aria-live='polite'><p>No job is running.</p></section>"
 SECONDS = 1.0
 """Between two looks at the jobs."""
@@ -80,32 +67,6 @@ class Page(gr.Blocks):
         return {name: value[name] for name in names if name in value}
 
 
-def theme() -> gr.themes.Base:
-    """Fonts of this machine, and colors with enough contrast."""
-    base = gr.themes.Default(
-        primary_hue="indigo", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
-    )
-    return base.set(
-        color_accent="*primary_600",
-        button_primary_background_fill="*primary_600",
-        button_primary_background_fill_hover="*primary_700",
-        button_primary_background_fill_dark="*primary_600",
-        button_primary_background_fill_hover_dark="*primary_500",
-        button_cancel_background_fill="#b91c1c",
-        button_cancel_background_fill_hover="#991b1b",
-        button_cancel_background_fill_dark="#b91c1c",
-        button_cancel_background_fill_hover_dark="#991b1b",
-        input_placeholder_color="*neutral_500",
-        input_placeholder_color_dark="*neutral_400",
-        block_label_text_color="*neutral_700",
-        block_label_text_color_dark="*neutral_200",
-        block_title_text_color="*neutral_700",
-        block_title_text_color_dark="*neutral_200",
-        body_text_color_subdued="*neutral_600",
-        body_text_color_subdued_dark="*neutral_300",
-    )
-
-
 def build(context: Context) -> gr.Blocks:
     """All components of the page and what they do."""
     queue = context.queue
@@ -114,7 +75,7 @@ def build(context: Context) -> gr.Blocks:
         gr.Markdown("# unziplora")
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
-                status = gr.HTML(NOTHING, elem_id="jobs")
+                status = gr.HTML(NOTHING, elem_id="jobs", padding=False)
                 with gr.Row():
                     stop = gr.Button("Stop the running job", size="sm", visible=False)
                     waiting = gr.Dropdown([], label="Waiting jobs", scale=2, visible=False)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import gradio as gr
 
 from unziplora_cli.errors import Remedy, UsageError
+from unziplora_cli.prompts import UNNAMED_STYLE
 from unziplora_cli.ui.components import (
     HIDDEN,
     IMAGE_TYPES,
@@ -44,7 +45,7 @@ PARTS: dict[str, tuple[Literal["content", "style", "merge", "combined"], ...]] =
 def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
     """The components of the tab; returns its picker of projects."""
     cards = gr.Gallery(
-        [], label="All projects", columns=6, height=230, allow_preview=False, visible=False, **IMAGES
+        [], label="All projects", allow_preview=False, visible=False, elem_id="cards", **IMAGES
     )
     with gr.Row():
         with gr.Column(min_width=300):
@@ -67,7 +68,7 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
             dropped = gr.File(
                 file_count="multiple", label="Import: a content LoRA and a style LoRA", height=150
             )
-            image = gr.File(file_types=IMAGE_TYPES, label="The image that they were trained on", height=110)
+            image = gr.File(file_types=IMAGE_TYPES, label="The image that they were trained on", height=150)
             import_name = gr.Textbox(label="Name of the project", placeholder="from the files")
             with gr.Row():
                 subject = gr.Textbox(label="Subject", placeholder="from the files", min_width=120)
@@ -162,7 +163,7 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
 
 def _caption(project: Project) -> str:
     words = project.job.words
-    return f"{project.name}: {words.subject}, {words.style}"
+    return f"{project.name}: {words.subject}" + ("" if words.style == UNNAMED_STYLE else f", {words.style}")
 
 
 def _facts(context: Context, name: str | None) -> str:

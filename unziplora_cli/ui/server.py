@@ -186,7 +186,8 @@ def make_app(context: Context, auth: tuple[str, str] | None = None) -> FastAPI:
     import gradio as gr
     from fastapi import FastAPI
 
-    from unziplora_cli.ui.page import CSS, build, theme
+    from unziplora_cli.ui.look import CSS, SCRIPT, theme
+    from unziplora_cli.ui.page import build
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     context.store.folder.mkdir(parents=True, exist_ok=True)
@@ -203,6 +204,7 @@ def make_app(context: Context, auth: tuple[str, str] | None = None) -> FastAPI:
         footer_links=[],
         theme=theme(),
         css=CSS,
+        js=SCRIPT,
     )
     app.add_middleware(OwnPageOnly, folders=(context.store.folder, context.uploads))
     return app

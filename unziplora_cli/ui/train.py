@@ -60,7 +60,12 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
                 with gr.Row():
                     seed, destyled = number_field("Seed"), number_field("Destyled images")
                     interval = number_field("Steps between validation images")
-            estimate = gr.Textbox(label="Estimate", interactive=False, lines=2)
+            estimate = gr.Textbox(
+                label="Estimate",
+                placeholder="memory and time, once there is an image",
+                interactive=False,
+                lines=2,
+            )
             start = gr.Button("Train", variant="primary")
     chosen: list[Any] = [base, preset, steps, rank, seed, interval, destyled]
 
