@@ -138,6 +138,25 @@ def test_failed_flush_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"older")]
 
 
+def test_a_lock_that_cannot_be_released_loses_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    real, failed = fcntl.flock, []
+
+    def fail(descriptor: int, operation: int) -> None:
+        if operation == fcntl.LOCK_UN:
+            failed.append(descriptor)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with locked(tmp_path, "fox"):
+        pass
+    assert failed
+
+
 def test_file_system_without_locks_runs_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 

@@ -342,12 +342,18 @@ def disk_error(error: OSError, folder: Path, outcome: str = "", *remedies: Remed
     parts = Path(folder if error.filename is None else os.fsdecode(error.filename)).parts
     path = Path(*(part for part in parts if not _TEMPORARY.fullmatch(part)))
     verb = "write" if error.errno in _OF_WRITING else "access"
-    advice = _ADVICE.get(error.errno or 0)
+    advice = disk_advice(error)
     return ProjectError(
         f"Cannot {verb} {path}: {error.strerror or error}. {outcome}".strip(),
-        *((Remedy(advice),) if advice else ()),
+        *((advice,) if advice else ()),
         *remedies,
     )
+
+
+def disk_advice(error: OSError) -> Remedy | None:
+    """What to do about an OSError that is the disk's fault, and not the file's."""
+    advice = _ADVICE.get(error.errno or 0)
+    return Remedy(advice) if advice else None
 
 
 def _exists(path: Path) -> ProjectError:

@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from unziplora_cli import image_formats
 from unziplora_cli.color import declared_profile, is_hdr, to_srgb
 from unziplora_cli.errors import Remedy, UsageError
-from unziplora_cli.files import read_bytes, write_file
+from unziplora_cli.files import disk_advice, read_bytes, write_file
 from unziplora_cli.image_repair import PNG_SIGNATURE, clean_png, planar_tiff
 
 MIN_SIDE = 64
@@ -98,7 +98,8 @@ def _read_file(path: Path) -> bytes:
     except OSError as error:
         reason = (error.strerror or str(error)).rstrip(".")
         raise UsageError(
-            f"{path} cannot be read: {reason[:1].lower()}{reason[1:]}.", Remedy("Use another file.")
+            f"{path} cannot be read: {reason[:1].lower()}{reason[1:]}.",
+            disk_advice(error) or Remedy("Use another file."),
         ) from error
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from unziplora_cli.adapters import tensors
 from unziplora_cli.adapters.layouts import LAYOUTS
 from unziplora_cli.adapters.lora_file import lora_in, read_lora, write_lora
 from unziplora_cli.adapters.merge_weights import read_merge
@@ -214,3 +215,16 @@ def test_folder_stands_for_the_one_lora_in_it(tmp_path: Path) -> None:
         lora_in(tmp_path)
     good(tmp_path / "pytorch_lora_weights.safetensors")
     assert lora_in(tmp_path).name == "pytorch_lora_weights.safetensors"
+
+
+def test_a_disk_that_fails_in_the_middle_is_no_damage(tmp_path, monkeypatch):
+    """torch opens a file that safetensors has opened again, and raises RuntimeError if it cannot."""
+
+    def fail(path, framework):
+        raise RuntimeError(f"unable to open file <{path}> in read-only mode: Input/output error (5)")
+
+    (tmp_path / "a.safetensors").write_bytes(b"12345678")
+    monkeypatch.setattr(tensors, "safe_open", fail)
+    with pytest.raises(AdapterError, match=r"cannot be read: unable to open file .* Input/output error"):
+        tensors.read_tensors(tmp_path / "a.safetensors")
+    assert tensors.read_metadata(tmp_path / "a.safetensors") == {}

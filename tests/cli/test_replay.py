@@ -107,7 +107,7 @@ def test_class_images_are_named_as_not_recorded(unziplora, photos, settings, iso
 def test_another_picture_is_refused(assert_fails, two_projects):
     Image.new("RGB", (80, 80), "red").save(two_projects / "projects/fox/source.png")
     message = assert_fails(3, "replay", "fox")
-    assert "have changed: source.png was changed: its SHA-256 differs" in message
+    assert "is damaged: source.png was changed: its SHA-256 differs" in message
 
 
 def test_another_base_is_refused(assert_fails, two_projects, tiny_base, tmp_path, change):

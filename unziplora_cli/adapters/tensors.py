@@ -36,6 +36,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             return tensors, dict(file.metadata() or {})
+    except RuntimeError as error:  # torch opens the file a second time
+        raise AdapterError(f"{path} cannot be read: {error}.", Remedy("Check its disk.")) from error
     except _BROKEN as error:
         kind, remedy = identify(path) or (str(error), DAMAGED)
         raise AdapterError(f"{path} is not a whole safetensors file: {kind}.", remedy) from error
@@ -61,7 +63,7 @@ def read_metadata(path: Path) -> Mapping[str, str]:
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
-    except _BROKEN:
+    except (*_BROKEN, RuntimeError):
         return {}
 
 

@@ -228,7 +228,8 @@ def locked(folder: Path, name: str) -> Iterator[None]:
     finally:
         with suppress(OSError):
             note.unlink(missing_ok=True)
-        lock.release()
+        with suppress(OSError):  # a process that ends releases it as well
+            lock.release()
 
 
 def _this_process() -> dict[str, str | int]:

@@ -324,6 +324,16 @@ class ProjectStore(ProjectLayout):
         project = self._read(name)
         return verify.verify(project.folder, project.manifest)
 
+    def require_whole(self, project: Project) -> None:
+        """Raise ProjectError unless all files of a project are there, readable and unchanged."""
+        problems = [f"{problem.path} {problem.reason}" for problem in self.verify(project.name).problems]
+        if problems:
+            raise ProjectError(
+                f"The project in {project.folder} is damaged: {'; '.join(problems)}.",
+                Remedy("When its disk is connected, check it again", "verify", (project.name,)),
+                Remedy("Restore it from a backup."),
+            )
+
     def folder_of(self, name: str) -> Path:
         """The folder of an existing project, damaged or not; raises ProjectError."""
         name = check_name(name)

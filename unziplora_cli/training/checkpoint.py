@@ -171,7 +171,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 raise ProjectError(f"{path} is not a checkpoint that this version can read.")
             names = list(file.keys())
             return {name: file.get_tensor(name) for name in names}, json.loads(metadata["state"])
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:  # torch raises RuntimeError
         raise ProjectError(f"The checkpoint {path} cannot be read: {error}.") from error
 
 

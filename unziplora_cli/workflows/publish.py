@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unziplora_cli import files
-from unziplora_cli.errors import ModelError, ProjectError, Remedy, UsageError
+from unziplora_cli.errors import ModelError, Remedy, UsageError
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.report.html import CardImage, ModelCard, render_card
 from unziplora_cli.workflows.report import newest_images
@@ -112,12 +112,7 @@ def write_folder(request: PushRequest, store: ProjectStore, folder: Path) -> Pus
 def _write(request: PushRequest, store: ProjectStore, folder: Path) -> tuple[str, ...]:
     """Write weights, images and card into an empty folder; returns the files below it."""
     project = request.project
-    problems = store.verify(project.name).problems
-    if problems:
-        raise ProjectError(
-            f"{project.name} is damaged: {problems[0].path} {problems[0].reason}.",
-            Remedy("See all problems", command="verify", arguments=(project.name,)),
-        )
+    store.require_whole(project)
     weights: dict[str, str] = {}
     for artifact in project.manifest.artifacts:
         if artifact.role in ("content", "style", "merge"):

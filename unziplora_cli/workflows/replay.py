@@ -123,13 +123,7 @@ def request_to_replay(
             Remedy("Finish it first", "train", settings={"resume": project.name}),
         )
     config = job.config
-    damage = store.verify(project.name).problems
-    if damage:
-        problems = "; ".join(f"{problem.path} {problem.reason}" for problem in damage)
-        raise ProjectError(
-            f"The files of the project {project.name!r} have changed: {problems}.",
-            Remedy("Restore it from a backup."),
-        )
+    store.require_whole(project)
     folders = filter(None, (config.prior_content, config.prior_style))
     job = replace(
         job,
