@@ -162,7 +162,8 @@ def collect_environment(home: Path, *, online: bool) -> Environment:
     torch, torch_gpus, import_errors = run_probe()
     nvidia, driver, driver_cuda = read_nvml()
     gpus = nvidia or torch_gpus
-    gpus += tuple(gpu for gpu in _other_gpus() if gpu.vendor not in {known.vendor for known in gpus})
+    vendors = {gpu.vendor for gpu in gpus}
+    gpus += tuple(gpu for gpu in _other_gpus() if gpu.vendor not in vendors)
     total, free = _main_memory()
     cache = paths.hub_cache()
     bases, unfinished, cache_error = _cached_bases(cache)
