@@ -19,7 +19,7 @@ def test_no_held_out_look_is_a_style_and_the_reader_knows_no_held_out_style() ->
     assert not {GENERIC, *HELD_OUT_STYLES} & set(READER_NAMES["style"])
 
 
-def test_a_grown_network_judges_known_classes_as_before() -> None:
+def test_a_grown_network_classifies_known_classes_as_before() -> None:
     torch.manual_seed(0)
     former = Classifier({"subject": ("fox", "cat"), "style": ("ink",)}, size=32, widths=(8, 8, 8, 8)).eval()
     network = grown(former, {"subject": ("owl", "cat", "fox"), "color": ("red",)}).eval()

@@ -295,9 +295,9 @@ def test_a_request_can_name_no_file_but_those_sent_to_the_page(
 ) -> None:
     import gradio as gr
 
-    asked: list[Any] = []
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: asked.append(arguments))
-    monkeypatch.setattr(socket.socket, "connect", lambda self, address: asked.append(address))
+    addresses: list[Any] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: addresses.append(arguments))
+    monkeypatch.setattr(socket.socket, "connect", lambda self, address: addresses.append(address))
     link = context.uploads / "link.png"
     if not link.is_symlink():
         link.symlink_to(home / "projects/fox.png")
@@ -309,7 +309,7 @@ def test_a_request_can_name_no_file_but_those_sent_to_the_page(
     with pytest.raises(gr.Error, match="only files that were sent to it") as caught:
         asyncio.run(page.process_api(function, inputs))
     assert not caught.value.print_exception
-    assert asked == []
+    assert addresses == []
 
 
 def test_a_file_that_was_sent_is_taken_whatever_url_it_names(page: Any, context: server.Context) -> None:

@@ -276,7 +276,7 @@ def test_only_the_crops_that_show_the_subject_are_learned(
     request = replace(request, other_subject=lambda image: next(seen))
     (done,), (notice,) = events_of(destyle.destyle_requests([request], tmp_path / "scratch"))
     assert [image.file for image in done.job.destyled] == ["destyled/01.png"]
-    assert notice == "fox: 2 destyled images show a snail and an owl instead of the fox: left out."
+    assert notice == "fox: 2 destyled images show a snail and an owl instead of the fox: omitted."
 
 
 def test_a_word_and_an_image_that_mini_does_not_know_are_named(

@@ -295,13 +295,13 @@ def start(cluster: Any, folder: Path) -> "subprocess.Popen[str]":
 def read_until(driver: "subprocess.Popen[str]", text: str, times: int = 1) -> None:
     """Read what the driver says until a text came so often."""
     assert driver.stderr is not None
-    said = []
+    lines = []
     for line in driver.stderr:
-        said.append(line)
+        lines.append(line)
         times -= text in line
         if not times:
             return
-    pytest.fail(f"The driver ended with {driver.wait()}: {''.join(said)}")
+    pytest.fail(f"The driver ended with {driver.wait()}: {''.join(lines)}")
 
 
 def worker_of(node: Any) -> psutil.Process:

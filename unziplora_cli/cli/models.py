@@ -84,15 +84,15 @@ def show(ctx: typer.Context, model: Annotated[str, ANY_MODEL]) -> None:
         "path": str(base.path),
     }
     if base.kind == "builtin":
-        known = vocabulary.mini()
+        words = vocabulary.mini()
         facts = {
             "what it is": resources.MINI_DESCRIPTION,
             "for real use": f"train SDXL on a GPU: {_pull_command('sdxl')}",
-            "subjects": ", ".join(sorted(known.subjects)),
-            "styles": ", ".join(known.styles),
-            "places": ", ".join(filter(None, known.contexts)),
-            "markings": ", ".join(known.markings),
-            "colors": ", ".join(known.colors),
+            "subjects": ", ".join(sorted(words.subjects)),
+            "styles": ", ".join(words.styles),
+            "places": ", ".join(filter(None, words.contexts)),
+            "markings": ", ".join(words.markings),
+            "colors": ", ".join(words.colors),
             **facts,
         }
         sources = vocabulary.mini_sources()

@@ -134,7 +134,7 @@ def omission(job: Job, others: Sequence[str], *, left: bool) -> Notice:
     what = " and ".join(with_article(other) for other in dict.fromkeys(others))
     if left:
         images = "1 destyled image shows" if len(others) == 1 else f"{len(others)} destyled images show"
-        return Notice(f"{job.name}: {images} {what} instead of the {job.words.subject}: left out.")
+        return Notice(f"{job.name}: {images} {what} instead of the {job.words.subject}: omitted.")
     return Notice(
         f"{job.name}: the destyled images show {what}, none shows the {job.words.subject}. The content LoRA "
         "learns the image itself, with its style.",

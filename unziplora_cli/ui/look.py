@@ -23,7 +23,7 @@ input { text-overflow: ellipsis; }
 
 SCRIPT = """() => {
   const name = (element, text) => text && element.setAttribute("aria-label", text.textContent.trim());
-  const mend = () => {
+  const label = () => {
     for (const group of document.querySelectorAll("fieldset:not([aria-label])")) {
       name(group, group.querySelector("[data-testid=block-info]"));
       for (const radio of group.querySelectorAll("input[type=radio]"))
@@ -36,8 +36,8 @@ SCRIPT = """() => {
     for (const header of document.querySelectorAll(".toast-header[role]"))
       for (const attribute of ["role", "tabindex"]) header.removeAttribute(attribute);
   };
-  new MutationObserver(mend).observe(document.body, {childList: true, subtree: true});
-  mend();
+  new MutationObserver(label).observe(document.body, {childList: true, subtree: true});
+  label();
 }"""
 """Names groups and uploads by their labels, lets the arrow keys move among radio buttons, and makes
 no button of the head of a message, which holds one."""

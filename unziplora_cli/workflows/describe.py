@@ -80,14 +80,14 @@ def outside(images: Sequence[Path], base: BaseRef, words: Words) -> Notice | Non
 
     if base.kind != "builtin" or not has_reader():
         return None
-    known, reader = vocabulary.mini(), shipped()
-    subject = known.subject(words.subject)
+    vocabulary_of_mini, reader = vocabulary.mini(), shipped()
+    subject = vocabulary_of_mini.subject(words.subject)
     fault = ""
     for path in images:
         image = load_image(path).image
         seen, _ = reader.read(image).get("subject", ("", 0.0))
         if subject is None:
-            options = [seen, *known.similar(words.subject)]
+            options = [seen, *vocabulary_of_mini.similar(words.subject)]
             similar = " or ".join(dict.fromkeys(filter(None, options)))
             fault = f"does not know {words.subject!r}" + (f"; is it {similar}?" if similar else ".")
         elif other := reader.other_subject(image, subject):
