@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -164,3 +165,20 @@ def test_a_resumed_training_has_no_estimate(unziplora):
 
 def test_a_missing_image_is_refused(unziplora, settings, tmp_path):
     assert unziplora("train", tmp_path / "none.png", *settings, "--plan").code == 2
+
+
+def test_mini_says_before_training_how_long_it_takes_here(unziplora, photos, monkeypatch):
+    from unziplora_cli.cli import train
+
+    monkeypatch.setattr(estimate, "measure_rate", lambda *_, **__: 1e10)
+    monkeypatch.setattr(train, "_finish", lambda *_, **__: None)
+    words = ["--subject=fox", "--style=ink", "--no-describe", "--base=mini", "--device=cpu"]
+    images = [photos / "fox.png", photos / "rose.jpg"]
+    said = [
+        re.search(r"This training takes about (?:(\d+) min )?([\d.]+) s\.", completed.message)
+        for completed in (unziplora("train", *paths, *words) for paths in (images[:1], images))
+    ]
+    one, two = (60 * int(match[1] or 0) + float(match[2]) for match in said if match)
+    plan = unziplora("train", images[0], *words, "--plan", "--json").envelope["result"]["plan"]
+    assert one == pytest.approx(plan["seconds"], rel=0.1)
+    assert two == pytest.approx(2 * one, rel=0.1)

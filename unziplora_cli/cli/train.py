@@ -240,7 +240,10 @@ def train(
         ask_features=config.destyle_images > 0,
     )
     if model.kind == "builtin":
-        session.output.message(f"{resources.MINI_DESCRIPTION} {USE_SDXL}")
+        from unziplora_cli.training.estimate import estimate_training
+
+        about = format_duration(estimate_training(model, config, device).time.total * len(groups))
+        session.output.message(f"{resources.MINI_DESCRIPTION} This training takes about {about}. {USE_SDXL}")
     for note in prompt_notes(*texts.values()):
         session.output.warning(note)
     requests = [
