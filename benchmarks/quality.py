@@ -28,7 +28,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.separation import classification, rows
-from benchmarks.separation.artists import ArtSample, Looks, artists_samples, stranger_samples
+from benchmarks.separation.artists import PICTURES, ArtSample, Looks, artists_samples, stranger_samples
 from benchmarks.separation.destyle import destyle_all, redrawn, shows
 from benchmarks.separation.generation import decode, generate_images, reconstruction_errors
 from benchmarks.separation.methods import ImageRequest, Method, Trained, image_requests
@@ -306,6 +306,8 @@ def main() -> None:
     name = "quick" if args.quick else "tune" if args.tune else "test"
     methods = rows.artists() if args.set != "drawn" else getattr(rows, ROWS[name])()
     methods = [method for method in methods if not args.only or args.only in method.name]
+    if args.quick and args.set != "drawn":
+        methods = [rows.shortened(method) for method in methods]
     base = resolve_base(args.base, offline=True)[0]
     folders = {"": args.classifier or resources.classifier(), **({"former": args.also} if args.also else {})}
     judges: dict[str, Classifier | Looks] = {
@@ -324,7 +326,8 @@ def main() -> None:
         else:
             images = stranger_samples(strangers, args.images or 16)
             measured = len(images)
-        looks = Looks(judge, cutouts, {s for image in images for s in (image.subject, *image.others)})
+        seen = {s for image in images for s in (image.subject, *image.others)}
+        looks = Looks(judge, cutouts, seen, 8 if args.quick else PICTURES)
         print("accuracy of looks:", {k: round(v, 2) for k, v in looks.accuracy.items()}, flush=True)
         judges = {"": looks}
     bench = Bench(
@@ -354,7 +357,8 @@ def main() -> None:
     for result in measure(bench, methods, limit=limit, keep=keep, deadline=args.deadline):
         row = _row(result.method.name, result.judge)
         results[row] = result.columns
-        bench.log(f"{row}: " + "  ".join(f"{c} {np.nanmean(v):.2f}" for c, v in result.columns.items()))
+        means = {c: np.nanmean(v) for c, v in result.columns.items() if not np.isnan(v).all()}
+        bench.log(f"{row}: " + "  ".join(f"{c} {mean:.2f}" for c, mean in means.items()))
         if args.out:
             numbers = {n: {c: v.tolist() for c, v in columns.items()} for n, columns in results.items()}
             (args.out / "scores.json").write_text(json.dumps(numbers))

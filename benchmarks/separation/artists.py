@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -35,8 +35,8 @@ LOOK, OTHER_LOOK = "openmoji", "fxemoji"
 PHOTO_LOOKS = (PHOTO, SETS["3d"].look, SETS["fluent"].look)
 """Photos, the 3D set, and its twin in smooth colours: looks in which nothing of the held-out ones is left."""
 SEED = 1_618
-FITTED, CHECKED = 120, 40
-"""Subjects by which each look is learned, and is checked."""
+PICTURES = 160
+"""Of each look, three quarters to learn it by, and the rest to check that."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,9 @@ class Looks:
     everything else is the network's own.
     """
 
-    def __init__(self, classifier: Classifier, folder: Path, without: Sequence[str]) -> None:
+    def __init__(
+        self, classifier: Classifier, folder: Path, without: Collection[str], pictures: int = PICTURES
+    ) -> None:
         self.network, self.names, self.folder = classifier, classifier.names, folder
         self._true: dict[str, Tensor] = {}
         self.identity = classifier.identity
@@ -164,7 +166,7 @@ class Looks:
             sources = [cutouts.LOOK_SETS[look]] if look in cutouts.LOOK_SETS else list(cutouts.PAINTED)
             if look == PHOTO:
                 sources = ["3d"]
-            for _ in range(FITTED + CHECKED):
+            for _ in range(pictures):
                 name = sources[int(rng.integers(len(sources)))]
                 usable = [subject for subject in subjects if subject in shown[name]]
                 subject, pose = usable[int(rng.integers(len(usable)))], int(rng.integers(2**31))
@@ -176,10 +178,10 @@ class Looks:
         features = self.features(torch.from_numpy(_drawn(makers)).to(self.identity.weight.device))
         self.mean, self.scale = features.mean(0), features.std(0) + 1e-4
         truth = torch.tensor(labels, device=features.device)
-        checked = torch.arange(len(truth), device=features.device) % (FITTED + CHECKED) >= FITTED
+        checked = torch.arange(len(truth), device=features.device) % pictures >= 3 * pictures // 4
         self.weights = fit_linear(self._scaled(features[~checked]), truth[~checked], len(self.looks))
         right = self.style(features[checked]) == truth[checked]
-        by_look = right.float().reshape(len(self.looks), CHECKED).mean(1)
+        by_look = right.float().reshape(len(self.looks), -1).mean(1)
         self.accuracy = dict(zip(self.looks, by_look.tolist(), strict=True))
 
     @torch.no_grad()

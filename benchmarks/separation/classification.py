@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.separation.artists import ArtSample, Looks
+from benchmarks.separation.artists import LOOK, ArtSample, Looks
 from benchmarks.separation.methods import ImageRequest
 from benchmarks.separation.scenes import PHOTO, Sample
 from unziplora_cli.evaluation.scorers import Classifier
@@ -53,7 +53,8 @@ def classify(
     labels, embeddings = classifier.predict(images)
     if isinstance(classifier, Looks):
         looks = [""] * len(requests)
-        styled = [n for n, request in enumerate(requests) if request.purpose == "style"]
+        drawn = [request.purpose == "style" and request.wanted_style == LOOK for request in requests]
+        styled = [n for n, is_drawn in enumerate(drawn) if is_drawn]
         if styled:
             nearest = classifier.nearest(images[styled], [requests[n].subject for n in styled])
             looks = [dict(zip(styled, nearest, strict=True)).get(n, "") for n in range(len(requests))]

@@ -46,7 +46,8 @@ def by_style(samples: Sequence[Sample], results: Mapping[str, Mapping[str, np.nd
     for name, scores in results.items():
         for style in dict.fromkeys(sample.style for sample in samples):
             chosen = [number for number, sample in enumerate(samples) if sample.style == style]
-            cells = [_short(float(np.nanmean(scores[column][chosen]))) for column in columns]
+            means = [interval(scores[column][chosen])[0] for column in columns]
+            cells = ["" if np.isnan(mean) else _short(mean) for mean in means]
             lines.append(f"| {name} | {style} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
