@@ -27,7 +27,8 @@ class Checked:
     """Checks the type and the range of every field of an instance; raises UsageError."""
 
     def __post_init__(self) -> None:
-        for name, hint, default, limits in _checks(type(self)):
+        kind: Any = type(self)
+        for name, hint, default, limits in _checks(kind):
             value = getattr(self, name)
             if type(value) is not type(default) or value != default:
                 object.__setattr__(self, name, check_value(name, value, hint, limits))

@@ -70,12 +70,11 @@ def read_file() -> dict[str, Any]:
 
 
 def _parsed(values: dict[str, Any]) -> Preferences:
-    return Preferences(
-        **{
-            key.replace("-", "_"): parse(key, value) if isinstance(value, str) else value
-            for key, value in values.items()
-        }
-    )
+    parsed: dict[str, Any] = {
+        key.replace("-", "_"): parse(key, value) if isinstance(value, str) else value
+        for key, value in values.items()
+    }
+    return Preferences(**parsed)
 
 
 def parse(key: str, text: str) -> str | bool:
