@@ -103,8 +103,8 @@ class FusedLoRA(nn.Module):
         self.device = members[0].base.weight.device
         if text:  # W x runs once per prompt, so the weights are kept on the CPU
             self._move_frozen(torch.device("cpu"))
-        self.content = _stacked([layer.content for layer in members])
-        self.style = _stacked([layer.style for layer in members])
+        self.content = stacked_branch([layer.content for layer in members])
+        self.style = stacked_branch([layer.style for layer in members])
         self._groups = _groups(self.layers)
         self._projected_texts = WeakTensorKeyDictionary()
         self._frozen: Tensor | None = None
@@ -178,14 +178,7 @@ class FusedLoRA(nn.Module):
 
     def projections(self, name: str) -> Iterator[tuple[str, DualLoRALinear]]:
         """Each layer by its own name; while it is yielded, its gradients are views of the shared ones."""
-        for i, (layer_name, layer) in enumerate(self.layers.items()):
-            for single, shared in zip(layer.branches(), self.branches(), strict=True):
-                for part, parameter in single.named_parameters():
-                    grad = shared.get_parameter(part).grad
-                    parameter.grad = None if grad is None else grad[i]
-            yield layer_name, layer
-            for single in layer.branches():  # a view would keep the memory of all gradients
-                single.zero_grad()
+        return zip(self.layers, with_gradients(self.layers.values(), self.branches()), strict=True)
 
     def _move_frozen(self, device: torch.device) -> None:
         for layer in self.layers.values():
@@ -322,7 +315,21 @@ def _groups(layers: Mapping[str, FusedProjection]) -> list[list[FusedProjection]
     return groups
 
 
-def _stacked(branches: Sequence[Branch]) -> Branch:
+def with_gradients(
+    layers: Iterable[DualLoRALinear], branches: tuple[Branch, Branch]
+) -> Iterator[DualLoRALinear]:
+    """Each layer whose tensors are views of ``branches``; while it is yielded, so are its gradients."""
+    for i, layer in enumerate(layers):
+        for single, shared in zip(layer.branches(), branches, strict=True):
+            for part, parameter in single.named_parameters():
+                grad = shared.get_parameter(part).grad
+                parameter.grad = None if grad is None else grad[i]
+        yield layer
+        for single in layer.branches():  # a view would keep the memory of all gradients
+            single.zero_grad()
+
+
+def stacked_branch(branches: Sequence[Branch]) -> Branch:
     """One branch with a leading dimension; the tensors of ``branches`` become frozen views of its own."""
     stacked = Branch(*(torch.stack([getattr(b, part).detach() for b in branches]) for part in ("down", "up")))
     stacked.load_state_dict(

@@ -35,18 +35,22 @@ def min_snr_velocity_weight(alphas_cumprod: Tensor, timesteps: Tensor, gamma: fl
     return torch.minimum(signal, gamma * (1.0 - signal))
 
 
-def overlap_penalty(layers: Iterable[AdaptedLayer]) -> Tensor:
+def overlap_penalty(layers: Iterable[AdaptedLayer], trainings: int | None = None) -> Tensor:
     """How much content and style share columns: the mean of |merge_c * gate_c * merge_s * gate_s|, a scalar.
 
     The mean runs over all columns of a layer, shared or not, then over the layers, which all weigh the same.
-    Only merge weights receive a gradient.
+    Only merge weights receive a gradient. If the leading dimension of the layers is that of ``trainings``:
+    the penalty of each, [trainings].
     """
+    shape = (-1,) if trainings is None else (trainings, -1)
     pairs = [layer.branches() for layer in layers]
     content, style = (
-        torch.cat([pair[i].merge.flatten() for pair in pairs])
-        * torch.cat([pair[i].gate.flatten() for pair in pairs])
+        torch.cat([pair[i].merge.view(shape) for pair in pairs], dim=-1)
+        * torch.cat([pair[i].gate.view(shape) for pair in pairs], dim=-1)
         for i in range(2)
     )  # [all columns of all layers]
-    share = torch.cat([c.merge.new_full((c.merge.numel(),), 1.0 / c.merge.shape[-1]) for c, _ in pairs])
-    count = sum(c.merge[..., 0].numel() for c, _ in pairs)
-    return ((content * style).abs() * share).sum() / count
+    share = torch.cat(
+        [c.merge.new_full((c.merge.view(shape).shape[-1],), 1.0 / c.merge.shape[-1]) for c, _ in pairs]
+    )
+    count = sum(c.merge[..., 0].numel() for c, _ in pairs) // (trainings or 1)
+    return ((content * style).abs() * share).sum(dim=-1) / count

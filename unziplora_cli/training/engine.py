@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import partial
 
@@ -25,9 +25,9 @@ from unziplora_cli.accel.fused_lora import fuse_lora, unfuse_lora
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import count
 from unziplora_cli.method.inject import eject, inject
-from unziplora_cli.method.layer import LoRAStart
+from unziplora_cli.method.layer import DualLoRALinear, LoRAStart
 from unziplora_cli.method.schedule import Schedule
-from unziplora_cli.method.separation import Separation, TrainedLayers
+from unziplora_cli.method.separation import Layers, Separation, TrainedLayers
 from unziplora_cli.packages import check_packages
 from unziplora_cli.projects.unfinished import CHECKPOINTS
 from unziplora_cli.sdxl.attention import separate_prompts
@@ -49,7 +49,14 @@ from unziplora_cli.training.inputs import InputCache, Prior, TrainingInputs
 from unziplora_cli.training.memory import free_memory
 from unziplora_cli.training.optimizer import build_lr_scheduler, build_optimizer
 from unziplora_cli.training.request import TrainRequest
-from unziplora_cli.training.step import CapturedStep, TrainingStep, capturable, parameter_groups
+from unziplora_cli.training.step import (
+    Batches,
+    CapturedStep,
+    Step,
+    TrainingStep,
+    capturable,
+    parameter_groups,
+)
 from unziplora_cli.training.trainer import Trainer
 
 
@@ -70,7 +77,7 @@ def train(
     reset_threads()
     device = pick_device(request.job.device)
     dtype = pick_dtype(request.config.precision, device)
-    accelerator = _make_accelerator(request, device, dtype)
+    accelerator = make_accelerator(request, device, dtype)
     precision = PRECISION_NAMES[dtype]
     advisor = MemoryAdvisor(
         base=request.base,
@@ -86,7 +93,7 @@ def train(
             yield Notice(warning)
         yield Phase("load U-Net", request.base.id)
         unet = input_cache.take_unet(request, accelerator.device, dtype)
-        inputs = yield from _with_destyled_images(inputs, unet, request, accelerator.device)
+        inputs = yield from with_destyled_images(inputs, unet, request, accelerator.device)
         trainer = _make_trainer(request, inputs, unet, accelerator, dtype, started)
         if request.resume:
             yield from trainer.resume()
@@ -100,7 +107,7 @@ def train(
         return result
 
 
-def _with_destyled_images(
+def with_destyled_images(
     inputs: TrainingInputs, unet: UNet2DConditionModel, request: TrainRequest, device: torch.device
 ) -> Generator[Event, None, TrainingInputs]:
     """``inputs`` with destyled images, if requested, as the class images of the content branch.
@@ -150,10 +157,10 @@ def destyle(request: TrainRequest) -> Generator[Event, None, None]:
     dtype = pick_dtype(request.config.precision, device)
     input_cache = InputCache()
     with memory_guard("Use a smaller resolution, or another way to destyle."):
-        inputs = yield from input_cache.inputs(request, _make_accelerator(request, device, dtype), dtype)
+        inputs = yield from input_cache.inputs(request, make_accelerator(request, device, dtype), dtype)
         yield Phase("load U-Net", request.base.id)
         unet = input_cache.take_unet(request, device, dtype)
-        yield from _with_destyled_images(inputs, unet, request, device)
+        yield from with_destyled_images(inputs, unet, request, device)
 
 
 def _make_trainer(
@@ -166,54 +173,96 @@ def _make_trainer(
 ) -> Trainer:
     """Inject the two branches into the U-Net, and create the optimizer and everything else of a training."""
     config = request.config
+    layers = inject_branches(unet, config)
+    trained: TrainedLayers = layers
+    if config.fuse:
+        trained = fuse_lora(unet, layers, by_block=config.gradient_checkpointing)
+    step, state = make_step(request, inputs, unet, trained, accelerator)
+    source = batch_source(request, inputs, accelerator, dtype)
+    return assemble_trainer(request, inputs, unet, layers, source, step, state, accelerator, dtype, started)
+
+
+def inject_branches(unet: UNet2DConditionModel, config: TrainConfig) -> dict[str, DualLoRALinear]:
+    """The layers of a training, with their start values."""
     separate_prompts(unet)
     if config.gradient_checkpointing:
         _enable_gradient_checkpointing(unet)
     start: LoRAStart = "zero" if config.start == "zero" else "noise"
-    layers = inject(unet, config.rank, seed=config.seed, start=start)
-    trained: TrainedLayers = layers
-    if config.fuse:
-        trained = fuse_lora(unet, layers, by_block=config.gradient_checkpointing)
+    return inject(unet, config.rank, seed=config.seed, start=start)
+
+
+def make_step(
+    request: TrainRequest,
+    inputs: TrainingInputs,
+    unet: UNet2DConditionModel,
+    trained: TrainedLayers,
+    accelerator: Accelerator,
+    trainings: int | None = None,
+) -> tuple[TrainingStep | CapturedStep, TrainingState]:
+    """The step of one or several trainings, recorded where possible, and the state that it changes."""
+    config = request.config
     groups = parameter_groups(
         trained, content_lr=config.content_lr, style_lr=config.style_lr, merge_lr=config.merge_lr
     )
     optimizer = build_optimizer(config, groups)
     lr_scheduler = build_lr_scheduler(config, optimizer)
-    schedule = Schedule(
-        config.steps, config.recalibrations, config.importance_steps, config.column_separation
-    )
     step = TrainingStep(
         unet=unet,
         layers=trained,
         optimizer=accelerator.prepare_optimizer(optimizer),
         lr_scheduler=lr_scheduler,
         accelerator=accelerator,
-        schedule=schedule,
+        schedule=_schedule(config),
         separation=_separation(config),
         overlap_weight=config.overlap_weight,
         max_grad_norm=config.max_grad_norm,
         content_from_picture="content" not in inputs.priors
         or not (config.destyle_images and config.destyled_only),
+        trainings=trainings,
     )
+    state = TrainingState(trained, optimizer, lr_scheduler, accelerator.scaler)
+    return CapturedStep(step) if config.capture and capturable(step) else step, state
+
+
+def batch_source(
+    request: TrainRequest, inputs: TrainingInputs, accelerator: Accelerator, dtype: torch.dtype
+) -> BatchSource:
+    """The batches of a training in this process."""
+    return BatchSource(
+        request.config,
+        inputs,
+        alphas_cumprod(request.base),
+        accelerator.device,
+        dtype,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+
+
+def assemble_trainer(
+    request: TrainRequest,
+    inputs: TrainingInputs,
+    unet: UNet2DConditionModel,
+    layers: Layers,
+    batches: Callable[[int], Batches],
+    step: Step,
+    state: TrainingState,
+    accelerator: Accelerator,
+    dtype: torch.dtype,
+    started: float,
+) -> Trainer:
+    """The trainer that runs ``step`` on ``batches``."""
+    config, precision = request.config, PRECISION_NAMES[dtype]
     metric_logger = MetricLogger(accelerator, config, request.folder / "logs")
     metric_logger.open()
-    precision = PRECISION_NAMES[dtype]
     return Trainer(
         request=request,
         accelerator=accelerator,
         layers=layers,
-        schedule=schedule,
-        batches=BatchSource(
-            config,
-            inputs,
-            alphas_cumprod(request.base),
-            accelerator.device,
-            dtype,
-            accelerator.process_index,
-            accelerator.num_processes,
-        ),
-        step=CapturedStep(step) if config.capture and capturable(step) else step,
-        state=TrainingState(trained, optimizer, lr_scheduler, accelerator.scaler),
+        schedule=_schedule(config),
+        batches=batches,
+        step=step,
+        state=state,
         validation=Validation(
             request.base,
             request.job.vae,
@@ -233,7 +282,7 @@ def _make_trainer(
     )
 
 
-def _make_accelerator(request: TrainRequest, device: torch.device, dtype: torch.dtype) -> Accelerator:
+def make_accelerator(request: TrainRequest, device: torch.device, dtype: torch.dtype) -> Accelerator:
     if is_initialized():
         # accelerate keeps device and precision for the whole process; this training may need others. There is
         # no public way to reset them.
@@ -247,6 +296,10 @@ def _make_accelerator(request: TrainRequest, device: torch.device, dtype: torch.
         log_with=None if tracker == "none" else tracker,
         project_dir=request.folder / "logs",
     )
+
+
+def _schedule(config: TrainConfig) -> Schedule:
+    return Schedule(config.steps, config.recalibrations, config.importance_steps, config.column_separation)
 
 
 def _separation(config: TrainConfig) -> Separation:

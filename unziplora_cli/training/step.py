@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -54,9 +54,18 @@ Batches = Sequence[Sequence[Batch]]
 """The parts of a step whose gradients add up, each one batch plus its prior batches."""
 
 
+class Step(Protocol):
+    """Trains on the batches of step ``number``; see :class:`TrainingStep`."""
+
+    updating: bool
+
+    def __call__(self, number: int, batches: Batches, /) -> StepResult: ...
+
+
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Scalars of one step, left on the device: ``float()`` on one of them synchronizes.
+    """Scalars of one step, left on the device: ``float()`` on one of them synchronizes. Of several trainings,
+    vectors.
 
     ``loss`` is what was minimized, ``reconstruction`` its denoising part, ``overlap`` the unweighted overlap
     penalty (None while the branches are not separated), ``grad_norm`` the joint L2 norm before clipping.
@@ -83,6 +92,8 @@ class TrainingStep:
     max_grad_norm: float = 1.0
     content_from_picture: bool = True
     """Off: the content LoRA learns only from its prior batches."""
+    trainings: int | None = None
+    """How many trainings share the layers and the batches, each as if it were alone; None: it is alone."""
     updating: bool = field(default=False, init=False)
     """Whether columns, weights or optimizer are those of the next step, maybe in part. The caller turns it
     off when it has counted the step; an interrupted step leaves it on."""
@@ -112,7 +123,8 @@ class TrainingStep:
 
     def backward(self, step: int, batches: Batches) -> StepResult:
         """Compute the gradients, of this process only and still scaled; ``grad_norm`` of the result is 0."""
-        zero = torch.zeros((), device=batches[0][0].noisy.device)
+        shape = () if self.trainings is None else (self.trainings,)
+        zero = torch.zeros(shape, device=batches[0][0].noisy.device)
         loss, reconstruction, overlap = zero, zero, None
         share = 1.0 / len(batches)
         for batch in (batch for part in batches for batch in part):
@@ -123,10 +135,10 @@ class TrainingStep:
             if batch.mode == "both":
                 reconstruction = reconstruction + term.detach() * share
                 if self.schedule.separated(step):
-                    overlap = overlap_penalty(self.layers.values())
+                    overlap = overlap_penalty(self.layers.values(), self.trainings)
                     term = term + self.overlap_weight * overlap
             term = term * (batch.scale * share)
-            self.accelerator.backward(term)
+            self.accelerator.backward(term.sum())
             loss = loss + term.detach()
         set_mode(self.layers, "both")
         return StepResult(loss, reconstruction, None if overlap is None else overlap.detach(), zero)
@@ -143,7 +155,7 @@ class TrainingStep:
     def update(self, action: Action) -> Tensor:
         """Perform ``action``, clip, and step the optimizer; returns the gradient norm before clipping."""
         self.separation.apply(action, self.layers)
-        grad_norm = nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm)
+        grad_norm = self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad()
         clamp_merge_weights(self.layers)
@@ -163,7 +175,23 @@ class TrainingStep:
 
     def _denoise(self, batch: Batch) -> Tensor:
         prediction = predict_noise(self.unet, batch.noisy, batch.timesteps, batch.conditioning)
-        return denoising_loss(prediction, batch.target, batch.weight)
+        if self.trainings is None:
+            return denoising_loss(prediction, batch.target, batch.weight)
+        parts = [tensor.chunk(self.trainings) for tensor in (prediction, batch.target)]
+        weights = [None] * self.trainings if batch.weight is None else batch.weight.chunk(self.trainings)
+        return torch.stack([denoising_loss(*part) for part in zip(*parts, weights, strict=True)])
+
+    def _clip(self) -> Tensor:
+        """Limit the joint L2 norm of all gradients of a training; returns what it was."""
+        if self.trainings is None:
+            norm: Tensor = nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm)
+            return norm
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        norms: Tensor = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+        scale = (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)  # as torch does for one
+        for gradient in gradients:
+            gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
+        return norms
 
     def _finite(self) -> bool:
         gradients = [p.grad for p in self.parameters() if p.grad is not None]

@@ -22,7 +22,6 @@ from unziplora_cli.method.inject import extract, extract_merge
 from unziplora_cli.method.schedule import Action, Schedule
 from unziplora_cli.method.separation import Layers, shared_columns
 from unziplora_cli.projects.unfinished import checkpoint_steps
-from unziplora_cli.training.batches import BatchSource
 from unziplora_cli.training.callbacks import (
     DIVERGENCE_WINDOW,
     HISTORY_FILE,
@@ -51,7 +50,7 @@ from unziplora_cli.training.events import (
 )
 from unziplora_cli.training.memory import peak_memory
 from unziplora_cli.training.request import TrainRequest
-from unziplora_cli.training.step import CapturedStep, StepResult, TrainingStep
+from unziplora_cli.training.step import Batches, CapturedStep, Step, StepResult
 
 GPU_READ_INTERVAL = 10
 """Steps between readings of the losses on a GPU: reading a value waits for the device."""
@@ -69,8 +68,8 @@ class Trainer:
     accelerator: Accelerator
     layers: Layers
     schedule: Schedule
-    batches: BatchSource
-    step: TrainingStep | CapturedStep
+    batches: Callable[[int], Batches]
+    step: Step
     state: TrainingState
     validation: Validation
     metric_logger: MetricLogger
@@ -81,6 +80,8 @@ class Trainer:
     done: int = 0
     losses: list[float] = field(default_factory=list)
     monitor: DivergenceMonitor = field(default_factory=DivergenceMonitor)
+    clock: Callable[[], float] = time.monotonic
+    """Measures the steps."""
     seconds_before: float = 0.0
     """Seconds of the steps done before this process resumed the training."""
     _unread: list[Tensor] = field(default_factory=list)
@@ -113,13 +114,13 @@ class Trainer:
         with StopRequest() as stop:
             try:
                 while self.done < total and not stopped:
-                    started = time.monotonic()
+                    started = self.clock()
                     self._run_step()
                     reads = self.done % interval == 0 or self.done == total
                     if reads or self.checkpoints.planned(self.done):
                         yield self._read_metrics(started)
                     else:
-                        self._seconds += time.monotonic() - started
+                        self._seconds += self.clock() - started
                     yield from self._after_step()
                     if self.done < total and (reads or self.accelerator.num_processes == 1):
                         stopped = self._any_process(stop.received)
@@ -191,7 +192,7 @@ class Trainer:
         first = self.done - len(self._unread)
         metrics = self.accelerator.reduce(torch.stack(self._unread), reduction="mean").tolist()
         self._unread.clear()
-        seconds = (self._seconds + time.monotonic() - started) / len(metrics)
+        seconds = (self._seconds + self.clock() - started) / len(metrics)
         self._seconds = 0.0
         for number, (loss, reconstruction, _, grad_norm) in enumerate(metrics, start=first + 1):
             if problem := self.monitor.update(number, loss, reconstruction, grad_norm):
@@ -264,7 +265,7 @@ class Trainer:
         Processes that stop ``together`` wait for the main one: their launcher ends all when the first ends.
         """
         if self._unread:
-            self._read_metrics(time.monotonic())
+            self._read_metrics(self.clock())
         if self.done and self.accelerator.is_main_process:
             yield from self._checkpoint()
         if together:
