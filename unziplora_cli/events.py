@@ -5,7 +5,7 @@ returns its result, so that operations nest with ``result = yield from operation
 events. Operations may define more event types beside these, as ``training/events.py`` does.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ PhaseName = Literal[
 ]
 
 EventT = TypeVar("EventT")
+OtherT = TypeVar("OtherT")
 ResultT = TypeVar("ResultT")
 
 
@@ -91,10 +92,10 @@ class ImageSaved:
 Event = Phase | Notice | Progress | Part | Transfer | ImageSaved
 
 
-def observe(
-    operation: Generator[EventT, None, ResultT], on_event: Callable[[EventT], object]
-) -> Generator[EventT, None, ResultT]:
-    """Pass the events and the result of ``operation`` on, and call ``on_event`` with each event first.
+def translate(
+    operation: Generator[EventT, None, ResultT], change: Callable[[EventT], Iterable[OtherT]]
+) -> Generator[OtherT, None, ResultT]:
+    """Yield what ``change`` makes of each event of ``operation``, and return its result.
 
     What the caller throws into this generator, such as KeyboardInterrupt to stop it, reaches ``operation``.
     """
@@ -106,16 +107,28 @@ def observe(
             except StopIteration as end:
                 result: ResultT = end.value
                 return result
-            on_event(event)
+            changed = change(event)
+            advance = partial(next, operation)
             try:
-                yield event
-                advance = partial(next, operation)
+                yield from changed
             except GeneratorExit:
                 raise
             except BaseException as error:
                 advance = partial(operation.throw, error)
     finally:
         operation.close()
+
+
+def observe(
+    operation: Generator[EventT, None, ResultT], on_event: Callable[[EventT], object]
+) -> Generator[EventT, None, ResultT]:
+    """Pass the events and the result of ``operation`` on, and call ``on_event`` with each event first."""
+
+    def pass_on(event: EventT) -> tuple[EventT]:
+        on_event(event)
+        return (event,)
+
+    return translate(operation, pass_on)
 
 
 def run(

@@ -5,7 +5,9 @@ import shutil
 import signal
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from tests.cli.test_train import at_step
 from unziplora_cli.cli import _output
@@ -130,9 +132,57 @@ def test_each_shard_of_a_folder_trains_its_own_images(unziplora, photos, setting
     assert unziplora("train", photos, *settings, "--shard=3/3").code == 0
 
 
+WORDS = "file,subject,style\nfox.png,fox,watercolor\nrose.jpg,rose,sketch\n"
+
+
+def test_images_trained_at_once_become_the_projects_that_they_become_alone(
+    unziplora, pictures, settings, isolated_home, trained_home
+):
+    (pictures / "list.csv").write_text(WORDS + "missing.png,cat,ink\n", encoding="utf-8")
+    completed = unziplora("train", "--list", pictures / "list.csv", "--at-once=2", *settings)
+    assert completed.code == 2
+    assert "2 trained, 0 already trained, 1 failed" in completed.out
+    store, alone = ProjectStore(isolated_home), ProjectStore(trained_home.home)
+    for name in ("fox", "rose"):
+        assert not store.verify(name).problems
+        mine, theirs = store.open(name), alone.open(name)
+        assert mine.job.words == theirs.job.words
+        assert mine.manifest.state == "complete"
+        assert mine.manifest.metrics == pytest.approx(theirs.manifest.metrics, rel=1e-3)
+        for part in ("content", "style"):
+            tensors, expected = (load_file(project.path(part)) for project in (mine, theirs))
+            assert tensors.keys() == expected.keys()
+            for key, tensor in tensors.items():
+                torch.testing.assert_close(tensor, expected[key], rtol=0, atol=2e-3)
+
+
+def test_an_interruption_of_images_trained_at_once_keeps_all_of_them(
+    unziplora, photos, settings, isolated_home, monkeypatch
+):
+    command = ("train", photos, "--subject=fox", "--style=ink", "--at-once=2", *settings)
+    with monkeypatch.context() as patch:
+        stop = at_step(4, lambda: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr(_output.ProgressDisplay, "event", stop)
+        stopped = unziplora(*command)
+    assert stopped.code == 130
+    store = ProjectStore(isolated_home)
+    manifests = [store.open(name).manifest for name in ("fox", "rose")]
+    assert [(content.state, content.steps_done) for content in manifests] == [("interrupted", 4)] * 2
+    assert unziplora(*command).code == 0
+    assert [store.open(name).manifest.steps_done for name in ("fox", "rose")] == [6, 6]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            ("--list=list.csv", "--at-once=2"),
+            "Images that are trained at once need the same",
+        ),
+        ((".", "--at-once=2", "--precision=fp16"), "cannot use precision fp16"),
+        ((".", "--at-once=2", "--ray=local"), "A worker of a cluster trains one image at a time"),
+        (("fox.png", "--at-once=2"), "--at-once needs a list of images"),
+        (("fox.png", "--ray=local"), "--ray needs a list of images"),
         (("fox.png", "--shard=1/2"), "--shard needs a list of images"),
         ((".", "--shard=2/1"), "'2/1' is no shard"),
         ((".", "--name=fox"), "--name names one project"),

@@ -34,6 +34,7 @@ from unziplora_cli.cli.describe import (
 )
 from unziplora_cli.cli.estimate import show_estimate
 from unziplora_cli.cli.train_many import (
+    AT_ONCE,
     LIST,
     RAY,
     SHARD,
@@ -92,6 +93,7 @@ def train(
     list_file: Annotated[Path | None, LIST] = None,
     shard: Annotated[str | None, SHARD] = None,
     ray: Annotated[str | None, RAY] = None,
+    at_once: Annotated[int, AT_ONCE] = 1,
     together: Annotated[
         bool,
         typer.Option(
@@ -166,7 +168,8 @@ def train(
         request = request_to_resume(store, resume, settings or {}, None if device == "auto" else device)
         _finish(session, [request], store, sheet=sheet)
         return
-    rows = read_rows(images or [], list_file, shard, ray, together=together)
+    several = {"ray": ray, "at_once": at_once > 1}
+    rows = read_rows(images or [], list_file, shard, together=together, **several)
     if rows is not None:
         if plan:
             show_estimate(session, len(rows), (base, vae, prediction), preset, device, settings or {})
@@ -191,6 +194,7 @@ def train(
             describer=describer or preferences.load().describer,
             force=force,
             ray=ray,
+            at_once=at_once,
         )
         train_rows(session, store, rows, options, sheet=sheet)
         return

@@ -29,6 +29,12 @@ SHARD = typer.Option(
     help="Train only shard I of N of a list or folder: images I, I + N, I + 2 N and so on.",
     show_default=False,
 )
+AT_ONCE = typer.Option(
+    "--at-once",
+    metavar="K",
+    min=1,
+    help="Train so many images of a list or folder as one batch, each with the numbers that it gets alone.",
+)
 RAY = typer.Option(
     "--ray",
     metavar="ADDRESS",
@@ -39,15 +45,24 @@ RAY = typer.Option(
 
 
 def read_rows(
-    images: Sequence[Path], list_file: Path | None, shard: str | None, ray: str | None, *, together: bool
+    images: Sequence[Path],
+    list_file: Path | None,
+    shard: str | None,
+    *,
+    together: bool,
+    **of_lists: object,
 ) -> "list[Row] | None":
-    """The rows of a list or of folders; None if the images are trained as they are given."""
+    """The rows of a list or of folders; None if the images are trained as they are given.
+
+    ``of_lists`` are other options that need one.
+    """
     folders = [path for path in images if path.is_dir()]
     if list_file is None and (not folders or together):
-        for option, value in (("--shard", shard), ("--ray", ray)):
-            if value is not None:
+        for option, value in {"shard": shard, **of_lists}.items():
+            if value:
                 raise UsageError(
-                    f"{option} needs a list of images.", Remedy("Give it one", settings={"list": "FILE"})
+                    f"--{option.replace('_', '-')} needs a list of images.",
+                    Remedy("Give it one", settings={"list": "FILE"}),
                 )
         return None
     from unziplora_cli.workflows.train_list import read_list, rows_of_images, take_shard

@@ -108,8 +108,10 @@ def train_at_once(
                 runs.append(trainer.run())
             text = f"{count(len(members), 'image')} at once, {count(first.config.steps, 'step')}"
             yield members[0], Phase("train", f"{text} on {device}, {PRECISION_NAMES[dtype]}")
-            results = yield from _in_step(runs, members, first.config.steps)
+            results = yield from _in_step(runs, members, shared, first.config.steps)
             for number, result in zip(members, results, strict=True):
+                if isinstance(result, TrainResult):  # the share of one image
+                    result = replace(result, seconds=result.seconds / len(requests))
                 outcomes[number] = result
             del step, state, shared, runs, trainer
             eject(unet)
@@ -140,34 +142,33 @@ def _alike(inputs: Sequence[TrainingInputs]) -> list[list[int]]:
 
 
 def _in_step(
-    runs: Sequence[Generator[Event, None, TrainResult]], numbers: Sequence[int], steps: int
+    runs: Sequence[Generator[Event, None, TrainResult]],
+    numbers: Sequence[int],
+    shared: SharedStep,
+    steps: int,
 ) -> Generator[tuple[int, Event], None, list[Outcome]]:
-    """Advance all ``runs`` alike; when one of them was stopped, all are.
+    """Advance all ``runs`` alike; when one of them is stopped, all end after the same step.
 
     Signal handlers are nested: the run that began last ends first.
     """
     outcomes: dict[int, Outcome] = {}
-    order, stopping, stopped = list(range(len(runs))), False, set[int]()
+    order = list(range(len(runs)))
     while len(outcomes) < len(runs):
-        stop = stopping
         for part in order:
             if part in outcomes:
                 continue
             try:
-                if stop and part not in stopped:
-                    stopped.add(part)
-                    event = runs[part].throw(KeyboardInterrupt)
-                else:
-                    event = next(runs[part])
-                yield numbers[part], event
+                yield numbers[part], next(runs[part])
             except StopIteration as end:
                 outcomes[part] = end.value
-                stopping = stopping or end.value.steps < steps
+                if end.value.steps < steps:
+                    shared.stop()
             except (UnziploraError, OSError) as error:
                 outcomes[part] = error
-                stopping = stopping or isinstance(error, Interrupted)
+                if isinstance(error, Interrupted):
+                    shared.stop()
             except KeyboardInterrupt:
-                stopping = True
+                shared.stop()
         order = list(reversed(range(len(runs))))
     return [outcomes[part] for part in range(len(runs))]
 
@@ -182,10 +183,17 @@ class SharedStep:
     seconds: list[float] = field(default_factory=list)
     taken: dict[int, int] = field(default_factory=dict)
     conditionings: dict[tuple[int, ...], Conditioning] = field(default_factory=dict)
+    stopped: bool = False
+
+    def stop(self) -> None:
+        """Compute no other step: trainings that have received all results are interrupted."""
+        self.stopped = True
 
     def result(self, step: int, part: int) -> StepResult:
         """What training ``part`` gets of ``step``."""
         if step == len(self.results):
+            if self.stopped:
+                raise KeyboardInterrupt
             began = time.monotonic()
             parts = zip(*(source(step) for source in self.sources), strict=True)
             batches = [[self._join(batch) for batch in zip(*part, strict=True)] for part in parts]

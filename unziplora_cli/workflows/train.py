@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
     from unziplora_cli.training.events import Event, TrainResult
     from unziplora_cli.training.inputs import InputCache
+
+    Run = Callable[[TrainRequest], Generator[Event, None, TrainResult]]
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
 
@@ -228,13 +230,36 @@ def split_by_process(requests: Sequence[TrainRequest]) -> Sequence[TrainRequest]
     ]
 
 
+@dataclass(eq=False)
+class Joined:
+    """A training is ready to run at once with others; what runs them sets ``result``, and its ``events``."""
+
+    request: TrainRequest
+    events: list[Event] = field(default_factory=list)
+    result: TrainResult | Exception | None = None
+
+
+def join(request: TrainRequest) -> Generator[Any, None, TrainResult]:
+    """Wait for the result of a training that another one runs."""
+    joined = Joined(request)
+    yield joined
+    yield from joined.events
+    if isinstance(joined.result, Exception):
+        raise joined.result
+    assert joined.result is not None
+    return joined.result
+
+
 def train(
-    request: TrainRequest, store: ProjectStore, input_cache: InputCache | None = None
+    request: TrainRequest,
+    store: ProjectStore,
+    input_cache: InputCache | None = None,
+    run: Run | None = None,
 ) -> Generator[Event, None, TrainedProject | None]:
     """Run ``request``, make it a project of ``store`` and return it.
 
     ``input_cache`` shares inputs with trainings before and after it. Where several processes train together,
-    only the first one returns the project, the others return None.
+    only the first one returns the project, the others return None. ``run`` replaces the engine.
 
     When the user stops it, what was learned so far is kept as a project, or as an unfinished training if an
     older project has its name, and Interrupted is raised. Whatever else ends it, even the end of the process,
@@ -248,26 +273,33 @@ def train(
         yield note
     with TemporaryDirectory(prefix="unziplora-") as scratch:
         (request,) = yield from destyle_requests([request], Path(scratch))
-        return (yield from _train(request, store, input_cache))
+        if run is not None:
+            return (yield from _train(request, store, run))
+        from unziplora_cli.training.engine import train as engine
+        from unziplora_cli.training.trainer import signals_as_keyboard_interrupt
+
+        with signals_as_keyboard_interrupt():
+            return (yield from _train(request, store, partial(engine, input_cache=input_cache)))
 
 
 def _train(
-    request: TrainRequest, store: ProjectStore, input_cache: InputCache | None
+    request: TrainRequest,
+    store: ProjectStore,
+    run: Run,
 ) -> Generator[Event, None, TrainedProject | None]:
-    from unziplora_cli.training.trainer import StopRequest, signals_as_keyboard_interrupt
+    from unziplora_cli.training.trainer import StopRequest
 
     name, outcome = request.job.name, _Outcome()
     if process_rank() > 0:
         with TemporaryDirectory() as scratch:
             reopened = store.reopen(name) if request.resume else None
-            yield from _learn(request, Path(scratch), reopened, outcome, input_cache)
+            yield from _learn(request, Path(scratch), reopened, outcome, run)
         if not outcome.complete:
             raise Interrupted("Stopped.")
         return None
     prepare = None if request.resume else partial(_prepare, request)
     former = store.former_versions(name)
     with (
-        signals_as_keyboard_interrupt(),
         _disk_errors(store, name),
         store.training(name, prepare, force=request.replaces) as folder,
     ):
@@ -281,7 +313,7 @@ def _train(
         request = replace(request, job=job)
         if request.resume:
             write_record(folder, replace(record, job=job))
-        yield from _learn(request, folder, folder, outcome, input_cache)
+        yield from _learn(request, folder, folder, outcome, run)
         job = replace(job, destyled=outcome.destyled or job.destyled)
         with StopRequest():  # a signal during these last moments would only cost what was learned
             (folder / manifest.FILE_NAME).unlink(missing_ok=True)
@@ -346,11 +378,10 @@ def _learn(
     folder: Path,
     training: Path | None,
     outcome: _Outcome,
-    input_cache: InputCache | None,
+    run: Run,
 ) -> Iterator[Event]:
     """Run ``request`` in ``folder``; ``training`` is the folder of the training that it resumes."""
     from unziplora_cli.adapters.metadata import job_origin, project_metadata
-    from unziplora_cli.training.engine import train as run
     from unziplora_cli.training.events import Destyled, Phase, StepDone
 
     images, destyled, latents = request.images, request.destyled, request.destyled_latents
@@ -384,7 +415,7 @@ def _learn(
                     outcome.noted = time.monotonic()
                     write_status(folder, event.step)
 
-    outcome.result = yield from observe(run(request, input_cache), watch)
+    outcome.result = yield from observe(run(request), watch)
     outcome.complete = outcome.result.steps == request.config.steps
 
 

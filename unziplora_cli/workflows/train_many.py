@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,8 +18,9 @@ from unziplora_cli.errors import (
     ProjectError,
     Remedy,
     UnziploraError,
+    UsageError,
 )
-from unziplora_cli.events import Part
+from unziplora_cli.events import Part, translate
 from unziplora_cli.job import Description, SourceImage, differences
 from unziplora_cli.packages import check_packages
 from unziplora_cli.paths import process_rank
@@ -28,8 +29,10 @@ from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.workflows.describe import propose, settle_words
 from unziplora_cli.workflows.destyle import destyle_requests
 from unziplora_cli.workflows.train import (
+    Joined,
     TrainedProject,
     input_cache_for,
+    join,
     make_request,
     read_sources,
     request_to_resume,
@@ -42,7 +45,8 @@ from unziplora_cli.workflows.train_ray import Cluster, TrainingBegins, TrainingE
 if TYPE_CHECKING:
     from unziplora_cli.projects.store import ProjectStore
     from unziplora_cli.sdxl.base import BaseRef
-    from unziplora_cli.training.events import Event
+    from unziplora_cli.training.events import Event, TrainResult
+    from unziplora_cli.training.inputs import InputCache
 
 TOGETHER = 16
 """Trainings whose inputs are computed together; more take more memory, fewer load the encoders more often."""
@@ -62,6 +66,8 @@ class Options:
     force: bool = False
     ray: str | None = None
     """The address of a Ray cluster whose nodes train, or ``local``."""
+    at_once: int = 1
+    """So many images are one batch, each with its own LoRAs."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,8 @@ def train_many(
     """
     rows = [row.with_defaults(options.texts, options.settings) for row in rows]
     configs = [config_of(row, options) for row in rows]
+    if options.at_once > 1:
+        check_alike(rows, configs, options)
     results: dict[int, RowResult] = {}
 
     def end(index: int, result: TrainedProject | Exception | str | None) -> RowEnds:
@@ -125,24 +133,23 @@ def train_many(
             results[index] = RowResult(rows[index], "trained", result)
         return RowEnds(results[index], len(results), len(rows))
 
+    def of_row(event: Event | TrainingBegins | TrainingEnds) -> tuple[Event | RowBegins | RowEnds, ...]:
+        match event:
+            case TrainingBegins(index):
+                part = Part(len(results) / len(rows), (len(results) + 1) / len(rows))
+                return RowBegins(rows[index].name, len(results) + 1, len(rows)), part
+            case TrainingEnds(index, result):
+                return (end(index, result),)
+        return (event,)
+
     try:
         with ExitStack() as stack:
             if options.ray is not None:
                 cluster = yield from Cluster.connect(options.ray, options.base, options.vae, options.device)
                 stack.callback(cluster.close)
             requests = yield from _requests(rows, configs, options, store, end)
-            trainings = (
-                _train_here(requests, store) if options.ray is None else cluster.train(requests, store)
-            )
-            for event in trainings:
-                match event:
-                    case TrainingBegins(index):
-                        yield RowBegins(rows[index].name, len(results) + 1, len(rows))
-                        yield Part(len(results) / len(rows), (len(results) + 1) / len(rows))
-                    case TrainingEnds(index, result):
-                        yield end(index, result)
-                    case _:
-                        yield event
+            here = _train_here(requests, store, options.at_once)
+            yield from translate(here if options.ray is None else cluster.train(requests, store), of_row)
     except (KeyboardInterrupt, Interrupted) as error:
         complete = sum(result.state != "failed" for result in results.values())
         raise Interrupted(
@@ -182,9 +189,9 @@ def _requests(
 
 
 def _train_here(
-    requests: Mapping[int, TrainRequest], store: ProjectStore
+    requests: Mapping[int, TrainRequest], store: ProjectStore, at_once: int
 ) -> Generator[Event | TrainingBegins | TrainingEnds, None, None]:
-    """Train one after the other in this process, which keeps the models loaded."""
+    """Train one after the other, or so many at once, in this process, which keeps the models loaded."""
     key, cache = None, input_cache_for([])
     for chunk in _chunks(requests):
         with TemporaryDirectory(prefix="unziplora-") as scratch:
@@ -192,7 +199,12 @@ def _train_here(
                 key, cache = next_key, input_cache_for([])
             chunk_requests = yield from _destyled([requests[index] for index in chunk], Path(scratch))
             cache.expect(chunk_requests)
-            for index, request in zip(chunk, chunk_requests, strict=True):
+            destyled = dict(zip(chunk, chunk_requests, strict=True))
+            anew = [index for index in chunk if at_once > 1 and not requests[index].resume]
+            for start in range(0, len(anew), at_once):
+                group = {index: destyled.pop(index) for index in anew[start : start + at_once]}
+                yield from _train_group(group, store, cache)
+            for index, request in destyled.items():
                 yield TrainingBegins(index)
                 try:
                     yield TrainingEnds(index, (yield from train(request, store, cache)))
@@ -200,6 +212,79 @@ def _train_here(
                     raise
                 except Exception as error:
                     yield TrainingEnds(index, error)
+
+
+def _train_group(
+    requests: Mapping[int, TrainRequest], store: ProjectStore, cache: InputCache
+) -> Generator[Event | TrainingBegins | TrainingEnds, None, None]:
+    """Train all ``requests`` as one batch; each becomes its own project, or fails by itself."""
+    from unziplora_cli.training.at_once import train_at_once
+    from unziplora_cli.training.events import Destyled, StepDone
+    from unziplora_cli.training.trainer import signals_as_keyboard_interrupt
+
+    members: dict[int, Generator[Any, None, TrainedProject | None]] = {}
+    joined: list[tuple[int, Joined]] = []
+
+    def note(numbered: tuple[int, Event]) -> list[Event]:
+        """Keep an event for its training; the steps of the first one are shown for all."""
+        number, event = numbered
+        if isinstance(event, Destyled | StepDone):
+            joined[number][1].events.append(event)
+        return [event] if number == 0 or not isinstance(event, StepDone) else []
+
+    def without_steps(event: Event) -> list[Event]:
+        """What a training repeats was shown before."""
+        return [] if isinstance(event, Destyled | StepDone) else [event]
+
+    with signals_as_keyboard_interrupt(), ExitStack() as stack:
+        for index, request in requests.items():
+            yield TrainingBegins(index)
+            members[index] = train(request, store, run=join)
+            stack.callback(members[index].close)
+            try:
+                for event in members[index]:
+                    if isinstance(event, Joined):
+                        joined.append((index, event))
+                        break
+                    yield event
+            except Exception as error:
+                yield TrainingEnds(index, error)
+        results: Sequence[TrainResult | Exception]
+        try:
+            results = yield from translate(train_at_once([j.request for _, j in joined], cache), note)
+        except Exception as error:
+            results = [error] * len(joined)
+        interrupted = None
+        for (index, waiting), result in zip(joined, results, strict=True):
+            waiting.result = result
+            try:
+                trained = yield from translate(members[index], without_steps)
+                yield TrainingEnds(index, trained)
+            except Interrupted as error:
+                interrupted = error
+            except Exception as error:
+                yield TrainingEnds(index, error)
+        if interrupted is not None:
+            raise interrupted
+
+
+def check_alike(rows: Sequence[Row], configs: Sequence[TrainConfig], options: Options) -> None:
+    """Raise UsageError unless the rows can be trained at once: one batch has one set of settings."""
+    from unziplora_cli.training.at_once import check_at_once
+
+    if options.ray is not None:
+        raise UsageError(
+            "A worker of a cluster trains one image at a time.",
+            Remedy("Train on this machine alone, or one image at a time."),
+        )
+    for row, config in zip(rows, configs, strict=True):
+        check_at_once(config)
+        if different := differences(asdict(config), asdict(configs[0])):
+            raise UsageError(
+                f"{row.where} has other settings than {rows[0].where}: {'; '.join(different)}. "
+                "Images that are trained at once need the same.",
+                Remedy("Train them one after the other", settings={"at_once": 1}),
+            )
 
 
 def config_of(row: Row, options: Options) -> TrainConfig:
