@@ -17,8 +17,9 @@ from tests.test_model_cache import put_in_cache
 from unziplora_cli.cli._errors import hint
 from unziplora_cli.errors import ModelError, ProjectError, UnziploraError, UsageError
 from unziplora_cli.events import Notice
+from unziplora_cli.job import to_json
 from unziplora_cli.projects.store import ProjectStore
-from unziplora_cli.sdxl.base import BaseRef
+from unziplora_cli.sdxl.base import BaseRef, resolve_base
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.workflows import train_ray
 from unziplora_cli.workflows.train import TrainedProject
@@ -258,6 +259,22 @@ def test_without_ray_the_extra_to_install_is_named(monkeypatch):
     assert "unziplora[ray]" in hint(caught.value)
 
 
+def test_a_node_reports_its_versions_and_its_base(monkeypatch):
+    report, mini = train_ray.make_reporter(), resolve_base("mini", offline=True)[0]
+    record = mini.record()
+    assert report(to_json(record), None) == (HERE, train_ray.identity_of(mini), "")
+    versions, identity, problem = report(to_json(replace(record, hash="sha256:0")), None)
+    assert (versions, identity, problem) == (
+        HERE,
+        None,
+        "The base mini is another one than where the command runs.",
+    )
+    missing = replace(record, spec="owner/none", kind="hub", id="owner/none", revision="1" * 40)
+    assert "is not on this disk" in report(to_json(missing), None)[2]
+    monkeypatch.setattr(train_ray.unziplora_cli, "__version__", "0.0.1")
+    assert report(to_json(record), None)[0]["unziplora"] == "0.0.1"
+
+
 # With Ray itself
 
 PICTURES = 12
@@ -346,12 +363,3 @@ def test_all_images_end_complete_once_whatever_is_killed(nodes, isolated_home, t
     assert not any(store.verify(name).problems for name in store.names())
     assert {name: store.open(name).manifest for name in complete} == complete
     assert not [path.name for path in store.folder.iterdir() if path.name.startswith(".")]
-
-    fake = tmp_path / "other" / "unziplora_cli"
-    fake.mkdir(parents=True)
-    (fake / "__init__.py").write_text('__version__ = "0.0.1"\n')
-    nodes.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(fake.parent)})
-    with start(nodes, tmp_path) as driver:
-        _, err = driver.communicate()
-    assert driver.returncode == 2
-    assert "has other versions: unziplora is 0.0.1, was" in err
