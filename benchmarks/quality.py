@@ -261,7 +261,7 @@ def _batches(methods: Sequence[Method], bench: Bench, limit: int) -> Iterator[li
         kinds.setdefault(() if method.kind == "none" else (config.rank, config.destyle_images), []).append(
             method
         )
-    for alike in kinds.values():
+    for _, alike in sorted(kinds.items(), reverse=True):  # with destyled images first
         group: list[Method] = []
         size = 0
         for method in alike:
