@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from unziplora_cli.errors import Remedy, UsageError
+from unziplora_cli.resources import template
 
 FORMATS = (
     "PNG", "JPEG", "MPO", "WEBP", "HEIF", "AVIF", "TIFF", "GIF", "BMP", "PSD", "JPEG2000", "PPM", "QOI", "JXL"
@@ -15,87 +18,29 @@ FORMATS = (
 
 READABLE = "PNG, JPEG, WebP, HEIC, AVIF, TIFF, GIF, BMP and PSD"
 
-JXL = Remedy("Install the reader for JPEG XL", extra="jxl")
 
-_CONVERSIONS: tuple[tuple[str, str, tuple[bytes, ...], Remedy], ...] = (
-    (
-        "a camera's raw file",
-        "3fr arw cr2 cr3 crw dcr dng erf iiq kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl srf srw x3f",
-        (b"FUJIFILMCCD-RAW", b"IIU\0", b"IIRO", b"FOVb"),
-        Remedy("Develop it with darktable, RawTherapee or Lightroom, and export a JPEG or PNG."),
-    ),
-    ("a vector drawing", "svg svgz emf wmf cdr", (b"<svg",), Remedy("Export it from Inkscape as PNG.")),
-    (
-        "a PostScript or Illustrator file",
-        "ai eps epsf ps",
-        (b"%!PS", b"\xc5\xd0\xd3\xc6"),
-        Remedy("Export it from Illustrator, Inkscape or GIMP as PNG."),
-    ),
-    (
-        "a PDF document",
-        "pdf",
-        (b"%PDF",),
-        Remedy("Export the page as PNG, for example with GIMP, Inkscape or Preview."),
-    ),
-    (
-        "a video",
-        "mp4 m4v mov avi mkv webm mpg mpeg wmv flv 3gp ogv mts m2ts",
-        (b"\x1aE\xdf\xa3", b"ftypqt", b"ftypisom", b"ftypmp4", b"ftypM4V", b"ftypavc1"),
-        Remedy("Save one frame as PNG, for example with VLC (Video, Take Snapshot) or ffmpeg."),
-    ),
-    ("a Krita document", "kra krz", (b"application/x-krita",), Remedy("Export it from Krita as PNG.")),
-    ("an OpenRaster document", "ora", (b"image/openraster",), Remedy("Export it from Krita or GIMP as PNG.")),
-    ("a GIMP document", "xcf", (b"gimp xcf",), Remedy("Export it from GIMP as PNG.")),
-    ("a large Photoshop document", "psb", (b"8BPS\0\x02",), Remedy("Export it from Photoshop as PNG.")),
-    ("an Affinity document", "afphoto afdesign af", (), Remedy("Export it from Affinity as PNG.")),
-    (
-        "a CLIP STUDIO document",
-        "clip lip",
-        (b"CSFCHUNK",),
-        Remedy("Export it from CLIP STUDIO PAINT as PNG."),
-    ),
-    ("a Procreate document", "procreate", (), Remedy("Share it from Procreate as PNG.")),
-    ("a Paint.NET document", "pdn", (b"PDN3",), Remedy("Save it from Paint.NET as PNG.")),
-    ("a SAI document", "sai sai2", (), Remedy("Export it from PaintTool SAI as PNG.")),
-    ("a MediBang document", "mdp", (b"mdipack",), Remedy("Export it from MediBang Paint as PNG.")),
-    ("a CorelDRAW or Painter document", "cpt rif riff", (), Remedy("Export it from Corel as PNG.")),
-    ("a Blender scene", "blend", (b"BLENDER",), Remedy("Render it in Blender and save the result as PNG.")),
-    (
-        "a high dynamic range image",
-        "exr hdr",
-        (b"\x76\x2f\x31\x01", b"#?RADIANCE", b"#?RGBE"),
-        Remedy("Tone-map it with GIMP, Krita or Photoshop, and export it as PNG."),
-    ),
-    (
-        "a game texture, an icon or a scan",
-        "dds ktx ktx2 tga icb vda vst ico cur icns pcx dcx sgi rgb bw ras djvu djv jxr wdp fits",
-        (b"DDS ", b"\xabKTX", b"AT&TFORM", b"icns"),
-        Remedy("Open it in GIMP, XnView or IrfanView, and save it as PNG."),
-    ),
-    (
-        "a web page",
-        "html htm mhtml",
-        (b"<!doctype html", b"<html"),
-        Remedy("Open the page and save the image itself."),
-    ),
-    (
-        "a placeholder of Git LFS",
-        "",
-        (b"version https://git-lfs",),
-        Remedy("Fetch the file itself", command="lfs pull", program="git"),
-    ),
-    (
-        "a document",
-        "doc docx odt ppt pptx odp key pages rtf xlsx",
-        (b"\xd0\xcf\x11\xe0",),
-        Remedy("Open it and save the image in it as PNG."),
-    ),
-    ("an archive", "zip rar 7z tar gz cbz cbr", (b"Rar!", b"7z\xbc\xaf"), Remedy("Unpack it first.")),
-    ("JPEG XL", "jxl", (b"\xff\x0a", b"\0\0\0\x0cJXL "), JXL),
-)
-"""What a file is, its endings, marks near its beginning, and how to convert it."""
+class Kind(NamedTuple):
+    """A kind of file that is not read: endings without dots, bytes near its beginning, how to convert it."""
 
-_RAW_ENDINGS = frozenset(_CONVERSIONS[0][1].split())
+    name: str
+    endings: tuple[str, ...]
+    marks: tuple[bytes, ...]
+    remedy: Remedy
+
+
+@cache
+def kinds() -> tuple[Kind, ...]:
+    """The kinds in ``templates/image_kinds.toml``; the first one are cameras' raw files."""
+    rows = tomllib.loads(template("image_kinds.toml").read_text(encoding="utf-8"))["kind"]
+    return tuple(
+        Kind(
+            row.pop("name"),
+            tuple(row.pop("endings", "").split()),
+            tuple(mark.encode("latin-1") for mark in row.pop("marks", ())),
+            Remedy(**row),
+        )
+        for row in rows
+    )
 
 
 @cache
@@ -129,7 +74,7 @@ def image_files(folder: Path) -> list[Path]:
 
 def is_raw(path: Path) -> bool:
     """Whether a file is a camera's raw file, whose TIFF reader would only see its thumbnail."""
-    return path.suffix[1:].lower() in _RAW_ENDINGS
+    return path.suffix[1:].lower() in kinds()[0].endings
 
 
 def unreadable(path: Path, start: bytes) -> UsageError:
@@ -141,12 +86,11 @@ def unreadable(path: Path, start: bytes) -> UsageError:
         )
     ending = path.suffix[1:].lower()
     near = start[:512].lower()
-    rows = [row for row in _CONVERSIONS if any(_marks(near, mark.lower()) for mark in row[2])]
-    rows += [row for row in _CONVERSIONS if ending in row[1].split()]
-    if not rows or (not start and not ending):
+    matches = [kind for kind in kinds() if any(_marks(near, mark.lower()) for mark in kind.marks)]
+    matches += [kind for kind in kinds() if ending in kind.endings]
+    if not matches or (not start and not ending):
         return UsageError(f"{path} is not an image that can be read.", Remedy(f"Use {READABLE}."))
-    kind, _, _, remedy = rows[0]
-    return UsageError(f"{path} is {kind}, which cannot be read.", remedy)
+    return UsageError(f"{path} is {matches[0].name}, which cannot be read.", matches[0].remedy)
 
 
 def _marks(start: bytes, mark: bytes) -> bool:

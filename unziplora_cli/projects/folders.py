@@ -37,7 +37,7 @@ _MADE_BY_TRAINING = re.compile(
 )
 """What a new training makes anew. Everything else in a project was made with it, and is kept."""
 
-SHEET, SHEET_MARK = "sheet.png", ("Source", "unziplora train")
+SHEET, SHEET_MARK = "sheet.png", ("Source", "unziplora sheet")
 """The sheet that ends a training, and the text chunk that tells it from a sheet of the user."""
 
 Kind = Literal["unfinished", "ready", "former"]
