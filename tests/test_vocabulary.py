@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from recipes.mini.artists import SETS, TRAINED
+from recipes.mini.fetch import PACKAGES
+from recipes.mini.sources import notice
+from recipes.mini.sources import sources as recipe_sources
 from recipes.mini.vocabulary import vocabulary as recipe
 from unziplora_cli import resources
 from unziplora_cli.vocabulary import Vocabulary, mini, mini_sources
@@ -61,3 +65,15 @@ def test_sources_are_the_first_table(tmp_path: Path, monkeypatch: pytest.MonkeyP
         {"package": "noto", "licence": "Apache-2.0"},
         {"package": "[flat](https://example.org)", "licence": "MIT"},
     ]
+
+
+def test_every_package_that_was_trained_on_is_credited_as_the_recipe_says() -> None:
+    root = Path(__file__).parents[1]
+    assert (resources.mini() / "SOURCES.md").read_text(encoding="utf-8") == recipe_sources()
+    assert (root / "NOTICE").read_text(encoding="utf-8") == notice()
+    used = {source["package"]: source["used for"] for source in mini_sources()}
+    for package in PACKAGES:
+        is_trained = used[package.name].startswith("training")
+        assert is_trained == (package.name in {SETS[name].package for name in TRAINED})
+        assert (package.name in notice()) == is_trained
+        assert not (is_trained and "SA" in package.license)  # nothing of a share-alike licence ships

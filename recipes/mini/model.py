@@ -227,6 +227,7 @@ def save_components(parts: Components, folder: Path) -> None:
             config.pop("_name_or_path", None)  # the folder it was loaded from says nothing elsewhere
             (folder / name / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         else:
+            part.config.dtype = torch.float32  # else loading keeps the float16 of the file
             part.config.save_pretrained(folder / name)
     for name in ("tokenizer", "tokenizer_2"):
         write_tokenizer(folder / name, grammar_words())

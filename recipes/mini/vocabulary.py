@@ -2,15 +2,16 @@
 
 import json
 
-from recipes.mini.scene import COLORS, CONTEXTS, MARKINGS, STYLES, SUBJECTS
+from recipes.mini.artists import LOOKS, subjects, synonyms
+from recipes.mini.scene import COLORS, CONTEXTS, MARKINGS, STYLES
 from unziplora_cli import resources
 
 
 def vocabulary() -> dict[str, object]:
     """The words by kind; subjects with their synonyms. Styles that are held out are no words of the base."""
     return {
-        "subjects": {subject: [] for subject in SUBJECTS},
-        "styles": STYLES,
+        "subjects": {subject: synonyms(subject) for subject in subjects()},
+        "styles": (*STYLES, *LOOKS),
         "contexts": CONTEXTS,
         "markings": MARKINGS,
         "colors": tuple(COLORS),

@@ -7,7 +7,8 @@ depends on the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
 
 from torch import Tensor, nn
 
@@ -21,13 +22,13 @@ class StackedLoRA(DualLoRALinear):
     ``singles`` are the layers of the single trainings: views of the shared tensors.
     """
 
-    def __init__(self, singles: Sequence[DualLoRALinear]) -> None:
+    def __init__(self, layer: DualLoRALinear, trainings: int) -> None:
         nn.Module.__init__(self)
-        self.base = singles[0].base
-        self.singles = tuple(singles)
-        self.content = stacked_branch([single.content for single in singles])
-        self.style = stacked_branch([single.style for single in singles])
-        self.mode = singles[0].mode
+        self.base = layer.base
+        self.singles = tuple(deepcopy(layer, {id(layer.base): layer.base}) for _ in range(trainings))
+        self.content = stacked_branch([single.content for single in self.singles])
+        self.style = stacked_branch([single.style for single in self.singles])
+        self.mode = layer.mode
 
     def projections(self, name: str) -> Iterator[tuple[str, DualLoRALinear]]:
         """The layer of each training, all under ``name``."""
@@ -53,13 +54,18 @@ class StackedLoRA(DualLoRALinear):
 
 
 def stack_lora(
-    network: nn.Module, trainings: Sequence[Mapping[str, DualLoRALinear]]
+    network: nn.Module, layers: Mapping[str, DualLoRALinear], trainings: int
 ) -> dict[str, StackedLoRA]:
-    """Put the layers of several ``trainings`` of one network into it, whose tensors become views.
+    """Give every layer of ``network`` the branches of several trainings, which all begin like ``layers``.
 
     Undo with :func:`~unziplora_cli.method.inject.eject`.
     """
-    stacked = {name: StackedLoRA([layers[name] for layers in trainings]) for name in trainings[0]}
+    stacked = {name: StackedLoRA(layer, trainings) for name, layer in layers.items()}
     for name, layer in stacked.items():
         network.set_submodule(name, layer)
     return stacked
+
+
+def layers_of(stacked: Mapping[str, StackedLoRA], training: int) -> dict[str, DualLoRALinear]:
+    """The layers of one training."""
+    return {name: layer.singles[training] for name, layer in stacked.items()}

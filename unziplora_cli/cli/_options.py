@@ -194,7 +194,8 @@ def project_base(
         session.output.message(notice_text(notice))
     if not is_named and recorded.hash and base.fingerprint != recorded.hash:
         session.output.warning(
-            f"The base {base.spec} has changed since {projects[0].name} was trained on it."
+            f"The base {base.spec} has changed since {projects[0].name} was trained on it. "
+            "Its LoRAs may fit less well now: train it again."
         )
     return compute, base
 

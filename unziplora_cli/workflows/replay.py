@@ -186,7 +186,9 @@ def _base(project: Project) -> BaseRef:
         raise ProjectError(
             f"The base {recorded.id} is not the one that {project.name!r} was trained on: "
             f"it is {base.fingerprint}, was {recorded.hash}.",
-            Remedy(f"Put the recorded one back at {base.path}."),
+            Remedy("Train it again: this version of unziplora comes with a newer mini.")
+            if base.kind == "builtin"
+            else Remedy(f"Put the recorded one back at {base.path}."),
         )
     return base
 
