@@ -39,7 +39,7 @@ def openable(command: Callable[..., None]) -> Callable[..., None]:
     return with_open
 
 
-def open_made(output: Output, path: Path, given: bool | None) -> bool:
+def open_made(output: Output, path: Path | str, given: bool | None) -> bool:
     """Open what a command has made, if an option or the user's preference says so; whether it was opened."""
     from unziplora_cli import preferences
 
@@ -52,8 +52,10 @@ def open_made(output: Output, path: Path, given: bool | None) -> bool:
     return opened
 
 
-def open_path(path: Path) -> bool:
-    """Open a page in the browser, all else with the platform's opener; returns False if that fails."""
+def open_path(path: Path | str) -> bool:
+    """Open a page or a URL in the browser, all else with the platform's opener; False if that fails."""
+    if isinstance(path, str):
+        return webbrowser.open(path)
     if path.suffix == ".html":
         return webbrowser.open(path.absolute().as_uri())
     if sys.platform == "win32":

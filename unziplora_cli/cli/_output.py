@@ -22,7 +22,7 @@ import typer
 from unziplora_cli import paths
 from unziplora_cli.cli._errors import remedy_text
 from unziplora_cli.cli._streams import is_unicode, uncleaned
-from unziplora_cli.cli._text import UNSAFE, one_line, print_table, print_text, without_tokens
+from unziplora_cli.cli._text import UNSAFE, one_line, print_image, print_table, print_text, without_tokens
 from unziplora_cli.cli._text import Table as Table
 from unziplora_cli.cli._text import format_duration as format_duration
 from unziplora_cli.cli._text import format_size as format_size
@@ -44,6 +44,9 @@ ENVELOPE_SCHEMA = 1
 LOG_INTERVAL = 15.0
 """Seconds between progress lines where there is no terminal."""
 
+MOST_SHOWN = 4
+"""Images that a terminal shows of several."""
+
 LONGEST_TASK_NAME = 14
 """Characters of the name before the progress bar, so that the rest fits into 80 columns."""
 
@@ -56,7 +59,7 @@ class Output:
         self.quiet = False
         self.verbose = False
         self.command = ""
-        self.opener: Callable[[Path], bool] | None = None
+        self.opener: Callable[[Path | str], bool] | None = None
         self._warnings: list[str] = []
 
     def result(
@@ -67,11 +70,12 @@ class Output:
         text: str = "",
         table: Table | Sequence[Table] | None = None,
         links: Sequence[Path] = (),
-        made: Path | None = None,
+        made: Path | str | None = None,
     ) -> None:
         """Print the result of a command: `data` with --json, otherwise the lead, the tables and the text.
 
-        On terminals, the paths in `links` are hyperlinks. `made` is what `--open` opens.
+        On terminals, the paths in `links` are hyperlinks. `made`, a path or a URL, is what `--open` opens; if
+        that is an image it is also shown in terminals that can, else the first images of `links` are.
         """
         if made is not None and self.opener is not None:
             self.opener(made)
@@ -85,6 +89,9 @@ class Output:
             print_table(console, item)
         if text:
             print_text(console, text, links=links)
+        if made is not None and not self.quiet:
+            for path in [made] if isinstance(made, Path) and made.is_file() else links[:MOST_SHOWN]:
+                print_image(console, path)
 
     def message(self, text: str) -> None:
         """Print one line about what is going on; --quiet silences it."""

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+INLINE_WIDTH = 48
+"""Columns of an image in the terminal."""
 SHORT = 24
 """Columns of a cell that is broken only if nothing else is left to break, such as `running, 120 of 600`."""
 
@@ -111,6 +114,21 @@ def print_text(
         for path in links:  # OSC 8
             assembled.highlight_words([str(path)], f"link {path.absolute().as_uri()}")
         console.print(assembled, highlight=False, soft_wrap=True)
+
+
+def print_image(console: "Console", path: Path) -> None:
+    """Show an image small where the extra inline is and the terminal knows sixels or the protocol of kitty.
+
+    Elsewhere nothing is printed: blocks of colors in place of pixels show no style.
+    """
+    if path.suffix != ".png" or not (console.is_terminal and sys.stdin.isatty()):
+        return
+    try:
+        from textual_image import renderable  # asks the terminal what it can show
+    except ImportError:
+        return
+    if renderable.Image in (renderable.SixelImage, renderable.TGPImage):
+        console.print(renderable.Image(path, width=min(INLINE_WIDTH, console.width), height="auto"))
 
 
 def wrap(text: str, width: int) -> list[str]:

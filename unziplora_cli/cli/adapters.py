@@ -23,7 +23,7 @@ PANEL = "Import and export"
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
     app.command("export", rich_help_panel=PANEL)(openable(export))
-    app.command("import", rich_help_panel=PANEL)(import_)
+    app.command("import", rich_help_panel=PANEL)(openable(import_))
     app.command("check", rich_help_panel=PANEL)(check)
 
 
@@ -230,6 +230,7 @@ def import_(
         },
         text=f"{project.name}: content rank {pair.content.rank}, style rank {pair.style.rank}, for "
         f"{project.job.base.spec}.\nNext: unziplora combine {project.name}",
+        made=project.folder,
     )
 
 

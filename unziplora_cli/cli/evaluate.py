@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
     with_compute = config_options(ComputeConfig, into="compute")(evaluate)
     app.command("eval", rich_help_panel=PANEL)(openable(config_options(EvaluationConfig)(with_compute)))
-    app.command("replay", rich_help_panel=PANEL)(replay)
+    app.command("replay", rich_help_panel=PANEL)(openable(replay))
 
 
 def evaluate(
@@ -152,6 +152,7 @@ def replay(
         {**asdict(result), "identical": result.identical},
         table=Table((project, "replayed"), rows),
         text=_replay_summary(result),
+        made=result.kept,
     )
 
 

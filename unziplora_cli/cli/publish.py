@@ -14,7 +14,7 @@ from unziplora_cli.errors import Remedy, UsageError, count
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
     app.command("report", rich_help_panel=PANEL)(openable(report))
-    app.command("push", rich_help_panel=PANEL)(push)
+    app.command("push", rich_help_panel=PANEL)(openable(push))
 
 
 def report(
@@ -117,6 +117,7 @@ def push(
             "files": list(result.files),
         },
         text=f"{result.folder or result.url}: {', '.join(result.files)}",
+        made=result.folder or result.url,
     )
     if license is None:
         hint = "" if request.project.job.base.kind == "builtin" else " SDXL's own is --license openrail++."
