@@ -1,6 +1,7 @@
 """Damaged, hostile and unsupported files: the error says what is wrong."""
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -215,6 +216,12 @@ def test_folder_stands_for_the_one_lora_in_it(tmp_path: Path) -> None:
         lora_in(tmp_path)
     good(tmp_path / "pytorch_lora_weights.safetensors")
     assert lora_in(tmp_path).name == "pytorch_lora_weights.safetensors"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes")
+def test_a_pipe_has_no_metadata(tmp_path):
+    os.mkfifo(tmp_path / "a.safetensors")
+    assert tensors.read_metadata(tmp_path / "a.safetensors") == {}
 
 
 def test_a_disk_that_fails_in_the_middle_is_no_damage(tmp_path, monkeypatch):

@@ -61,9 +61,10 @@ def require_regular(path: Path, limit: int) -> None:
 def read_metadata(path: Path) -> Mapping[str, str]:
     """Read the metadata of a file; empty when it cannot be read."""
     try:
+        require_regular(path, _LARGEST_FILE)  # a pipe would block
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
-    except (*_BROKEN, RuntimeError):
+    except (*_BROKEN, RuntimeError, AdapterError):
         return {}
 
 
