@@ -6,7 +6,7 @@ The connection and the token are those of the library ``huggingface_hub``.
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from queue import Empty, Full, Queue
 from typing import Any, TypeVar, cast
 
@@ -76,10 +76,7 @@ def read(url: str, limit: int, start: int = 0) -> Generator[Any, None, None]:
             elif piece:
                 received, in_window = received + len(piece), in_window + len(piece)
                 if received > limit:
-                    raise TooLarge(
-                        f"The answer of {url} is larger than {limit} bytes.",
-                        Remedy("Check that HF_ENDPOINT names a hub, and try again later."),
-                    )
+                    raise _too_large(url, limit)
                 yield piece
             if waited > WINDOW:
                 if in_window < SLOWEST * WINDOW:
@@ -109,6 +106,42 @@ def _stream(url: str, start: int) -> Iterator[Any]:
             raise Refused(response)
         yield start if response.status_code == 206 else 0
         yield from response.iter_bytes() if is_httpx else response.iter_content(1 << 16)
+
+
+@contextmanager
+def limited_answers(limit: int) -> Iterator[None]:
+    """Let the library's own calls raise TooLarge for answers of more than ``limit`` bytes, once unpacked.
+
+    Versions of the library before 1 have no hook for that: only :func:`within` limits their answers.
+    """
+    from huggingface_hub import utils
+
+    session = cast(Any, utils).get_session()
+    hooks = getattr(session, "event_hooks", None)
+
+    def read_body(response: Any) -> None:
+        pieces, size = [], 0
+        for piece in response.iter_bytes():
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit:
+                raise _too_large(response.url, limit)
+        response._content = b"".join(pieces)  # what response.read() would set
+
+    if hooks is not None:
+        session.event_hooks = {**hooks, "response": [*hooks["response"], read_body]}
+    try:
+        yield
+    finally:
+        if hooks is not None:
+            session.event_hooks = hooks
+
+
+def _too_large(url: Any, limit: int) -> TooLarge:
+    return TooLarge(
+        f"The answer of {url} is larger than {limit} bytes.",
+        Remedy("Check that HF_ENDPOINT names a hub, and try again later."),
+    )
 
 
 def within(seconds: float, function: Callable[[], ResultT]) -> ResultT:

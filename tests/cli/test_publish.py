@@ -1,9 +1,12 @@
 """Projects on a hub of this machine, and the folders that would be uploaded."""
 
 import ast
+import gzip
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +220,89 @@ def test_unreachable_hub_is_reported(unziplora, hub, drawn, monkeypatch):
     completed = unziplora("push", "fox", "me/fox")
     assert completed.code == 4
     assert "Cannot push to me/fox (http://127.0.0.1:9): Connect" in completed.message
+
+
+STAGES = ("/api/repos/create", "/preupload/", "/info/lfs/objects/batch", "/commit/")
+
+
+def answering(part: str, answer: bytes, status: int = 200, **headers: str) -> Callable[..., bool]:
+    """Gives this answer to each request whose path has ``part``."""
+
+    def handle(handler: BaseHTTPRequestHandler) -> bool:
+        if part not in handler.path:
+            return False
+        handler.send_response(status)
+        for name, value in {"Content-Length": str(len(answer)), **headers}.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(answer)
+        return True
+
+    return handle
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_answer_that_no_hub_gives_ends_a_push(unziplora, hub, drawn, monkeypatch, stage):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    wrong = b'{"url": 5, "files": [5], "objects": [5], "commitUrl": 5, "x": "\\u001b[2J"}'
+    for answer in (b"", b"[]", b"[" * 100_000, wrong):
+        hub.handle = answering(stage, answer)
+        completed = unziplora("push", "fox", "me/fox")
+        if stage != "/commit/" or completed.code:  # the answer to a commit is not needed
+            assert completed.code == 4, (answer, completed)
+            assert f"Cannot push to me/fox ({hub.url}): " in completed.message
+        assert "\x1b[2J" not in completed.err
+        assert hub.commits == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_endless_answer_ends_a_push(unziplora, hub, drawn, monkeypatch, stage):
+    """Also one that is small until it is unpacked."""
+    from unziplora_cli import hub as hub_module
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(hub_module, "LARGEST_ANSWER", 1_000_000)
+    hub.handle = answering(stage, gzip.compress(b" " * 2_000_000), Content_Encoding="gzip")
+    completed = unziplora("push", "fox", "me/fox")
+    assert completed.code == 4
+    assert "is larger than 1000000 bytes" in completed.message
+    assert hub.commits == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_redirection_to_another_host_gets_no_token(unziplora, hub, drawn, monkeypatch, stage):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    elsewhere = hub.url.replace("127.0.0.1", "localhost")
+
+    def handle(handler: BaseHTTPRequestHandler) -> bool:
+        here = handler.headers["Host"].startswith("127.0.0.1")
+        return here and answering(stage, b"", 307, Location=elsewhere + handler.path)(handler)
+
+    hub.handle = handle
+    unziplora("push", "fox", "me/fox")
+    redirected = [request for request in hub.requests if request.host == "localhost"]
+    assert redirected
+    assert {request.token for request in redirected} == {None}
+
+
+@pytest.mark.parametrize("token", [TOKEN, "abc123"])
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_token_that_the_hub_echoes_is_not_shown(unziplora, hub, drawn, monkeypatch, token, status):
+    monkeypatch.setenv("HF_TOKEN", token)
+    answer = json.dumps({"error": f"not {token}"}).encode()
+    hub.handle = answering("/api/repos/create", answer, status, X_Error_Message=f"bad {token}")
+    for option in ("-v", "--json"):
+        completed = unziplora("push", "fox", "me/fox", option)
+        assert completed.code == 4
+        assert token not in completed.out + completed.err
+
+
+def test_the_address_of_the_model_is_not_what_the_hub_says(unziplora, hub, drawn, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert unziplora("push", "fox", "me/fox").code == 0
+    hub.handle = answering("/api/repos/create", json.dumps({"url": f"{hub.url}/you/rose"}).encode())
+    completed = unziplora("push", "fox", "me/fox", "--json")
+    assert completed.envelope["result"]["url"] == f"{hub.url}/me/fox"
 
 
 @pytest.mark.parametrize(

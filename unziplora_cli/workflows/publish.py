@@ -64,17 +64,17 @@ def push(request: PushRequest, store: ProjectStore) -> PushResult:
 
     Raises ProjectError for a damaged project, and ModelError when the hub refuses.
     """
-    from unziplora_cli.hub import hub_errors
-    from unziplora_cli.network import WINDOW, within
+    from unziplora_cli.hub import LARGEST_ANSWER, endpoint, hub_errors
+    from unziplora_cli.network import WINDOW, limited_answers, within
 
     with tempfile.TemporaryDirectory() as scratch:
         names = _write(request, store, Path(scratch))
-        with hub_errors(request.repository, "push to"):
+        with hub_errors(request.repository, "push to"), limited_answers(LARGEST_ANSWER):
             from huggingface_hub import HfApi
 
             api = HfApi()
             create = partial(api.create_repo, request.repository, exist_ok=True)
-            url = within(WINDOW, lambda: create(private=request.private or None))
+            within(WINDOW, lambda: create(private=request.private or None))
             if request.private and not within(WINDOW, lambda: api.model_info(request.repository)).private:
                 raise ModelError(
                     f"{request.repository} already exists and is public. Nothing was uploaded.",
@@ -83,7 +83,7 @@ def push(request: PushRequest, store: ProjectStore) -> PushResult:
             upload = partial(api.upload_folder, repo_id=request.repository, folder_path=scratch)
             allowed = WINDOW * 10 + files.folder_size(Path(scratch)) / SLOWEST_UPLOAD
             within(allowed, lambda: upload(commit_message=f"Upload {request.project.name}"))
-    return PushResult(str(url), None, names)
+    return PushResult(f"{endpoint()}/{request.repository}", None, names)
 
 
 def write_folder(request: PushRequest, store: ProjectStore, folder: Path) -> PushResult:
