@@ -288,6 +288,7 @@ def main() -> None:
     )
     parser.add_argument("--base", default="mini", help="another base, as a folder")
     parser.add_argument("--classifier", type=Path, help="folder of another classifier")
+    parser.add_argument("--subjects", type=Path, help="folder of another network of subjects")
     parser.add_argument("--also", type=Path, help="folder of a former classifier, for more rows")
     parser.add_argument("--only", help="methods whose names contain this")
     parser.add_argument("--images", type=int, help="number of images")
@@ -320,14 +321,15 @@ def main() -> None:
     else:
         cutouts, strangers = args.artwork / "cutouts", args.artwork / "strangers"
         judge = judges.pop("")
+        namer = Classifier.load(args.subjects or resources.subjects(), "subjects").to(device)
         if args.set == "artists":
             measured = args.images or 32
-            images = artists_samples(cutouts, judge, measured)
+            images = artists_samples(cutouts, namer, measured)
         else:
             images = stranger_samples(strangers, args.images or 16)
             measured = len(images)
         seen = {s for image in images for s in (image.subject, *image.others)}
-        looks = Looks(judge, cutouts, seen, 8 if args.quick else PICTURES)
+        looks = Looks(judge, namer, cutouts, seen, 8 if args.quick else PICTURES)
         print("accuracy of looks:", {k: round(v, 2) for k, v in looks.accuracy.items()}, flush=True)
         judges = {"": looks}
     bench = Bench(

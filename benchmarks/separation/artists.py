@@ -146,17 +146,23 @@ def stranger_samples(folder: Path, count: int) -> tuple[ArtSample, ...]:
 class Looks:
     """The measuring classifier with names of the artists' looks, held-out ones included.
 
-    A linear classifier of the mean and spread of its feature maps, by which styles differ, names the style;
-    everything else is the network's own.
+    The network of subjects names the subject. A linear classifier of the mean and spread of the classifier's
+    feature maps, by which styles differ, names the style; everything else is the classifier's own.
     """
 
     def __init__(
-        self, classifier: Classifier, folder: Path, without: Collection[str], pictures: int = PICTURES
+        self,
+        classifier: Classifier,
+        subjects: Classifier,
+        folder: Path,
+        without: Collection[str],
+        pictures: int = PICTURES,
     ) -> None:
+        self.subjects = subjects
         self.network, self.names, self.folder = classifier, classifier.names, folder
         self._true: dict[str, Tensor] = {}
         self.identity = classifier.identity
-        subjects = [name for name in artists.subjects() if name not in without]
+        others = [name for name in artists.subjects() if name not in without]
         shown = artists.shown(folder)
         rng = np.random.default_rng(SEED)
         makers: list[Callable[[], np.ndarray]] = []
@@ -168,7 +174,7 @@ class Looks:
                 sources = ["3d"]
             for _ in range(pictures):
                 name = sources[int(rng.integers(len(sources)))]
-                usable = [subject for subject in subjects if subject in shown[name]]
+                usable = [subject for subject in others if subject in shown[name]]
                 subject, pose = usable[int(rng.integers(len(usable)))], int(rng.integers(2**31))
                 context = CONTEXTS[int(rng.integers(len(CONTEXTS)))] if pose % 3 else ""
                 who = replace(random_individual(rng), subject=subject)
@@ -217,11 +223,15 @@ class Looks:
     def predict(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """As the classifier's, with the look as style."""
         predictions, embeddings = self.network.predict(images)
-        return {**predictions, "style": self.style(self.features(images))}, embeddings
+        named, _ = self.subjects.predict(images)
+        return {**predictions, **named, "style": self.style(self.features(images))}, embeddings
 
     def class_names(self, predictions: Mapping[str, Tensor]) -> list[dict[str, str]]:
         """Names of the classes; 3D counts as a photo."""
-        names = self.network.class_names({k: v for k, v in predictions.items() if k != "style"})
+        others = {k: v for k, v in predictions.items() if k not in ("style", "subject")}
+        subjects = self.subjects.class_names({"subject": predictions["subject"]})
+        rest = self.network.class_names(others)
+        names = [{**one, **other} for one, other in zip(rest, subjects, strict=True)]
         looks = [self.looks[index] for index in predictions["style"].tolist()]
         return [
             {**classes, "style": PHOTO if look in PHOTO_LOOKS else look}

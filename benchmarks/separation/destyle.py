@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks.separation.stack import StackedJob
 from unziplora_cli import resources
 from unziplora_cli.config import TrainConfig
-from unziplora_cli.evaluation.reader import shipped
+from unziplora_cli.evaluation.reader import other_subject
 from unziplora_cli.events import run
 from unziplora_cli.sdxl.latents import to_images
 from unziplora_cli.sdxl.text import Conditioning, predict_noise_merged
@@ -93,7 +93,7 @@ def redrawn(jobs: Sequence[StackedJob], images: Tensor, photos: Tensor) -> Tenso
 
 def shows(image: Tensor, subject: str) -> bool:
     """Whether the reader sees ``subject`` in an image [3, h, w] in [-1, 1], as a training checks it."""
-    return not shipped().other_subject(to_images(image[None])[0], subject)
+    return not other_subject(to_images(image[None])[0], subject)
 
 
 def _told(destyler: MiniDestyler, job: StackedJob) -> list[int]:

@@ -22,8 +22,8 @@ FIELDS = ("subject", "color", "second_color", "marking", "context", "style")
 """What is read. ``second_color`` is the marking's; both colours are the subject's own, not the style's."""
 UNKNOWN, NONE = "unknown", "none"
 """Classes of a style that the base does not know, and of the colour of no marking."""
-UNLIKELY = 0.1
-"""An image shows another subject than one of a lower probability."""
+UNLIKELY, SURE = 0.1, 0.5
+"""An image shows another subject than one of a lower probability; from the second one on, it is named."""
 
 
 class Reader:
@@ -38,30 +38,12 @@ class Reader:
         The context of a plain background is the empty word.
         """
         result = {}
-        for field, values in self._probabilities(image).items():
+        for field, values in probabilities(self.network, image).items():
             probability, index = values.max(0)
             word = self.network.names[field][int(index)]
             if float(probability) >= self.thresholds[field] and word not in (UNKNOWN, NONE):
                 result[field] = (word, float(probability))
         return result
-
-    def other_subject(self, image: Image.Image, subject: str) -> str:
-        """The subject that an image shows instead of ``subject``, or "" if it may show that.
-
-        "" as well for a subject that is no class of the network.
-        """
-        names = self.network.names["subject"]
-        probabilities = self._probabilities(image)["subject"]
-        if subject not in names or float(probabilities[names.index(subject)]) >= UNLIKELY:
-            return ""
-        return names[int(probabilities.argmax())]
-
-    @torch.inference_mode()
-    def _probabilities(self, image: Image.Image) -> dict[str, Tensor]:
-        """Of each field, those of its words, [words]."""
-        pixels = crop_image(image.convert("RGB"), self.network.size, 1)
-        logits, _ = self.network(pixels.to(self.network.identity.weight))
-        return {field: values[0].softmax(0) for field, values in logits.items()}
 
     def save(self, folder: Path) -> None:
         """Write ``reader.safetensors`` and ``reader.json``."""
@@ -75,11 +57,46 @@ class Reader:
 
 
 @cache
-def shipped() -> Reader:
-    """The reader of the built-in base."""
+def _shipped() -> Reader:
     return Reader.load(resources.reader())
+
+
+@cache
+def _subject_network() -> Classifier:
+    """Names every subject of the base, which the reader does not; the reader's own where it is missing."""
+    folder = resources.subjects()
+    return Classifier.load(folder, "subjects") if folder.is_dir() else _shipped().network
+
+
+@torch.inference_mode()
+def probabilities(network: Classifier, image: Image.Image) -> dict[str, Tensor]:
+    """Of each field, those of its words, [words]."""
+    pixels = crop_image(image.convert("RGB"), network.size, 1)
+    logits, _ = network(pixels.to(network.identity.weight))
+    return {field: values[0].softmax(0) for field, values in logits.items()}
 
 
 def read_image(image: Image.Image) -> dict[str, tuple[str, float]]:
     """Field -> (word, probability) of an image; a field that the reader is not sure of is missing."""
-    return shipped().read(image)
+    fields = _shipped().read(image)
+    network = _subject_network()
+    names, values = network.names["subject"], probabilities(network, image)["subject"]
+    said, _ = fields.pop("subject", ("", 0.0))
+    best, index = values.max(0)
+    if float(best) < SURE and said in names and float(values[names.index(said)]) >= UNLIKELY:
+        index = torch.tensor(names.index(said))
+    elif float(best) < SURE:
+        return fields
+    return {**fields, "subject": (names[int(index)], float(values[index]))}
+
+
+def other_subject(image: Image.Image, subject: str) -> str:
+    """The subject that an image shows instead of ``subject``, or "" if it may show that.
+
+    "" as well for a subject that is no class of the network.
+    """
+    network = _subject_network()
+    names, values = network.names["subject"], probabilities(network, image)["subject"]
+    if subject not in names or float(values[names.index(subject)]) >= UNLIKELY:
+        return ""
+    return names[int(values.argmax())]

@@ -175,9 +175,9 @@ def subject_check(base: BaseRef, words: Words) -> Callable[[Image.Image], str] |
 
 
 def _other_subject(subject: str, image: Image.Image) -> str:
-    from unziplora_cli.evaluation.reader import shipped
+    from unziplora_cli.evaluation.reader import other_subject
 
-    return shipped().other_subject(image, subject)
+    return other_subject(image, subject)
 
 
 def _colors(features: Sequence[str], colors: Sequence[str]) -> Tensor:
