@@ -1,9 +1,12 @@
 """The templates for clusters start each shard of a list once, whether the cluster counts from 0 or from 1."""
 
+import getpass
 import os
 import shutil
 import signal
+import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,71 @@ def test_slurms_warning_before_the_time_limit_reaches_the_training(program):
         assert "--shard 1/1" in process.stdout.readline()
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 130
+
+
+SLURM = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+AuthInfo=socket={folder}/munge.socket
+SlurmUser={user}
+SlurmdUser={user}
+StateSaveLocation={folder}
+SlurmdSpoolDir={folder}
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=1000
+PartitionName=all Nodes=ALL Default=YES State=UP
+"""
+
+
+@pytest.fixture
+def slurm_environment(program, tmp_path) -> Iterator[dict[str, str]]:
+    """The environment of a Slurm controller and one node, on this machine."""
+    if not all(map(shutil.which, ("munged", "slurmctld", "slurmd", "sbatch"))) or os.getuid() != 0:
+        pytest.skip("needs Slurm and munge, and to be root")
+    (tmp_path / "key").write_bytes(os.urandom(64))
+    (tmp_path / "key").chmod(0o400)
+    host, ports = socket.gethostname().partition(".")[0], []
+    for server in (socket.socket(), socket.socket()):
+        server.bind(("127.0.0.1", 0))
+        ports.append(server.getsockname()[1])
+        server.close()
+    user = getpass.getuser()
+    config = tmp_path / "slurm.conf"
+    config.write_text(SLURM.format(host=host, ports=ports, folder=tmp_path, user=user))
+    places = [f"--{name}-file={tmp_path}/{name}" for name in ("key", "log", "pid", "seed")]
+    munged = ["munged", "--force", f"--socket={tmp_path}/munge.socket", *places]
+    subprocess.run(munged, check=True, capture_output=True)
+    daemons = []
+    try:
+        for daemon, ready in (("slurmctld", "Running as primary controller"), ("slurmd", "slurmd started")):
+            words = [daemon, "-D", "-f", str(config)]
+            process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            daemons.append(process)
+            assert process.stdout is not None
+            said = iter(process.stdout)
+            assert any(ready in line for line in said), f"{daemon} ended"
+        yield program | {"SLURM_CONF": str(config)}
+    finally:
+        for process in reversed(daemons):
+            process.terminate()
+            process.communicate()
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_slurm_itself_runs_the_array(slurm_environment, tmp_path):
+    fewer = ("--gres=none", "--mem=50", "--cpus-per-task=1", f"--output={tmp_path}/%a.log")
+    words = ["sbatch", "--wait", "--array=0-2", *fewer, str(template("cluster/slurm.sh")), "list.csv"]
+    subprocess.run(words, env=slurm_environment, check=True, timeout=300, cwd=tmp_path)
+    logs = [(tmp_path / f"{number}.log").read_text() for number in range(3)]
+    expected = "/home: --offline train --list list.csv --shard {}/3\n"
+    assert logs == [expected.format(number) for number in (1, 2, 3)]
 
 
 def test_every_node_of_a_skypilot_task_trains_its_shard(program):
