@@ -8,6 +8,7 @@ and finished projects travel as bytes, so that no disk is shared.
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 WAIT = 2.0
 """Seconds after which the driver looks whether nodes have come or gone."""
-ANSWER_WITHIN = 120.0
-"""Seconds in which a node must say what it has; the first import there may be slow."""
+LATE, ANSWER_WITHIN = 60.0, 600.0
+"""Seconds to wait for what all nodes have, and for the first one that can train: busy machines are slow."""
 WRITERS = 4
 """Results that are written at a time: while one is flushed, the hashes of another are computed."""
 CRASHES = 3
@@ -348,29 +349,30 @@ class Cluster:
                 self.calls[options.remote(to_json(self.record), self.vae)] = _Call(node)
 
     def _ask_all(self) -> Generator[Notice, None, None]:
-        """Ask all nodes at the start, and wait for the answers."""
+        """Ask all nodes at the start; one that answers late joins later, unless no other one can train."""
         self._ask(self._alive())
-        self.ray.wait(list(self.calls), num_returns=len(self.calls), timeout=ANSWER_WITHIN)
-        problems = []
-        for reference, call in list(self.calls.items()):
-            del self.calls[reference]
-            try:
-                answer = self.ray.get(reference, timeout=0)
-            except self.ray.exceptions.RayError as error:
-                problems.append(f"{self._label(call.node)} does not answer: {_first_line(error)}")
-                yield Notice(f"{problems[-1]} It trains nothing.")
-                continue
-            if different := differing(answer[0]):
-                raise UsageError(
-                    f"The node {self._label(call.node)} has other versions: {different}.",
-                    Remedy("Install the same versions on all machines."),
-                )
-            yield from self._accept(call.node, answer)
-            problems += [answer[2]] if answer[2] else []
+        began, problems = time.monotonic(), ["there is none, or none has a GPU."]
+        while self.calls and (waited := time.monotonic() - began) < ANSWER_WITHIN:
+            if any(self.workers.values()) and waited > LATE:
+                break
+            for reference in self.ray.wait(list(self.calls), timeout=WAIT)[0]:
+                node = self.calls.pop(reference).node
+                try:
+                    answer = self.ray.get(reference)
+                except self.ray.exceptions.RayError as error:
+                    problems.append(f"{self._label(node)} does not answer: {_first_line(error)}")
+                    yield Notice(f"{problems[-1]} It trains nothing.")
+                    continue
+                if different := differing(answer[0]):
+                    raise UsageError(
+                        f"The node {self._label(node)} has other versions: {different}.",
+                        Remedy("Install the same versions on all machines."),
+                    )
+                yield from self._accept(node, answer)
+                problems += [answer[2]] if answer[2] else []
         if not any(self.workers.values()):
-            reason = problems[0] if problems else "none has a GPU" if self.on_gpu else "there is none"
             raise ModelError(
-                f"No node of the cluster can train on {self.record.spec}: {reason}",
+                f"No node of the cluster can train on {self.record.spec}: {problems[-1]}",
                 Remedy("Download it on every node", "models pull", (self.record.spec,)),
             )
 
