@@ -30,19 +30,9 @@ USUAL = {
     **dict.fromkeys(
         ("content", "style", "combine", "cross"),
         (
-            *(
-                "prompt",
-                "subject",
-                "content",
-                "style",
-                "count",
-                "seed",
-                "steps",
-                "guidance",
-                "width",
-                "height",
-            ),
-            *("content_strength", "style_strength", "grid", "negative_prompt", "out", "force", "open_result"),
+            *("prompt", "subject", "content", "style", "count", "seed", "steps", "guidance", "width"),
+            *("height", "content_strength", "style_strength", "grid", "negative_prompt", "out", "force"),
+            "open_result",
         ),
     ),
 }

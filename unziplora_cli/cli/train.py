@@ -10,7 +10,6 @@ import typer
 
 from unziplora_cli import resources
 from unziplora_cli.checks import check_settings
-from unziplora_cli.cli._errors import describe
 from unziplora_cli.cli._opening import openable
 from unziplora_cli.cli._options import (
     BASE,
@@ -41,18 +40,19 @@ from unziplora_cli.cli.train_many import (
     expand_folders,
     read_rows,
     refuse_per_image,
+    sheets_of,
+    summary,
     train_rows,
 )
 from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, resolve
 from unziplora_cli.dependencies import without_effect
-from unziplora_cli.errors import ProjectError, Remedy, UnziploraError, UsageError, count
+from unziplora_cli.errors import ProjectError, Remedy, UsageError, count
 from unziplora_cli.packages import check_packages
 from unziplora_cli.paths import process_rank
 
 if TYPE_CHECKING:
     from unziplora_cli.job import SourceImage
     from unziplora_cli.projects.store import Project, ProjectStore
-    from unziplora_cli.sdxl.base import BaseRef
     from unziplora_cli.training.inputs import InputCache
     from unziplora_cli.training.request import TrainRequest
     from unziplora_cli.workflows.train import TrainedProject
@@ -359,22 +359,6 @@ def _finish(session: Session, requests: "list[TrainRequest]", store: "ProjectSto
     )
 
 
-def sheets_of(session: Session, finished: "list[TrainedProject]", base: "BaseRef") -> dict[str, Path]:
-    """The sheet of each project; a failure is only said, since the projects are complete."""
-    from unziplora_cli.events import run
-    from unziplora_cli.workflows.sheet import generate_sheets
-
-    projects = [trained.project for trained in finished]
-    try:
-        with ProgressDisplay(session.output, "sheet") as display:
-            paths = run(generate_sheets(projects, base), display.event)
-    except (UnziploraError, MemoryError, KeyboardInterrupt) as error:
-        reason, _, _ = describe(error)
-        session.output.warning(f"The training is complete, but there is no sheet: {reason}")
-        return {}
-    return {project.name: path for project, path in zip(projects, paths, strict=True)}
-
-
 def _train(
     session: Session, request: "TrainRequest", store: "ProjectStore", cache: "InputCache"
 ) -> "TrainedProject":
@@ -442,20 +426,6 @@ def _may_replace(
 
 
 USE_SDXL = "For real use, train SDXL on a GPU: unziplora models pull sdxl"
-
-
-def summary(finished: "TrainedProject", sheet: Path | None) -> dict[str, Any]:
-    manifest = finished.project.manifest
-    return {
-        "name": finished.project.name,
-        "folder": str(finished.project.folder),
-        "files": {file.role: str(finished.project.folder / file.path) for file in manifest.artifacts},
-        "sheet": None if sheet is None else str(sheet),
-        "steps": manifest.steps_done,
-        "seconds": manifest.seconds,
-        "seconds_per_step": round(finished.seconds_per_step, 4),
-        "peak_memory_bytes": manifest.peak_memory_bytes,
-    }
 
 
 def _closing(finished: "TrainedProject", sheet: Path | None, store: "ProjectStore") -> str:

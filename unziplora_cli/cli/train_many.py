@@ -9,11 +9,13 @@ import typer
 
 from unziplora_cli.cli._errors import describe
 from unziplora_cli.cli._output import ProgressDisplay, Session, Table, format_duration
-from unziplora_cli.errors import Remedy, UsageError, count
+from unziplora_cli.errors import Remedy, UnziploraError, UsageError, count
 from unziplora_cli.paths import leave_process_group, process_count
 
 if TYPE_CHECKING:
     from unziplora_cli.projects.store import ProjectStore
+    from unziplora_cli.sdxl.base import BaseRef
+    from unziplora_cli.workflows.train import TrainedProject
     from unziplora_cli.workflows.train_list import Row
     from unziplora_cli.workflows.train_many import Options, RowResult
 
@@ -132,8 +134,6 @@ def _on_gpu(options: "Options", local: int) -> "Options":
 
 
 def _sheets(session: Session, results: "Sequence[RowResult]", options: "Options") -> dict[str, Path]:
-    from unziplora_cli.cli.train import sheets_of
-
     trained = [result.trained for result in results if result.trained is not None]
     sheets: dict[str, Path] = {}
     for start in range(0, len(trained), 16):  # their images are held in memory until the sheets are written
@@ -155,8 +155,6 @@ def _detail(result: "RowResult") -> str:
 
 
 def _report(session: Session, results: "Sequence[RowResult]", sheets: dict[str, Path]) -> None:
-    from unziplora_cli.cli.train import summary
-
     failed = [(result, *describe(result.error)) for result in results if result.error is not None]
     trained = [result.trained for result in results if result.trained is not None]
     unchanged = [result for result in results if result.state == "unchanged"]
@@ -193,3 +191,33 @@ def _report(session: Session, results: "Sequence[RowResult]", sheets: dict[str, 
     codes = {code for *_, code in failed}
     if codes:
         raise typer.Exit(codes.pop() if len(codes) == 1 else 1)
+
+
+def sheets_of(session: Session, finished: "list[TrainedProject]", base: "BaseRef") -> dict[str, Path]:
+    """The sheet of each project; a failure is only said, since the projects are complete."""
+    from unziplora_cli.events import run
+    from unziplora_cli.workflows.sheet import generate_sheets
+
+    projects = [trained.project for trained in finished]
+    try:
+        with ProgressDisplay(session.output, "sheet") as display:
+            paths = run(generate_sheets(projects, base), display.event)
+    except (UnziploraError, MemoryError, KeyboardInterrupt) as error:
+        reason, _, _ = describe(error)
+        session.output.warning(f"The training is complete, but there is no sheet: {reason}")
+        return {}
+    return {project.name: path for project, path in zip(projects, paths, strict=True)}
+
+
+def summary(finished: "TrainedProject", sheet: Path | None) -> dict[str, Any]:
+    manifest = finished.project.manifest
+    return {
+        "name": finished.project.name,
+        "folder": str(finished.project.folder),
+        "files": {file.role: str(finished.project.folder / file.path) for file in manifest.artifacts},
+        "sheet": None if sheet is None else str(sheet),
+        "steps": manifest.steps_done,
+        "seconds": manifest.seconds,
+        "seconds_per_step": round(finished.seconds_per_step, 4),
+        "peak_memory_bytes": manifest.peak_memory_bytes,
+    }
