@@ -18,10 +18,10 @@ from PIL import Image
 from unziplora_cli import resources
 from unziplora_cli.accel.device import empty_cache
 from unziplora_cli.errors import ModelError, Remedy, UsageError
-from unziplora_cli.hub import DESCRIBER, check_transformers, find_snapshot
+from unziplora_cli.hub import DESCRIBER, check_transformers
 from unziplora_cli.job import Description
-from unziplora_cli.paths import expand_user
 from unziplora_cli.prompts import normalise_style, normalise_subject
+from unziplora_cli.sdxl.base import locate
 
 QUESTION = """Describe this picture for an image generator. Answer with one JSON object and nothing else:
 {"subject": the main subject in one or two words,
@@ -153,12 +153,7 @@ class VisionLanguageDescriber:
 
 def find_describer(spec: str) -> Path:
     """The folder of a vision-language model; raises ModelError if it is not on this disk."""
-    folder = expand_user(spec)
-    if not folder.is_dir():
-        snapshot = find_snapshot(spec) if re.fullmatch(r"[\w.-]+/[\w.-]+", spec) else None
-        if snapshot is None:
-            raise ModelError(f"The describer {spec} is not on this disk.", _pull(spec))
-        folder = snapshot.path
+    folder = locate(spec, "describer", _pull(spec))
     try:
         check_transformers(folder)
     except ModelError as error:

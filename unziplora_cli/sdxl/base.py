@@ -206,6 +206,21 @@ def tokenizer_folder(base: BaseRef) -> Path:
     return find_tokenizers(base.path, component_config(base, "text_encoder")["vocab_size"])
 
 
+def locate(spec: str, what: str, *remedies: Remedy) -> Path:
+    """The folder that ``spec`` names, or a cached commit: of ``owner/name`` or ``owner/name@revision``.
+
+    Raises ModelError with ``remedies`` if the ``what`` of that name is not on this disk.
+    """
+    folder = expand_user(spec)
+    if folder.is_dir():
+        return folder
+    id, _, revision = spec.partition("@")
+    snapshot = find_snapshot(id, revision or None) if HUB_ID.fullmatch(spec) else None
+    if snapshot is None:
+        raise ModelError(f"The {what} {spec} is not on this disk.", *remedies)
+    return snapshot.path
+
+
 def find_vae(spec: str) -> Path:
     """An autoencoder: a file, or a folder in diffusers' layout.
 
@@ -215,14 +230,10 @@ def find_vae(spec: str) -> Path:
     path = expand_user(spec)
     if path.is_file():
         return path.resolve()
-    if not path.is_dir():
-        id, _, revision = spec.partition("@")
-        if not HUB_ID.fullmatch(spec) or path.suffix.lower() in (".safetensors", ".sft"):
-            raise ModelError(f"There is no VAE {spec!r}.", Remedy("Give a file, a folder or owner/name."))
-        snapshot = find_snapshot(id, revision or None)
-        if snapshot is None:
-            raise ModelError(f"The VAE {spec} is not on this disk.", _pull(spec))
-        path = snapshot.path
+    is_file = path.suffix.lower() in (".safetensors", ".sft")
+    if not path.is_dir() and (is_file or not HUB_ID.fullmatch(spec)):
+        raise ModelError(f"There is no VAE {spec!r}.", Remedy("Give a file, a folder or owner/name."))
+    path = locate(spec, "VAE", _pull(spec))
     if (path / "vae/config.json").is_file():
         path /= "vae"
     if not (path / "config.json").is_file() or not weight_files(path):

@@ -14,8 +14,7 @@ from PIL import Image
 from unziplora_cli.accel.device import empty_cache
 from unziplora_cli.config import Words
 from unziplora_cli.errors import ModelError, Remedy
-from unziplora_cli.hub import find_snapshot
-from unziplora_cli.paths import expand_user
+from unziplora_cli.sdxl.base import locate
 from unziplora_cli.sdxl.folder import read_json
 from unziplora_cli.sdxl.latents import crop_boxes
 
@@ -105,12 +104,7 @@ def find_editor(spec: str | None) -> Path:
             Remedy("Name one in the cache, or its folder", settings={"destyler": example}),
             _download(example),
         )
-    folder = expand_user(spec)
-    if not folder.is_dir():
-        snapshot = find_snapshot(spec) if "*" not in spec and spec.count("/") == 1 else None
-        if snapshot is None:
-            raise ModelError(f"The editing model {spec} is not on this disk.", _download(spec))
-        folder = snapshot.path
+    folder = locate(spec, "editing model", _download(spec))
     index = folder / "model_index.json"
     name = read_json(index).get("_class_name") if index.is_file() else None
     if not isinstance(name, str) or name not in EDITORS:
