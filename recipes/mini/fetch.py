@@ -1,8 +1,8 @@
 """Fetch what artists drew and pack it as cut-outs: `python -m recipes.mini.fetch FOLDER`.
 
 The packages come from npm's registry and Debian's archive at fixed versions, their content checked by hash.
-FOLDER/packages keeps the archives, FOLDER/cutouts receives a sheet for each set, `sheets.json` that says
-which subject stands where, and `strangers/`, pictures of other makers for tests. Needs `resvg-py`.
+FOLDER/packages keeps the archives, FOLDER/cutouts receives a sheet for each set and `sheets.json`, which says
+which subject stands where. Needs `resvg-py`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,159 @@
+"""Pictures of cut-outs, their captions and labels, and the packages that they come from."""
+
+import base64
+import hashlib
+import io
+import json
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from recipes.mini import artists, cutouts, model
+from recipes.mini.artists import CUTOUT, SETS, TEST, TRAIN, TRAINED
+from recipes.mini.cutouts import Artwork
+from recipes.mini.fetch import Icons, Package, fit, pack
+from recipes.mini.pictures import NAMES, label
+from recipes.mini.scene import COLORS, SUBJECTS, Individual
+
+SHOWN = ("octopus", "giraffe", "castle", "fox")
+BLUE = (40, 90, 220)
+ART = Artwork(Individual("octopus", "red", "white", "plain", 1), "flat", "flat", "", 3, recolored=False)
+
+
+@pytest.fixture(scope="module")
+def sheets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A blue disc with a white middle for every subject of two sets."""
+    folder = tmp_path_factory.mktemp("cutouts")
+    y, x = np.mgrid[0:160, 0:160] - 80.0
+    far = np.hypot(x, y)
+    disc = np.zeros((160, 160, 4), np.uint8)
+    disc[far < 60] = (*BLUE, 255)
+    disc[far < 20] = 255
+    for name in ("flat", "3d"):
+        pack({subject: fit(Image.fromarray(disc)) for subject in SHOWN}, folder / f"{name}.webp")
+    (folder / "sheets.json").write_text(json.dumps(dict.fromkeys(("flat", "3d"), SHOWN)))
+    return folder
+
+
+def test_a_cutout_fills_its_square_and_comes_back_from_its_sheet(sheets: Path) -> None:
+    disc = artists.load(sheets, "flat")["giraffe"]
+    rows = np.flatnonzero(disc[..., 3].max(1) > 128)
+    assert disc.shape == (CUTOUT, CUTOUT, 4)
+    assert (rows[0], rows[-1]) == pytest.approx((2, CUTOUT - 3), abs=1)
+    np.testing.assert_allclose(disc[CUTOUT // 2, CUTOUT // 4, :3], BLUE, atol=12)
+
+
+def test_the_look_keeps_the_artists_colors_before_any_background(sheets: Path) -> None:
+    for context in ("", "at night"):
+        picture = cutouts.draw(replace(ART, context=context), sheets)
+        blue = np.abs(picture.astype(int) - BLUE).max(-1) < 30
+        assert 0.31 < blue.mean() < 0.43  # a disc 86 to 98 pixels wide without its middle
+    assert not np.array_equal(
+        cutouts.draw(ART, sheets), cutouts.draw(replace(ART, context="at night"), sheets)
+    )
+
+
+@pytest.mark.parametrize("style", ["flat", "photo", "comic", "mosaic"])
+def test_recoloring_turns_blue_into_the_color_that_is_said(sheets: Path, style: str) -> None:
+    own = cutouts.draw(replace(ART, style=style), sheets).astype(int)
+    red = cutouts.draw(replace(ART, style=style, recolored=True), sheets).astype(int)
+    redder = (red[..., 0] - red[..., 2]) - (own[..., 0] - own[..., 2])
+    assert redder[redder > 60].size > 0.15 * redder.size
+
+
+def test_a_marking_takes_the_second_color(sheets: Path) -> None:
+    plain = replace(ART, recolored=True)
+    who = replace(ART.individual, marking="striped", second_color="green")
+    changed = np.abs(
+        cutouts.draw(plain, sheets).astype(int) - cutouts.draw(replace(plain, individual=who), sheets)
+    ).max(-1)
+    assert 0.05 < (changed > 60).mean() < 0.3
+
+
+def test_captions_say_subject_and_color_only_where_it_is_not_the_artists_own() -> None:
+    rng = np.random.default_rng(0)
+    own = [cutouts.caption(ART, rng) for _ in range(40)]
+    recolored = [cutouts.caption(replace(ART, recolored=True), rng) for _ in range(40)]
+    assert all("octopus" in text and "flat" in text for text in own + recolored)
+    assert not any(color in text.split() for text in own for color in COLORS)
+    assert all("red" in text.split() for text in recolored)
+
+
+def test_labels_name_the_subject_and_leave_out_what_is_not_known() -> None:
+    names = list(NAMES.values())
+    subject, style, context, marking, color = label(ART)
+    assert (names[0][subject], names[1][style], names[2][context]) == ("octopus", "flat", "")
+    assert (marking, color) == (-1, -1)
+    assert label(replace(ART, recolored=True))[4] == names[4].index("red")
+    assert NAMES["subject"][: len(SUBJECTS)] == SUBJECTS  # what the former classifier counts stays in place
+
+
+def test_artworks_follow_from_their_seed_and_never_show_what_is_kept_for_tests(sheets: Path) -> None:
+    arts = [cutouts.random_artwork(np.random.default_rng(n), sheets) for n in range(60)]
+    assert arts == [cutouts.random_artwork(np.random.default_rng(n), sheets) for n in range(60)]
+    assert {artists.split(art.individual.subject, art.name) for art in arts} == {TRAIN}
+    assert not any(art.style in ("comic", "oil") for art in arts if art.individual.subject in SUBJECTS)
+
+
+def test_no_set_that_is_held_out_is_ever_trained_on() -> None:
+    assert {"openmoji", "fxemoji"} == set(SETS) - set(TRAINED)
+    purposes = {artists.split(subject, name) for name in TRAINED for subject in artists.table()}
+    assert purposes == {TRAIN, TEST}
+    assert len(artists.subjects()) == len(set(artists.subjects())) >= 600
+
+
+def test_an_archive_is_checked_by_its_hash() -> None:
+    content = b"packed"
+    npm = base64.b64encode(hashlib.sha512(content).digest()).decode()
+    for digest in (f"sha512-{npm}", f"sha256-{hashlib.sha256(content).hexdigest()}"):
+        package = Package("@a/b", "1.0", digest, "MIT", "A")
+        assert package.is_whole(content)
+        assert not package.is_whole(content + b".")
+    assert package.address == "https://registry.npmjs.org/@a/b/-/b-1.0.tgz"
+
+
+def test_icons_are_found_by_chart_by_alias_and_by_what_others_call_them(tmp_path: Path) -> None:
+    icons = {"width": 8, "height": 8, "icons": {"octopus": {"body": "<a/>"}, "polar-bear": {"body": "<b/>"}}}
+    icons["aliases"] = {"kraken": {"parent": "octopus", "width": 9}}
+    with tarfile.open(tmp_path / "icons.tgz", "w:gz") as archive:
+        for name, value in (("icons.json", icons), ("chars.json", {"1f419": "kraken"})):
+            member = tarfile.TarInfo(f"package/{name}")
+            body = json.dumps(value).encode()
+            member.size = len(body)
+            archive.addfile(member, io.BytesIO(body))
+    found = Icons(tmp_path / "icons.tgz", {"1f43b": {"polarbear", "bear"}})
+    assert (found.find("1f419"), found.find("1f43b"), found.find("1f47b")) == ("kraken", "polar-bear", None)
+    assert 'viewBox="0 0 9 8"><a/>' in found.svg("kraken")
+
+
+def test_a_wider_base_predicts_what_the_older_one_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(model, "grammar_words", lambda: ("a", "red", "fox"))
+    monkeypatch.setattr(model, "LAYERS", (1, 1, 1))
+    old = model.new_components(tmp_path / "old")
+    monkeypatch.setattr(model, "grammar_words", lambda: ("a", "red", "fox", "octopus"))
+    monkeypatch.setattr(model, "LAYERS", (1, 1, 2))
+    new = model.widen(old, tmp_path / "new")
+    assert new.tokenizer.tokenize("octopus") == ["octopus</w>"]
+    text = "a red fox"
+    with torch.no_grad():
+        states = [
+            parts.text_encoder_2.eval()(torch.tensor([parts.tokenizer(text).input_ids]))
+            for parts in (old, new)
+        ]
+        torch.testing.assert_close(states[0].text_embeds, states[1].text_embeds)
+        noise, said = torch.randn(1, 12, 16, 16), torch.randn(1, 5, 160)
+        added = {"text_embeds": torch.randn(1, 96), "time_ids": torch.ones(1, 6)}
+        before, after = (
+            parts.unet.eval()(noise, torch.tensor([400]), said, added_cond_kwargs=added)[0]
+            for parts in (old, new)
+        )
+    torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-5)
+    assert sum(p.numel() for p in new.unet.parameters()) > sum(p.numel() for p in old.unet.parameters())
