@@ -28,7 +28,15 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.separation import classification, rows
-from benchmarks.separation.artists import PICTURES, ArtSample, Looks, artists_samples, stranger_samples
+from benchmarks.separation.artists import (
+    PICTURES,
+    ArtSample,
+    LookPictures,
+    Looks,
+    artists_samples,
+    stranger_samples,
+    true_pictures,
+)
 from benchmarks.separation.destyle import destyle_all, redrawn, shows
 from benchmarks.separation.generation import decode, generate_images, reconstruction_errors
 from benchmarks.separation.methods import ImageRequest, Method, Trained, image_requests
@@ -320,16 +328,20 @@ def main() -> None:
         measured = len(images)
     else:
         cutouts, strangers = args.artwork / "cutouts", args.artwork / "strangers"
-        judge = judges.pop("")
-        namer = Classifier.load(args.subjects or resources.subjects(), "subjects").to(device)
+        look_pictures = LookPictures.draw(cutouts, 8 if args.quick else PICTURES)
+        true = true_pictures(cutouts) if args.set == "artists" else {}
+        folder = args.subjects or resources.subjects()
+        while not (folder / "subjects.json").exists():  # it may be in training
+            time.sleep(1)
+        namer = Classifier.load(folder, "subjects").to(device)
         if args.set == "artists":
             measured = args.images or 32
-            images = artists_samples(cutouts, namer, measured)
+            images = artists_samples(cutouts, true, namer, measured)
         else:
             images = stranger_samples(strangers, args.images or 16)
             measured = len(images)
         seen = {s for image in images for s in (image.subject, *image.others)}
-        looks = Looks(judge, namer, cutouts, seen, 8 if args.quick else PICTURES)
+        looks = Looks(judges.pop(""), namer, look_pictures, seen)
         print("accuracy of looks:", {k: round(v, 2) for k, v in looks.accuracy.items()}, flush=True)
         judges = {"": looks}
     bench = Bench(

@@ -36,7 +36,7 @@ PHOTO_LOOKS = (PHOTO, SETS["3d"].look, SETS["fluent"].look)
 """Photos, the 3D set, and its twin in smooth colours: looks in which nothing of the held-out ones is left."""
 SEED = 1_618
 PICTURES = 160
-"""Of each look, three quarters to learn it by, and the rest to check that."""
+"""Of each look; three quarters of them to learn it by, the rest to check that."""
 
 
 @dataclass(frozen=True)
@@ -84,23 +84,32 @@ def draw(folder: Path, subject: str, look: str, pose: int, context: str = "") ->
     return cutouts.draw(Artwork(who, name, look, context, pose, recolored=False), folder, SIZE)
 
 
-def artists_samples(folder: Path, classifier: Classifier, count: int) -> tuple[ArtSample, ...]:
-    """``count`` images in the held-out look, then half as many in the other one, for the cross column.
-
-    Subjects are chosen by a seed among those that stand in every set and that the classifier names right in
-    the true pictures of both held-out looks and in 3D: elsewhere it cannot measure.
-    """
+def true_pictures(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    """The subjects that stand in every set, by look: the held-out ones and the photo."""
     shown = artists.shown(folder)
     common = [name for name in artists.subjects() if all(name in found for found in shown.values())]
-    readable = common
-    device = classifier.identity.weight.device
-    for look in (LOOK, OTHER_LOOK, PHOTO):
-        drawn = _drawn([partial(draw, folder, name, look, 7) for name in readable])
-        named = classifier.classify(torch.from_numpy(drawn).to(device))
-        readable = [name for name, found in zip(readable, named, strict=True) if found["subject"] == name]
+    looks = (LOOK, OTHER_LOOK, PHOTO)
+    pictures = iter(_drawn([partial(draw, folder, name, look, 7) for look in looks for name in common]))
+    return {look: {name: next(pictures) for name in common} for look in looks}
+
+
+def artists_samples(
+    folder: Path, pictures: Mapping[str, Mapping[str, np.ndarray]], namer: Classifier, count: int
+) -> tuple[ArtSample, ...]:
+    """``count`` images in the held-out look, then half as many in the other one, for the cross column.
+
+    Subjects are chosen by a seed among those of ``pictures`` that the network of subjects names right
+    in each of them: elsewhere it cannot measure.
+    """
+    common = list(pictures[LOOK])
+    readable = set(common)
+    for shown in pictures.values():
+        images = torch.from_numpy(np.stack(list(shown.values()))).to(namer.identity.weight.device)
+        named = namer.classify(images)
+        readable &= {name for name, found in zip(common, named, strict=True) if found["subject"] == name}
     print(f"{len(readable)} of {len(common)} subjects can be measured", flush=True)
     rng = np.random.default_rng(SEED)
-    order = [readable[int(i)] for i in rng.permutation(len(readable))]
+    order = [name for i in rng.permutation(len(common)) if (name := common[int(i)]) in readable]
     total = count + count // 2
     chosen, pool = order[:total], order[total:]
     looks = [LOOK] * count + [OTHER_LOOK] * (count // 2)
@@ -143,6 +152,38 @@ def stranger_samples(folder: Path, count: int) -> tuple[ArtSample, ...]:
     return tuple(samples)
 
 
+@dataclass(frozen=True)
+class LookPictures:
+    """Pictures of many subjects in every look, and in the base's drawn styles, to tell these apart by."""
+
+    folder: Path
+    looks: tuple[str, ...]
+    images: np.ndarray
+    labels: np.ndarray
+    subjects: tuple[str, ...]
+
+    @classmethod
+    def draw(cls, folder: Path, pictures: int = PICTURES) -> LookPictures:
+        """``pictures`` of every look."""
+        shown = artists.shown(folder)
+        rng = np.random.default_rng(SEED)
+        looks = (*(found.look for found in SETS.values()), *STYLES)
+        works: list[Artwork] = []
+        for look in looks:
+            sources = [cutouts.LOOK_SETS[look]] if look in cutouts.LOOK_SETS else list(cutouts.PAINTED)
+            if look == PHOTO:
+                sources = ["3d"]
+            for _ in range(pictures):
+                name = sources[int(rng.integers(len(sources)))]
+                subject, pose = shown[name][int(rng.integers(len(shown[name])))], int(rng.integers(2**31))
+                context = CONTEXTS[int(rng.integers(len(CONTEXTS)))] if pose % 3 else ""
+                who = replace(random_individual(rng), subject=subject)
+                works.append(Artwork(who, name, look, context, pose, recolored=False))
+        images = _drawn([partial(cutouts.draw, work, folder, SIZE) for work in works])
+        labels = np.repeat(np.arange(len(looks)), pictures)
+        return cls(folder, looks, images, labels, tuple(work.individual.subject for work in works))
+
+
 class Looks:
     """The measuring classifier with names of the artists' looks, held-out ones included.
 
@@ -154,41 +195,21 @@ class Looks:
         self,
         classifier: Classifier,
         subjects: Classifier,
-        folder: Path,
+        pictures: LookPictures,
         without: Collection[str],
-        pictures: int = PICTURES,
     ) -> None:
-        self.subjects = subjects
-        self.network, self.names, self.folder = classifier, classifier.names, folder
+        self.network, self.names, self.identity = classifier, classifier.names, classifier.identity
+        self.subjects, self.folder, self.looks = subjects, pictures.folder, pictures.looks
         self._true: dict[str, Tensor] = {}
-        self.identity = classifier.identity
-        others = [name for name in artists.subjects() if name not in without]
-        shown = artists.shown(folder)
-        rng = np.random.default_rng(SEED)
-        makers: list[Callable[[], np.ndarray]] = []
-        self.looks = (*(found.look for found in SETS.values()), *STYLES)
-        labels: list[int] = []
-        for number, look in enumerate(self.looks):
-            sources = [cutouts.LOOK_SETS[look]] if look in cutouts.LOOK_SETS else list(cutouts.PAINTED)
-            if look == PHOTO:
-                sources = ["3d"]
-            for _ in range(pictures):
-                name = sources[int(rng.integers(len(sources)))]
-                usable = [subject for subject in others if subject in shown[name]]
-                subject, pose = usable[int(rng.integers(len(usable)))], int(rng.integers(2**31))
-                context = CONTEXTS[int(rng.integers(len(CONTEXTS)))] if pose % 3 else ""
-                who = replace(random_individual(rng), subject=subject)
-                art = Artwork(who, name, look, context, pose, recolored=False)
-                makers.append(partial(cutouts.draw, art, folder, SIZE))
-                labels.append(number)
-        features = self.features(torch.from_numpy(_drawn(makers)).to(self.identity.weight.device))
+        usable = np.array([subject not in without for subject in pictures.subjects])
+        features = self.features(torch.from_numpy(pictures.images[usable]).to(self.identity.weight.device))
+        truth = torch.from_numpy(pictures.labels[usable]).to(features.device)
         self.mean, self.scale = features.mean(0), features.std(0) + 1e-4
-        truth = torch.tensor(labels, device=features.device)
-        checked = torch.arange(len(truth), device=features.device) % pictures >= 3 * pictures // 4
+        checked = torch.arange(len(truth), device=features.device) % 4 == 3
         self.weights = fit_linear(self._scaled(features[~checked]), truth[~checked], len(self.looks))
-        right = self.style(features[checked]) == truth[checked]
-        by_look = right.float().reshape(len(self.looks), -1).mean(1)
-        self.accuracy = dict(zip(self.looks, by_look.tolist(), strict=True))
+        right = (self.style(features[checked]) == truth[checked]).float()
+        found = {look: right[truth[checked] == number] for number, look in enumerate(self.looks)}
+        self.accuracy = {look: float(hits.mean()) for look, hits in found.items()}
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
