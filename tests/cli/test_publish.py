@@ -183,6 +183,28 @@ def test_card_of_the_built_in_base_says_what_it_is_not_for(unziplora, make_proje
     assert str(resources.mini_base()) not in card
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_two_commands_do_not_mix_their_files_in_one_folder(unziplora, drawn, tmp_path, monkeypatch, exists):
+    """Another command fills the folder while this one prepares its files."""
+    from unziplora_cli.workflows import publish
+
+    out, write = tmp_path / "out", publish._write
+    if exists:
+        out.mkdir()
+
+    def slow(request, store, folder):
+        names = write(request, store, folder)
+        out.mkdir(exist_ok=True)
+        (out / "README.md").write_text("of another project")
+        return names
+
+    monkeypatch.setattr(publish, "_write", slow)
+    completed = unziplora("push", "fox", "me/fox", "--plan", "--out", out)
+    assert (completed.code, completed.out) == (2, "")
+    assert "already exists" in completed.message
+    assert bytes_of(tmp_path) == {"out/README.md": b"of another project"}
+
+
 def test_dry_run_leaves_other_hidden_folders_alone(unziplora, drawn, tmp_path):
     other = tmp_path / ".out.partial"
     other.mkdir()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unziplora_cli import files
-from unziplora_cli.errors import ModelError, Remedy, UsageError
+from unziplora_cli.errors import ModelError, ProjectError, Remedy, UsageError
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.report.html import CardImage, ModelCard, render_card
 from unziplora_cli.workflows.report import newest_images
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SLOWEST_UPLOAD = 50_000
 """Bytes per second that an upload must reach on average."""
+CARD = "README.md"
 MAX_IMAGES = 4
 """How many of the project's generated images the card shows by default."""
 
@@ -88,10 +89,9 @@ def push(request: PushRequest, store: ProjectStore) -> PushResult:
 
 def write_folder(request: PushRequest, store: ProjectStore, folder: Path) -> PushResult:
     """Write what :func:`push` would upload into ``folder``, which must be empty or new."""
+    taken = UsageError(f"{folder} already exists.", Remedy("Choose an empty folder", settings={"out": None}))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(
-            f"{folder} already exists.", Remedy("Choose an empty folder", settings={"out": None})
-        )
+        raise taken
     folder = folder.resolve()
     files.check_writable(folder.parent)
     with files.write_errors(folder.parent):
@@ -100,6 +100,10 @@ def write_folder(request: PushRequest, store: ProjectStore, folder: Path) -> Pus
             names = _write(request, store, temporary)
             files.flush_all(temporary)
             if folder.exists():  # it may be the working folder, which must stay
+                try:  # of two commands at once, one gets the folder
+                    files.place(temporary / CARD, folder / CARD)
+                except ProjectError:
+                    raise taken from None
                 for path in temporary.iterdir():
                     path.rename(folder / path.name)
                 files.fsync(folder)
@@ -128,7 +132,7 @@ def _write(request: PushRequest, store: ProjectStore, folder: Path) -> tuple[str
         for number, path in enumerate(paths, start=1)
     ]
     card = render_card(_card(request, weights, images))
-    (folder / "README.md").write_bytes(card.encode(errors="replace"))
+    (folder / CARD).write_bytes(card.encode(errors="replace"))
     return tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
 
 
