@@ -58,7 +58,7 @@ NO_PROMPTS = Prompts("", "", "")
 
 @dataclass
 class Bench:
-    """What all methods share: the images, the base and what judges the generated ones.
+    """What all methods share: the images, the base and what scores the generated ones.
 
     Images after the first ``measured`` lend their style to the cross column, and count for nothing else.
     """
@@ -66,7 +66,7 @@ class Bench:
     images: Sequence[Sample | ArtSample]
     measured: int
     base: BaseRef
-    judges: Mapping[str, Classifier | Looks]
+    scorers: Mapping[str, Classifier | Looks]
     device: torch.device
     dtype: torch.dtype
     steps: int
@@ -86,8 +86,8 @@ class Bench:
             self.device
         )
         self.references = {
-            name: [reference_embeddings(s, judge) for s in self.images if isinstance(s, Sample)]
-            for name, judge in self.judges.items()
+            name: [reference_embeddings(s, scorer) for s in self.images if isinstance(s, Sample)]
+            for name, scorer in self.scorers.items()
         }
         self.log(f"{len(self.images)} images")
 
@@ -130,12 +130,12 @@ class Bench:
                     drawn = decode(self.vae, destyled[index]).permute(0, 3, 1, 2) / 127.5 - 1
                     kept = [n for n, image in enumerate(drawn) if shows(image, subjects[index])]
                     self.log(f"{subjects[index]}: by inversion, {len(kept)} images show it")
-                    if kept:  # the others are left out; a training learns each of the rest as often
+                    if kept:  # the others are omitted; a training learns each of the rest as often
                         destyled[index] = destyled[index][(kept * len(drawn))[: len(drawn)]]
         return Stack(unet, jobs, self.latents, self.text, ids, self.alphas, self.dtype, destyled)
 
 
-def ceiling(bench: Bench, judge: str) -> dict[str, np.ndarray]:
+def ceiling(bench: Bench, scorer: str) -> dict[str, np.ndarray]:
     """The scores of true pictures, the upper bound: photos of the subject, and others in the style."""
     classified = []
 
@@ -148,17 +148,17 @@ def ceiling(bench: Bench, judge: str) -> dict[str, np.ndarray]:
             for purpose, subject, style, _ in true
         ]
         images = torch.from_numpy(np.stack([image for *_, image in true])).to(bench.device)
-        references = bench.references[judge]
-        classified += classification.classify(bench.judges[judge], requests, images, references)
+        references = bench.references[scorer]
+        classified += classification.classify(bench.scorers[scorer], requests, images, references)
     return classification.scores(classified, bench.images[: bench.measured])
 
 
 @dataclass
 class Result:
-    """The columns of one method by sample, as a judge sees it, and its images by purpose and sample."""
+    """The columns of one method by sample, as a scorer sees it, and its images by purpose and sample."""
 
     method: Method
-    judge: str
+    scorer: str
     columns: dict[str, np.ndarray]
     images: dict[tuple[str, int], list[np.ndarray]]
 
@@ -218,10 +218,10 @@ def measure(
             batch_size=bench.batch_size,
         ):
             names = owners[position : position + len(batch)]
-            for judge, network in bench.judges.items():
-                found = classification.classify(network, batch, generated, bench.references[judge])
-                for name, result in zip(names, found, strict=True):
-                    classified.setdefault((judge, name), []).append(result)
+            for scorer, network in bench.scorers.items():
+                classes = classification.classify(network, batch, generated, bench.references[scorer])
+                for name, result in zip(names, classes, strict=True):
+                    classified.setdefault((scorer, name), []).append(result)
             for name, request, image in zip(names, batch, generated, strict=True):
                 if name in keep:
                     key = (request.purpose, request.sample)
@@ -234,12 +234,12 @@ def measure(
         errors = iter(errors_by_request.tolist())
         for method in group:
             rebuilt = [(r.sample, next(errors)) for r in by_method[method.name] if r.purpose == "combine"]
-            for judge in bench.judges:
-                found = classified[judge, method.name]
-                columns = classification.scores(found, bench.images[: bench.measured])
+            for scorer in bench.scorers:
+                classes = classified[scorer, method.name]
+                columns = classification.scores(classes, bench.images[: bench.measured])
                 for number, error in rebuilt:
                     columns["rebuilt"][number] = error
-                yield Result(method, judge, columns, images[method.name])
+                yield Result(method, scorer, columns, images[method.name])
         del stack
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -319,7 +319,7 @@ def main() -> None:
         methods = [rows.shortened(method) for method in methods]
     base = resolve_base(args.base, offline=True)[0]
     folders = {"": args.classifier or resources.classifier(), **({"former": args.also} if args.also else {})}
-    judges: dict[str, Classifier | Looks] = {
+    scorers: dict[str, Classifier | Looks] = {
         title: Classifier.load(folder).to(device) for title, folder in folders.items()
     }
     images: Sequence[Sample | ArtSample]
@@ -341,14 +341,14 @@ def main() -> None:
             images = stranger_samples(strangers, args.images or 16)
             measured = len(images)
         seen = {s for image in images for s in (image.subject, *image.others)}
-        looks = Looks(judges.pop(""), namer, look_pictures, seen)
+        looks = Looks(scorers.pop(""), namer, look_pictures, seen)
         print("accuracy of looks:", {k: round(v, 2) for k, v in looks.accuracy.items()}, flush=True)
-        judges = {"": looks}
+        scorers = {"": looks}
     bench = Bench(
         images,
         measured,
         base,
-        judges,
+        scorers,
         device,
         torch.bfloat16 if precision == "bf16" else torch.float32,
         steps=6 if args.quick else 20,
@@ -363,25 +363,25 @@ def main() -> None:
                 print(f"{method.name:40s} {seconds(bench, method):6.0f} s")
         return
     title = "rendered photos (ceiling)" if args.set == "drawn" else "true pictures (ceiling)"
-    results = {_row(title, judge): ceiling(bench, judge) for judge in bench.judges}
+    results = {_row(title, scorer): ceiling(bench, scorer) for scorer in bench.scorers}
     keep = set(rows.WITH_IMAGES) if args.out else set()
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
     limit = args.limit if device.type == "cuda" else 8
     for result in measure(bench, methods, limit=limit, keep=keep, deadline=args.deadline):
-        row = _row(result.method.name, result.judge)
+        row = _row(result.method.name, result.scorer)
         results[row] = result.columns
         means = {c: np.nanmean(v) for c, v in result.columns.items() if not np.isnan(v).all()}
         bench.log(f"{row}: " + "  ".join(f"{c} {mean:.2f}" for c, mean in means.items()))
         if args.out:
             numbers = {n: {c: v.tolist() for c, v in columns.items()} for n, columns in results.items()}
             (args.out / "scores.json").write_text(json.dumps(numbers))
-            if result.images and not result.judge:
+            if result.images and not result.scorer:
                 sheet(bench.images[:measured], result.images).save(
                     args.out / f"{result.method.name.replace(' ', '-').replace('/', '-')}.png"
                 )
     order = [title, *(method.name for method in methods)]
-    named = [row for name in order for judge in bench.judges if (row := _row(name, judge)) in results]
+    named = [row for name in order for scorer in bench.scorers if (row := _row(name, scorer)) in results]
     text = markdown({name: results[name] for name in named})
     ours = {name: results[name] for name in named if name.startswith("ours")}
     text += "\n" + by_style(bench.images[:measured], ours)
@@ -390,8 +390,8 @@ def main() -> None:
         (args.out / "table.md").write_text(text)
 
 
-def _row(name: str, judge: str) -> str:
-    return f"{name}, by the {judge} classifier" if judge else name
+def _row(name: str, scorer: str) -> str:
+    return f"{name}, by the {scorer} classifier" if scorer else name
 
 
 if __name__ == "__main__":

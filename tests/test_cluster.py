@@ -101,8 +101,8 @@ def slurm_environment(program, tmp_path) -> Iterator[dict[str, str]]:
             process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             daemons.append(process)
             assert process.stdout is not None
-            said = iter(process.stdout)
-            assert any(ready in line for line in said), f"{daemon} ended"
+            lines = iter(process.stdout)
+            assert any(ready in line for line in lines), f"{daemon} ended"
         yield program | {"SLURM_CONF": str(config)}
     finally:
         for process in reversed(daemons):

@@ -87,7 +87,7 @@ def draw(folder: Path, subject: str, look: str, pose: int, context: str = "") ->
 def true_pictures(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     """The subjects that stand in every set, by look: the held-out ones and the photo."""
     shown = artists.shown(folder)
-    common = [name for name in artists.subjects() if all(name in found for found in shown.values())]
+    common = [name for name in artists.subjects() if all(name in entry for entry in shown.values())]
     looks = (LOOK, OTHER_LOOK, PHOTO)
     pictures = iter(_drawn([partial(draw, folder, name, look, 7) for look in looks for name in common]))
     return {look: {name: next(pictures) for name in common} for look in looks}
@@ -106,7 +106,7 @@ def artists_samples(
     for shown in pictures.values():
         images = torch.from_numpy(np.stack(list(shown.values()))).to(namer.identity.weight.device)
         named = namer.classify(images)
-        readable &= {name for name, found in zip(common, named, strict=True) if found["subject"] == name}
+        readable &= {name for name, entry in zip(common, named, strict=True) if entry["subject"] == name}
     print(f"{len(readable)} of {len(common)} subjects can be measured", flush=True)
     rng = np.random.default_rng(SEED)
     order = [name for i in rng.permutation(len(common)) if (name := common[int(i)]) in readable]
@@ -167,7 +167,7 @@ class LookPictures:
         """``pictures`` of every look."""
         shown = artists.shown(folder)
         rng = np.random.default_rng(SEED)
-        looks = (*(found.look for found in SETS.values()), *STYLES)
+        looks = (*(entry.look for entry in SETS.values()), *STYLES)
         works: list[Artwork] = []
         for look in looks:
             sources = [cutouts.LOOK_SETS[look]] if look in cutouts.LOOK_SETS else list(cutouts.PAINTED)
@@ -208,8 +208,8 @@ class Looks:
         checked = torch.arange(len(truth), device=features.device) % 4 == 3
         self.weights = fit_linear(self._scaled(features[~checked]), truth[~checked], len(self.looks))
         right = (self.style(features[checked]) == truth[checked]).float()
-        found = {look: right[truth[checked] == number] for number, look in enumerate(self.looks)}
-        self.accuracy = {look: float(hits.mean()) for look, hits in found.items()}
+        entry = {look: right[truth[checked] == number] for number, look in enumerate(self.looks)}
+        self.accuracy = {look: float(hits.mean()) for look, hits in entry.items()}
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ class Looks:
 
     def nearest(self, images: Tensor, subjects: Sequence[str]) -> list[str]:
         """The look whose true picture of its subject is the nearest to each of ``images`` [n, h, w, 3]."""
-        looks = tuple(found.look for found in SETS.values())
+        looks = tuple(entry.look for entry in SETS.values())
         missing = [subject for subject in dict.fromkeys(subjects) if subject not in self._true]
         if missing:
             drawn = _drawn([partial(draw, self.folder, s, look, 7) for s in missing for look in looks])

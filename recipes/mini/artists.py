@@ -48,17 +48,17 @@ SETS: Mapping[str, Set] = {
     "openmoji": Set("@iconify-json/openmoji", "openmoji", held_out=True),
     "fxemoji": Set("@iconify-json/fxemoji", "fxemoji", held_out=True),
 }
-TRAINED = tuple(name for name, found in SETS.items() if not found.held_out)
+TRAINED = tuple(name for name, entry in SETS.items() if not entry.held_out)
 LOOKS: tuple[str, ...] = tuple(SETS[name].look for name in TRAINED)
 """Style words of the sets that the base learns."""
-HELD_OUT_LOOKS: tuple[str, ...] = tuple(found.look for found in SETS.values() if found.held_out)
+HELD_OUT_LOOKS: tuple[str, ...] = tuple(entry.look for entry in SETS.values() if entry.held_out)
 
 
 @cache
 def table() -> dict[str, tuple[str, tuple[str, ...]]]:
     """Subject to its code point (hexadecimal, as in file names) and its other names."""
-    found = json.loads((Path(__file__).parent / "artists.json").read_text(encoding="utf-8"))
-    return {name: (code, tuple(others)) for name, (code, *others) in found.items()}
+    values = json.loads((Path(__file__).parent / "artists.json").read_text(encoding="utf-8"))
+    return {name: (code, tuple(others)) for name, (code, *others) in values.items()}
 
 
 def subjects() -> tuple[str, ...]:
@@ -80,16 +80,16 @@ def split(subject: str, name: str) -> str:
 
 def shown(folder: Path) -> dict[str, list[str]]:
     """The subjects of every set in the order in which they stand on its sheet."""
-    found: dict[str, list[str]] = json.loads((folder / "sheets.json").read_text(encoding="utf-8"))
-    return {name: found[name] for name in SETS if name in found}
+    values: dict[str, list[str]] = json.loads((folder / "sheets.json").read_text(encoding="utf-8"))
+    return {name: values[name] for name in SETS if name in values}
 
 
 def load(folder: Path, name: str) -> dict[str, np.ndarray]:
     """The cut-outs of a set by subject, uint8 [104, 104, 4] with straight alpha, as `fetch` packed them."""
     with Image.open(folder / f"{name}.webp") as opened:
         sheet = np.asarray(opened.convert("RGBA"))
-    found = {}
+    values = {}
     for number, subject in enumerate(shown(folder)[name]):
         top, left = (CUTOUT * part for part in divmod(number, COLUMNS))
-        found[subject] = sheet[top : top + CUTOUT, left : left + CUTOUT]
-    return found
+        values[subject] = sheet[top : top + CUTOUT, left : left + CUTOUT]
+    return values

@@ -121,8 +121,8 @@ class Examples:
         """Labels by the reader's names, [pictures, fields]; -1 where a picture says nothing of a field."""
         labels = self.pictures.labels[:, : len(NAMES)].clone()
         styles, style = READER_NAMES["style"], list(NAMES).index("style")
-        known = [styles.index(name if name in styles else UNKNOWN) for name in NAMES["style"]]
-        labels[:, style] = torch.tensor(known, device=self.device)[labels[:, style]]
+        labelled = [styles.index(name if name in styles else UNKNOWN) for name in NAMES["style"]]
+        labels[:, style] = torch.tensor(labelled, device=self.device)[labels[:, style]]
         second = np.full(len(labels), -1)
         of_use = self.ready[np.isin(self.kinds, (BASE, TEST))]
         plan, kinds, groups = self.store.plan, self.store.kinds, self.store.groups
@@ -232,11 +232,11 @@ def thresholds(
     """
     limits, report = {}, {}
     for n, name in enumerate(READER_NAMES):
-        known = labels[:, n] >= 0
-        probability, guess = logits[name][known].softmax(1).max(1)
+        labelled = labels[:, n] >= 0
+        probability, guess = logits[name][labelled].softmax(1).max(1)
         words = [word not in (UNKNOWN, NONE) for word in READER_NAMES[name]]
         named = torch.tensor(words, device=guess.device)[guess]
-        right = (guess == labels[known, n]).float()
+        right = (guess == labels[labelled, n]).float()
         limits[name] = 0.95
         for limit in LIMITS:
             kept = named & (probability >= limit)
@@ -245,8 +245,8 @@ def thresholds(
                 break
         if name == "style":
             limits[name] = max(limits[name], SURE_OF_STYLE)
-        said = named & (probability >= limits[name])
-        values = (right.mean(), said.float().mean(), right[said].mean())
+        certain = named & (probability >= limits[name])
+        values = (right.mean(), certain.float().mean(), right[certain].mean())
         report[name] = [round(float(value), 3) for value in values]
     return limits, report
 
@@ -320,9 +320,9 @@ def accuracy(classifier: Classifier, images: Tensor, labels: Tensor) -> dict[str
     parts = [classifier.predict(part)[0] for part in images.split(512)]
     result = {}
     for n, name in enumerate(NAMES):
-        known = labels[:, n] >= 0
+        labelled = labels[:, n] >= 0
         right = torch.cat([part[name] for part in parts]) == labels[:, n]
-        result[name] = round(float(right[known].float().mean()), 4)
+        result[name] = round(float(right[labelled].float().mean()), 4)
     return result
 
 

@@ -35,7 +35,7 @@ SHADES = 20
 """Colours that a cut-out is divided into before a style paints it."""
 PAINTED = ("flat", "twemoji", "noto-v1", "emojione", "noto")
 """Sets whose pictures other styles paint: they have few colours and clear borders."""
-LOOK_SETS = {found.look: name for name, found in SETS.items()}
+LOOK_SETS = {entry.look: name for name, entry in SETS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +189,12 @@ class CutoutLayers(Layers):
 
     def picture(self) -> Array:
         """The cut-out as its artist painted it, marked where it is marked, weighted by coverage."""
-        own = np.asarray(self._image.reduce(self._finer), np.float32) / 255
+        colors = np.asarray(self._image.reduce(self._finer), np.float32) / 255
         if self.marked:
             covered = self._cover(self._front, [i > 0 for i in range(256)])
             marked = self.paint_front() / np.maximum(covered, 0.02)[..., None]
-            own = mix(own, marked, self.marks[..., None])
-        return own * self.alpha[..., None]
+            colors = mix(colors, marked, self.marks[..., None])
+        return colors * self.alpha[..., None]
 
 
 def _photo(layers: CutoutLayers) -> Array:

@@ -199,8 +199,8 @@ class Icons:
         """The package's own name of a code point, by its chart or by what others call it."""
         if code in self.by_code:
             return self.by_code[code]
-        found = sorted(self.names.get(code, set()) & set(self.squeezed))
-        return self.squeezed[found[0]] if found else None
+        matches = sorted(self.names.get(code, set()) & set(self.squeezed))
+        return self.squeezed[matches[0]] if matches else None
 
     def svg(self, name: str) -> str:
         """One picture as an SVG document."""
@@ -233,9 +233,9 @@ def names_by_code(archives: Mapping[str, Path]) -> dict[str, set[str]]:
     charts = [
         json.loads(body) for name, body in content.items() if re.match(r"en/shortcodes/.*\.json$", name)
     ]
-    for found in SETS.values():
-        if found.package.startswith("@iconify-json"):
-            charts.append(json.loads(dict(files(archives[found.package])).get("chars.json", b"{}")))
+    for artist_set in SETS.values():
+        if artist_set.package.startswith("@iconify-json"):
+            charts.append(json.loads(dict(files(archives[artist_set.package])).get("chars.json", b"{}")))
     for chart in charts:
         for code, called in chart.items():
             several = [called] if isinstance(called, str) else called
@@ -273,11 +273,11 @@ def fit(picture: Image.Image) -> Image.Image:
     return square
 
 
-def pack(found: Mapping[str, Image.Image], path: Path) -> None:
+def pack(cutouts: Mapping[str, Image.Image], path: Path) -> None:
     """Write cut-outs in order as one sheet."""
-    rows = -(-len(found) // COLUMNS)
+    rows = -(-len(cutouts) // COLUMNS)
     sheet = Image.new("RGBA", (COLUMNS * CUTOUT, rows * CUTOUT))
-    for number, picture in enumerate(found.values()):
+    for number, picture in enumerate(cutouts.values()):
         sheet.paste(picture, (number % COLUMNS * CUTOUT, number // COLUMNS * CUTOUT))
     sheet.save(path, quality=QUALITY, alpha_quality=60, method=6)
 

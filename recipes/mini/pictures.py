@@ -159,13 +159,13 @@ def draw_blocks(folder: Path, worker: int, workers: int, until: float) -> None:
                 art = store.plan.artwork(index, kind, folder / "cutouts")
                 store.pictures[index] = cutouts.draw(art, folder / "cutouts", SIZE)
                 store.labels[index] = (*label(art), -1)
-                said = [cutouts.caption(art, rng) for _ in range(CAPTIONS)]
+                sentences = [cutouts.caption(art, rng) for _ in range(CAPTIONS)]
             else:
                 scene = store.plan.scene(index, kind, group)
                 store.pictures[index] = draw(scene, SIZE)
                 store.labels[index] = (*label(scene), group)
-                said = [caption(scene, rng) for _ in range(CAPTIONS)]
-            store.captions[index] = [_distracted(text, rng).encode() for text in said]
+                sentences = [caption(scene, rng) for _ in range(CAPTIONS)]
+            store.captions[index] = [_distracted(text, rng).encode() for text in sentences]
         store.done[block] = 1
 
 

@@ -35,7 +35,7 @@ CHANGES = (
 
 def use(package: Package) -> str:
     """What the pictures of a package serve for."""
-    sets = [found for found in SETS.values() if found.package == package.name]
+    sets = [entry for entry in SETS.values() if entry.package == package.name]
     if sets:
         return (
             "tests alone, never trained on" if sets[0].held_out else f"training, as {sets[0].look} pictures"

@@ -40,10 +40,10 @@ _FOLDERS = {
 
 def candidates(archive: Path, package: str) -> Iterator[tuple[str, bytes]]:
     """The subject and the content of every file of the held-out half that is named after a subject."""
-    known = set(subjects())
+    names = set(subjects())
     for path, content in files(archive):
         word = re.sub(r"[\W_\d]+", " ", Path(path).stem).strip().lower()
-        named = path.endswith(".png") and _FOLDERS[package].search(f"/{path}") and word in known
+        named = path.endswith(".png") and _FOLDERS[package].search(f"/{path}") and word in names
         if named and zlib.crc32(path.encode()) % 2:
             yield word, content
 
@@ -72,11 +72,11 @@ def main() -> None:
     out.mkdir(exist_ok=True)
     listed: list[dict[str, str]] = []
     for package in (TUX, CLIPART):
-        found = dict(candidates(archives[package], package))
-        words = [word for word in sorted(found) if word not in {entry["subject"] for entry in listed}]
+        pictures = dict(candidates(archives[package], package))
+        words = [word for word in sorted(pictures) if word not in {entry["subject"] for entry in listed}]
         for index in np.random.default_rng(SEED).permutation(len(words))[:EACH]:
             name = f"{len(listed):02}-{words[index].replace(' ', '-')}.png"
-            on_white(found[words[index]]).save(out / name)
+            on_white(pictures[words[index]]).save(out / name)
             entry = {"file": name, "subject": words[index], "style": WORDS[package], "package": package}
             listed.append(entry)
     (out / "strangers.json").write_text(json.dumps(listed, indent=1) + "\n")

@@ -154,10 +154,10 @@ def accuracy(network: Classifier, draw: list[tuple[Tensor, Tensor]]) -> dict[str
     """How often the likeliest subject is right, and how often the right one has a probability of a tenth."""
     logits = torch.cat([network(images)[0]["subject"].float() for images, _ in draw])
     truth = torch.cat([labels for _, labels in draw])
-    own = logits.softmax(1).gather(1, truth[:, None])[:, 0]
+    likelihood = logits.softmax(1).gather(1, truth[:, None])[:, 0]
     return {
         "right": round(float((logits.argmax(1) == truth).float().mean()), 3),
-        "likely": round(float((own >= 0.1).float().mean()), 3),
+        "likely": round(float((likelihood >= 0.1).float().mean()), 3),
     }
 
 

@@ -174,11 +174,11 @@ def test_mini_says_before_training_how_long_it_takes_here(unziplora, photos, mon
     monkeypatch.setattr(train, "_finish", lambda *_, **__: None)
     words = ["--subject=fox", "--style=ink", "--no-describe", "--base=mini", "--device=cpu"]
     images = [photos / "fox.png", photos / "rose.jpg"]
-    said = [
+    durations = [
         re.search(r"This training takes about (?:(\d+) min )?([\d.]+) s\.", completed.message)
         for completed in (unziplora("train", *paths, *words) for paths in (images[:1], images))
     ]
-    one, two = (60 * int(match[1] or 0) + float(match[2]) for match in said if match)
+    one, two = (60 * int(match[1] or 0) + float(match[2]) for match in durations if match)
     plan = unziplora("train", images[0], *words, "--plan", "--json").envelope["result"]["plan"]
     assert one == pytest.approx(plan["seconds"], rel=0.1)
     assert two == pytest.approx(2 * one, rel=0.1)

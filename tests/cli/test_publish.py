@@ -309,7 +309,7 @@ def test_a_redirection_to_another_host_gets_no_token(unziplora, hub, drawn, monk
 
 @pytest.mark.parametrize("token", [TOKEN, "abc123"])
 @pytest.mark.parametrize("status", [400, 500])
-def test_a_token_that_the_hub_echoes_is_not_shown(unziplora, hub, drawn, monkeypatch, token, status):
+def test_a_token_that_the_hub_repeats_is_not_shown(unziplora, hub, drawn, monkeypatch, token, status):
     monkeypatch.setenv("HF_TOKEN", token)
     answer = json.dumps({"error": f"not {token}"}).encode()
     hub.handle = answering("/api/repos/create", answer, status, X_Error_Message=f"bad {token}")

@@ -82,8 +82,8 @@ def make_step(base: BaseRef, trainings: int | None, **changes: Any) -> tuple[Tra
         max_grad_norm=LIMIT,
         trainings=trainings,
     )
-    each = [layers] if stacked is None else [layers_of(stacked, n) for n in range(trainings or 0)]
-    return step, each
+    trained = [layers] if stacked is None else [layers_of(stacked, n) for n in range(trainings or 0)]
+    return step, trained
 
 
 OTHERS = {"accumulate": True, "own_columns": True, "avoid_overlap": True, "score": "count"}

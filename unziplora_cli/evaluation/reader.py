@@ -81,10 +81,10 @@ def read_image(image: Image.Image) -> dict[str, tuple[str, float]]:
     fields = _shipped().read(image)
     network = _subject_network()
     names, values = network.names["subject"], probabilities(network, image)["subject"]
-    said, _ = fields.pop("subject", ("", 0.0))
+    word, _ = fields.pop("subject", ("", 0.0))
     best, index = values.max(0)
-    if float(best) < SURE and said in names and float(values[names.index(said)]) >= UNLIKELY:
-        index = torch.tensor(names.index(said))
+    if float(best) < SURE and word in names and float(values[names.index(word)]) >= UNLIKELY:
+        index = torch.tensor(names.index(word))
     elif float(best) < SURE:
         return fields
     return {**fields, "subject": (names[int(index)], float(values[index]))}
