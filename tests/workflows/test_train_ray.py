@@ -99,7 +99,7 @@ def delivered(make_project):
 
 def connect(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> tuple[Cluster, list[str]]:
     monkeypatch.setattr(train_ray, "load_ray", lambda: ray)
-    monkeypatch.setattr(train_ray, "identity_of", lambda base: IDENTITY)
+    monkeypatch.setattr(BaseRef, "identity", lambda base: IDENTITY)
     base = BaseRef("mini", "builtin", "mini", Path(), None, None, "sha256:0")
     connecting, notices = Cluster.connect("auto", base, None, "auto"), []
     while True:
@@ -262,7 +262,7 @@ def test_without_ray_the_extra_to_install_is_named(monkeypatch):
 def test_a_node_reports_its_versions_and_its_base(monkeypatch):
     report, mini = train_ray.make_reporter(), resolve_base("mini", offline=True)[0]
     record = mini.record()
-    assert report(to_json(record), None) == (HERE, train_ray.identity_of(mini), "")
+    assert report(to_json(record), None) == (HERE, mini.identity(), "")
     versions, identity, problem = report(to_json(replace(record, hash="sha256:0")), None)
     assert (versions, identity, problem) == (
         HERE,

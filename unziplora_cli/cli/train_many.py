@@ -105,16 +105,18 @@ def train_rows(
 ) -> None:
     """Train all rows, print a table of the results, and exit with a code that says whether any failed."""
     from unziplora_cli.events import run
-    from unziplora_cli.workflows.train_many import RowBegins, RowEnds, train_many
+    from unziplora_cli.workflows.train import own_device
+    from unziplora_cli.workflows.train_many import RowEnds, train_many
+    from unziplora_cli.workflows.train_ray import TrainingBegins
 
     if process_count() > 1:
         rank, processes, local = leave_process_group()
-        rows, options = rows[rank::processes], _on_gpu(options, local)
+        rows, options = rows[rank::processes], replace(options, device=own_device(options.device, local))
     with ProgressDisplay(session.output, "train", quiet_phases=True) as display:
 
         def show(event: Any) -> None:
             match event:
-                case RowBegins(name):
+                case TrainingBegins(name):
                     display.title = name
                 case RowEnds(result, number, total):
                     display.message(f"{number:{len(str(total))}}/{total}  {_line(result)}")
@@ -123,14 +125,6 @@ def train_rows(
 
         results = run(train_many(rows, options, store), show)
     _report(session, results, _sheets(session, results, options) if sheet and options.ray is None else {})
-
-
-def _on_gpu(options: "Options", local: int) -> "Options":
-    import torch
-
-    if torch.cuda.is_available() and options.device in ("auto", "cuda"):
-        return replace(options, device=f"cuda:{local}")
-    return options
 
 
 def _sheets(session: Session, results: "Sequence[RowResult]", options: "Options") -> dict[str, Path]:

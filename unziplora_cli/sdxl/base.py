@@ -98,6 +98,11 @@ class BaseRef:
     fingerprint: str
     prediction: str | None = None
 
+    def identity(self) -> tuple[str, str]:
+        """The fingerprint, and the hash of samples of the U-Net's weights, whatever the revision says."""
+        hashed = _fingerprint(self.path) if self.kind == "file" else _fingerprint_folder(self.path)
+        return self.fingerprint, hashed
+
     def record(self) -> BaseRecord:
         """What a job keeps of this base."""
         from unziplora_cli.job import BaseRecord, Prediction  # imports pydantic
@@ -248,11 +253,6 @@ def absolute_spec(spec: str) -> str:
     """The spec of a base or a VAE, as one that is valid in any working folder."""
     path = expand_user(spec)
     return str(path.resolve()) if spec and path.exists() else spec
-
-
-def weights_hash(base: BaseRef) -> str:
-    """The hash of samples of the U-Net's weights, whatever the revision says."""
-    return _fingerprint(base.path) if base.kind == "file" else _fingerprint_folder(base.path)
 
 
 def predicts_velocity(base: BaseRef) -> bool:

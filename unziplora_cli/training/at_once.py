@@ -18,6 +18,7 @@ from unziplora_cli.accel.device import PRECISION_NAMES, memory_guard, pick_devic
 from unziplora_cli.accel.stacked_lora import layers_of, stack_lora
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import Interrupted, Remedy, UnziploraError, UsageError, count
+from unziplora_cli.events import translate
 from unziplora_cli.method.inject import eject
 from unziplora_cli.sdxl.text import Conditioning
 from unziplora_cli.training.checkpoint import Checkpoints
@@ -36,11 +37,6 @@ from unziplora_cli.training.step import Batch, Batches, Step, StepResult
 
 Outcome = TrainResult | UnziploraError | OSError
 """What a training learned, or the error that ended it while the others went on."""
-
-FEWER = (
-    Remedy("Train fewer images at once", settings={"at_once": 2}),
-    Remedy("Or one after the other, with settings for less memory", settings={"preset": "low-vram"}),
-)
 
 
 def check_at_once(config: TrainConfig) -> None:
@@ -72,16 +68,17 @@ def train_at_once(
     device = pick_device(first.job.device)
     dtype = pick_dtype(first.config.precision, device)
     accelerator = make_accelerator(first, device, dtype)
-    with memory_guard(lambda: FEWER):
+    with memory_guard("Train fewer images at once, or with settings that need less memory."):
         inputs: list[TrainingInputs] = []
         for number, request in enumerate(requests):
             request.folder.mkdir(exist_ok=True)
-            inputs.append((yield from _of(number, input_cache.inputs(request, accelerator, dtype))))
+            preparing = input_cache.inputs(request, accelerator, dtype)
+            inputs.append((yield from translate(preparing, partial(_numbered, number))))
         yield 0, Phase("load U-Net", first.base.id)
         unet = input_cache.take_unet(first, accelerator.device, dtype)
         for number, request in enumerate(requests):
             destyled = with_destyled_images(inputs[number], unet, request, accelerator.device)
-            inputs[number] = yield from _of(number, destyled)
+            inputs[number] = yield from translate(destyled, partial(_numbered, number))
         outcomes: list[Outcome | None] = [None] * len(requests)
         for members in _alike(inputs):
             stacked = stack_lora(unet, inject_branches(unet, first.config), len(members))
@@ -120,17 +117,8 @@ def train_at_once(
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-def _of(
-    number: int, operation: Generator[Event, None, TrainingInputs]
-) -> Generator[tuple[int, Event], None, TrainingInputs]:
-    """``operation`` with the number of its training beside every event."""
-    while True:
-        try:
-            event = next(operation)
-        except StopIteration as end:
-            inputs: TrainingInputs = end.value
-            return inputs
-        yield number, event
+def _numbered(number: int, event: Event) -> list[tuple[int, Event]]:
+    return [(number, event)]
 
 
 def _alike(inputs: Sequence[TrainingInputs]) -> list[list[int]]:
@@ -162,13 +150,13 @@ def _in_step(
             except StopIteration as end:
                 outcomes[part] = end.value
                 if end.value.steps < steps:
-                    shared.stop()
+                    shared.stopped = True
             except (UnziploraError, OSError) as error:
                 outcomes[part] = error
                 if isinstance(error, Interrupted):
-                    shared.stop()
+                    shared.stopped = True
             except KeyboardInterrupt:
-                shared.stop()
+                shared.stopped = True
         order = list(reversed(range(len(runs))))
     return [outcomes[part] for part in range(len(runs))]
 
@@ -184,10 +172,7 @@ class SharedStep:
     taken: dict[int, int] = field(default_factory=dict)
     conditionings: dict[tuple[int, ...], Conditioning] = field(default_factory=dict)
     stopped: bool = False
-
-    def stop(self) -> None:
-        """Compute no other step: trainings that have received all results are interrupted."""
-        self.stopped = True
+    """No other step is computed: trainings that have received all results are interrupted."""
 
     def result(self, step: int, part: int) -> StepResult:
         """What training ``part`` gets of ``step``."""

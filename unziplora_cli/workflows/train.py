@@ -218,16 +218,18 @@ def split_by_process(requests: Sequence[TrainRequest]) -> Sequence[TrainRequest]
     """
     if process_count() == 1 or len(requests) == 1:
         return requests
-    import torch
-
     rank, processes, local = leave_process_group()
-    on_gpu = torch.cuda.is_available()
     return [
-        replace(request, job=replace(request.job, device=f"cuda:{local}"))
-        if on_gpu and request.job.device in ("auto", "cuda")
-        else request
+        replace(request, job=replace(request.job, device=own_device(request.job.device, local)))
         for request in requests[rank::processes]
     ]
+
+
+def own_device(device: str, local: int) -> str:
+    """The device of one of several processes on a machine, which have a GPU each."""
+    import torch
+
+    return f"cuda:{local}" if device in ("auto", "cuda") and torch.cuda.is_available() else device
 
 
 @dataclass(eq=False)

@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from unziplora_cli.training.inputs import InputCache
 
 TOGETHER = 16
-"""Trainings whose inputs are computed together; more take more memory, fewer load the encoders more often."""
+"""Trainings whose inputs are computed together. Keeping the encoders loaded instead would save 0.01 s per
+image on `mini`, and take 1.8 GB of memory beside SDXL's U-Net."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +92,6 @@ class Models(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class RowBegins:
-    """The training of ``name`` begins, number ``number`` of ``total``."""
-
-    name: str
-    number: int
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
 class RowEnds:
     """A row is done, number ``number`` of ``total``."""
 
@@ -110,7 +102,7 @@ class RowEnds:
 
 def train_many(
     rows: Sequence[Row], options: Options, store: ProjectStore
-) -> Generator[Event | RowBegins | RowEnds, None, list[RowResult]]:
+) -> Generator[Event | TrainingBegins | RowEnds, None, list[RowResult]]:
     """Train every row that is not finished; returns what became of each, in their order.
 
     A project of the same image is finished, an unfinished training is resumed. Base, text encoders, VAE and
@@ -133,11 +125,10 @@ def train_many(
             results[index] = RowResult(rows[index], "trained", result)
         return RowEnds(results[index], len(results), len(rows))
 
-    def of_row(event: Event | TrainingBegins | TrainingEnds) -> tuple[Event | RowBegins | RowEnds, ...]:
+    def of_row(event: Event | TrainingBegins | TrainingEnds) -> tuple[Event | TrainingBegins | RowEnds, ...]:
         match event:
-            case TrainingBegins(index):
-                part = Part(len(results) / len(rows), (len(results) + 1) / len(rows))
-                return RowBegins(rows[index].name, len(results) + 1, len(rows)), part
+            case TrainingBegins():
+                return event, Part(len(results) / len(rows), (len(results) + 1) / len(rows))
             case TrainingEnds(index, result):
                 return (end(index, result),)
         return (event,)
@@ -205,7 +196,7 @@ def _train_here(
                 group = {index: destyled.pop(index) for index in anew[start : start + at_once]}
                 yield from _train_group(group, store, cache)
             for index, request in destyled.items():
-                yield TrainingBegins(index)
+                yield TrainingBegins(request.job.name)
                 try:
                     yield TrainingEnds(index, (yield from train(request, store, cache)))
                 except Interrupted:
@@ -238,7 +229,7 @@ def _train_group(
 
     with signals_as_keyboard_interrupt(), ExitStack() as stack:
         for index, request in requests.items():
-            yield TrainingBegins(index)
+            yield TrainingBegins(request.job.name)
             members[index] = train(request, store, run=join)
             stack.callback(members[index].close)
             try:

@@ -41,12 +41,8 @@ WRITERS = 4
 CRASHES = 3
 """An image whose worker ends this often while its node goes on is given up."""
 
-
-Identity = tuple[str, str]
-"""The revision or fingerprint of a base, and the hash of its U-Net's weights."""
-
-NodeReport = tuple[dict[str, str], Identity | None, str]
-"""What a node says of itself: the versions of packages, and its base or what is wrong with it."""
+NodeReport = tuple[dict[str, str], tuple[str, str] | None, str]
+"""What a node says of itself: versions of packages, and the identity of its base or what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +63,9 @@ class Delivery:
 
 @dataclass(frozen=True)
 class TrainingBegins:
-    """The training of request ``index`` begins."""
+    """The training of ``name`` begins."""
 
-    index: int
+    name: str
 
 
 @dataclass(frozen=True)
@@ -106,16 +102,9 @@ def make_reporter() -> Callable[[bytes, str | None], NodeReport]:
             return versions, None, "unziplora or torch cannot be imported."
         except unziplora_cli.errors.UnziploraError as error:
             return versions, None, error.message
-        return versions, train_ray.identity_of(base), ""
+        return versions, base.identity(), ""
 
     return report
-
-
-def identity_of(base: BaseRef) -> Identity:
-    """What tells a base from all others."""
-    from unziplora_cli.sdxl.base import weights_hash
-
-    return base.fingerprint, weights_hash(base)
 
 
 def base_here(record: BaseRecord, vae: str | None) -> BaseRef:
@@ -219,7 +208,7 @@ class Cluster:
     ray: Any
     record: BaseRecord
     vae: str | None
-    identity: Identity
+    identity: tuple[str, str]
     on_gpu: bool | None
     """None: on GPUs if any node has one."""
     workers: dict[str, int] = field(default_factory=dict)
@@ -248,7 +237,7 @@ class Cluster:
                 Remedy("Join the cluster on this machine first, or train on this machine alone with local."),
             ) from error
         on_gpu = None if device == "auto" else device == "cuda"
-        cluster = cls(ray, base.record(), vae, identity_of(base), on_gpu)
+        cluster = cls(ray, base.record(), vae, base.identity(), on_gpu)
         try:
             yield from cluster._ask_all()
         except BaseException:
@@ -285,7 +274,9 @@ class Cluster:
                 for reference in ready:
                     index, answer = yield from self._answer(reference, waiting, crashes)
                     while waiting and self.idle:  # before the result is written: no worker waits for the disk
-                        yield TrainingBegins(self._assign(waiting.popleft(), requests))
+                        begins = waiting.popleft()
+                        self._assign(begins, requests[begins])
+                        yield TrainingBegins(requests[begins].job.name)
                     if index is not None:
                         writing[writers.submit(keep, index, answer, requests[index], store)] = index
                     del answer, reference  # they keep the files of the project in memory
@@ -321,16 +312,15 @@ class Cluster:
             self.idle.append(call)
         return index, answer
 
-    def _assign(self, index: int, requests: Mapping[int, TrainRequest]) -> int:
-        """Let an idle worker train request ``index``; images that cannot be read are its result."""
+    def _assign(self, index: int, request: TrainRequest) -> None:
+        """Let an idle worker train a request; images that cannot be read are its result."""
         call = self.idle.pop()
         call.index = index
         try:
-            reference = call.worker.train.remote(parcel_of(requests[index]))
+            reference = call.worker.train.remote(parcel_of(request))
         except (OSError, UnziploraError) as error:
             reference = self.ray.put(error)
         self.calls[reference] = call
-        return index
 
     def _alive(self) -> dict[str, Mapping[str, Any]]:
         return {node["NodeID"]: node for node in self.ray.nodes() if node["Alive"]}
