@@ -60,9 +60,9 @@ def test_the_look_keeps_the_artists_colors_before_any_background(sheets: Path) -
 
 @pytest.mark.parametrize("style", ["flat", "photo", "comic", "mosaic"])
 def test_recoloring_turns_blue_into_the_color_that_is_said(sheets: Path, style: str) -> None:
-    own = cutouts.draw(replace(ART, style=style), sheets).astype(int)
+    unchanged = cutouts.draw(replace(ART, style=style), sheets).astype(int)
     red = cutouts.draw(replace(ART, style=style, recolored=True), sheets).astype(int)
-    redder = (red[..., 0] - red[..., 2]) - (own[..., 0] - own[..., 2])
+    redder = (red[..., 0] - red[..., 2]) - (unchanged[..., 0] - unchanged[..., 2])
     assert redder[redder > 60].size > 0.15 * redder.size
 
 
@@ -77,10 +77,10 @@ def test_a_marking_takes_the_second_color(sheets: Path) -> None:
 
 def test_captions_say_subject_and_color_only_where_it_is_not_the_artists_own() -> None:
     rng = np.random.default_rng(0)
-    own = [cutouts.caption(ART, rng) for _ in range(40)]
+    natural = [cutouts.caption(ART, rng) for _ in range(40)]
     recolored = [cutouts.caption(replace(ART, recolored=True), rng) for _ in range(40)]
-    assert all("octopus" in text and "flat" in text for text in own + recolored)
-    assert not any(color in text.split() for text in own for color in COLORS)
+    assert all("octopus" in text and "flat" in text for text in natural + recolored)
+    assert not any(color in text.split() for text in natural for color in COLORS)
     assert all("red" in text.split() for text in recolored)
 
 
@@ -126,9 +126,9 @@ def test_icons_are_found_by_chart_by_alias_and_by_what_others_call_them(tmp_path
             body = json.dumps(value).encode()
             member.size = len(body)
             archive.addfile(member, io.BytesIO(body))
-    found = Icons(tmp_path / "icons.tgz", {"1f43b": {"polarbear", "bear"}})
-    assert (found.find("1f419"), found.find("1f43b"), found.find("1f47b")) == ("kraken", "polar-bear", None)
-    assert 'viewBox="0 0 9 8"><a/>' in found.svg("kraken")
+    icons = Icons(tmp_path / "icons.tgz", {"1f43b": {"polarbear", "bear"}})
+    assert (icons.find("1f419"), icons.find("1f43b"), icons.find("1f47b")) == ("kraken", "polar-bear", None)
+    assert 'viewBox="0 0 9 8"><a/>' in icons.svg("kraken")
 
 
 def test_a_wider_base_predicts_what_the_older_one_did(
@@ -149,10 +149,10 @@ def test_a_wider_base_predicts_what_the_older_one_did(
             for parts in (old, new)
         ]
         torch.testing.assert_close(states[0].text_embeds, states[1].text_embeds)
-        noise, said = torch.randn(1, 12, 16, 16), torch.randn(1, 5, 160)
+        noise, embedded = torch.randn(1, 12, 16, 16), torch.randn(1, 5, 160)
         added = {"text_embeds": torch.randn(1, 96), "time_ids": torch.ones(1, 6)}
         before, after = (
-            parts.unet.eval()(noise, torch.tensor([400]), said, added_cond_kwargs=added)[0]
+            parts.unet.eval()(noise, torch.tensor([400]), embedded, added_cond_kwargs=added)[0]
             for parts in (old, new)
         )
     torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-5)
