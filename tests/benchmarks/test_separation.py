@@ -228,11 +228,10 @@ def test_looks_are_told_apart_by_a_plane_between_them() -> None:
 
 
 def test_a_subject_that_the_reader_does_not_see_is_left_to_inversion(monkeypatch) -> None:
-    class Reader:
-        def other_subject(self, image: Image.Image, subject: str) -> str:
-            return "" if image.getpixel((0, 0)) == (255, 255, 255) else "snail"
+    def other_subject(image: Image.Image, subject: str) -> str:
+        return "" if image.getpixel((0, 0)) == (255, 255, 255) else "snail"
 
-    monkeypatch.setattr(destyle, "shipped", Reader)
+    monkeypatch.setattr(destyle, "other_subject", other_subject)
     white = torch.ones(3, 8, 8)
     assert destyle.shows(white, "fox")
     assert not destyle.shows(-white, "fox")
