@@ -296,7 +296,7 @@ def main() -> None:
     )
     parser.add_argument("--base", default="mini", help="another base, as a folder")
     parser.add_argument("--classifier", type=Path, help="folder of another classifier")
-    parser.add_argument("--subjects", type=Path, help="folder of another network of subjects")
+    parser.add_argument("--subjects", type=Path, help="folder of a network that names subjects instead")
     parser.add_argument("--also", type=Path, help="folder of a former classifier, for more rows")
     parser.add_argument("--only", help="methods whose names contain this")
     parser.add_argument("--images", type=int, help="number of images")
@@ -330,10 +330,8 @@ def main() -> None:
         cutouts, strangers = args.artwork / "cutouts", args.artwork / "strangers"
         look_pictures = LookPictures.draw(cutouts, 8 if args.quick else PICTURES)
         true = true_pictures(cutouts) if args.set == "artists" else {}
-        folder = args.subjects or resources.subjects()
-        while not (folder / "subjects.json").exists():  # it may be in training
-            time.sleep(1)
-        namer = Classifier.load(folder, "subjects").to(device)
+        classifier = Classifier.load(args.classifier or resources.classifier()).to(device)
+        namer = Classifier.load(args.subjects, "subjects").to(device) if args.subjects else classifier
         if args.set == "artists":
             measured = args.images or 32
             images = artists_samples(cutouts, true, namer, measured)
@@ -341,7 +339,7 @@ def main() -> None:
             images = stranger_samples(strangers, args.images or 16)
             measured = len(images)
         seen = {s for image in images for s in (image.subject, *image.others)}
-        looks = Looks(scorers.pop(""), namer, look_pictures, seen)
+        looks = Looks(classifier, namer, look_pictures, seen)
         print("accuracy of looks:", {k: round(v, 2) for k, v in looks.accuracy.items()}, flush=True)
         scorers = {"": looks}
     bench = Bench(

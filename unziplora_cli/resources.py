@@ -59,11 +59,6 @@ def reader() -> Path:
     return mini() / "reader"
 
 
-def subjects() -> Path:
-    """The folder of the network that names the subject of an image, whatever its style."""
-    return mini() / "subjects"
-
-
 def destyler() -> Path:
     """The folder of the network that redraws an image as a photo for the built-in base."""
     return mini() / "destyler"

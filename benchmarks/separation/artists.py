@@ -187,7 +187,7 @@ class LookPictures:
 class Looks:
     """The measuring classifier with names of the artists' looks, held-out ones included.
 
-    The network of subjects names the subject. A linear classifier of the mean and spread of the classifier's
+    ``subjects`` names the subject. A linear classifier of the mean and spread of the classifier's
     feature maps, by which styles differ, names the style; everything else is the classifier's own.
     """
 

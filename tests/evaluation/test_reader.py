@@ -1,11 +1,14 @@
 """The reader of images: which words it says, and its files."""
 
+import copy
+
 import pytest
 import torch
 from PIL import Image
 
 from unziplora_cli import resources
-from unziplora_cli.evaluation.reader import NONE, UNKNOWN, Reader, read_image
+from unziplora_cli.evaluation import reader as module
+from unziplora_cli.evaluation.reader import NONE, UNKNOWN, Reader, other_subject, read_image
 from unziplora_cli.evaluation.scorers import Classifier
 
 NAMES = {"subject": ("fox", "cat"), "second_color": (NONE, "white"), "style": ("photo", UNKNOWN)}
@@ -41,14 +44,47 @@ def test_an_unknown_style_and_the_colour_of_no_marking_are_never_words(reader):
     assert reader.read(Image.new("RGB", (32, 32))) == {}
 
 
-def test_another_subject_is_one_that_makes_the_expected_unlikely(reader):
+def test_another_subject_is_one_that_makes_the_expected_unlikely(reader, monkeypatch):
+    monkeypatch.setattr(module, "_subject_network", lambda: reader.network)
     image = Image.new("RGB", (48, 32), "orange")
     say(reader, "subject", 2.19)  # the fox has a probability of 1 / (1 + e^2.19) = 0.1007
-    assert reader.other_subject(image, "fox") == ""
+    assert other_subject(image, "fox") == ""
     say(reader, "subject", 2.21)  # 0.0989
-    assert reader.other_subject(image, "fox") == "cat"
-    assert reader.other_subject(image, "cat") == ""
-    assert reader.other_subject(image, "dragon") == ""  # no class of this reader
+    assert other_subject(image, "fox") == "cat"
+    assert other_subject(image, "cat") == ""
+    assert other_subject(image, "dragon") == ""  # no class of this network
+
+
+@pytest.mark.parametrize(
+    ("seen", "said", "subject"),
+    [
+        (0.6, 9.0, "cat"),  # the network is sure, whatever the reader says
+        (-0.1, -9.0, "fox"),  # it prefers the fox with .525, too
+        (-2.3, 9.0, "fox"),  # sure of the fox, so the reader's cat is not said
+    ],
+)
+def test_the_subject_is_what_the_network_of_all_subjects_is_sure_of(reader, monkeypatch, seen, said, subject):
+    network = copy.deepcopy(reader)
+    say(network, "subject", seen)
+    say(reader, "subject", said)
+    monkeypatch.setattr(module, "_subject_network", lambda: network.network)
+    monkeypatch.setattr(module, "_shipped", lambda: reader)
+    assert read_image(Image.new("RGB", (32, 32)))["subject"][0] == subject
+
+
+def test_a_reader_is_believed_where_the_network_is_unsure_but_does_not_object(reader, monkeypatch):
+    """Of three subjects the network gives none a half; it allows the cat (.33), not a fourth word."""
+    torch.manual_seed(0)
+    network = Classifier({"subject": ("owl", "fox", "cat")}, size=32, widths=(8, 8, 8, 8)).eval()
+    torch.nn.init.zeros_(network.heads["subject"].weight)
+    torch.nn.init.zeros_(network.heads["subject"].bias)
+    monkeypatch.setattr(module, "_subject_network", lambda: network)
+    monkeypatch.setattr(module, "_shipped", lambda: reader)
+    assert "subject" not in read_image(Image.new("RGB", (32, 32)))  # neither of them is sure
+    say(reader, "subject", 9.0)
+    assert read_image(Image.new("RGB", (32, 32)))["subject"] == ("cat", pytest.approx(1 / 3, abs=1e-6))
+    network.heads["subject"].bias.data[2] = -3.0
+    assert "subject" not in read_image(Image.new("RGB", (32, 32)))
 
 
 def test_saved_reader_reads_the_same(reader, tmp_path):

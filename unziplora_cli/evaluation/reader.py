@@ -63,9 +63,8 @@ def _shipped() -> Reader:
 
 @cache
 def _subject_network() -> Classifier:
-    """Names every subject of the base, which the reader does not; the reader's own where it is missing."""
-    folder = resources.subjects()
-    return Classifier.load(folder, "subjects") if folder.is_dir() else _shipped().network
+    """The classifier, which knows every subject of the base; the reader knows the drawn ones alone."""
+    return Classifier.load(resources.classifier())
 
 
 @torch.inference_mode()
