@@ -263,7 +263,7 @@ def test_a_project_is_generated_from_crossed_exported_imported_renamed_and_remov
             files.append(tmp_path / download.value.suggested_filename)
             download.value.save_as(files[-1])
             assert run(home, "check", str(files[-1])) == 0
-        projects.locator("input[type=file]").last.set_input_files(files)
+        projects.get_by_role("button", name="Import: a content LoRA").locator("input").set_input_files(files)
         projects.get_by_label("Name of the project").fill("imported")
         projects.get_by_role("button", name="Import", exact=True).click()
         chosen("imported")

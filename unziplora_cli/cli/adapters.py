@@ -101,16 +101,15 @@ def export(
             file.path.name,
             file.part,
             file.layout,
-            str(file.rank or ""),
+            f"{file.rank or ''}" + (f", error {100 * file.rank_error:.2g} %" if file.rank_error else ""),
             str(file.layers),
             format_size(file.bytes),
-            "" if file.rank_error is None else f"{100 * file.rank_error:.2g} %",
         ]
         for file in exported
     ]
     session.output.result(
         {"files": [_exported_json(file) for file in exported]},
-        table=Table(("file", "part", "format", "rank", "layers", "size", "rank error"), rows),
+        table=Table(("file", "part", "format", "rank", "layers", "size"), rows),
         text=f"Written to {exported[0].path.parent.absolute()}",
         made=exported[0].path.parent,
     )

@@ -247,7 +247,10 @@ def train(
         from unziplora_cli.training.estimate import estimate_training
 
         about = format_duration(estimate_training(model, config, device).time.total * len(groups))
-        session.output.message(f"{resources.MINI_DESCRIPTION} This training takes about {about}. {USE_SDXL}")
+        use_sdxl = USE_SDXL if base else ""  # else said when the base was chosen
+        session.output.message(
+            f"{resources.MINI_DESCRIPTION} This training takes about {about}. {use_sdxl}".strip()
+        )
     for note in prompt_notes(*texts.values()):
         session.output.warning(note)
     requests = [
