@@ -23,8 +23,8 @@ COMMANDS = sorted(
 )
 SHELL = re.compile(rf"\bunziplora ({'|'.join(COMMANDS)})\b|(?:^|[\s`'\"(])--(?:[a-z]|$)")
 
-# Arguments for programs that a module starts, the separator in the folders of the hub's cache, CSS variables.
-EXEMPT = {"hub.py", "ui/look.py"}
+# Arguments for programs that a module starts, and the separator in the folders of the hub's cache.
+EXEMPT = {"hub.py"}
 
 # Modules that still word command lines. Delete a line once it is clean.
 TO_CLEAN: set[str] = set()

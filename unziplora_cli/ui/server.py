@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from unziplora_cli.errors import Remedy, UsageError
+from unziplora_cli.resources import template
 from unziplora_cli.ui.jobs import JobQueue
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def make_app(context: Context, auth: tuple[str, str] | None = None) -> FastAPI:
     import gradio as gr
     from fastapi import FastAPI
 
-    from unziplora_cli.ui.look import CSS, SCRIPT, theme
+    from unziplora_cli.ui.look import theme
     from unziplora_cli.ui.page import build
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -203,8 +204,8 @@ def make_app(context: Context, auth: tuple[str, str] | None = None) -> FastAPI:
         ssr_mode=False,
         footer_links=[],
         theme=theme(),
-        css=CSS,
-        js=SCRIPT,
+        css=template("ui/style.css").read_text(encoding="utf-8"),
+        js=template("ui/script.js").read_text(encoding="utf-8"),
     )
     app.add_middleware(OwnPageOnly, folders=(context.store.folder, context.uploads))
     return app
