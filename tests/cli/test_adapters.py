@@ -302,7 +302,7 @@ def test_missing_words_are_requested_as_options(assert_fails, released, tiny_bas
         (2, ["--name=../fox"], "is not a valid project name"),
         (3, ["--name=rose"], "A project 'rose' already exists"),
         (4, ["--base=no-such-folder"], "There is no base"),
-        (6, ["--base=mini"], "layers that this base does not have"),
+        (6, ["--base=mini"], "does not fit this base"),
         (6, [], "fits neither SDXL nor the built-in base"),
         (2, ["--image=gone.png"], "There is no file"),
         (2, ["--subject= "], "The subject is empty"),
