@@ -7,8 +7,7 @@ depends on the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from copy import deepcopy
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -22,13 +21,13 @@ class StackedLoRA(DualLoRALinear):
     ``singles`` are the layers of the single trainings: views of the shared tensors.
     """
 
-    def __init__(self, layer: DualLoRALinear, trainings: int) -> None:
+    def __init__(self, singles: Sequence[DualLoRALinear]) -> None:
         nn.Module.__init__(self)
-        self.base = layer.base
-        self.singles = tuple(deepcopy(layer, {id(layer.base): layer.base}) for _ in range(trainings))
-        self.content = stacked_branch([single.content for single in self.singles])
-        self.style = stacked_branch([single.style for single in self.singles])
-        self.mode = layer.mode
+        self.base = singles[0].base
+        self.singles = tuple(singles)
+        self.content = stacked_branch([single.content for single in singles])
+        self.style = stacked_branch([single.style for single in singles])
+        self.mode = singles[0].mode
 
     def projections(self, name: str) -> Iterator[tuple[str, DualLoRALinear]]:
         """The layer of each training, all under ``name``."""
@@ -54,18 +53,13 @@ class StackedLoRA(DualLoRALinear):
 
 
 def stack_lora(
-    network: nn.Module, layers: Mapping[str, DualLoRALinear], trainings: int
+    network: nn.Module, trainings: Sequence[Mapping[str, DualLoRALinear]]
 ) -> dict[str, StackedLoRA]:
-    """Give every layer of ``network`` the branches of several trainings, which all begin like ``layers``.
+    """Put the layers of several ``trainings`` of one network into it, whose tensors become views.
 
     Undo with :func:`~unziplora_cli.method.inject.eject`.
     """
-    stacked = {name: StackedLoRA(layer, trainings) for name, layer in layers.items()}
+    stacked = {name: StackedLoRA([layers[name] for layers in trainings]) for name in trainings[0]}
     for name, layer in stacked.items():
         network.set_submodule(name, layer)
     return stacked
-
-
-def layers_of(stacked: Mapping[str, StackedLoRA], training: int) -> dict[str, DualLoRALinear]:
-    """The layers of one training."""
-    return {name: layer.singles[training] for name, layer in stacked.items()}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unziplora_cli.accel.device import PRECISION_NAMES, memory_guard, pick_device, pick_dtype, reset_threads
-from unziplora_cli.accel.stacked_lora import layers_of, stack_lora
+from unziplora_cli.accel.stacked_lora import stack_lora
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import Interrupted, Remedy, UnziploraError, UsageError, count
 from unziplora_cli.events import translate
@@ -37,6 +37,9 @@ from unziplora_cli.training.step import Batch, Batches, Step, StepResult
 
 Outcome = TrainResult | UnziploraError | OSError
 """What a training learned, or the error that ended it while the others went on."""
+
+PER_IMAGE = ("seed", "destyle_prompt")
+"""Settings that may differ between trainings of one batch."""
 
 
 def check_at_once(config: TrainConfig) -> None:
@@ -81,7 +84,11 @@ def train_at_once(
             inputs[number] = yield from translate(destyled, partial(_numbered, number))
         outcomes: list[Outcome | None] = [None] * len(requests)
         for members in _alike(inputs):
-            stacked = stack_lora(unet, inject_branches(unet, first.config), len(members))
+            layers = []
+            for number in members:
+                layers.append(inject_branches(unet, requests[number].config))
+                eject(unet)
+            stacked = stack_lora(unet, layers)
             step, state = make_step(
                 first, inputs[members[0]], unet, stacked, accelerator, trainings=len(members)
             )
@@ -92,7 +99,7 @@ def train_at_once(
                     requests[number],
                     inputs[number],
                     unet,
-                    layers_of(stacked, part),
+                    layers[part],
                     lambda step: (),  # the shared step makes those of all trainings
                     _Part(shared, part),
                     state,
@@ -110,7 +117,7 @@ def train_at_once(
                 if isinstance(result, TrainResult):  # the share of one image
                     result = replace(result, seconds=result.seconds / len(requests))
                 outcomes[number] = result
-            del step, state, shared, runs, trainer
+            del layers, stacked, step, state, shared, runs, trainer
             eject(unet)
         yield 0, Phase("finish")
         input_cache.put_unet(unet)

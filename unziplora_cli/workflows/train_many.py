@@ -261,7 +261,7 @@ def _train_group(
 
 def check_alike(rows: Sequence[Row], configs: Sequence[TrainConfig], options: Options) -> None:
     """Raise UsageError unless the rows can be trained at once: one batch has one set of settings."""
-    from unziplora_cli.training.at_once import check_at_once
+    from unziplora_cli.training.at_once import PER_IMAGE, check_at_once
 
     if options.ray is not None:
         raise UsageError(
@@ -270,7 +270,8 @@ def check_alike(rows: Sequence[Row], configs: Sequence[TrainConfig], options: Op
         )
     for row, config in zip(rows, configs, strict=True):
         check_at_once(config)
-        if different := differences(asdict(config), asdict(configs[0])):
+        own = {name: getattr(configs[0], name) for name in PER_IMAGE}
+        if different := differences(asdict(replace(config, **own)), asdict(configs[0])):
             raise UsageError(
                 f"{row.where} has other settings than {rows[0].where}: {'; '.join(different)}. "
                 "Images that are trained at once need the same.",
