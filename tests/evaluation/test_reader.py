@@ -56,17 +56,19 @@ def test_another_subject_is_one_that_makes_the_expected_unlikely(reader, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("seen", "said", "subject"),
+    ("network_logit", "reader_logit", "subject"),
     [
         (0.6, 9.0, "cat"),  # the network is sure, whatever the reader says
         (-0.1, -9.0, "fox"),  # it prefers the fox with .525, too
         (-2.3, 9.0, "fox"),  # sure of the fox, so the reader's cat is not said
     ],
 )
-def test_the_subject_is_what_the_network_of_all_subjects_is_sure_of(reader, monkeypatch, seen, said, subject):
+def test_the_subject_is_what_the_network_of_all_subjects_is_sure_of(
+    reader, monkeypatch, network_logit, reader_logit, subject
+):
     network = copy.deepcopy(reader)
-    say(network, "subject", seen)
-    say(reader, "subject", said)
+    say(network, "subject", network_logit)
+    say(reader, "subject", reader_logit)
     monkeypatch.setattr(module, "_subject_network", lambda: network.network)
     monkeypatch.setattr(module, "_shipped", lambda: reader)
     assert read_image(Image.new("RGB", (32, 32)))["subject"][0] == subject

@@ -85,5 +85,9 @@ def test_shipped_destyler_keeps_the_individual_of_a_sample_and_takes_hidden_colo
     named = [[unknown, unknown], *([destyler.colors.index(name), white] for name in ("orange", "green"))]
     photos = destyler(torch.cat(shades), torch.tensor(named))
     scores = classifier.classify(((photos + 1) * 127.5).round().byte().permute(0, 2, 3, 1))
-    wanted = {"subject": "fox", "style": "photo", "context": "", "marking": "dotted"}
-    assert scores == [{**wanted, "color": color} for color in ("orange", "orange", "green")]
+    fox = {"subject": "fox", "style": "photo", "context": ""}
+    assert scores[:2] == [{**fox, "marking": "dotted", "color": "orange"}] * 2
+    assert scores[2] | {**fox, "color": "green"} == scores[2]
+    # On the body, the lowest channel is high in white dots alone; shifted by 4 pixels, it correlates by 0.6.
+    orange, green = (photo.amin(0)[76:104, 32:72].flatten() for photo in photos[1:])
+    assert torch.corrcoef(torch.stack([orange, green]))[0, 1] > 0.9

@@ -270,8 +270,8 @@ def check_alike(rows: Sequence[Row], configs: Sequence[TrainConfig], options: Op
         )
     for row, config in zip(rows, configs, strict=True):
         check_at_once(config)
-        own = {name: getattr(configs[0], name) for name in PER_IMAGE}
-        if different := differences(asdict(replace(config, **own)), asdict(configs[0])):
+        of_image = {name: getattr(configs[0], name) for name in PER_IMAGE}
+        if different := differences(asdict(replace(config, **of_image)), asdict(configs[0])):
             raise UsageError(
                 f"{row.where} has other settings than {rows[0].where}: {'; '.join(different)}. "
                 "Images that are trained at once need the same.",
