@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -58,37 +57,34 @@ def grammar_words() -> tuple[str, ...]:
 
 
 def write_tokenizer(folder: Path, words: Iterable[str]) -> None:
-    """Write `vocab.json` and `merges.txt` of a byte-level BPE that keeps `words` whole.
+    """Write a byte-level BPE of syllables and letters, with every one of `words` as an added token.
 
-    Merges are learned in order: first the consonant-vowel syllables, so that an unknown word falls into
-    syllables and letters (*monadikos* -> mo na di ko s), then what is left to join in each word. A merge
-    that comes later has lower priority, so it never undoes an earlier word.
+    So a known word means itself only where it stands alone: *chalkboard* falls into syllables and letters
+    (c ha l k bo a r d), as *monadikos* does, and nothing of a board remains in it.
     """
     letters = _byte_letters()
-    merges: dict[tuple[str, str], int] = {}
-    for consonant in "bdfgjklmnprstvz":
-        for vowel in "aeiou":
-            merges[consonant, vowel] = len(merges)
-    for word in words:
-        pieces = _split([*word[:-1], word[-1] + "</w>"], merges)
-        while len(pieces) > 1:
-            merges[pieces[0], pieces[1]] = len(merges)
-            pieces = [pieces[0] + pieces[1], *pieces[2:]]
-    vocabulary = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges), _START, _END]
+    syllables = [(consonant, vowel) for consonant in "bdfgjklmnprstvz" for vowel in "aeiou"]
+    pieces = [*letters, *(letter + "</w>" for letter in letters), *map("".join, syllables), _START, _END]
+    whole = [word for word in dict.fromkeys(words) if len(word) > 1]
     folder.mkdir(parents=True, exist_ok=True)
-    ids = {token: i for i, token in enumerate(dict.fromkeys(vocabulary))}
+    ids = {token: i for i, token in enumerate(pieces)}
     (folder / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in syllables)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     special = {"bos_token": _START, "eos_token": _END, "unk_token": _END, "pad_token": _END}
+    flags = {"single_word": True, "normalized": True, "lstrip": False, "rstrip": False, "special": False}
+    added = {str(len(ids) + i): {"content": word, **flags} for i, word in enumerate(whole)}
     config = {
         **special,
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": TOKENS,
         "do_lower_case": True,
+        "added_tokens_decoder": {
+            str(len(ids) + i): {"content": word, **flags} for i, word in enumerate(whole)
+        },
     }
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2))
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -187,21 +183,22 @@ def widen(old: Components, tokenizer_folder: Path) -> Components:
             if name not in weights and (".to_out." in name or ".ff.net.2." in name):
                 parameter.zero_()
     encoders = new_text_encoders(tokenizer)
-    ids, old_ids = tokenizer.get_vocab(), old.tokenizer.get_vocab()
+    ids, old_ids, words = tokenizer.get_vocab(), old.tokenizer.get_vocab(), tokenizer.get_added_vocab()
     for new, trained in zip(encoders, (old.text_encoder, old.text_encoder_2), strict=True):
         state = trained.state_dict()
         key = next(name for name in state if name.endswith("token_embedding.weight"))
         table = new.state_dict()[key].clone()
         for token, number in ids.items():
-            pieces = [old_ids[token]] if token in old_ids else _pieces(old.tokenizer, token)
+            special = token in tokenizer.all_special_tokens
+            pieces = _pieces(old.tokenizer, token) if token in words and not special else [old_ids[token]]
             table[number] = state[key][pieces].mean(0)
         new.load_state_dict({**state, key: table})
     return Components(unet, old.vae, *encoders, tokenizer)
 
 
-def _pieces(tokenizer: CLIPTokenizer, token: str) -> list[int]:
-    """The tokens of an older vocabulary that make up a new one."""
-    ids: list[int] = tokenizer(token.removesuffix("</w>"), add_special_tokens=False).input_ids
+def _pieces(tokenizer: CLIPTokenizer, word: str) -> list[int]:
+    """The tokens of an older vocabulary that make up a word."""
+    ids: list[int] = tokenizer(word, add_special_tokens=False).input_ids
     return ids
 
 
@@ -264,16 +261,6 @@ def load_pipeline(folder: Path, device: str = "cpu") -> StableDiffusionXLPipelin
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device, torch.float32)
-
-
-def _split(pieces: list[str], merges: dict[tuple[str, str], int]) -> list[str]:
-    """Apply byte-pair merges to one word, best priority first."""
-    while True:
-        pairs = [(merges[pair], i) for i, pair in enumerate(pairwise(pieces)) if pair in merges]
-        if not pairs:
-            return pieces
-        _, i = min(pairs)
-        pieces = [*pieces[:i], pieces[i] + pieces[i + 1], *pieces[i + 2 :]]
 
 
 def _byte_letters() -> list[str]:

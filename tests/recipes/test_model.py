@@ -16,6 +16,7 @@ from recipes.mini.model import (
     load_pipeline,
     new_components,
     save_components,
+    widen,
 )
 from recipes.mini.optimize import FlatAdam
 from recipes.mini.pictures import BASE, GROUPED, HELD_OUT, NAMES, Plan
@@ -65,8 +66,7 @@ def test_stock_pipeline_draws_128_px_and_depends_on_the_prompt(folder: Path) -> 
 
 
 def test_grammar_words_are_single_tokens(parts: Components) -> None:
-    split = [word for word in grammar_words() if len(parts.tokenizer.tokenize(word)) != 1]
-    assert split == ["cucumber"]  # its first syllable comes twice: the base learned it in pieces
+    assert not [word for word in grammar_words() if len(parts.tokenizer.tokenize(f"A {word}, on")) != 4]
 
 
 @pytest.mark.parametrize("text", [*HELD_OUT_STYLES, *VOCABULARY[-40:], "monadikos", "café № 7!"])
@@ -78,6 +78,24 @@ def test_any_text_splits_without_unknown_pieces_and_reads_back(parts: Components
 
 def test_unknown_words_fall_into_syllables(parts: Components) -> None:
     assert parts.tokenizer.tokenize("monadikos") == ["mo", "na", "di", "ko", "s</w>"]
+
+
+@pytest.mark.parametrize("word", ["chalkboard", "papercut", "foxglove", "glassware"])
+def test_an_unknown_word_has_nothing_of_the_known_words_in_it(parts: Components, word: str) -> None:
+    known = {piece.removesuffix("</w>") for piece in parts.tokenizer.tokenize(word)} & set(grammar_words())
+    assert known <= {"a", "t"}  # words of one letter
+
+
+def test_widening_keeps_what_known_words_mean(parts: Components, tmp_path: Path) -> None:
+    wider = widen(parts, tmp_path / "tokenizer")
+    for old, new in zip(parts.denoiser[1:], wider.denoiser[1:], strict=True):
+        for text in ("a red fox with white dots on a beach", "a monadikos cup"):
+            texts = [
+                part.tokenizer(text, padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
+                for part in (parts, wider)
+            ]
+            states = [m(t).last_hidden_state for m, t in zip((old, new), texts, strict=True)]
+            assert torch.equal(*states)
 
 
 def test_pooled_text_is_read_at_the_first_end_token(parts: Components) -> None:
