@@ -79,9 +79,7 @@ def write_tokenizer(folder: Path, words: Iterable[str]) -> None:
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": TOKENS,
         "do_lower_case": True,
-        "added_tokens_decoder": {
-            str(len(ids) + i): {"content": word, **flags} for i, word in enumerate(whole)
-        },
+        "added_tokens_decoder": added,
     }
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2))
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

@@ -17,10 +17,12 @@ from recipes.mini.model import (
     new_components,
     save_components,
     widen,
+    write_tokenizer,
 )
 from recipes.mini.optimize import FlatAdam
 from recipes.mini.pictures import BASE, GROUPED, HELD_OUT, NAMES, Plan
 from recipes.mini.scene import HELD_OUT_STYLES, VOCABULARY
+from unziplora_cli import resources
 from unziplora_cli.evaluation.scorers import Classifier
 
 
@@ -84,6 +86,13 @@ def test_unknown_words_fall_into_syllables(parts: Components) -> None:
 def test_an_unknown_word_has_nothing_of_the_known_words_in_it(parts: Components, word: str) -> None:
     known = {piece.removesuffix("</w>") for piece in parts.tokenizer.tokenize(word)} & set(grammar_words())
     assert known <= {"a", "t"}  # words of one letter
+
+
+def test_the_shipped_base_has_the_tokenizer_of_the_recipe(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, grammar_words())
+    for name in ("tokenizer", "tokenizer_2"):
+        for file in tmp_path.iterdir():
+            assert file.read_bytes() == (resources.mini_base() / name / file.name).read_bytes()
 
 
 def test_widening_keeps_what_known_words_mean(parts: Components, tmp_path: Path) -> None:
