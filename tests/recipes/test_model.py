@@ -84,8 +84,8 @@ def test_unknown_words_fall_into_syllables(parts: Components) -> None:
 
 @pytest.mark.parametrize("word", ["chalkboard", "papercut", "foxglove", "glassware"])
 def test_an_unknown_word_has_nothing_of_the_known_words_in_it(parts: Components, word: str) -> None:
-    known = {piece.removesuffix("</w>") for piece in parts.tokenizer.tokenize(word)} & set(grammar_words())
-    assert known <= {"a", "t"}  # words of one letter
+    words = {piece.removesuffix("</w>") for piece in parts.tokenizer.tokenize(word)} & set(grammar_words())
+    assert words <= {"a", "t"}  # words of one letter
 
 
 def test_the_shipped_base_has_the_tokenizer_of_the_recipe(tmp_path: Path) -> None:
