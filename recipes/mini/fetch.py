@@ -26,6 +26,8 @@ from recipes.mini.artists import COLUMNS, CUTOUT, SETS, table
 
 QUALITY = 72
 """Of the sheets; they are scaled down from twice the size."""
+SAMPLE = ("fxemoji", "octopus")
+"""Set and subject of the shipped sample picture."""
 _NPM, _DEBIAN = "https://registry.npmjs.org", "http://deb.debian.org/debian/pool/main"
 
 
@@ -244,7 +246,7 @@ def names_by_code(archives: Mapping[str, Path]) -> dict[str, set[str]]:
 
 
 def _finder(
-    archives: Mapping[str, Path], names: Mapping[str, set[str]], set_name: str
+    archives: Mapping[str, Path], names: Mapping[str, set[str]], set_name: str, width: int = 2 * CUTOUT
 ) -> Callable[[str], Callable[[], bytes] | None]:
     """What gives, for a code point, the way to draw it in a set as a PNG or WebP file, or None."""
     package = archives[SETS[set_name].package]
@@ -257,7 +259,7 @@ def _finder(
         import resvg_py
 
         svg = icons.svg(icon)
-        return bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * CUTOUT, skip_system_fonts=True))
+        return bytes(resvg_py.svg_to_bytes(svg_string=svg, width=width, skip_system_fonts=True))
 
     return lambda code: partial(draw, icon) if (icon := icons.find(code)) else None
 
@@ -271,6 +273,17 @@ def fit(picture: Image.Image) -> Image.Image:
     square = Image.new("RGBA", (CUTOUT, CUTOUT))
     square.paste(small, ((CUTOUT - small.width) // 2, (CUTOUT - small.height) // 2))
     return square
+
+
+def sample(picture: Image.Image) -> Image.Image:
+    """A picture before a plain background, as the shipped sample of an artist's drawing."""
+    art = picture.crop(picture.getchannel("A").getbbox())
+    scale = 190 / max(art.size)
+    art = art.resize((round(art.width * scale), round(art.height * scale)), Image.Resampling.LANCZOS)
+    image = Image.new("RGB", (256, 256), (178, 223, 219))
+    image.paste((128, 203, 196), (0, 190, 256, 256))
+    image.paste(art, ((256 - art.width) // 2, 228 - art.height), art)
+    return image
 
 
 def pack(cutouts: Mapping[str, Image.Image], path: Path) -> None:
@@ -304,6 +317,9 @@ def main() -> None:
         index[set_name] = list(shown)
         print(f"{set_name}: {len(shown)} cut-outs", flush=True)
     (cutouts / "sheets.json").write_text(json.dumps(index))
+    body = _finder(archives, names, SAMPLE[0], 800)(table()[SAMPLE[1]][0])
+    assert body is not None
+    sample(Image.open(io.BytesIO(body())).convert("RGBA")).save(args.folder / f"{SAMPLE[1]}.png")
 
 
 if __name__ == "__main__":

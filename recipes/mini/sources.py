@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from recipes.mini.artists import SETS
-from recipes.mini.fetch import PACKAGES, Package
+from recipes.mini.fetch import PACKAGES, SAMPLE, Package
 from unziplora_cli import resources
 
 CHECKOUT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ HOME = {
 CHANGES = (
     "The pictures were cut out, scaled, put before other backgrounds, some of them recolored or painted in "
     "other styles, and a network was trained on the results. The pictures themselves are not part of this "
-    "package."
+    "package, but for one sample."
 )
 
 
@@ -37,6 +37,8 @@ def use(package: Package) -> str:
     """What the pictures of a package serve for."""
     sets = [entry for entry in SETS.values() if entry.package == package.name]
     if sets:
+        if package.name == SETS[SAMPLE[0]].package:
+            return f"tests, and the sample picture {SAMPLE[1]}.png; never trained on"
         return (
             "tests alone, never trained on" if sets[0].held_out else f"training, as {sets[0].look} pictures"
         )
@@ -59,13 +61,21 @@ def sources() -> str:
 def notice() -> str:
     """The text of the NOTICE file."""
     trained = [package for package in PACKAGES if use(package).startswith("training")]
-    credits = "\n".join(f"- {p.name} {p.version}, {p.license}, {p.author}, {HOME[p.author]}" for p in trained)
+    drawn = next(package for package in PACKAGES if package.name == SETS[SAMPLE[0]].package)
+    credits = "\n".join(map(_credit, trained))
     return (
         "unziplora\nCopyright the unziplora contributors\n\n"
         "The weights of the built-in base model and of its networks (unziplora_cli/mini) were trained on "
         f"pictures from these packages:\n\n{credits}\n\n{CHANGES}\n"
-        "CC BY 4.0: https://creativecommons.org/licenses/by/4.0/\n"
+        "CC BY 4.0: https://creativecommons.org/licenses/by/4.0/\n\n"
+        f"The sample picture {SAMPLE[1]}.png (unziplora_cli/mini/samples) was scaled and put before a plain "
+        f"background:\n\n{_credit(drawn)}\n"
     )
+
+
+def _credit(package: Package) -> str:
+    home = HOME[package.author]
+    return f"- {package.name} {package.version}, {package.license}, {package.author}, {home}"
 
 
 def main() -> None:

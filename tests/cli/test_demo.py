@@ -46,7 +46,7 @@ def test_the_demo_trains_generates_and_writes_one_sheet(
     completed = unziplora("demo", "--out", tmp_path, "--device=cpu")
     assert completed.code == 0
     assert "demo-fox: trained in" in completed.err
-    assert "Next: '/a b/bin/unziplora' combine demo-fox demo-cat" in completed.out
+    assert "Next: '/a b/bin/unziplora' combine demo-fox demo-octopus" in completed.out
     store = ProjectStore(isolated_home)
 
     completed = unziplora("demo", "--out", tmp_path, "--device=cpu", "--json", "--force")
@@ -54,8 +54,8 @@ def test_the_demo_trains_generates_and_writes_one_sheet(
     assert [str(path) for path in tmp_path.iterdir()] == [result["sheet"]]
     with Image.open(result["sheet"]) as sheet:
         assert min(sheet.size) > 5 * PIXELS
-    assert result["projects"] == ["demo-fox", "demo-cat"]
-    assert store.names() == ["demo-cat", "demo-fox"]
+    assert result["projects"] == ["demo-fox", "demo-octopus"]
+    assert store.names() == ["demo-fox", "demo-octopus"]
     assert all(store.verify(name).problems == () for name in result["projects"])
     assert store.open("demo-fox").job.base.kind == "builtin"
 
@@ -85,7 +85,7 @@ def test_ctrl_c_in_the_second_training_keeps_the_first(
     train = demo.train
 
     def stop(order: demo.TrainRequest, store: ProjectStore) -> object:
-        if order.job.name == "demo-cat":
+        if order.job.name == "demo-octopus":
             raise KeyboardInterrupt
         yield from train(order, store)
 

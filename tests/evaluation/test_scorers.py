@@ -12,7 +12,7 @@ def make_scorer(image: Image.Image, subject: str, style: str) -> ClassifierScore
     return ClassifierScorer(resources.classifier(), [image], Words(subject, style))
 
 
-@pytest.mark.parametrize("name", sorted(resources.samples()))
+@pytest.mark.parametrize("name", sorted(set(resources.samples()) - {"octopus"}))
 def test_classifier_names_the_sample_images(name):
     sample = resources.samples()[name]
     with Image.open(sample.image) as image:
@@ -22,6 +22,14 @@ def test_classifier_names_the_sample_images(name):
     assert scorer.seen == sample.subject
     assert (score.subject, score.style) == (sample.subject, sample.style)
     assert score.identity == pytest.approx(1.0, abs=1e-4)
+
+
+def test_classifier_names_the_subject_of_the_sample_that_an_artist_drew():
+    sample = resources.samples()["octopus"]
+    with Image.open(sample.image) as image:
+        scorer = make_scorer(image, sample.subject, sample.style)
+    assert (scorer.subject, scorer.seen) == ("octopus", "octopus")
+    assert 'no style "emoji"' in scorer.notes[0]
 
 
 def test_unknown_words_are_replaced_by_predicted_classes_with_a_note():

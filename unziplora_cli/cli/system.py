@@ -91,7 +91,7 @@ def demo(
 
     Trains on both with the built-in base, and shows on one sheet what was learned.
 
-    Existing projects named demo-fox and demo-cat are replaced.
+    Existing projects named demo-fox and demo-octopus are replaced.
     """
     from unziplora_cli.events import run
     from unziplora_cli.workflows.demo import demo as run_demo

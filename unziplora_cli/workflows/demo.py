@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PRESET = "mini"
 SHEET = "unziplora-demo.png"
-SAMPLES = ("fox", "cat")
+SAMPLES = ("fox", "octopus")
 SCENES = ("on a beach", "in the snow", "in space")
 OTHER_SUBJECTS = ("house", "rocket", "teapot", "mushroom")
 SCENE_STYLE_STRENGTH = 0.6
@@ -54,7 +54,7 @@ class DemoResult:
 def demo(
     store: ProjectStore, out: Path, *, device: str = "auto", force: bool = False
 ) -> Generator[Event, None, DemoResult]:
-    """Train ``demo-fox`` and ``demo-cat``, and write a sheet with images of the base, each LoRA and both.
+    """Train ``demo-fox`` and ``demo-octopus``, and write a sheet with images of the base, each LoRA and both.
 
     ``out`` is an image file or a folder; an existing file is replaced only with ``force``. Raises UsageError
     or ProjectError before the training if it cannot be written.
@@ -90,14 +90,19 @@ def demo(
 def _in_parts(
     training: Generator[Event, None, TrainedProject | None], parts: list[Part]
 ) -> Generator[Event, None, TrainedProject | None]:
-    """The events and the result of a training, with the next of ``parts`` before destyling and training."""
+    """The events and the result of a training, with the next of ``parts`` before destyling and training.
+
+    Destyling begins anew if its first way shows another subject; that is the same part.
+    """
+    begun = set()
     while True:
         try:
             event = next(training)
         except StopIteration as end:
             result: TrainedProject | None = end.value
             return result
-        if isinstance(event, Phase) and event.name in ("destyle", "train"):
+        if isinstance(event, Phase) and event.name in {"destyle", "train"} - begun:
+            begun.add(event.name)
             yield parts.pop(0)
         yield event
 
