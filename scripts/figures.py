@@ -36,7 +36,7 @@ TEXTS = (
     *((610, 196, "", "content"), (610, 213, "c", "content fox -p &quot;on a beach&quot;")),
     *((610, 422, "", "style"), (610, 439, "c", "style fox --subject house")),
     *((850, 196, "", "both"), (850, 213, "c", "combine fox -p &quot;in the snow&quot;")),
-    *((850, 422, "", "crossed"), (850, 439, "c", "combine fox cat")),
+    *((850, 422, "", "crossed"), (850, 439, "c", "combine fox octopus")),
 )
 BOXES = ((100, "#e6f4ea", "#2e7d46"), (290, "#e7eefb", "#3158b0"))
 PLACES = {

@@ -77,6 +77,6 @@ def test_every_package_that_was_trained_on_is_credited_as_the_recipe_says() -> N
         assert is_trained == (package.name in {SETS[name].package for name in TRAINED})
         is_shown = package.name == SETS[SAMPLE[0]].package  # a sample picture of it ships
         assert (package.name in notice()) == (is_trained or is_shown)
-        assert not (
-            (is_trained or is_shown) and "SA" in package.license
-        )  # nothing of a share-alike licence ships
+        assert not ((is_trained or is_shown) and "SA" in package.license), (
+            "nothing of a share-alike licence ships"
+        )

@@ -251,6 +251,23 @@ def test_out_names_a_file_or_a_folder(two_projects, unziplora, tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("command", "cells"),
+    [(["cross", "fox", "rose"], 4), (["combine", "fox", "--grid=style-strength=0,1"], 2)],
+)
+def test_out_may_name_the_sheet(two_projects, unziplora, tmp_path, command, cells):
+    sheet = tmp_path / "our foxes.png"
+    result = unziplora(*command, *QUICK, "--out", sheet, "--json").envelope["result"]
+    assert result["sheet"] == str(sheet)
+    with Image.open(sheet) as image:
+        assert image.format == "PNG"
+    assert len(result["images"]) == cells
+    assert {Path(path).parent for path in result["images"]} == {tmp_path / "our foxes"}
+    assert unziplora(*command, *QUICK, "--out", sheet).code == 3
+    assert unziplora(*command, *QUICK, "--out", tmp_path / "sheet.jpg").code == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"our foxes.png", "our foxes"}
+
+
 def test_cross_generates_every_cell_and_a_sheet(two_projects, unziplora, tmp_path):
     completed = unziplora("cross", "fox", "rose", "--prompt=on a beach", *QUICK, "--out", tmp_path, "--json")
     result = completed.envelope["result"]

@@ -158,7 +158,11 @@ def cross(
     merge: Merge = True,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder; default: a new one in the first project's images."),
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder, or a .png file name of the sheet; default: a new folder in the project's images.",
+        ),
     ] = None,
     force: Force = False,
     computing: Settings = None,
@@ -175,11 +179,11 @@ def cross(
             Remedy("Name projects", command="cross", arguments=("fox", "rose")),
             Remedy("List all projects", command="list"),
         )
-    if out is not None:  # reading the base takes seconds
-        check_writable(out)
-    compute, base, config = _resolve(session, [*contents, *styles], computing, settings)
     from unziplora_cli.workflows import generate
 
+    if out is not None:  # reading the base takes seconds
+        check_writable(out.parent if generate.is_image_file(out) else out)
+    compute, base, config = _resolve(session, [*contents, *styles], computing, settings)
     spec = generate.CrossSpec(base, config, tuple(contents), tuple(styles), prompt, merge)
     cells = generate.generate_cross(spec, out, compute, force=force)
     _run(session, "cross", config, cells)

@@ -94,7 +94,7 @@ def _in_parts(
 
     Destyling begins anew if its first way shows another subject; that is the same part.
     """
-    begun = set()
+    begun: set[str] = set()
     while True:
         try:
             event = next(training)

@@ -231,8 +231,8 @@ def generate_cross(
             row_headings=rows,
         )
 
-    folder = _sheet_folder(out, spec.contents[0], "cross")
-    return (yield from _generate_sheet(cells, names, sheet, folder, compute, force=force))
+    place = _sheet_place(out, spec.contents[0], "cross")
+    return (yield from _generate_sheet(cells, names, sheet, place, compute, force=force))
 
 
 def generate_grid(
@@ -280,15 +280,15 @@ def generate_grid(
             ],
         )
 
-    folder = _sheet_folder(out, spec.project, "grid")
-    return (yield from _generate_sheet(cells, names, sheet, folder, compute, force=force))
+    place = _sheet_place(out, spec.project, "grid")
+    return (yield from _generate_sheet(cells, names, sheet, place, compute, force=force))
 
 
 def _generate_sheet(
     cells: Sequence[GenerateSpec],
     names: Sequence[str],
     sheet: Callable[[Sequence[Image.Image]], Image.Image],
-    sheet_folder: AbstractContextManager[Path],
+    place: AbstractContextManager[tuple[Path, Path]],
     compute: ComputeConfig,
     *,
     force: bool,
@@ -300,8 +300,8 @@ def _generate_sheet(
     prompts, cache = cells[0].prompts, AdapterCache()
     requests = [cache.request(cell) for cell in cells]
     yield from map(Notice, cells[0].notes)
-    with sheet_folder as folder:
-        refuse_existing([folder / name for name in (*names, SHEET)], force=force)
+    with place as (folder, sheet_file):
+        refuse_existing([*(folder / name for name in names), sheet_file], force=force)
         paths: list[Path] = []
         images = []
         for event in generate_requests(requests, cells[0].base, compute):
@@ -312,8 +312,8 @@ def _generate_sheet(
             paths.append(_save(event, alternatives(path), force=force and path not in paths))
             images.append(event.image)
             yield ImageSaved(paths[-1])
-        with write_errors(folder):
-            path = save_image(sheet(images), alternatives(folder / SHEET), force=force)
+        with write_errors(sheet_file.parent):
+            path = save_image(sheet(images), alternatives(sheet_file), force=force)
     return GenerateResult(tuple(paths), prompts, path)
 
 
@@ -467,17 +467,23 @@ def _setting(name: str) -> str:
 
 
 @contextmanager
-def _sheet_folder(out: Path | None, project: Project, name: str) -> Iterator[Path]:
-    """The folder ``out``, or a new numbered one among the project's images, removed if it stays empty."""
+def _sheet_place(out: Path | None, project: Project, name: str) -> Iterator[tuple[Path, Path]]:
+    """The folder of the images of a sheet, and the sheet's file.
+
+    ``out`` is that folder, or the file, whose images go into a folder of its name beside it. Without it, a
+    new numbered folder among the project's images, removed if it stays empty.
+    """
     images = images_folder(project)
-    check_writable(out or images)
     if out is not None:
-        yield out
+        folder, file = (out.with_suffix(""), out) if is_image_file(out) else (out, out / SHEET)
+        check_writable(file.parent)
+        yield folder, file
         return
+    check_writable(images)
     with write_errors(images):
         images.mkdir(parents=True, exist_ok=True)
         with claimed_folder(numbered(images, name)) as folder:
-            yield folder
+            yield folder, folder / SHEET
 
 
 def _save(image: GeneratedImage, names: Iterator[Path], *, force: bool) -> Path:
