@@ -182,7 +182,7 @@ def cross(
     from unziplora_cli.workflows import generate
 
     if out is not None:  # reading the base takes seconds
-        check_writable(out.parent if generate.is_image_file(out) else out)
+        generate.check_sheet(out, force=force)
     compute, base, config = _resolve(session, [*contents, *styles], computing, settings)
     spec = generate.CrossSpec(base, config, tuple(contents), tuple(styles), prompt, merge)
     cells = generate.generate_cross(spec, out, compute, force=force)
@@ -211,7 +211,9 @@ def _generate(
         raise UsageError("A sheet has two axes, so at most two grids.", Remedy("Remove a grid."))
     from unziplora_cli.workflows import generate
 
-    if out is not None:  # reading the base takes seconds
+    if out is not None and axes:  # reading the base takes seconds
+        generate.check_sheet(out, force=force)
+    elif out is not None:
         check_writable(out.parent if generate.is_image_file(out) else out)
     compute, base, config = _resolve(session, projects, computing, settings)
     spec = generate.GenerateSpec(base, config, **parts)

@@ -449,6 +449,13 @@ def is_image_file(out: Path) -> bool:
     return out.suffix.lower() == ".png"
 
 
+def check_sheet(out: Path, *, force: bool) -> None:
+    """Raise if a sheet cannot be written to ``out``, a file or a folder, or would replace a file."""
+    folder, file = (out.parent, out) if is_image_file(out) else (out, out / SHEET)
+    check_writable(folder)
+    refuse_existing([file], force=force)
+
+
 def _stem(spec: GenerateSpec) -> str:
     """The start of a file name: command, projects, another subject, scene."""
     parts = [spec.kind, shorten(spec.title, 80)]
@@ -475,9 +482,7 @@ def _sheet_place(out: Path | None, project: Project, name: str) -> Iterator[tupl
     """
     images = images_folder(project)
     if out is not None:
-        folder, file = (out.with_suffix(""), out) if is_image_file(out) else (out, out / SHEET)
-        check_writable(file.parent)
-        yield folder, file
+        yield (out.with_suffix(""), out) if is_image_file(out) else (out, out / SHEET)
         return
     check_writable(images)
     with write_errors(images):
