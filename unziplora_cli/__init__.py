@@ -1,3 +1,3 @@
 """Split one image into a content LoRA and a style LoRA, and recombine them."""
 
-__version__ = "0.1.0.dev0"
+__version__ = "1.0.0"

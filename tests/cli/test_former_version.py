@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import unziplora_cli
 from unziplora_cli.images import read_parameters
 from unziplora_cli.job import SETTINGS_OF_SCHEMA_1
 from unziplora_cli.projects.store import ProjectStore
@@ -16,8 +17,12 @@ BASE = "/tmp/former2/base"
 
 
 @pytest.fixture
-def store(isolated_home: Path, tiny_base: Path) -> ProjectStore:
-    """The projects of the former version, as if they had been trained on this test's tiny base."""
+def store(isolated_home: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectStore:
+    """The projects of the former version, as if they had been trained on this test's tiny base.
+
+    No other version resumes a training, so this one has the number that stands in them.
+    """
+    monkeypatch.setattr(unziplora_cli, "__version__", "0.1.0.dev0")
     store = ProjectStore(isolated_home)
     store.folder.mkdir(parents=True)
     with tarfile.open(ARCHIVE) as archive:

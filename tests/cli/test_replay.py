@@ -6,6 +6,7 @@ import shutil
 import pytest
 from PIL import Image
 
+from unziplora_cli import __version__
 from unziplora_cli.adapters.lora_file import read_lora
 from unziplora_cli.projects.store import ProjectStore
 
@@ -69,7 +70,7 @@ def test_another_seed_shows_as_a_distance(unziplora, two_projects, change):
         assert 0.1 < lora["relative"] < 2
         assert 0 < lora["columns"] < 1
     assert 0 < merge["largest"] <= 1
-    assert result["changed"][0] == "unziplora was 0.0.1, is 0.1.0.dev0"
+    assert result["changed"][0] == f"unziplora was 0.0.1, is {__version__}"
     assert any(change.startswith("torch was 2.0.0, is 2.") for change in result["changed"])
     text = unziplora("replay", "fox")
     assert "relative difference" in text.out

@@ -477,14 +477,13 @@ def _setting(name: str) -> str:
 def _sheet_place(out: Path | None, project: Project, name: str) -> Iterator[tuple[Path, Path]]:
     """The folder of the images of a sheet, and the sheet's file.
 
-    ``out`` is that folder, or the file, whose images go into a folder of its name beside it. Without it, a
-    new numbered folder among the project's images, removed if it stays empty.
+    ``out`` is that folder, or the file, whose images go into a folder of its name beside it. The default is
+    a new numbered folder, removed if it stays empty.
     """
-    images = images_folder(project)
     if out is not None:
         yield (out.with_suffix(""), out) if is_image_file(out) else (out, out / SHEET)
         return
-    check_writable(images)
+    check_writable(images := images_folder(project))
     with write_errors(images):
         images.mkdir(parents=True, exist_ok=True)
         with claimed_folder(numbered(images, name)) as folder:
