@@ -181,14 +181,14 @@ def widen(old: Components, tokenizer_folder: Path) -> Components:
             if name not in weights and (".to_out." in name or ".ff.net.2." in name):
                 parameter.zero_()
     encoders = new_text_encoders(tokenizer)
-    ids, old_ids, words = tokenizer.get_vocab(), old.tokenizer.get_vocab(), tokenizer.get_added_vocab()
+    ids, old_ids = tokenizer.get_vocab(), old.tokenizer.get_vocab()
+    words = tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens)
     for new, trained in zip(encoders, (old.text_encoder, old.text_encoder_2), strict=True):
         state = trained.state_dict()
         key = next(name for name in state if name.endswith("token_embedding.weight"))
         table = new.state_dict()[key].clone()
         for token, number in ids.items():
-            special = token in tokenizer.all_special_tokens
-            pieces = _pieces(old.tokenizer, token) if token in words and not special else [old_ids[token]]
+            pieces = _pieces(old.tokenizer, token) if token in words else [old_ids[token]]
             table[number] = state[key][pieces].mean(0)
         new.load_state_dict({**state, key: table})
     return Components(unet, old.vae, *encoders, tokenizer)

@@ -231,7 +231,7 @@ def generate_cross(
             row_headings=rows,
         )
 
-    place = _sheet_place(out, spec.contents[0], "cross")
+    place = _sheet_place(out, spec.contents[0], "cross", force=force)
     return (yield from _generate_sheet(cells, names, sheet, place, compute, force=force))
 
 
@@ -280,7 +280,7 @@ def generate_grid(
             ],
         )
 
-    place = _sheet_place(out, spec.project, "grid")
+    place = _sheet_place(out, spec.project, "grid", force=force)
     return (yield from _generate_sheet(cells, names, sheet, place, compute, force=force))
 
 
@@ -301,7 +301,7 @@ def _generate_sheet(
     requests = [cache.request(cell) for cell in cells]
     yield from map(Notice, cells[0].notes)
     with place as (folder, sheet_file):
-        refuse_existing([*(folder / name for name in names), sheet_file], force=force)
+        refuse_existing([folder / name for name in names], force=force)
         paths: list[Path] = []
         images = []
         for event in generate_requests(requests, cells[0].base, compute):
@@ -449,11 +449,12 @@ def is_image_file(out: Path) -> bool:
     return out.suffix.lower() == ".png"
 
 
-def check_sheet(out: Path, *, force: bool) -> None:
-    """Raise if a sheet cannot be written to ``out``, a file or a folder, or would replace a file."""
-    folder, file = (out.parent, out) if is_image_file(out) else (out, out / SHEET)
-    check_writable(folder)
+def check_sheet(out: Path, *, force: bool) -> tuple[Path, Path]:
+    """The folder of a sheet's images, and its file, as ``out`` names them; raises if it cannot be written."""
+    folder, file = (out.with_suffix(""), out) if is_image_file(out) else (out, out / SHEET)
+    check_writable(file.parent)
     refuse_existing([file], force=force)
+    return folder, file
 
 
 def _stem(spec: GenerateSpec) -> str:
@@ -474,14 +475,12 @@ def _setting(name: str) -> str:
 
 
 @contextmanager
-def _sheet_place(out: Path | None, project: Project, name: str) -> Iterator[tuple[Path, Path]]:
-    """The folder of the images of a sheet, and the sheet's file.
-
-    ``out`` is that folder, or the file, whose images go into a folder of its name beside it. The default is
-    a new numbered folder, removed if it stays empty.
-    """
+def _sheet_place(
+    out: Path | None, project: Project, name: str, *, force: bool
+) -> Iterator[tuple[Path, Path]]:
+    """As :func:`check_sheet`; the default is a new numbered folder, removed if it stays empty."""
     if out is not None:
-        yield (out.with_suffix(""), out) if is_image_file(out) else (out, out / SHEET)
+        yield check_sheet(out, force=force)
         return
     check_writable(images := images_folder(project))
     with write_errors(images):
