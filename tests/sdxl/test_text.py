@@ -5,9 +5,16 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from tests.tiny_base import TOKENS
+from unziplora_cli.sdxl.base import resolve_base
+from unziplora_cli.sdxl.load import load_text_encoders
 from unziplora_cli.sdxl.text import TextEncoders, encode, encode_unconditional, truncation_note
 
 TEXTS = ["a monadikos fox in watercolor style", "a cat, on the beach", "", "z" * 100]
+
+
+@pytest.fixture(scope="module")
+def built_in() -> TextEncoders:
+    return load_text_encoders(resolve_base("mini", offline=True)[0], device="cpu", dtype=torch.float32)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -31,11 +38,34 @@ def test_an_embedding_does_not_depend_on_the_other_texts(encoders: TextEncoders,
 def test_the_ignored_end_of_a_long_prompt_is_quoted(encoders: TextEncoders) -> None:
     fitting = " ".join(["fox"] * (TOKENS - 2))
     assert truncation_note(encoders, fitting) == ""
-    note = truncation_note(encoders, fitting + " in the sketch style")
-    assert note.endswith('the base ignores: "in the sketch style"')
+    note = truncation_note(encoders, fitting + " in the Sketch style, at 5:30")
+    assert note.endswith('the base ignores: "in the Sketch style, at 5:30"')
     assert torch.equal(
         encode(encoders, [fitting]).tokens, encode(encoders, [fitting + " in the sketch style"]).tokens
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("a watercolor fox, on a beach", "a</w> watercolor fox ,</w> on a</w> beach"),
+        ("An Orange FOX.", "an orange fox .</w>"),
+        ("(fox's) chalkboard", "(</w> fox ' s</w> )</w> c h a l k bo a r d</w>"),
+        ("a monadikos fox🦊", "a</w> mo na di ko s</w> fox ð Ł ¦ Ĭ</w>"),
+        ("renard à fox", "re na r d</w> Ã ł</w> fox"),
+    ],
+)
+def test_a_word_that_the_built_in_base_knows_is_one_token(
+    built_in: TextEncoders, text: str, tokens: str
+) -> None:
+    """So with every supported version of transformers: its slow tokenizer splits "fox," into letters."""
+    for tokenizer in built_in.tokenizers:
+        assert tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids)[1:-1] == tokens.split()
+
+
+def test_the_ignored_end_is_quoted_as_it_was_typed(built_in: TextEncoders) -> None:
+    note = truncation_note(built_in, "fox " * 46 + "on a Beach, in the snow")
+    assert note.endswith('the base ignores: "on a Beach, in the snow"')
 
 
 def test_no_text_is_encoded_only_if_the_base_was_trained_so(encoders: TextEncoders) -> None:

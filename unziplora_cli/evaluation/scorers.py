@@ -307,7 +307,7 @@ class Encoders:
                 clip=_load_model(transformers.CLIPModel, clip),
                 dino_processor=transformers.BitImageProcessor.from_pretrained(dino, local_files_only=True),
                 clip_processor=transformers.CLIPImageProcessor.from_pretrained(clip, local_files_only=True),
-                clip_tokenizer=transformers.CLIPTokenizer.from_pretrained(clip, local_files_only=True),
+                clip_tokenizer=transformers.CLIPTokenizerFast.from_pretrained(clip, local_files_only=True),
             )
         except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
             reason = str(error).strip().split("\n")[0]

@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizerFast
 
 from unziplora_cli.accel.fused_modules import fuse_modules
 from unziplora_cli.accel.int8 import quantize
@@ -44,8 +44,9 @@ def load_text_encoders(base: BaseRef, *, device: torch.device | str, dtype: torc
     """Both tokenizers and text encoders, frozen; raises ModelError."""
     with _loading(base, "text encoders"):
         folder = tokenizer_folder(base)
+        # The class without "Fast" of transformers 4 splits a known word before punctuation or a capital.
         first, second = (
-            CLIPTokenizer.from_pretrained(folder / name, local_files_only=True) for name in TOKENIZERS
+            CLIPTokenizerFast.from_pretrained(folder / name, local_files_only=True) for name in TOKENIZERS
         )
         models = [
             _from_file(cls, base.path, name, dtype)

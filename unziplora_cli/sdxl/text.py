@@ -83,10 +83,10 @@ def truncation_note(encoders: TextEncoders, text: str) -> str:
     """One sentence that quotes the end of ``text`` that the encoders ignore; empty if it fits."""
     tokenizer = encoders.tokenizers[0]
     limit = tokenizer.model_max_length
-    ids = tokenizer(text, truncation=False, verbose=False).input_ids
-    if len(ids) <= limit:
+    spans = tokenizer(text, truncation=False, verbose=False, return_offsets_mapping=True).offset_mapping
+    if len(spans) <= limit:
         return ""
-    ignored = tokenizer.decode(ids[limit - 1 : -1]).strip()
+    ignored = text[spans[limit - 1][0] :].strip()
     return f'The prompt "{text[:40]}…" is longer than {limit} tokens; the base ignores: "{ignored}"'
 
 
