@@ -15,7 +15,7 @@ import typer
 from unziplora_cli import errors, resources
 from unziplora_cli.checks import plain_type
 from unziplora_cli.cli._errors import remedy_text
-from unziplora_cli.cli._help import _TYPE, EXAMPLES, METAVARS, setting_facts
+from unziplora_cli.cli._help import _TYPE, EXAMPLES, METAVARS, argument_usage, setting_facts
 from unziplora_cli.cli.app import app
 from unziplora_cli.config import ComputeConfig, GenerateConfig, TrainConfig, load_preset
 from unziplora_cli.errors import UnziploraError
@@ -106,11 +106,6 @@ def command_sections(command: Any, path: str) -> Iterator[str]:
 def description(command: Any) -> str:
     paragraphs = (command.help or "").split("\n\n")
     return "\n\n".join(escaped(" ".join(paragraph.split())) for paragraph in paragraphs)
-
-
-def argument_usage(param: Any) -> str:
-    name = param.metavar or param.name.upper()
-    return name if param.required or name.startswith("[") else f"[{name}]"
 
 
 def options_table(command: Any) -> str:

@@ -47,7 +47,46 @@ def test_every_command_has_examples_of_options_that_exist(path, unziplora, monke
 
 
 def test_no_example_is_left_of_a_former_command():
-    assert set(EXAMPLES) == set(COMMANDS)
+    assert set(EXAMPLES) == {*COMMANDS, "unziplora"}
+
+
+def test_the_program_alone_ends_with_commands_to_begin_with(unziplora):
+    ending = unziplora().out.split("Examples:")[1]
+    assert ending.split() == [word for line in EXAMPLES["unziplora"] for word in ("unziplora", *line.split())]
+    for example in EXAMPLES["unziplora"]:
+        assert example.split()[0] in COMMANDS
+
+
+@pytest.mark.parametrize("path", ["", *COMMANDS, "models", "presets", "config"])
+def test_help_has_one_form_and_no_types_of_python(path, unziplora, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    usage, shown = unziplora(*path.split(), "--help").out.split("\n", 1)
+    assert usage.startswith(f"Usage: unziplora {path}")
+    assert not re.search(r"[{}]|\]\.\.\.", usage.replace("COMMAND [ARGS]...", ""))
+    assert not re.search("range>|<path>|<bool>|\u256d|<=x|x>=", shown)
+
+
+def test_help_breaks_no_word(unziplora, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "[default: sd-scripts]" in " ".join(unziplora("export", "--help").out.split())
+
+
+@pytest.mark.parametrize(("command", "other"), [("content", "style"), ("style", "content")])
+def test_a_strength_without_effect_is_no_usual_option(command, other, unziplora):
+    shown = unziplora(command, "--help").out
+    assert f"--{command}-strength" in shown
+    assert f"--{other}-strength" not in shown
+
+
+def test_an_image_in_place_of_a_command_is_answered_with_train(unziplora):
+    result = unziplora("My Photos/owl.JPG")
+    assert result.code == 2
+    assert "unziplora train 'My Photos/owl.JPG'" in result.err
+
+
+def test_a_dragged_file_url_is_a_path(unziplora):
+    result = unziplora("train", "file:///tmp/no%20such%20owl.png")
+    assert "There is no file /tmp/no such owl.png." in result.err
 
 
 @pytest.mark.parametrize("path", COMMANDS)

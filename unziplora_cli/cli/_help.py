@@ -12,33 +12,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import MarkupMode, TyperCommand
+from typer.core import MarkupMode, TyperCommand, TyperGroup
 
 from unziplora_cli import resources
 from unziplora_cli.checks import describe_range, plain_type
+from unziplora_cli.cli._text import wrap
 from unziplora_cli.config import SEED_MAX, TrainConfig, load_preset
 from unziplora_cli.errors import Remedy, UnziploraError, UsageError
 
 if TYPE_CHECKING:
     from unziplora_cli.config import Preset
 
+_OF_IMAGES = (
+    *("prompt", "subject", "content", "style", "count", "seed", "steps", "guidance", "width"),
+    *("height", "content_strength", "style_strength", "grid", "negative_prompt", "out", "force"),
+    "open_result",
+)
 USUAL = {
     "train": (
         *("subject", "style", "name", "base", "preset", "steps", "rank", "resolution", "device"),
         *("together", "resume", "force", "sheet", "open_result", "plan"),
     ),
-    **dict.fromkeys(
-        ("content", "style", "combine", "cross"),
-        (
-            *("prompt", "subject", "content", "style", "count", "seed", "steps", "guidance", "width"),
-            *("height", "content_strength", "style_strength", "grid", "negative_prompt", "out", "force"),
-            "open_result",
-        ),
-    ),
+    "content": tuple(option for option in _OF_IMAGES if option != "style_strength"),
+    "style": tuple(option for option in _OF_IMAGES if option != "content_strength"),
+    **dict.fromkeys(("combine", "cross"), _OF_IMAGES),
 }
 """The options that `--help` shows, by command; those of other commands are few enough to show them all."""
 
 EXAMPLES = {
+    "unziplora": ("demo", "train fox.png", "help train"),
     "train": (
         "train fox.png",
         "train fox.png --subject fox --style watercolor",
@@ -87,11 +89,15 @@ EXAMPLES = {
     "presets list": ("presets list",),
     "presets show": ("presets show paper",),
 }
-"""Command lines to type, by command, without the name of the program."""
+"""Command lines to type, by command, without the name of the program; first those to begin with."""
+
+LONGEST_NAME = 26
+"""Characters of a name beside its text; the text of a longer one begins on the next line."""
 
 METAVARS = {"str": "TEXT", "int": "N", "float": "X", "path": "PATH", "Path": "PATH"}
-_TYPE = re.compile(r"<(list\[)?(\w+)\]?>")
-
+_TYPE = re.compile(r"<(list\[)?(\w+)\]?(?: range)?>")
+_RANGE, _LEAST = re.compile(r"(\d+)<=x<=(\d+)"), re.compile(r"x>=(\d+)")
+"""Ranges as Typer words them."""
 
 GPU = Path("/dev/nvidiactl")
 """What a machine with a usable NVIDIA GPU has; asking torch would import it."""
@@ -120,13 +126,31 @@ def refuse_empty(command: Any, ctx: Any, args: Iterable[str]) -> None:
                 raise UsageError(f"{subject} is empty.", Remedy("Give it a value, or omit it."))
 
 
+def path_of_url(text: str) -> str:
+    """The path that a file URL names, as file managers write what is dragged; another text as it stands."""
+    if not text.startswith("file://"):
+        return text
+    from urllib.request import url2pathname  # which takes long to import
+
+    return url2pathname(text.removeprefix("file://").removeprefix("localhost"))
+
+
+def argument_usage(param: Any) -> str:
+    """An argument as a usage line names it: ``PROJECT``, ``IMAGE...``, or ``[STYLE]`` if it is optional."""
+    name: str = param.metavar or param.name.upper()
+    return name if param.required else f"[{name}]"
+
+
 class PlainHelp:
     """Checks and help of the program and of every command, before the class of Typer."""
 
+    name: str | None
+    callback: Any
     rich_markup_mode: MarkupMode
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse, and refuse what is given but empty."""
+        args = [path_of_url(text) for text in args]
         if not ctx.resilient_parsing:
             refuse_empty(self, ctx, args)
         return super().parse_args(ctx, args)  # type: ignore[misc,no-any-return]
@@ -136,10 +160,6 @@ class PlainHelp:
         self.rich_markup_mode = None
         super().format_help(ctx, formatter)  # type: ignore[misc]
 
-
-class Command(PlainHelp, TyperCommand):
-    """A command with this module's help."""
-
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """List the arguments, and the options under the titles of their groups."""
         usual = None if ctx.meta.get("help_all") else USUAL.get(self.name or "")
@@ -147,26 +167,19 @@ class Command(PlainHelp, TyperCommand):
         preset, note = _preset_at_hand(ctx) if config else (None, "")
         facts = dict(_facts(config, preset)) if config else {}
         groups: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
+        for param in self.get_params(ctx):  # type: ignore[attr-defined]
             record = param.get_help_record(ctx)
             is_argument = param.param_type_name == "argument"
-            if record is None or not (
-                is_argument or usual is None or param.name in (*usual, "help", "help_all")
-            ):
+            is_usual = is_argument or usual is None or param.name in (*usual, "help", "help_all")
+            if record is None or not is_usual:
                 continue
-            panel = getattr(param, "rich_help_panel", None)
-            title = (
-                "Arguments"
-                if is_argument
-                else panel
-                if usual is None and isinstance(panel, str)
-                else "Options"
-            )
-            text = record[1]
+            panel = None if usual is not None else getattr(param, "rich_help_panel", None)
+            title = "Arguments" if is_argument else panel if isinstance(panel, str) else "Options"
+            text = _RANGE.sub(r"from \1 to \2", _LEAST.sub(r"at least \1", record[1]))
             if fact := facts.get(param.name):
                 text = f"{text.removesuffix('.')} ({fact})."
             name = (
-                record[0].split(" ")[0]
+                argument_usage(param).strip("[]")
                 if is_argument
                 else _TYPE.sub(lambda match: METAVARS.get(match[2], match[2].upper()), record[0]).strip()
             )
@@ -174,8 +187,7 @@ class Command(PlainHelp, TyperCommand):
                 name = name.replace(f", {alias}", "")
             groups.setdefault(title, []).append((name, text))
         for title, rows in groups.items():
-            with formatter.section(title):
-                formatter.write_dl(rows, col_max=26)
+            write_rows(formatter, title, rows)
         if note:
             formatter.write_paragraph()
             formatter.write_text(note)
@@ -188,8 +200,59 @@ class Command(PlainHelp, TyperCommand):
                 formatter.write("".join(f"  unziplora {line}\n" for line in examples))
 
 
+def write_rows(formatter: Any, title: str, rows: list[tuple[str, str]]) -> None:
+    """Write names and texts in two columns; unlike Typer's, the texts are broken between words only."""
+    column = min(max(len(name) for name, _ in rows), LONGEST_NAME) + 4
+    with formatter.section(title):
+        for name, text in rows:
+            lines = wrap(text, formatter.width - column)
+            beside = f"  {name:{column - 2}}" if len(name) <= LONGEST_NAME else f"  {name}\n{'':{column}}"
+            formatter.write(beside + f"\n{'':{column}}".join(lines) + "\n")
+
+
+class Command(PlainHelp, TyperCommand):
+    """A command with this module's help."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The options and arguments as they are typed; Typer's own have braces and doubled dots."""
+        arguments = [param for param in self.get_params(ctx) if param.param_type_name == "argument"]
+        return ["[OPTIONS]", *map(argument_usage, arguments)]
+
+
+class Group(PlainHelp, TyperGroup):
+    """The program, or a command with commands of its own."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """List the options and the commands."""
+        super().format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List the commands under the titles of their help panels."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            if command is not None and not command.hidden:
+                panel = getattr(command, "rich_help_panel", None)
+                rows = panels.setdefault(panel if isinstance(panel, str) else "Commands", [])
+                rows.append((name, command.get_short_help_str(limit=80)))
+        for title, rows in panels.items():
+            write_rows(formatter, title, rows)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that is meant; raises UsageError for an image in its place."""
+        if ctx.parent is None and self.get_command(ctx, args[0]) is None and Path(args[0]).suffix:
+            raise UsageError(
+                f"{args[0]!r} is not a command.", Remedy("To train on an image", "train", (args[0],))
+            )
+        return super().resolve_command(ctx, args)
+
+
 class Program(typer.Typer):
     """A Typer program whose commands have this module's help."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"cls": Group, **options})
 
     def command(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
         """Register a command."""

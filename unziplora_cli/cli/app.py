@@ -7,10 +7,9 @@ import contextlib
 import io
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from unziplora_cli import __version__
 from unziplora_cli.cli import (
@@ -26,33 +25,12 @@ from unziplora_cli.cli import (
     train,
     ui,
 )
-from unziplora_cli.cli._help import PlainHelp, Program
+from unziplora_cli.cli._help import Program
 from unziplora_cli.cli._output import Session
 from unziplora_cli.paths import check_environment, hub_is_offline, process_rank
 
-
-class RootGroup(PlainHelp, TyperGroup):
-    """The root command with plain help."""
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """List the commands under the titles of their help panels."""
-        panels: dict[str, list[tuple[str, str]]] = {}
-        for name in self.list_commands(ctx):
-            command = self.get_command(ctx, name)
-            if command is not None and not command.hidden:
-                heading = getattr(command, "rich_help_panel", None)
-                text = command.get_short_help_str(limit=80)
-                panels.setdefault(heading if isinstance(heading, str) else "Commands", []).append(
-                    (name, text)
-                )
-        for heading, rows in panels.items():
-            with formatter.section(heading):
-                formatter.write_dl(rows)
-
-
 app = Program(
     name="unziplora",
-    cls=RootGroup,
     help="Split one image into a content LoRA and a style LoRA, and recombine them.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -74,7 +52,10 @@ publish.register(app)
 @app.command("help", rich_help_panel="Machine")
 def show_help(
     ctx: typer.Context,
-    command: Annotated[list[str] | None, typer.Argument(metavar="[COMMAND]...", show_default=False)] = None,
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="COMMAND...", help="A command, such as train or models pull."),
+    ] = None,
 ) -> None:
     """Show the help of the program or of a command."""
     root, session = ctx.find_root(), ctx.obj
