@@ -47,7 +47,7 @@ docs: setup
 	$(VENV)/bin/zensical build --clean --strict
 	@echo "Open site/index.html, or with search: $(VENV)/bin/python -m http.server --directory site"
 
-# Wheel and sdist built, and installed by pipx and uv on the lowest and the newest Python; the demo; licences; sizes.
+# Wheel and sdist built, and installed by uv, pipx and pip on the lowest and the newest Python; the demo; licences; sizes.
 release-check: setup
 	$(PIP) install -q -c constraints/tested.txt pipx==1.18.4 uv==0.13.9
 	$(VENV)/bin/python -m scripts.release dist

@@ -1,10 +1,10 @@
 """Check a release: build it, install it as users do, and run it.
 
-    python -m scripts.release dist                      # `make release-check`; installs torch four times
+    python -m scripts.release dist                      # `make release-check`; installs torch seven times
     python -m scripts.release dist --python 3.11 --installer uv --no-demo
 
-The wheel is installed by uv and by pipx into fresh environments, on the lowest Python of this program and on
-the newest that torch supports, and the sdist once. What this machine cannot check is named and skipped.
+The wheel is installed by uv, pipx and pip into fresh environments, on the lowest Python of this program and
+on the newest that torch supports, and the sdist once. What this machine cannot check is named and skipped.
 The installers' own variables apply, such as UV_TORCH_BACKEND=cpu, UV_CONSTRAINT and PIP_EXTRA_INDEX_URL.
 """
 
@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[1]
-INSTALLERS = ("uv", "pipx")
+INSTALLERS = ("uv", "pipx", "pip")
 LARGEST_WHEEL = 45_000_000
 
 
@@ -59,9 +59,10 @@ def main() -> int:
             for package in (wheel, source) if source and installer == "uv" else (wheel,):
                 label = f"{package.suffix[1:]}, {installer}, Python {version}"
                 started = time.monotonic()
-                problem = check(package, installer, python, demo=demo and package is wheel)
+                problem, size = check(package, installer, python, demo=demo and package is wheel)
+                seconds = time.monotonic() - started
                 print(
-                    f"{'FAILED ' if problem else 'ok     '}  {label}, {time.monotonic() - started:.0f} s",
+                    f"{'FAILED ' if problem else 'ok     '}  {label}: {size / 1e6:.0f} MB, {seconds:.0f} s",
                     flush=True,
                 )
                 if problem:
@@ -151,8 +152,8 @@ def search_path() -> str:
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
-def check(package: Path, installer: str, python: str, *, demo: bool) -> str:
-    """Install the package into a fresh environment and run it; returns what went wrong, if anything."""
+def check(package: Path, installer: str, python: str, *, demo: bool) -> tuple[str, int]:
+    """Install the package into a fresh environment and run it; returns what went wrong and the bytes used."""
     with tempfile.TemporaryDirectory(prefix="unziplora-release-") as name:
         folder = Path(name)
         environment = {
@@ -167,26 +168,33 @@ def check(package: Path, installer: str, python: str, *, demo: bool) -> str:
             "HF_HOME": str(folder / "hub"),
         }
         file = str(package.resolve())
-        command = {
-            "uv": ["uv", "tool", "install", "--python", python, file],
-            "pipx": ["pipx", "install", "--python", python, file],
+        commands = {
+            "uv": [["uv", "tool", "install", "--python", python, file]],
+            "pipx": [["pipx", "install", "--python", python, file]],
+            "pip": [[python, "-m", "venv", "."], ["bin/pip", "install", file]],
         }[installer]
-        program = shutil.which("unziplora", path=str(folder / "bin")) or str(folder / "bin" / "unziplora")
         try:
-            run(command, folder, environment)
-            version = run([program, "--version"], folder, environment)
-            if version.split()[-1] not in package.name:
-                return f"the installed version is {version.strip()}"
-            report = json.loads(run([program, "doctor", "--json"], folder, environment, may_fail=True))
-            blocked = [check for check in report["result"]["checks"] if check["level"] == "problem"]
-            if blocked:
-                return json.dumps(blocked, indent=1)
-            if demo:
-                run([program, "demo", "--out", "sheet.png"], folder, environment)
-                if not (folder / "sheet.png").is_file():
-                    return "the demo wrote no sheet"
+            for command in commands:
+                run(command, folder, environment)
+            size = sum(path.stat().st_size for path in folder.rglob("*") if not path.is_symlink())
+            return start(str(folder / "bin" / "unziplora"), package, folder, environment, demo=demo), size
         except (subprocess.CalledProcessError, ValueError, KeyError) as error:
-            return str(getattr(error, "output", "") or error)[-3000:]
+            return str(getattr(error, "output", "") or error)[-3000:], 0
+
+
+def start(program: str, package: Path, folder: Path, environment: dict[str, str], *, demo: bool) -> str:
+    """Run the installed program; returns what went wrong, if anything."""
+    version = run([program, "--version"], folder, environment)
+    if version.split()[-1] not in package.name:
+        return f"the installed version is {version.strip()}"
+    report = json.loads(run([program, "doctor", "--json"], folder, environment, may_fail=True))
+    blocked = [check for check in report["result"]["checks"] if check["level"] == "problem"]
+    if blocked:
+        return json.dumps(blocked, indent=1)
+    if demo:
+        run([program, "demo", "--out", "sheet.png"], folder, environment)
+        if not (folder / "sheet.png").is_file():
+            return "the demo wrote no sheet"
     return ""
 
 

@@ -58,4 +58,5 @@ def test_a_failing_installer_is_reported_with_its_output(
     program.chmod(0o755)
     monkeypatch.setattr(release, "search_path", lambda: str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "no such wheel" in release.check(tmp_path / "a.whl", "uv", "python3", demo=False)
+    problem, _ = release.check(tmp_path / "a.whl", "uv", "python3", demo=False)
+    assert "no such wheel" in problem
