@@ -50,6 +50,10 @@ def test_a_preset_file_of_the_user(tmp_path):
         ("[generate]\nguidence = 8", "Did you mean 'guidance'?"),
         ("train = 3", "[train] in the preset mine.toml must be a table"),
         ("[train\n", "not valid TOML"),
+        ('[train]\nrank = "8"', "rank must be a whole number, not '8'. It stands in the preset mine.toml."),
+        ("[train]\ncontent_lr = [1]", "content-lr must be a number, not a list. It stands in"),
+        ("[train]\nsteps = true", "steps must be a whole number, not True. It stands in"),
+        ("[generate]\nguidance = nan", "guidance is nan, but must be from"),
     ],
 )
 def test_a_wrong_preset_file_is_refused_with_the_nearest_name(tmp_path, text, says):

@@ -8,7 +8,9 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
@@ -17,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tests.cli import envelopes
 from tests.hub_server import TOKEN, Hub, Repository, sha256, use_endpoint
@@ -26,6 +29,8 @@ from unziplora_cli import network, paths
 from unziplora_cli.__main__ import run
 from unziplora_cli.cli._errors import hint
 from unziplora_cli.errors import ModelError
+from unziplora_cli.events import Transfer
+from unziplora_cli.events import run as run_events
 from unziplora_cli.sdxl import base
 from unziplora_cli.sdxl.load import load_unet
 from unziplora_cli.sdxl.single_file import TOKENIZERS, find_tokenizers
@@ -201,6 +206,61 @@ def test_ctrl_c_says_how_to_resume(hub, unziplora, monkeypatch):
     completed = unziplora("models", "pull", "owner/name")
     assert completed.code == 130
     assert "Resume: unziplora models pull owner/name" in completed.err
+
+
+def test_two_pulls_at_once_download_each_file_once(hub, program):
+    hub.repositories["owner/name"].files[UNET] = LARGE
+    both = threading.Barrier(2)
+
+    def handle(handler: BaseHTTPRequestHandler) -> bool:
+        with suppress(threading.BrokenBarrierError):
+            if "/api/" in handler.path:  # none is done before the other has begun
+                both.wait(60)
+            elif sha256(LARGE) in handler.path:
+                hub.ended.wait(2)
+        return False
+
+    hub.handle = handle
+    with ThreadPoolExecutor() as pool:
+        pulls = list(pool.map(lambda _: program("models", "pull", "owner/name"), range(2)))
+    assert [pull.code for pull in pulls] == [0, 0]
+    assert len(hub.sent(sha256(LARGE))) == 1
+    snapshot = hub_module.find_snapshot("owner/name")
+    assert {file.is_symlink() for file in snapshot.files()} == {True}
+    assert not list(paths.hub_cache().rglob("*.incomplete"))
+
+
+def test_a_file_that_another_process_downloads_is_not_waited_for_in_silence(hub):
+    query = hub_module.query_model("owner/name", None)
+    small = next(file for file in query.files if not file.sha256)
+    locks = paths.hub_cache() / ".locks/models--owner--name"
+    locks.mkdir(parents=True)
+    with FileLock(locks / f"{small.blob}.lock"):
+        download = hub_module.download(query)
+        assert next(download) == Transfer(small.name, 0, small.bytes)
+    assert run_events(download) == query.folder
+
+
+def test_an_empty_file_is_downloaded(hub, unziplora):
+    hub.repositories["owner/name"].files["tokenizer/special_tokens_map.json"] = b""
+    completed = unziplora("models", "pull", "owner/name", "--only=tokenizers")
+    assert (completed.code, "tokenizer/special_tokens_map.json" in cached()) == (0, True)
+    assert completed.err.count("pull: tokenizer/special_tokens_map.json") == 1
+
+
+def test_a_connection_that_was_closed_while_it_was_idle_is_opened_again(hub, unziplora):
+    """Nothing was received, but the next attempt is another connection."""
+    dropped = []
+
+    def handle(handler: BaseHTTPRequestHandler) -> bool:
+        if "/resolve/" not in handler.path or handler.path in dropped:
+            return False
+        dropped.append(handler.path)
+        return True
+
+    hub.handle = handle
+    assert unziplora("models", "pull", "owner/name").code == 0
+    assert len(dropped) == 12  # of 14 files, two are equal to others
 
 
 def test_a_file_with_another_hash_is_refused_and_deleted(hub, unziplora):

@@ -74,9 +74,18 @@ def test_16_bit_images_keep_their_brightness(value: int, grey: int, tmp_path: Pa
 
 @pytest.mark.parametrize("peak", [1.0, 255.0, 65535.0, 1e6])
 def test_floats_are_scaled_from_the_range_that_holds_them(peak: float) -> None:
-    pixels = np.array([[peak, peak / 2, -5.0, np.nan]], dtype=np.float32)
+    pixels = np.array([[peak, peak / 2, -5.0, 0.0]], dtype=np.float32)
     image = to_rgb(Image.fromarray(pixels))
     assert [image.getpixel((x, 0))[0] for x in range(4)] == pytest.approx([255, 127.5, 0, 0], abs=0.5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_floats_that_are_no_numbers_are_refused(value: float, tmp_path: Path) -> None:
+    """Not read as black: one infinite pixel is brighter than all others together."""
+    pixels = np.full((80, 80), 0.5, np.float32)
+    pixels[3, 4] = value
+    with pytest.raises(UsageError, match=r"a\.tif .* infinite or no numbers"):
+        load_image(saved(Image.fromarray(pixels), tmp_path / "a.tif"))
 
 
 def test_black_and_white(tmp_path: Path) -> None:

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from unziplora_cli import resources
-from unziplora_cli.checks import Checked, check_text, field_names, nearest, option, refuse_unknown
+from unziplora_cli.checks import (
+    Checked,
+    check_settings,
+    check_text,
+    field_names,
+    nearest,
+    option,
+    refuse_unknown,
+)
 from unziplora_cli.errors import Remedy, UsageError, count
 
 # Presets override the defaults of these dataclasses, and options override presets.
@@ -390,6 +398,10 @@ def load_preset(spec: str | Path) -> Preset:
         if not isinstance(tables[table], dict):
             raise UsageError(f"[{table}] in the preset {path.name} must be a table.")
         refuse_unknown(tables[table], field_names(config), f"[{table}] of the preset {path.name}")
+        try:
+            check_settings(config, tables[table])
+        except UsageError as error:
+            raise UsageError(f"{error.message} It stands in the preset {path.name}.") from error
     description = data.get("description", "")
     if not isinstance(description, str):
         raise UsageError(f"The description in the preset {path.name} must be text.")

@@ -28,11 +28,16 @@ from dataclasses import dataclass
 from io import BufferedReader
 from itertools import chain, count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unziplora_cli.errors import ProjectError, Remedy
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
 """What file systems answer that cannot flush a folder."""
+_NO_LOCKS = UNSUPPORTED | {errno.ENOLCK}
 _NO_LINKS = UNSUPPORTED | {errno.EPERM, errno.EACCES, errno.EMLINK, errno.EXDEV}
 
 _ADVICE = {
@@ -105,8 +110,6 @@ def _rename_exclusively(file: Path, path: Path) -> None:
         return
     try:
         os.link(file, path)
-    except FileExistsError:
-        raise
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
@@ -187,10 +190,12 @@ def remove_stale(folder: Path) -> None:
         return
     matches = [match for name in names if (match := _TEMPORARY.fullmatch(name))]
     for match in matches:
+        from psutil import pid_exists
+
         path = folder / match[0]
         with suppress(OSError):
             if match["space"] == (_process_space() or None):
-                stale = not _runs(int(match["pid"]))
+                stale = not pid_exists(int(match["pid"]))
             else:
                 stale = time.time() - path.lstat().st_mtime > _ABANDONED_AFTER
             if stale:
@@ -250,10 +255,21 @@ def _process_space() -> str:
     return hashlib.sha256(space.encode()).hexdigest()[:12]
 
 
-def _runs(pid: int) -> bool:
-    from psutil import pid_exists
-
-    return bool(pid_exists(pid))
+@contextmanager
+def holding(lock: "FileLock") -> Iterator[None]:
+    """Hold a lock during the block, where there are locks; raises filelock.Timeout if it is taken."""
+    try:
+        lock.acquire()
+    except NotImplementedError:  # older filelock, for ENOSYS
+        pass
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # a process that ends releases it as well
+            lock.release()
 
 
 # New names

@@ -17,7 +17,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -28,8 +28,8 @@ from urllib.parse import quote
 from unziplora_cli import paths
 from unziplora_cli.errors import ModelError, Remedy, UnziploraError
 from unziplora_cli.events import Transfer
-from unziplora_cli.files import read_text
-from unziplora_cli.network import POLL, TooLarge, read
+from unziplora_cli.files import holding, place, read_text, write_bytes
+from unziplora_cli.network import POLL, Refused, TooLarge, read
 
 Part = Literal["tokenizers"]
 
@@ -300,14 +300,17 @@ def download(
                 if query.ref != query.revision:
                     ref = _repository(query.id) / "refs" / (query.ref or "main")
                     ref.parent.mkdir(parents=True, exist_ok=True)
-                    ref.write_text(query.revision, encoding="utf-8")
+                    write_bytes(ref, query.revision.encode())
                 accept(query.id, query.revision)
     return query.folder
 
 
 def _download_file(query: Download, file: RemoteFile) -> Generator[Transfer, None, None]:
-    """Download one file into the blobs of its model, and link to it from the commit, as the library does."""
-    from filelock import FileLock
+    """Download one file into the blobs of its model, and link to it from the commit, as the library does.
+
+    While another process downloads the same file, its progress is shown.
+    """
+    from filelock import FileLock, Timeout
 
     path, blob = query.folder / file.name, query.blob(file)
     if path.exists():
@@ -316,14 +319,22 @@ def _download_file(query: Download, file: RemoteFile) -> Generator[Transfer, Non
     lock = paths.hub_cache() / ".locks" / _repository(query.id).name / f"{file.blob}.lock"
     for folder in (lock.parent, blob.parent, path.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(holding(FileLock(lock, timeout=POLL)))
+                break
+            except Timeout:
+                yield Transfer(file.name, _size(_partial(blob)), file.bytes)
+        if path.exists():
+            return
         if not blob.exists():
             yield from _download_blob(query, file)
-    path.unlink(missing_ok=True)
-    try:
-        path.symlink_to(os.path.relpath(blob, path.parent))
-    except OSError:  # a file system or an account without links
-        shutil.move(blob, path)
+        path.unlink(missing_ok=True)
+        try:
+            path.symlink_to(os.path.relpath(blob, path.parent))
+        except OSError:  # a file system or an account without links
+            shutil.move(blob, path)
 
 
 def _download_blob(query: Download, file: RemoteFile) -> Generator[Transfer, None, None]:
@@ -335,7 +346,7 @@ def _download_blob(query: Download, file: RemoteFile) -> Generator[Transfer, Non
             with partial.open("ab") as stream:
                 pieces = read(url, file.bytes, before if before < file.bytes else 0)
                 stream.truncate(next(pieces))
-                shown = 0.0
+                shown = time.monotonic()
                 for piece in pieces:
                     stream.write(piece)
                     if time.monotonic() - shown > POLL:
@@ -344,12 +355,13 @@ def _download_blob(query: Download, file: RemoteFile) -> Generator[Transfer, Non
         except TooLarge:
             partial.unlink()
             raise
-        except Exception:
-            lost = 0 if _size(partial) - before > ENOUGH else lost + 1
-            if lost == ATTEMPTS or _size(partial) <= before:
+        except Exception as error:
+            came = _size(partial) - before
+            lost = 0 if came > ENOUGH else lost + 1
+            if lost and (lost == (ATTEMPTS if came > 0 else 2) or isinstance(error, Refused | TimeoutError)):
                 raise
         else:
-            if _size(partial) == before:
+            if _size(partial) == before < file.bytes:
                 raise ConnectionError(f"{file.name} ends after {before} of {file.bytes} bytes")
     if hub_hash(partial, file.blob) != file.blob:
         partial.unlink()
@@ -358,18 +370,16 @@ def _download_blob(query: Download, file: RemoteFile) -> Generator[Transfer, Non
             Remedy("Run the command again."),
         )
     yield Transfer(file.name, file.bytes, file.bytes)
-    partial.replace(query.blob(file))
+    place(partial, query.blob(file), force=True)
 
 
 def hub_hash(path: Path, like: str) -> str:
     """The hash by which the hub names a file: SHA-256 or, if ``like`` is that short, git's SHA-1."""
-    digest = hashlib.sha256()
-    if len(like) == 40:
-        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+        if len(like) == 64:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+        return hashlib.file_digest(stream, lambda: digest).hexdigest()
 
 
 def _partial(blob: Path) -> Path:

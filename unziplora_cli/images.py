@@ -167,8 +167,10 @@ def _to_rgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, boo
 
 def _gray_to_8_bits(image: Image.Image) -> Image.Image:
     """Scale gray of more than 8 bits from the smallest usual range (1, 255, 65535) that holds all values."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float32)).clip(min=0)
+    values = np.asarray(image, dtype=np.float32).clip(min=0)
     peak = float(values.max())
+    if not isfinite(peak):
+        raise ValueError("some of its pixels are infinite or no numbers (NaN)")
     ranges = (65535.0,) if image.mode.startswith("I;16") else (255.0, 65535.0)
     if image.mode == "F":
         ranges = (1.0, *ranges)

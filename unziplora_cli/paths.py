@@ -10,6 +10,8 @@ HOME_VARIABLE = "UNZIPLORA_HOME"
 _PROCESS_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _SIZE_VARIABLES = ("COLUMNS", "LINES", "TERMINAL_WIDTH")
 _COUNT_VARIABLES = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT", "OMP_NUM_THREADS")
+_LISTS = ("OMP_NUM_THREADS",)
+"""Variables that may hold a list: one number of threads for each level of nesting."""
 HUB_ENDPOINT = "https://huggingface.co"
 
 
@@ -125,11 +127,11 @@ def check_environment() -> None:
         value = os.environ.get(name, "").strip()
         if not value:
             continue
-        if not (value.isascii() and value.isdecimal() and len(value) < 10):
-            raise UsageError(
-                f"The variable {name} is {value!r}, but it must be a whole number.", Remedy("Unset it.")
-            )
-        numbers[name] = int(value)
+        items = [item.strip() for item in value.split(",")] if name in _LISTS else [value]
+        if not all(item.isascii() and item.isdecimal() and len(item) < 10 for item in items):
+            kind = "whole numbers, separated by commas" if len(items) > 1 else "a whole number"
+            raise UsageError(f"The variable {name} is {value!r}, but it must be {kind}.", Remedy("Unset it."))
+        numbers[name] = int(items[0])
     count = numbers.get("WORLD_SIZE", 1)
     missing = [name for name in _PROCESS_VARIABLES if name not in numbers]
     start = Remedy(

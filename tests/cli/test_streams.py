@@ -169,6 +169,9 @@ def test_an_interrupt_that_python_would_drop_arrives():
         ({"LOCAL_RANK": "1.5"}, "LOCAL_RANK is '1.5'"),
         ({"UNZIPLORA_HOME": "~no-such-user/x"}, "UNZIPLORA_HOME is '~no-such-user/x'"),
         ({"HF_HUB_DOWNLOAD_TIMEOUT": "long"}, "HF_HUB_DOWNLOAD_TIMEOUT is 'long'"),
+        ({"HF_HUB_DOWNLOAD_TIMEOUT": "4,2"}, "'4,2', but it must be a whole number."),
+        ({"OMP_NUM_THREADS": "4,many"}, "'4,many', but it must be whole numbers, separated by commas."),
+        ({"OMP_NUM_THREADS": "4,"}, "OMP_NUM_THREADS is '4,'"),
     ],
 )
 def test_a_variable_that_cannot_be_used_is_named(unziplora, monkeypatch, variables, says):
@@ -190,6 +193,7 @@ def test_a_variable_that_cannot_be_used_is_named(unziplora, monkeypatch, variabl
         {"COLUMNS": "99999999999"},
         {"TMPDIR": "/no/such/folder"},
         {"HF_ENDPOINT": "nonsense"},
+        {"OMP_NUM_THREADS": "4, 2,1"},
     ],
 )
 def test_a_variable_that_does_not_matter_is_ignored(unziplora, monkeypatch, variables):

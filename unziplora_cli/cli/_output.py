@@ -327,7 +327,7 @@ class ProgressDisplay:
         if name != self.task_name:
             self._begin(name)
         left = format_left(self.remaining.update(completed, total, now))
-        share = self.part.start + (self.part.end - self.part.start) * completed / total
+        share = self.part.start + (self.part.end - self.part.start) * (completed / total if total else 1)
         whole = format_left(self.whole.update(share, 1.0, now)) if self.whole else ""
         if self.bar is not None:
             detail = f"{completed:.0f}/{total:.0f} {detail}".rstrip()

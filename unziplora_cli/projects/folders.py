@@ -9,7 +9,6 @@
 <home>/locks/<name>.lock  one writer per project
 """
 
-import errno
 import json
 import os
 import platform
@@ -28,7 +27,6 @@ from unziplora_cli.errors import ProjectError, Remedy
 from unziplora_cli.projects.names import check_name, is_name
 from unziplora_cli.projects.unfinished import CHECKPOINTS, FILE_NAME, FORMER_FILE_NAME
 
-_NO_LOCKS = files.UNSUPPORTED | {errno.ENOLCK}
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial")
 _FORMER = re.compile(r"former-[0-9]{3,}")
 _MADE_BY_TRAINING = re.compile(
@@ -207,29 +205,22 @@ def locked(folder: Path, name: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{name}.lock", timeout=0)
     note = folder / f"{name}.json"
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise InUse(
-            f"The project {name!r} is in use{_holder(note)}.",
-            Remedy("Wait until that command ends, or stop it."),
-        ) from error
-    except NotImplementedError:  # older filelock, for ENOSYS
-        pass
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-    try:
-        with suppress(OSError):  # a full disk must not prevent removing a project
-            note.write_text(json.dumps(_this_process()), encoding="utf-8")
-        yield
-    finally:
-        with suppress(OSError):
-            note.unlink(missing_ok=True)
-        with suppress(OSError):  # a process that ends releases it as well
-            lock.release()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(files.holding(FileLock(folder / f"{name}.lock", timeout=0)))
+        except Timeout as error:
+            raise InUse(
+                f"The project {name!r} is in use{_holder(note)}.",
+                Remedy("Wait until that command ends, or stop it."),
+            ) from error
+        try:
+            with suppress(OSError):  # a full disk must not prevent removing a project
+                note.write_text(json.dumps(_this_process()), encoding="utf-8")
+            yield
+        finally:
+            with suppress(OSError):
+                note.unlink(missing_ok=True)
 
 
 def _this_process() -> dict[str, str | int]:
