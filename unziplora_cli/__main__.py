@@ -3,6 +3,7 @@
 Every other module is imported inside of `main`, so that Ctrl-C is handled from the first moment.
 """
 
+import os
 import sys
 
 TYPE_CHECKING = False  # typing itself takes a moment to import
@@ -45,6 +46,7 @@ def _main(arguments: "Sequence[str]") -> int:
         signal.signal(signal.SIGINT, lambda number, frame: early.append(number))
     from unziplora_cli.cli import _streams, app
     from unziplora_cli.cli._output import log_text
+    from unziplora_cli.network import LIBRARY_CALL
 
     assert app
     _streams.prepare(log_text)
@@ -65,7 +67,10 @@ def _main(arguments: "Sequence[str]") -> int:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     if can_interrupt:  # what follows has no result to lose
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return _streams.finish(code)
+    code = _streams.finish(code)
+    if any(thread.name == LIBRARY_CALL for thread in threading.enumerate()):
+        os._exit(code)  # the interpreter would wait for what was given up, such as an upload
+    return code
 
 
 def run(arguments: "Sequence[str]") -> int:

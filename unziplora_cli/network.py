@@ -18,6 +18,8 @@ WINDOW, SLOWEST = 60.0, 1000
 """An answer must begin within WINDOW seconds, then bring SLOWEST bytes per second in every WINDOW."""
 POLL = 0.5
 """Seconds between two looks at the clock."""
+LIBRARY_CALL = "call of the hub's library"
+"""The name of the threads that run one, and which a process that ends does not wait for."""
 
 
 class TooLarge(ModelError):
@@ -157,14 +159,14 @@ def within(seconds: float, function: Callable[[], ResultT]) -> ResultT:
         except Exception as error:
             results.put((None, error))
 
-    threading.Thread(target=run, daemon=True).start()
+    threading.Thread(target=run, daemon=True, name=LIBRARY_CALL).start()
     deadline = time.monotonic() + seconds
     while True:
         try:
             result, error = results.get(timeout=min(POLL, seconds))
         except Empty:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"the server does not answer in {seconds:.0f} s") from None
+                raise TimeoutError(f"the server was not done after {seconds:.0f} s") from None
             continue
         if error is not None:
             raise error

@@ -3,7 +3,11 @@
 import ast
 import gzip
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
@@ -317,6 +321,41 @@ def test_a_token_that_the_hub_repeats_is_not_shown(unziplora, hub, drawn, monkey
         completed = unziplora("push", "fox", "me/fox", option)
         assert completed.code == 4
         assert token not in completed.out + completed.err
+
+
+@pytest.mark.parametrize(
+    ("is_stopped", "code", "says"), [(True, 130, "Interrupted."), (False, 4, "the server was not done after")]
+)
+def test_an_upload_that_never_ends_is_given_up_and_not_waited_for(hub, drawn, is_stopped, code, says):
+    """Neither after Ctrl-C nor after the time limit does the process wait for the library's threads."""
+    program = (
+        "import sys\n"
+        "from unziplora_cli import network\n"
+        "from unziplora_cli.__main__ import main\n"
+        "from unziplora_cli.workflows import publish\n"
+        f"network.WINDOW, publish.SLOWEST_UPLOAD = {6 if is_stopped else 0.5}, 1e9\n"
+        "sys.argv[1:] = ['push', 'fox', 'me/fox']\n"
+        "main()"
+    )
+
+    def handle(handler: BaseHTTPRequestHandler) -> bool:
+        if handler.command == "PUT":
+            if is_stopped:
+                process.send_signal(signal.SIGINT)
+            hub.ended.wait(60)
+        return handler.command == "PUT"
+
+    hub.handle = handle
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            error = process.communicate(timeout=50)[1]
+        finally:
+            process.kill()
+    assert (process.returncode, "Traceback" in error) == (code, False)
+    assert says in error
 
 
 def test_the_address_of_the_model_is_not_what_the_hub_says(unziplora, hub, drawn, monkeypatch):
