@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import warnings
@@ -156,9 +157,15 @@ def test_verbose_shows_the_traceback(unziplora):
     assert completed.code == 3
 
 
-def test_the_hub_stays_offline_unless_pulling(unziplora, monkeypatch):
-    import os
+@pytest.mark.parametrize("variable", ["", "1"])
+def test_trackers_send_nothing_while_offline(unziplora, monkeypatch, variable):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("HF_HUB_OFFLINE", variable or "0")
+    assert unziplora(*([] if variable else ["--offline"]), "list").code == 0
+    assert os.environ["WANDB_MODE"] == "offline"
 
+
+def test_the_hub_stays_offline_unless_pulling(unziplora, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     unziplora("list")
     assert os.environ["HF_HUB_OFFLINE"] == "1"

@@ -116,3 +116,5 @@ def _global_options(
     # Only commands that call Session.use_network reach the hub.
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    if session.offline:
+        os.environ["WANDB_MODE"] = "offline"
