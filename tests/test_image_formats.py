@@ -154,6 +154,38 @@ def test_truncated_planar_tiff_is_refused(tmp_path: Path) -> None:
         load_image(path)
 
 
+def gray_tiff(path: Path, bits: int, packed: bytes, photometric: int = 1) -> Path:
+    """A TIFF file of 80 x 80 px with gray in one strip, whose bytes repeat."""
+    pixels = packed * (80 * 80 * bits // 8 // len(packed))
+    tags = {256: 80, 257: 80, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 80, 279: len(pixels)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + directory)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("bits", "packed", "photometric", "gray"),
+    [
+        (12, b"\x99\x99\x99", 1, 153),  # 0x999 of 0xfff; Pillow takes it as 16 bits, and reads 9
+        (16, b"\x99\x99", 1, 153),
+        (16, b"\x99\x99", 0, 102),  # zero is white; Pillow reads a negative
+        (8, b"\x99", 0, 102),
+        (32, b"\xff\xff\xff\xff", 1, 255),  # Pillow reads -1
+    ],
+)
+def test_gray_tiff_of_every_kind_has_its_brightness(bits, packed, photometric, gray, tmp_path: Path) -> None:
+    image = load_image(gray_tiff(tmp_path / "a.tif", bits, packed, photometric)).image
+    assert image.getpixel((40, 40)) == (gray, gray, gray)
+
+
+@pytest.mark.parametrize(("transparent", "gray"), [(0x8000, 255), (0x8001, 128)])
+def test_a_transparent_gray_of_16_bits_becomes_white(transparent: int, gray: int, tmp_path: Path) -> None:
+    image = Image.fromarray(np.full((80, 80), 0x8000, np.uint16))
+    image.save(tmp_path / "a.png", transparency=transparent)
+    assert load_image(tmp_path / "a.png").image.getpixel((40, 40)) == (gray, gray, gray)
+
+
 def test_what_is_one_image_has_no_note_about_frames(tmp_path: Path) -> None:
     image, other = Image.new("RGB", (80, 80), RED), Image.new("RGB", (80, 80), "blue")
     image.save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=[other])

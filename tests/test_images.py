@@ -92,14 +92,21 @@ def test_black_and_white(tmp_path: Path) -> None:
     assert centre(saved(Image.new("1", (80, 80), 1), tmp_path / "a.png")) == (255, 255, 255)
 
 
-def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+UPRIGHT = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}
+"""Where the first pixel of the file belongs by its EXIF orientation: right, bottom (EXIF 2.3, page 31)."""
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.avif", "a.tif"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_orientation_is_applied_once(orientation: int, name: str, tmp_path: Path) -> None:
     image = Image.new("RGB", (120, 80), "white")
     image.paste("black", (0, 0, 20, 20))
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise
-    upright = load_image(saved(image, tmp_path / "a.png", exif=exif)).image
-    assert upright.size == (80, 120)
-    assert upright.getpixel((75, 5)) == (0, 0, 0)
+    exif[0x0112] = orientation
+    upright = load_image(saved(image, tmp_path / name, exif=exif)).image
+    assert upright.size == ((120, 80) if orientation < 5 else (80, 120))
+    right, bottom = UPRIGHT[orientation]
+    assert max(upright.getpixel((5 + right * (upright.width - 11), 5 + bottom * (upright.height - 11)))) < 20
 
 
 def test_first_frame_of_an_animation_is_used_and_noted(tmp_path: Path) -> None:

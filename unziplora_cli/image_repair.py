@@ -77,14 +77,31 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
         start += 12 + length
 
 
-def planar_tiff(file: Image.Image, data: bytes) -> Image.Image | None:
-    """The pixels of an uncompressed TIFF file with 16 bits and one plane per channel, as 8-bit RGB or RGBA.
-
-    Pillow reads such a file as stripes. Returns None for every other file. Raises ValueError if it is
-    truncated.
-    """
+def tiff_pixels(file: Image.Image, data: bytes) -> Image.Image | None:
+    """The pixels of a TIFF file that Pillow misreads; None for every other file. Raises ValueError."""
     if not isinstance(file, TiffImageFile):
         return None
+    return _gray_tiff(file) if file.mode.startswith("I") else _planar_tiff(file, data)
+
+
+def _gray_tiff(file: TiffImageFile) -> Image.Image | None:
+    """Gray of 12 bits, which Pillow reads as dark 16 bits, unsigned 32 bits, and gray whose zero is white."""
+    tags = file.tag_v2
+    (bits, *_), (kind, *_), zero_is_white = tags.get(258, (1,)), tags.get(339, (1,)), tags.get(262) == 0
+    if (bits == 16 and not zero_is_white) or kind != 1:
+        return None
+    values = np.array(file)
+    if bits == 32:
+        return Image.fromarray(values.view(np.uint32).astype(np.float32))
+    gray = values.astype(np.float32) * (65535 / (2**bits - 1))
+    return Image.fromarray((65535 - gray if zero_is_white else gray).round().astype(np.uint16))
+
+
+def _planar_tiff(file: TiffImageFile, data: bytes) -> Image.Image | None:
+    """The pixels of an uncompressed TIFF file with 16 bits and one plane per channel, as 8-bit RGB or RGBA.
+
+    Pillow reads such a file as stripes.
+    """
     tags = file.tag_v2
     bits, channels = tags.get(258, (1,)), tags.get(277, 1)
     if tags.get(284) != 2 or tags.get(259, 1) != 1 or max(bits) <= 8 or file.mode not in ("RGB", "RGBA"):

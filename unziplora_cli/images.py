@@ -21,7 +21,7 @@ from unziplora_cli import image_formats
 from unziplora_cli.color import declared_profile, is_hdr, to_srgb
 from unziplora_cli.errors import Remedy, UsageError
 from unziplora_cli.files import disk_advice, read_bytes, write_file
-from unziplora_cli.image_repair import PNG_SIGNATURE, clean_png, planar_tiff
+from unziplora_cli.image_repair import PNG_SIGNATURE, clean_png, tiff_pixels
 
 MIN_SIDE = 64
 """Smallest accepted shorter side in pixels."""
@@ -129,12 +129,14 @@ def _decode(path: Path, data: bytes) -> LoadedImage:
             notes.append(f"{path.name} has {frames} frames; the first one is used.")
         scale = min(1.0, MAX_SIDE / min(size))
         file.draft(None, (int(width * scale), int(height * scale)))
-        profile, orientation = declared_profile(file), _orientation(file)
+        profile = declared_profile(file)
         if is_hdr(file):
             notes.append(f"{path.name} has a high dynamic range; its colors are approximate.")
         elif file.mode == "CMYK" and profile is None:
             notes.append(f"{path.name} is CMYK without a color profile; its colors are approximate.")
-        pixels = planar_tiff(file, data) or file
+        pixels = tiff_pixels(file, data) or file
+        pixels.load()
+        orientation = _orientation(file)  # Pillow turns a TIFF file when it loads the pixels
         image, profile_used = _to_rgb(pixels, profile)
         if not profile_used:
             notes.append(f"The color profile of {path.name} is broken or of another kind; it is ignored.")
@@ -152,7 +154,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _to_rgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, bool]:
     """Convert an image with a color profile to sRGB on white, and say whether the profile was used."""
     image.load()
-    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    alpha = _alpha(image)
     if image.mode.startswith(("I", "F")):
         image = _gray_to_8_bits(image)
     elif image.mode in ("1", "LA", "La"):
@@ -163,6 +165,15 @@ def _to_rgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, boo
     if alpha is not None:
         image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
     return image, profile_used
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    """The opacity of an image; None if it is opaque."""
+    if not image.has_transparency_data:
+        return None
+    if image.mode.startswith("I"):  # Pillow converts no transparent gray of 16 bits
+        return Image.fromarray((np.asarray(image) != image.info["transparency"]).astype(np.uint8) * 255)
+    return image.convert("RGBA").getchannel("A")
 
 
 def _gray_to_8_bits(image: Image.Image) -> Image.Image:
