@@ -1,14 +1,21 @@
-"""Draw the figures that show the demo: `docs/demo.jpg` and `docs/figures/overview.svg`.
+"""Draw the figures of the documentation again.
 
-unziplora demo --out sheet.png && python -m scripts.figures sheet.png
+    unziplora demo --out sheet.png && python -m scripts.figures --demo sheet.png
+    python benchmarks/quality.py --out results && python -m scripts.figures --results results
+
+The first line writes `docs/demo.jpg` and `docs/figures/overview.svg`, the second `docs/separation.jpg`.
 """
 
+import argparse
 import base64
 import io
-import sys
+import json
 from pathlib import Path
 
 from PIL import Image
+
+from benchmarks.separation.scenes import samples
+from unziplora_cli.report.contact_sheet import Heading, Layout, contact_sheet
 
 DOCS = Path(__file__).parents[1] / "docs"
 WIDTH = 1376
@@ -75,8 +82,41 @@ def cell(sheet: Image.Image, column: int, row: int) -> str:
     return base64.b64encode(data.getvalue()).decode()
 
 
+COLUMNS = {
+    **{0: "image", 1: "as a photo", 2: "content", 4: "content, scene", 6: "style", 7: "style"},
+    **{8: "combined", 10: "combined, scene", 11: "crossed", 12: "crossed"},
+}
+"""Columns of a sheet of `benchmarks/quality.py` that the figure shows."""
+RANKING = ("mean", "scene", "identity", "marking")
+
+
+def separation(results: Path, method: str = "ours, by the destyler") -> Image.Image:
+    """The two best, two middle and two worst images of the test set, by their scores."""
+    scores = json.loads((results / "scores.json").read_text(encoding="utf-8"))[method]
+    tested = samples("test", len(scores["mean"]))
+    order = sorted(range(len(tested)), key=lambda i: [*(scores[name][i] for name in RANKING), i])
+    middle = len(order) // 2
+    groups = {"best": order[:-3:-1], "typical": order[middle - 1 : middle + 1], "worst": order[:2]}
+    sheet = Image.open(results / f"{method.replace(' ', '-')}.png")
+    size = sheet.height // len(tested)
+    rows, headings = [], []
+    for group, numbers in groups.items():
+        for i in numbers:
+            rows.append([sheet.crop((x * size, i * size, (x + 1) * size, (i + 1) * size)) for x in COLUMNS])
+            headings.append(Heading(group, f"{tested[i].subject}, {tested[i].style}"))
+    layout = Layout(cell=size, gap=6, margin=16, row_label=110, text=15, note=13)
+    return contact_sheet(rows, columns=list(COLUMNS.values()), row_headings=headings, layout=layout)
+
+
 if __name__ == "__main__":
-    demo = Image.open(sys.argv[1]).convert("RGB")
-    if Path(sys.argv[1]).resolve() != DOCS / "demo.jpg":
-        demo.save(DOCS / "demo.jpg", quality=85, optimize=True)
-    (DOCS / "figures" / "overview.svg").write_text(overview(demo), encoding="utf-8")
+    parser = argparse.ArgumentParser(description="Draw the figures of the documentation again.")
+    parser.add_argument("--demo", type=Path, help="the sheet of `unziplora demo`")
+    parser.add_argument("--results", type=Path, help="the folder that `benchmarks/quality.py` wrote")
+    options = parser.parse_args()
+    if options.demo:
+        demo = Image.open(options.demo).convert("RGB")
+        if options.demo.resolve() != DOCS / "demo.jpg":
+            demo.save(DOCS / "demo.jpg", quality=85, optimize=True)
+        (DOCS / "figures" / "overview.svg").write_text(overview(demo), encoding="utf-8")
+    if options.results:
+        separation(options.results).save(DOCS / "separation.jpg", quality=85, optimize=True)
