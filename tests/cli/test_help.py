@@ -89,6 +89,17 @@ def test_a_dragged_file_url_is_a_path(unziplora):
     assert "There is no file /tmp/no such owl.png." in result.err
 
 
+def test_what_no_shell_expands_behind_an_option_is_expanded(unziplora, make_project, monkeypatch, tmp_path):
+    """`--out=~/x` makes no folder `~` in the working folder."""
+    make_project("fox")
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    monkeypatch.chdir(tmp_path)
+    for place in ("~/plan", f"file://{tmp_path}/a%20plan"):
+        assert unziplora("push", "fox", "me/fox", "--plan", f"--out={place}").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a plan", "me"]
+    assert (tmp_path / "me/plan/README.md").is_file()
+
+
 @pytest.mark.parametrize("path", COMMANDS)
 @pytest.mark.parametrize("option", ["--help", "--help-all"])
 def test_help_fits_into_80_columns(path, option, unziplora, monkeypatch):

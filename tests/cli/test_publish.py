@@ -402,6 +402,12 @@ def test_nonempty_folder_is_refused(unziplora, drawn, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_a_link_to_nothing_is_not_followed(unziplora, drawn, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    assert unziplora("push", "fox", "me/fox", "--plan", "--out", tmp_path / "link").code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
 def test_card_names_the_base_on_the_hub_and_its_code_parses(unziplora, make_project, tmp_path):
     make_project("fox", base=BaseRecord("sdxl", "hub", SDXL_ID, revision="ab" * 20))
     assert unziplora("push", "fox", "me/fox", "--plan", "--out", tmp_path / "out").code == 0

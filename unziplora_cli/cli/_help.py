@@ -19,6 +19,7 @@ from unziplora_cli.checks import describe_range, plain_type
 from unziplora_cli.cli._text import wrap
 from unziplora_cli.config import SEED_MAX, TrainConfig, load_preset
 from unziplora_cli.errors import Remedy, UnziploraError, UsageError
+from unziplora_cli.paths import expand_user
 
 if TYPE_CHECKING:
     from unziplora_cli.config import Preset
@@ -96,6 +97,7 @@ LONGEST_NAME = 26
 
 METAVARS = {"str": "TEXT", "int": "N", "float": "X", "path": "PATH", "Path": "PATH"}
 _TYPE = re.compile(r"<(list\[)?(\w+)\]?(?: range)?>")
+_OPTION = re.compile("--[a-z-]+=")
 _RANGE, _LEAST = re.compile(r"(\d+)<=x<=(\d+)"), re.compile(r"x>=(\d+)")
 """Ranges as Typer words them."""
 
@@ -127,12 +129,17 @@ def refuse_empty(command: Any, ctx: Any, args: Iterable[str]) -> None:
 
 
 def path_of_url(text: str) -> str:
-    """The path that a file URL names, as file managers write what is dragged; another text as it stands."""
-    if not text.startswith("file://"):
-        return text
-    from urllib.request import url2pathname  # which takes long to import
+    """The path that a file URL names, as file managers write what is dragged; another text as it stands.
 
-    return url2pathname(text.removeprefix("file://").removeprefix("localhost"))
+    Also behind ``--option=``, where shells do not expand ``~/`` either.
+    """
+    option = match[0] if (match := _OPTION.match(text)) else ""
+    path = text.removeprefix(option)
+    if path.startswith("file://"):
+        from urllib.request import url2pathname  # which takes long to import
+
+        return option + url2pathname(path.removeprefix("file://").removeprefix("localhost"))
+    return option + str(expand_user(path)) if option and path.startswith("~/") else text
 
 
 def argument_usage(param: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -90,7 +91,7 @@ def push(request: PushRequest, store: ProjectStore) -> PushResult:
 def write_folder(request: PushRequest, store: ProjectStore, folder: Path) -> PushResult:
     """Write what :func:`push` would upload into ``folder``, which must be empty or new."""
     taken = UsageError(f"{folder} already exists.", Remedy("Choose an empty folder", settings={"out": None}))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise taken
     folder = folder.resolve()
     files.check_writable(folder.parent)
