@@ -126,6 +126,13 @@ def test_a_wrong_value_is_named(valid, tmp_path, path, value, message):
     assert message in bad(valid, tmp_path)
 
 
+def test_the_mark_of_an_editor_before_the_text_is_read_over(make_project):
+    project = make_project("fox")
+    file = project.folder / manifest.FILE_NAME
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert manifest.read(project.folder) == project.manifest
+
+
 @pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "", ".", "C:\\x", "a\\b"])
 def test_a_path_that_leads_out_is_refused(valid, tmp_path, path):
     valid["artifacts"][0]["path"] = path

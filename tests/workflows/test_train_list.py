@@ -39,6 +39,7 @@ def test_csv_cells_get_the_types_of_their_settings(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "encoding"),
     [
+        ("a.csv", "sep=;\r\nfile;subject\r\nfox.png;Füchsin, rot\r\n", "utf-8-sig"),  # and as it exports it
         ("a.csv", "file;subject\r\nfox.png;Füchsin, rot\r\n", "utf-8-sig"),  # as Excel saves it in Germany
         ("a.tsv", "file\tsubject\nfox.png\tFüchsin, rot\n", "utf-8"),
         ("a.csv", 'file,subject\rfox.png,"Füchsin, rot"\r', "utf-8"),  # as old versions of Excel on a Mac

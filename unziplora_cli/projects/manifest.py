@@ -1,5 +1,6 @@
 """The manifest of a project: its job, the environment of the training, and the files it consists of."""
 
+import codecs
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -25,6 +26,7 @@ from unziplora_cli.job import (
 
 SCHEMA: Literal[2] = 2
 FILE_NAME = "manifest.json"
+_RESTORE = Remedy("Undo what was changed in it, or restore it from a backup.")
 
 T = TypeVar("T")
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
@@ -173,13 +175,14 @@ def read_versioned(
 
     Raises ProjectError when the text is damaged, or of a newer schema.
     """
+    text = text.removeprefix(codecs.BOM_UTF8)  # of an editor
     if text.startswith(b'{\n  "schema": %d,' % current):  # as this version writes it: parse it once only
         with suppress(ValueError, TypeError, RecursionError, UsageError):
             return from_json(kind, text, path.stem)
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ProjectError(f"{path} is not valid JSON: {error}.") from error
+        raise ProjectError(f"{path} is not valid JSON: {error}.", _RESTORE) from error
     schema = data.get("schema") if isinstance(data, dict) else None
     if type(schema) is not int or schema < 1:
         raise ProjectError(f"{path} was not written by unziplora: it has no schema number.")
@@ -193,7 +196,7 @@ def read_versioned(
             data = migrations[step](data)
         return from_json(kind, text if schema == current else data, path.stem)
     except (ValueError, TypeError, RecursionError, UsageError) as error:
-        raise ProjectError(f"{path} is damaged: {error}.") from error
+        raise ProjectError(f"{path} is damaged: {str(error).rstrip('.')}.", _RESTORE) from error
 
 
 def _from_schema_1(data: dict[str, Any]) -> dict[str, Any]:

@@ -116,6 +116,7 @@ def take_shard(rows: Sequence[Row], shard: str) -> list[Row]:
 
 
 def _read_csv(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    text = re.sub(r"\A\s*sep=[,;\t]\r?\n", "\n", text)  # a line for Excel alone
     header = text.lstrip("\r\n").split("\n", 1)[0]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
     reader = csv.reader(io.StringIO(text, newline=None), delimiter=delimiter, strict=True)
@@ -143,12 +144,14 @@ def _read_csv(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _check_columns(columns: Sequence[str], path: Path) -> None:
+    if "file" not in columns:
+        raise UsageError(
+            f"{path.name} has no column 'file'.", Remedy("Begin it with a line like: file,subject,style")
+        )
     refuse_unknown(dict.fromkeys(columns), (*TEXTS, *field_names(TrainConfig)), path.name)
     for key in columns:
         if columns.count(key) > 1:
             raise UsageError(f"{path.name} has two columns {key!r}.")
-    if "file" not in columns:
-        raise UsageError(f"{path.name} has no column 'file'.", Remedy("Name the columns in the first line."))
 
 
 def _read_toml(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
