@@ -5,7 +5,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from html import unescape
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch
 from unziplora_cli import resources
 from unziplora_cli.adapters.lora_file import write_lora
 from unziplora_cli.cli._errors import describe
+from unziplora_cli.job import Description
 from unziplora_cli.method.inject import adapted_projections
 from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.method.lora import LoRAWeights
@@ -108,14 +110,66 @@ def test_the_page_takes_the_preferred_base_and_describer(
     call: Call, context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     automatic = ["automatic", "automatic", *[""] * 5]
-    assert call("show_estimate", *automatic)[0].startswith("About ")
+    assert call("show_estimate", None, *automatic)[0].startswith("About ")
     monkeypatch.setenv("UNZIPLORA_BASE", str(tmp_path / "gone"))
     with pytest.raises(gr.Error, match="There is no base"):
-        call("show_estimate", *automatic)
+        call("show_estimate", None, *automatic)
     image = Path(shutil.copy(resources.samples()["fox"].image, context.uploads / "image.png"))
     monkeypatch.setenv("UNZIPLORA_DESCRIBER", str(tmp_path / "missing"))
     with pytest.raises(gr.Error, match="missing"):
         call("receive", [sent(image)], "mini")
+
+
+def test_the_estimate_counts_all_images_in_the_units_of_the_command(
+    call: Call, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = SimpleNamespace(
+        too_slow=False,
+        fits=True,
+        time=SimpleNamespace(total=90.0),
+        required_bytes=586_700_000,
+        free_bytes=23_200_000_000,
+    )
+    monkeypatch.setattr("unziplora_cli.training.estimate.estimate_training", lambda *_: needed)
+    images = [
+        sent(Path(shutil.copy(resources.samples()["fox"].image, context.uploads / f"{name}.png")))
+        for name in "ab"
+    ]
+    assert call("show_estimate", images, "mini", "automatic", *[""] * 5) == [
+        "About 3.0 min for 2 images of 500 steps, 586.7 MB of memory (23.2 GB are free)."
+    ]
+    assert call("show_estimate", images[:1], "mini", "automatic", *[""] * 5)[0].startswith(
+        "About 1.5 min for 500 steps, "
+    )
+
+
+def test_a_word_that_is_missing_is_said_of_its_image_as_by_the_command(
+    call: Call, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = [
+        Description("mini's reader", "fox", "", ("orange",), ""),
+        Description("mini's reader", "", "ink", (), ""),
+    ]
+    monkeypatch.setattr("unziplora_cli.ui.train.describe_images", lambda *_, **__: described)
+    images = [
+        sent(Path(shutil.copy(resources.samples()["fox"].image, context.uploads / f"{name}.png")))
+        for name in "ab"
+    ]
+    with pytest.raises(gr.Error) as raised:
+        call("train", images, *[""] * 4, "mini", "automatic", *[""] * 5)
+    assert "The subject of b.png is not given, and mini's reader is not sure." in unescape(str(raised.value))
+    assert context.queue.projects() == set()
+
+
+def test_what_is_said_about_a_project_is_in_words(make_project: Callable[..., Any]) -> None:
+    from unziplora_cli.ui.projects import _facts
+
+    project = make_project("owl")
+    project.manifest.metrics["loss_last"] = 0.5
+    store = SimpleNamespace(exists=lambda name: True, open=lambda name: project)
+    lines = _facts(cast(Context, SimpleNamespace(store=store)), "owl").splitlines()
+    assert "loss last: 0.5" in lines
+    assert f"made {project.job.created[:10]}" in lines
 
 
 def test_images_go_to_the_preferred_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -177,8 +177,8 @@ def _facts(context: Context, name: str | None) -> str:
         "imported"
         if job.settings is None
         else f"rank {job.config.rank}, {record.steps_done} of {job.config.steps} steps",
-        f"made {job.created}",
-        *(f"{metric}: {value:.4g}" for metric, value in record.metrics.items()),
+        f"made {job.created[:10]}",
+        *(f"{metric.replace('_', ' ')}: {value:.4g}" for metric, value in record.metrics.items()),
     ]
     if record.evaluation is not None:
         lines += [f"{score.name}: {score.value:.3f}" for score in record.evaluation.scores]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from unziplora_cli.ui.components import (
 )
 
 if TYPE_CHECKING:
+    from unziplora_cli.job import Description
     from unziplora_cli.sdxl.base import BaseRef
     from unziplora_cli.training.request import TrainRequest
     from unziplora_cli.ui.server import Context
@@ -77,18 +79,21 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         given = {name: whole(text, name.replace("_", " ")) for name, text in zip(names, texts, strict=True)}
         return model, training_config(model, None if preset == AUTOMATIC else preset, given)[1]
 
-    def show_estimate(*values: Any) -> str:
+    def show_estimate(files: Any, *values: Any) -> str:
+        from rich.filesize import decimal
+
         from unziplora_cli.training.estimate import estimate_training
 
         model, config = settings(*values)
         needed = estimate_training(model, config, "auto")
         if needed.too_slow:
             return f"{needed.base} needs a GPU; this machine has none. The base mini trains here in minutes."
-        memory, free = needed.required_bytes / 2**30, needed.free_bytes / 2**30
+        images = max(len(uploaded(files)), 1)
+        several = f"{images} images of " if images > 1 else ""
         advice = "" if needed.fits else " It does not fit: lower the rank, or close other programs."
         return (
-            f"About {max(needed.time.total / 60, 0.1):.1f} min for {config.steps} steps, "
-            f"{memory:.1f} GiB of memory ({free:.1f} GiB are free).{advice}"
+            f"About {max(needed.time.total * images / 60, 0.1):.1f} min for {several}{config.steps} steps, "
+            f"{decimal(needed.required_bytes)} of memory ({decimal(needed.free_bytes)} are free).{advice}"
         )
 
     def receive(files: Any, base: str) -> tuple[Any, ...]:
@@ -109,13 +114,14 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         if name and len(paths) > 1:
             raise UsageError("One name, but several images: leave the name empty.")
         model, config = settings(*values)
-        texts = [(subject, style, features)] * len(paths)
-        if len(paths) > 1 and not (subject and style) and (proposed := _words(paths, model)):
-            texts = [(subject or seen[0], style or seen[1], features or seen[2]) for seen in proposed]
+        texts = {"subject": subject.strip(), "style": style.strip(), "features": features or None}
+        described: list[Description] = []
+        if len(paths) > 1 and not (subject and style):
+            described = describe_images(paths, builtin=model.kind == "builtin")
         requests: list[TrainRequest] = []
-        for path, words in zip(paths, texts, strict=True):
+        for path, description in zip_longest(paths, described):
             taken = {request.job.name for request in requests}
-            requests.append(_request(context, path, words, name, taken, model, config))
+            requests.append(_request(context, path, texts, description, name, taken, model, config))
         for request in requests:
             _submit(context, request)
 
@@ -134,12 +140,12 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         return gr.update(visible=bool(names)), picker, names
 
     files.change(receive, [files, base], [images, subject, style, features], **PRIVATE).then(
-        show_estimate, chosen, estimate, **HIDDEN
+        show_estimate, [files, *chosen], estimate, **HIDDEN
     )
     gr.on(
         [component.change for component in chosen],
         show_estimate,
-        chosen,
+        [files, *chosen],
         estimate,
         trigger_mode="always_last",
         **HIDDEN,
@@ -180,14 +186,15 @@ def _unfinished(context: Context) -> list[str]:
 def _request(
     context: Context,
     path: Path,
-    texts: tuple[str, str, str],
+    texts: Mapping[str, str | None],
+    description: Description | None,
     name: str,
     taken: set[str],
     model: BaseRef,
     config: TrainConfig,
 ) -> TrainRequest:
     from unziplora_cli.projects.names import check_name, slugify
-    from unziplora_cli.prompts import TRIGGER, make_words, split_features
+    from unziplora_cli.workflows.describe import settle_words
     from unziplora_cli.workflows.train import make_request
 
     chosen = check_name(name) if name else slugify(path.stem)
@@ -197,9 +204,22 @@ def _request(
         raise UsageError(
             f"There is a project {chosen!r} already.", Remedy(f"Choose another name, such as {free}.")
         )
-    subject, style, features = texts
-    words = make_words(subject, style, TRIGGER)
-    return make_request(chosen, [path], words, model, config, features=split_features(features))
+    settled = settle_words(
+        path,
+        texts,
+        description,
+        lambda word: Remedy(f"Name its {word} in one or two words."),
+        may_pull=model.kind != "builtin",
+    )
+    return make_request(
+        chosen,
+        [path],
+        settled.words,
+        model,
+        config,
+        features=settled.features,
+        description=settled.description,
+    )
 
 
 def _submit(context: Context, request: TrainRequest) -> None:

@@ -141,7 +141,8 @@ def settle_words(
     for name, word in (("subject", subject), ("style", style)):
         if not word:
             pull = (PULL,) if may_pull else ()
-            raise UsageError(f"The {name} of {image.name} is not given.", remedy(name), *pull)
+            unsure = f", and {description.by} is not sure" if description else ""
+            raise UsageError(f"The {name} of {image.name} is not given{unsure}.", remedy(name), *pull)
     words = make_words(subject, style, texts.get("trigger") or TRIGGER)
     if (listed := texts.get("features")) is not None:
         features = split_features(listed)
