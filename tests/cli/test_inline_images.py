@@ -1,6 +1,10 @@
 """Images in the terminal: where it can show them, and nowhere else."""
 
+import contextlib
 import io
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -56,7 +60,9 @@ def test_no_blocks_of_colors_stand_for_an_image(
     assert terminal.getvalue() == "made\n"
 
 
-@pytest.mark.parametrize("why", ["quiet", "json", "pipe", "no stdin", "no extra", "no image", "not asked"])
+@pytest.mark.parametrize(
+    "why", ["quiet", "json", "pipe", "dumb", "no stdin", "no extra", "no image", "not asked"]
+)
 def test_no_image_is_shown(
     why: str,
     image: Path,
@@ -69,6 +75,8 @@ def test_no_image_is_shown(
     if why == "pipe":
         pipe = Console(file=terminal, force_terminal=False)
         monkeypatch.setattr(Output, "console", lambda self, *, stderr=True: pipe)
+    if why == "dumb":
+        monkeypatch.setenv("TERM", "dumb")
     if why == "no stdin":
         monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
     if why == "no extra":
@@ -77,3 +85,45 @@ def test_no_image_is_shown(
         image = Path(image).rename(image.with_suffix(".html"))
     output.result({}, text="made", made=None if why == "not asked" else image)
     assert SIXELS not in terminal.getvalue() + capsys.readouterr().out
+
+
+REPLIES = {
+    "kitty": lambda asked: b"".join(
+        b"\x1b_Gi=%b;OK\x1b\\" % number for number in re.findall(rb"_Gi=(\d+),s=1", asked)
+    ),
+    "sixels": lambda asked: b"\x1b[?62;4;22c",
+    "nothing": lambda asked: b"",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(24, 80, 0, 0), (24, 80, 800, 480), (0, 0, 0, 0)])
+@pytest.mark.parametrize("kind", REPLIES)
+def test_a_terminal_of_any_kind_gets_no_traceback(kind: str, size: tuple[int, ...], image: Path) -> None:
+    pty = pytest.importorskip("pty")
+    import fcntl
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size))
+    code = (
+        "import pathlib, sys; from unziplora_cli.cli._output import Output; "
+        "Output().result({}, text='done', made=pathlib.Path(sys.argv[1])); print('the end')"
+    )
+    words = [sys.executable, "-c", code, str(image)]
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    text = b""
+    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        with contextlib.suppress(OSError):
+            while part := os.read(ours, 4096):
+                text += part
+                if b"\x1b[c" in part and (reply := REPLIES[kind](part)):
+                    os.write(ours, reply)
+    os.close(ours)
+    assert process.returncode == 0, text
+    assert text.startswith(b"done")
+    assert text.endswith(b"the end\r\n")
+    assert b"Traceback" not in text
+    assert b"Failed" not in text

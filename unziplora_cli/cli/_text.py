@@ -121,14 +121,17 @@ def print_image(console: "Console", path: Path) -> None:
 
     Elsewhere nothing is printed: blocks of colors in place of pixels show no style.
     """
-    if path.suffix != ".png" or not (console.is_terminal and sys.stdin.isatty()):
+    can_ask = console.is_terminal and not console.is_dumb_terminal and sys.stdin.isatty()
+    if path.suffix != ".png" or not can_ask:
         return
-    try:
+    import logging
+
+    logging.getLogger("textual_image").setLevel(logging.CRITICAL)  # it logs what a terminal does not answer
+    with suppress(Exception):  # the extra is missing, or the terminal has no size; the command is done
         from textual_image import renderable  # asks the terminal what it can show
-    except ImportError:
-        return
-    if renderable.Image in (renderable.SixelImage, renderable.TGPImage):
-        console.print(renderable.Image(path, width=min(INLINE_WIDTH, console.width), height="auto"))
+
+        if renderable.Image in (renderable.SixelImage, renderable.TGPImage):
+            console.print(renderable.Image(path, width=min(INLINE_WIDTH, console.width), height="auto"))
 
 
 def wrap(text: str, width: int) -> list[str]:
