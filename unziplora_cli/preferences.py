@@ -40,14 +40,22 @@ def load() -> Preferences:
 
 def chosen() -> dict[str, Any]:
     """The values that the user has chosen, by key; raises as :func:`load` does."""
-    values = read_file() | {key: os.environ[name] for key, name in variables().items()}
-    return {key: parse(key, value) if isinstance(value, str) else value for key, value in values.items()}
+    values = {
+        key: parse(key, value) if isinstance(value, str) else value for key, value in read_file().items()
+    }
+    for key, name in variables().items():
+        try:
+            values[key] = parse(key, os.environ[name])
+        except UsageError as error:
+            text = f"{error.message} It is the variable {name}."
+            raise UsageError(text, *error.remedies, Remedy("Unset it, or correct it.")) from error
+    return values
 
 
 def variables() -> dict[str, str]:
     """The environment variables that are set, by the key that they override."""
     names = {key: f"UNZIPLORA_{key.replace('-', '_').upper()}" for key in KEYS}
-    return {key: name for key, name in names.items() if os.environ.get(name)}
+    return {key: name for key, name in names.items() if os.environ.get(name, "").strip()}
 
 
 def read_file() -> dict[str, Any]:

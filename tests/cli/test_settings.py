@@ -55,7 +55,10 @@ def test_the_environment_overrides_the_file(unziplora, monkeypatch):
     assert preferences.load().base == "sdxl"
     assert unziplora("config", "list", "--json").envelope["result"]["sources"]["base"] == "UNZIPLORA_BASE"
     assert "UNZIPLORA_BASE overrides" in unziplora("config", "set", "base", "a/b").message
+    monkeypatch.setenv("UNZIPLORA_OPEN", " ")
+    assert unziplora("config", "list").code == 0
     monkeypatch.setenv("UNZIPLORA_OPEN", "perhaps")
+    assert "It is the variable UNZIPLORA_OPEN. -> Unset it" in unziplora("config", "list").message
     assert unziplora("config", "list").code == 2
 
 
