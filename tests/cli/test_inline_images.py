@@ -88,11 +88,11 @@ def test_no_image_is_shown(
 
 
 REPLIES = {
-    "kitty": lambda asked: b"".join(
-        b"\x1b_Gi=%b;OK\x1b\\" % number for number in re.findall(rb"_Gi=(\d+),s=1", asked)
+    "kitty": lambda query: b"".join(
+        b"\x1b_Gi=%b;OK\x1b\\" % number for number in re.findall(rb"_Gi=(\d+),s=1", query)
     ),
-    "sixels": lambda asked: b"\x1b[?62;4;22c",
-    "nothing": lambda asked: b"",
+    "sixels": lambda query: b"\x1b[?62;4;22c",
+    "nothing": lambda query: b"",
 }
 
 

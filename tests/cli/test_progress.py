@@ -6,10 +6,13 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import typer
 
 from unziplora_cli import events as common
 from unziplora_cli.cli import _output
+from unziplora_cli.cli._options import find_base
 from unziplora_cli.cli._output import Output, ProgressDisplay, RemainingTime, format_left
+from unziplora_cli.errors import Remedy
 from unziplora_cli.training import events
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
@@ -113,6 +116,53 @@ def test_the_demo_shows_the_part_and_the_whole(monkeypatch, clock):
     assert whole.endswith("s left")
     assert "generate" in part
     assert "1/3" in part
+
+
+def test_each_remedy_of_a_notice_is_a_line_of_its_own(monkeypatch, clock):
+    screen = make_screen(monkeypatch)
+    remedies = (
+        Remedy("See what it knows", "models show", ("mini",)),
+        Remedy("For real images, train SDXL on a GPU", settings={"base": "sdxl"}),
+    )
+    with ProgressDisplay(Output(), "fox") as display:
+        display.event(common.Notice("mini is not sure what fox.png shows.", remedies))
+    lines = on_screen(screen.getvalue())
+    assert "  -> See what it knows: unziplora models show mini" in lines
+    assert "  -> For real images, train SDXL on a GPU: --base sdxl" in lines
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_counts_of_columns_are_shown_on_a_terminal_only_if_asked_for(monkeypatch, clock, verbose):
+    screen, output = make_screen(monkeypatch), Output()
+    output.verbose = verbose
+    with ProgressDisplay(output, "fox") as display:
+        display.event(events.ColumnsChosen(6, 5, 5, 1, 20))
+    assert ("columns chosen" in screen.getvalue()) == verbose
+
+
+@pytest.mark.parametrize("question", ["ask", "confirm"])
+def test_ctrl_c_ends_the_line_of_a_question(monkeypatch, question):
+    screen = make_screen(monkeypatch)
+
+    def interrupt() -> str:
+        raise KeyboardInterrupt
+
+    terminal = SimpleNamespace(isatty=lambda: True, readline=interrupt)
+    monkeypatch.setattr(sys, "stdin", terminal)
+    output, remedy = Output(), Remedy(settings={"yes": True})
+    with pytest.raises(typer.Abort):
+        output.ask("Which?") if question == "ask" else output.confirm("Go on?", instead=remedy)
+    output.error(typer.Abort(), "Interrupted.", "", 130)
+    assert on_screen(screen.getvalue())[-2:] == ["Error: Interrupted.", ""]
+
+
+def test_finding_a_base_shows_a_moving_line(monkeypatch):
+    screen = make_screen(monkeypatch)
+    monkeypatch.setattr(
+        "unziplora_cli.sdxl.base.resolve_base", lambda *_, **__: (screen.write("<torch>"), None)
+    )
+    find_base(_output.Session(), "mini")
+    assert "start" in ANSI.sub("", screen.getvalue()).split("<torch>")[0]
 
 
 def test_without_a_terminal_lines_come_every_15_seconds(capsys, clock):

@@ -49,7 +49,7 @@ def test_a_list_trains_what_it_can_skips_what_is_done_and_names_what_failed(
     assert "5 images: 2 trained, 0 already trained, 3 failed." in text
     for place in ("line 3: There is no file", "line 4: The style of rose.jpg is not given", "line 5:"):
         assert f"list.csv, {place}" in text
-    assert "Name it in the column style" in text
+    assert f"Name it in the column style of a list, or train it alone: unziplora train {pictures}" in text
     store = ProjectStore(isolated_home)
     assert store.names() == ["fox", "katze"]
     assert (pictures / "fox.png").read_bytes() == (store.open("fox").folder / "source.png").read_bytes()

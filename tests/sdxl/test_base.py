@@ -12,9 +12,8 @@ from PIL import ImageChops
 from safetensors.torch import load_file, save_file
 
 from tests.sdxl.adapters import generated
-from tests.sdxl.cached import put_in_cache
+from tests.sdxl.cached import notice_text, put_in_cache
 from unziplora_cli.cli._errors import hint
-from unziplora_cli.cli._output import notice_text
 from unziplora_cli.config import GenerateConfig, Prompts
 from unziplora_cli.errors import ModelError
 from unziplora_cli.sdxl import base as bases

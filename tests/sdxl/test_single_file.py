@@ -7,10 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.sdxl.cached import put_in_cache
+from tests.sdxl.cached import notice_text, put_in_cache
 from tests.sdxl.checkpoint import altered
 from unziplora_cli.cli._errors import hint
-from unziplora_cli.cli._output import notice_text
 from unziplora_cli.errors import ModelError
 from unziplora_cli.sdxl.base import SDXL_ID, BaseRef, check_trainable, predicts_velocity, resolve_base
 from unziplora_cli.sdxl.load import alphas_cumprod, load_scheduler

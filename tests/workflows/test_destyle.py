@@ -262,7 +262,9 @@ def test_a_photo_of_another_subject_is_left_to_the_base(
     """The random destyler draws no fox, as the shipped reader sees."""
     request = make_request("fox", (picture,), Words("fox", "watercolor"), mini, resolve("mini", {}))
     (done,), (notice,) = events_of(destyle.destyle_requests([request], tmp_path / "scratch"))
-    assert done is request
+    assert done == replace(request, by_the_base=True)
+    again, notices = events_of(destyle.destyle_requests([done], tmp_path / "scratch"))
+    assert (again, notices) == ([done], [])
     assert notice.startswith("fox: the small destyler draws a")
     assert notice.endswith("instead of the fox, so the base destyles the image by inversion.")
 

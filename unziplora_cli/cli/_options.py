@@ -15,7 +15,7 @@ import typer
 from unziplora_cli import paths, resources
 from unziplora_cli.checks import plain_type
 from unziplora_cli.cli._help import HELP_ALL, setting_facts
-from unziplora_cli.cli._output import Session, notice_text
+from unziplora_cli.cli._output import ProgressDisplay, Session
 from unziplora_cli.config import GenerateConfig, TrainConfig
 from unziplora_cli.errors import UnziploraError
 
@@ -176,9 +176,10 @@ def find_base(
     from unziplora_cli.sdxl.base import resolve_base
 
     spec = spec or preferences.load().base
-    base, notice = resolve_base(spec, offline=session.offline, vae=vae, prediction=prediction)
+    with ProgressDisplay(session.output, "base"):  # this imports torch to look for a GPU
+        base, notice = resolve_base(spec, offline=session.offline, vae=vae, prediction=prediction)
     if notice:
-        session.output.message(notice_text(notice))
+        session.output.notice(notice)
     return base
 
 
@@ -189,9 +190,10 @@ def project_base(
     from unziplora_cli.workflows import generate
 
     recorded, is_named = projects[0].job.base, compute.base is not None
-    compute, base, notice = generate.project_base(projects, compute, offline=session.offline)
+    with ProgressDisplay(session.output, "base"):  # this imports torch
+        compute, base, notice = generate.project_base(projects, compute, offline=session.offline)
     if notice:
-        session.output.message(notice_text(notice))
+        session.output.notice(notice)
     if not is_named and recorded.hash and base.fingerprint != recorded.hash:
         session.output.warning(
             f"The base {base.spec} has changed since {projects[0].name} was trained on it. "

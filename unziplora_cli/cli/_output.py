@@ -98,6 +98,13 @@ class Output:
         if not self.quiet:
             print_text(self.console(), one_line(text))
 
+    def notice(self, notice: "Notice", label: str = "", console: "Console | None" = None) -> None:
+        """Print a notice, and its remedies below it; --quiet silences them."""
+        if not self.quiet:
+            print_text(console or self.console(), one_line(label + notice.text))
+            for remedy in notice.remedies:
+                print_text(console or self.console(), one_line(remedy_text(remedy)), ("  -> ", "dim"))
+
     def warning(self, text: str) -> None:
         """Print a note that --quiet does not silence; with --json it becomes part of the envelope."""
         if self.json:
@@ -130,13 +137,26 @@ class Output:
         """Ask a yes-or-no question on the terminal; without one, raise UsageError with the remedy."""
         if not self.can_ask:
             raise UsageError(f"{question} There is no terminal to ask on.", instead)
-        return typer.confirm(one_line(question), default=default, err=True)
+        with self._interrupts_on_a_new_line():
+            return typer.confirm(one_line(question), default=default, err=True)
 
     def ask(self, question: str, default: str | None = None) -> str:
         """Ask for a text on the terminal; check `can_ask` before."""
         default = None if default is None else one_line(default)
-        answer: str = typer.prompt(one_line(question), default=default, show_default=bool(default), err=True)
+        with self._interrupts_on_a_new_line():
+            answer: str = typer.prompt(
+                one_line(question), default=default, show_default=bool(default), err=True
+            )
         return answer
+
+    @contextmanager
+    def _interrupts_on_a_new_line(self) -> Iterator[None]:
+        """End the line of a question that Ctrl-C answers."""
+        try:
+            yield
+        except typer.Abort:
+            self.console().print()
+            raise
 
     def console(self, *, stderr: bool = True) -> "Console":
         """The console for progress and messages (stderr), or for results (stdout)."""
@@ -208,11 +228,6 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, str | int) else str(value)
-
-
-def notice_text(notice: "Notice") -> str:
-    """A notice and its remedies as text."""
-    return " ".join([notice.text, *(remedy_text(remedy) for remedy in notice.remedies)])
 
 
 def format_left(seconds: float | None) -> str:
@@ -369,7 +384,7 @@ class ProgressDisplay:
             case common.Part():
                 self._begin_part(event)
             case common.Notice():
-                self.message(f"Note: {notice_text(event)}")
+                self.output.notice(event, "Note: ", self.bar.console if self.bar else None)
             case common.Progress(name, done, total, step, steps):
                 detail = f"step {step}/{steps}" if steps else ""
                 line = f"{self.title}: {name} {min(done + 1, total)}/{total} {detail}".rstrip()
@@ -382,7 +397,7 @@ class ProgressDisplay:
                 detail = f"{event.phase:8} loss {event.loss:.3f} {event.seconds:.2f} s/step {memory}"
                 line = f"{self.title}: step {step}/{total} {detail}"
                 self.update(self.title, step, total, detail, line)
-            case training.ColumnsChosen() if not self.quiet_phases:
+            case training.ColumnsChosen() if self.output.verbose or not (self.bar or self.quiet_phases):
                 self.message(
                     f"{self.title}: columns chosen after step {event.step}: content {event.content}, "
                     f"style {event.style}, shared {event.shared} of {event.total}"

@@ -244,7 +244,7 @@ def _run(
 
     operation: Any = workflow.propose if optional else workflow.describe
     describer = describer or preferences.load().describer
-    with ProgressDisplay(session.output, "describe") as display:
+    with ProgressDisplay(session.output, "describe", quiet_phases=True) as display:
         return run(operation(images, builtin=builtin, describer=describer, device=device), display.event)
 
 

@@ -5,11 +5,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from unziplora_cli.checks import check_settings
-from unziplora_cli.cli._errors import hint, remedy_text
+from unziplora_cli.cli._errors import remedy_text
 from unziplora_cli.cli._options import find_base
-from unziplora_cli.cli._output import Session, Table, format_duration, format_size
+from unziplora_cli.cli._output import ProgressDisplay, Session, Table, format_duration, format_size
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import Remedy, count
+from unziplora_cli.events import Notice
 
 if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
@@ -30,19 +31,26 @@ def show_estimate(
 
     ``base`` are the arguments of ``find_base``: the base, the VAE and the prediction.
     """
-    from unziplora_cli.training.estimate import estimate_training
     from unziplora_cli.workflows.train import training_config
 
     check_settings(TrainConfig, settings)
     ref = _find_base(session, *base)
     preset, config = training_config(ref, preset, settings)
-    estimate = estimate_training(ref, config, device)
-    command = _fitting_command(session, estimate)
+    estimated = make_estimate(session, ref, config, device)
+    command = _fitting_command(session, estimated)
     session.output.result(
-        {"plan": _summary(estimate, preset, projects, command)},
-        table=Table(("", preset), _rows(estimate, projects)),
-        text=_conclusion(estimate, command),
+        {"plan": _summary(estimated, preset, projects, command)},
+        table=Table(("", preset), _rows(estimated, projects)),
+        text=_conclusion(estimated, command),
     )
+
+
+def make_estimate(session: Session, base: "BaseRef", config: TrainConfig, device: str) -> "TrainingEstimate":
+    """The estimate of a training, which takes a moment: this imports torch and measures its speed."""
+    with ProgressDisplay(session.output, "estimate"):
+        from unziplora_cli.training.estimate import estimate_training
+
+        return estimate_training(base, config, device)
 
 
 def _find_base(session: Session, *spec: str | None) -> "BaseRef":
@@ -55,7 +63,7 @@ def _find_base(session: Session, *spec: str | None) -> "BaseRef":
     except BaseNotCached as error:
         if error.id != SDXL_ID or error.revision not in (None, SDXL_REVISION):
             raise
-        session.output.message(f"{error.message} {hint(error)}")
+        session.output.notice(Notice(error.message, error.remedies))
         return shipped_sdxl()
 
 

@@ -31,7 +31,7 @@ from unziplora_cli.cli.describe import (
     SUBJECTS,
     ask_words,
 )
-from unziplora_cli.cli.estimate import show_estimate
+from unziplora_cli.cli.estimate import make_estimate, show_estimate
 from unziplora_cli.cli.train_many import (
     AT_ONCE,
     LIST,
@@ -244,9 +244,7 @@ def train(
         ask_features=config.destyle_images > 0,
     )
     if model.kind == "builtin":
-        from unziplora_cli.training.estimate import estimate_training
-
-        about = format_duration(estimate_training(model, config, device).time.total * len(groups))
+        about = format_duration(make_estimate(session, model, config, device).time.total * len(groups))
         use_sdxl = USE_SDXL if base else ""  # else said when the base was chosen
         session.output.message(
             f"{resources.MINI_DESCRIPTION} This training takes about {about}. {use_sdxl}".strip()
@@ -446,7 +444,8 @@ def _closing(finished: "TrainedProject", sheet: Path | None, store: "ProjectStor
     lines = [
         f"{project.name}: {count(manifest.steps_done, 'step')} in {format_duration(finished.seconds)} "
         f"({finished.seconds_per_step:.2f} s per step, peak {format_size(manifest.peak_memory_bytes or 0)})",
-        *(f"  {f.role:8} {project.folder / f.path}" for f in manifest.artifacts if f.role != "destyled"),
+        f"  {'folder':8} {project.folder}",
+        f"  {'files':8} {', '.join(f.path for f in manifest.artifacts if f.role != 'destyled')}",
         *([f"  {'validation':8} {strips[-1]}"] if strips else []),
         *([f"  {'sheet':8} {sheet}"] if sheet else []),
         "Next:",

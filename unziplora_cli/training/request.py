@@ -33,7 +33,7 @@ class TrainRequest:
     weight files, by part.
 
     ``other_subject`` names what a destyled image shows instead of the subject, or "" if it shows that; None
-    where nothing can tell.
+    where nothing can tell. ``by_the_base``: no other way to destyle drew the subject, so inversion does.
 
     ``resume`` continues after the newest valid checkpoint in ``checkpoints``, by default the one in
     ``folder``. ``replaces`` allows the new project to replace an older one of its name.
@@ -50,6 +50,7 @@ class TrainRequest:
     checkpoints: Path | None = None
     metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     other_subject: Callable[[Image.Image], str] | None = None
+    by_the_base: bool = False
 
     @property
     def config(self) -> TrainConfig:

@@ -103,7 +103,8 @@ def destyle_requests(
     due = [
         request
         for request in requests
-        if request.config.destyle in ("model", "edit") and not request.destyled and not request.resume
+        if request.config.destyle in ("model", "edit")
+        and not (request.destyled or request.by_the_base or request.resume)
     ]
     done: dict[int, TrainRequest] = {}
     for way, destyler in dict.fromkeys((request.config.destyle, request.config.destyler) for request in due):
@@ -113,7 +114,8 @@ def destyle_requests(
             if way == "model":
                 destyled = yield from _of_subject(request, destyled)
             if not destyled:
-                continue  # the base makes them
+                done[id(request)] = replace(request, by_the_base=True)
+                continue
             parameters = {"base": {"id": name}, "seed": request.config.seed}
             folder = scratch / str(len(done))
             folder.mkdir(parents=True)

@@ -346,7 +346,9 @@ def _request(
         row.file,
         texts,
         description,
-        lambda name: Remedy(f"Name it in the column {name}."),
+        lambda name: Remedy(
+            f"Name it in the column {name} of a list, or train it alone", "train", (row.file,)
+        ),
         may_pull=options.describe and options.base.kind != "builtin",
     )
     request = make_request(
