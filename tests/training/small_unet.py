@@ -1,30 +1,22 @@
 """A small U-Net with SDXL's blocks, as the module profile and as a network to compare the estimate with."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from tests.tiny_base import unet_config
+from unziplora_cli.sdxl.folder import meta_module
 from unziplora_cli.sdxl.profile import profile_unet
 from unziplora_cli.sdxl.text import Conditioning, predict_noise
 from unziplora_cli.training.memory import BaseProfile
 
 BATCH, SIDE, TOKENS = 2, 16, 8
 CONFIG = {**unet_config(), "block_out_channels": (32, 64, 96), "transformer_layers_per_block": (1, 2, 3)}
-_TEXT_ENCODER = {
-    "hidden_size": 12,
-    "num_hidden_layers": 1,
-    "vocab_size": 9,
-    "intermediate_size": 24,
-    "max_position_embeddings": TOKENS,
-}
 
 
 def small_base() -> BaseProfile:
     """The profile of a base with this U-Net."""
-    vae: dict[str, Any] = {"block_out_channels": [4]}
-    return BaseProfile(profile_unet(CONFIG), vae, (_TEXT_ENCODER, _TEXT_ENCODER), 8)
+    unet = profile_unet(meta_module("unet", CONFIG))
+    return BaseProfile(unet, 0, 0, vae_width=4, vae_scale_factor=8, tokens=TOKENS)
 
 
 def predict(unet: nn.Module) -> Tensor:

@@ -265,7 +265,7 @@ def convert(component: str, config: Mapping[str, Any], tensors: dict[str, Tensor
         case "text_encoder":
             converted = diffusers.convert_ldm_clip_checkpoint(tensors)
         case _:
-            model = _meta_module(component, config)
+            model = meta_module(component, config)
             converted = diffusers.convert_open_clip_checkpoint(model, tensors, prefix=PREFIXES[component])
     return converted
 
@@ -273,13 +273,13 @@ def convert(component: str, config: Mapping[str, Any], tensors: dict[str, Tensor
 @cache
 def _expected(component: str, config: str) -> Shapes:
     try:
-        state = _meta_module(component, json.loads(config)).state_dict()
+        state = meta_module(component, json.loads(config)).state_dict()
     except (RuntimeError, ArithmeticError, AssertionError) as error:  # sizes that no module can have
         raise ValueError(str(error).split("\n")[0]) from error
     return {_plain(name): tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def _meta_module(component: str, config: Mapping[str, Any]) -> Any:
+def meta_module(component: str, config: Mapping[str, Any]) -> Any:
     """The module of a component without memory for its weights; raises ValueError for too many layers."""
     import torch
 

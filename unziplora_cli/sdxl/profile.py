@@ -1,18 +1,16 @@
-"""What the modules of a U-Net hold and compute, in the order of computation, from its configuration alone.
+"""What the modules of a U-Net hold and compute, in the order of computation.
 
-The estimate of memory and time is computed from this profile. The U-Net is built on torch's ``meta`` device,
+The estimate of memory and time is computed from this profile. A U-Net on torch's ``meta`` device suffices,
 so no weights are loaded and every layout that diffusers supports is counted as it is.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
@@ -72,10 +70,8 @@ class UNetProfile:
         return next(i for i, module in enumerate(self.modules) if module.projections)
 
 
-def profile_unet(config: Mapping[str, Any]) -> UNetProfile:
-    """The profile of the U-Net that diffusers builds from ``config``."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(dict(config))
+def profile_unet(unet: UNet2DConditionModel) -> UNetProfile:
+    """The profile of a U-Net, whose weights are not read."""
     names = {module: name for name, module in unet.named_modules()}
     adapted = set(adapted_projections(unet).values())
     modules: list[ModuleProfile] = []
@@ -123,7 +119,7 @@ def profile_unet(config: Mapping[str, Any]) -> UNetProfile:
     embeddings = (unet.time_embedding, getattr(unet, "add_embedding", None))
     return UNetProfile(
         tuple(modules),
-        sum(parameter.numel() for parameter in unet.parameters()),
+        unet.num_parameters(),
         sum(_weights(module, adapted)["large"] for module in embeddings if module is not None),
     )
 

@@ -26,14 +26,14 @@ that are not fused are not counted.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.sdxl.base import BaseRef, component_config, vae_scale_factor
+from unziplora_cli.sdxl.folder import WEIGHTS, meta_module
 from unziplora_cli.sdxl.profile import ModuleProfile, UNetProfile, profile_unet
 from unziplora_cli.training.checkpoint import KEPT
 
@@ -56,14 +56,6 @@ FUSED_COPIES = 3
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 MOMENTS = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}
 """Bytes of optimizer state per trained parameter."""
-CLIP = {
-    "vocab_size": 49408,
-    "max_position_embeddings": 77,
-    "hidden_size": 512,
-    "intermediate_size": 2048,
-    "num_hidden_layers": 12,
-}
-"""Defaults of transformers' CLIPTextConfig."""
 HEADER_BYTES = 1100
 """Bytes per projection in the headers of a project's three weight files."""
 
@@ -127,23 +119,31 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class BaseProfile:
-    """What the estimate needs of a base; ``vae_scale_factor``: pixels per latent pixel along one side."""
+    """What the estimate needs of a base.
+
+    ``vae_width``: channels of the VAE's first block; ``vae_scale_factor``: pixels per latent pixel along one
+    side; ``tokens``: those of a prompt.
+    """
 
     unet: UNetProfile
-    vae: Mapping[str, Any]
-    text_encoders: tuple[Mapping[str, Any], ...]
+    text_parameters: int
+    vae_parameters: int
+    vae_width: int
     vae_scale_factor: int
-
-    @property
-    def tokens(self) -> int:
-        return int({**CLIP, **self.text_encoders[0]}["max_position_embeddings"])
+    tokens: int
 
 
 def profile_base(ref: BaseRef) -> BaseProfile:
     """The profile of a base, from its configuration files."""
-    text_encoders = tuple(component_config(ref, name) for name in ("text_encoder", "text_encoder_2"))
-    unet = profile_unet(component_config(ref, "unet"))
-    return BaseProfile(unet, component_config(ref, "vae"), text_encoders, vae_scale_factor(ref))
+    unet, vae, *text_encoders = (meta_module(name, component_config(ref, name)) for name in WEIGHTS)
+    return BaseProfile(
+        unet=profile_unet(unet),
+        text_parameters=sum(encoder.num_parameters() for encoder in text_encoders),
+        vae_parameters=vae.num_parameters(),
+        vae_width=vae.config.block_out_channels[0],
+        vae_scale_factor=vae_scale_factor(ref),
+        tokens=text_encoders[0].config.max_position_embeddings,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +180,9 @@ def estimate_memory(
     trained = trained_parameters(base.unet, config.rank)
     activations, worst = _step_bytes(base, config, target, trained)
     return MemoryEstimate(
-        text_encoders=sum(map(text_encoder_parameters, base.text_encoders)) * target.bytes,
-        vae=_vae_bytes(base, config),
+        text_encoders=base.text_parameters * target.bytes,
+        # the float32 VAE while it encodes one crop
+        vae=int(4 * (base.vae_parameters + VAE_FEATURE_MAPS * base.vae_width * config.resolution**2)),
         frozen_weights=_frozen_bytes(base.unet, config, target),
         trained_state=trained * (4 + MOMENTS[config.optimizer]),
         activations=activations,
@@ -198,14 +199,6 @@ def required_memory(memory: MemoryEstimate, target: Target) -> int:
 def trained_parameters(unet: UNetProfile, rank: int) -> int:
     """The number of LoRA parameters and merge weights of both branches."""
     return 2 * (rank * unet.total("sides") + unet.total("columns"))
-
-
-def text_encoder_parameters(config: Mapping[str, Any]) -> int:
-    """The weights of a CLIP text encoder: embeddings; per layer four attention projections and an MLP."""
-    values = {**CLIP, **config}
-    width, inner, layers = values["hidden_size"], values["intermediate_size"], values["num_hidden_layers"]
-    embeddings = values["vocab_size"] + values["max_position_embeddings"]
-    return int(width * (embeddings + layers * (4 * width + 2 * inner)))
 
 
 def pixels(module: ModuleProfile, config: TrainConfig, base: BaseProfile) -> int:
@@ -282,13 +275,6 @@ def _module_bytes(
         config.batch_size * module.inputs * area * target.bytes,
         config.batch_size * module.gradients * area * target.bytes,
     )
-
-
-def _vae_bytes(base: BaseProfile, config: TrainConfig) -> int:
-    """The float32 VAE while it encodes one crop."""
-    widths = [int(width) for width in base.vae["block_out_channels"]]
-    weights = 65 * int(base.vae.get("layers_per_block", 2)) * sum(width**2 for width in widths)
-    return int(4 * (weights + VAE_FEATURE_MAPS * widths[0] * config.resolution**2))
 
 
 # Disk space
