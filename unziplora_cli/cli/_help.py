@@ -273,9 +273,7 @@ def _show_all(ctx: typer.Context, value: bool) -> None:
         raise typer.Exit
 
 
-HELP_ALL = typer.Option(
-    "--help-all", callback=_show_all, is_eager=True, show_default=False, help="Show every option and exit."
-)
+HELP_ALL = typer.Option("--help-all", callback=_show_all, is_eager=True, help="Show every option and exit.")
 """The option of commands in :data:`USUAL`."""
 
 

@@ -21,7 +21,7 @@ FAILURE_TIME = 2.0
 
 def openable(command: Callable[..., None]) -> Callable[..., None]:
     """Add the option ``--open`` to a command that makes something, and names it in its result."""
-    option = typer.Option("--open/--no-open", help="Open the result when it is done.", show_default=False)
+    option = typer.Option("--open/--no-open", help="Open the result when it is done.")
     signature = inspect.signature(command, eval_str=True)
     parameter = inspect.Parameter(
         "open_result", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[bool | None, option]

@@ -79,14 +79,10 @@ def _parameter(field: "Field[Any]", hint: Any, facts: str) -> inspect.Parameter:
         help=f"{limits['help'].removesuffix('.')} ({facts})." if facts else limits["help"],
         metavar="NAME" if choices else None,
         autocompletion=model_names if field.name == "base" else _complete_from(choices),
-        show_default=False,
         rich_help_panel=limits["group"],
     )
     return inspect.Parameter(
-        field.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[kind | None, option],
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
 
 
@@ -140,30 +136,18 @@ def name_the_command(ctx: typer.Context) -> None:
     session.output.command = f"{ctx.info_name} {ctx.invoked_subcommand}"
 
 
-PANEL = "Projects"
-"""The panel of the help that lists the commands for projects."""
-PROJECT = typer.Argument(
-    metavar="PROJECT", help="Name of a project.", show_default=False, autocompletion=project_names
-)
+PROJECT = typer.Argument(metavar="PROJECT", help="Name of a project.", autocompletion=project_names)
 BASE = typer.Option(
     help="Base model: sdxl, mini (built in), a Hugging Face id, a folder, or a .safetensors file.",
-    show_default=False,
     autocompletion=model_names,
 )
 
 
-def text_option(help: str) -> Any:
-    """An option without a default to show."""
-    return typer.Option(help=help, show_default=False)
-
-
 VAE = typer.Option(
-    help="Another VAE: a file, a folder or a Hugging Face id, such as madebyollin/sdxl-vae-fp16-fix.",
-    show_default=False,
+    help="Another VAE: a file, a folder or a Hugging Face id, such as madebyollin/sdxl-vae-fp16-fix."
 )
 PREDICTION = typer.Option(
-    help="What the base's U-Net predicts, if its files do not say: the noise or the velocity.",
-    show_default=False,
+    help="What the base's U-Net predicts, if its files do not say: the noise or the velocity."
 )
 DEVICE = typer.Option(help="Device: auto, cpu, cuda, cuda:N or mps.")
 

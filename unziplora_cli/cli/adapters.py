@@ -17,16 +17,8 @@ if TYPE_CHECKING:
     from unziplora_cli.job import BaseRecord
     from unziplora_cli.workflows.export_lora import ExportedFile, FileCheck
 
-PANEL = "Import and export"
 
-
-def register(app: typer.Typer) -> None:
-    """Add these commands to the program."""
-    app.command("export", rich_help_panel=PANEL)(openable(export))
-    app.command("import", rich_help_panel=PANEL)(openable(import_))
-    app.command("check", rich_help_panel=PANEL)(check)
-
-
+@openable
 def export(
     ctx: typer.Context,
     project: Annotated[str, PROJECT],
@@ -56,7 +48,6 @@ def export(
             "--with",
             metavar="PROJECT",
             help="With --part combined: use the style of this project.",
-            show_default=False,
             autocompletion=project_names,
         ),
     ] = None,
@@ -121,9 +112,7 @@ def export(
 
 def check(
     ctx: typer.Context,
-    file: Annotated[
-        Path, typer.Argument(help="A LoRA of SDXL's attention layers, or its folder.", show_default=False)
-    ],
+    file: Annotated[Path, typer.Argument(help="A LoRA of SDXL's attention layers, or its folder.")],
     base: Annotated[str | None, BASE] = None,
 ) -> None:
     """Check which programs load a LoRA file, and load it with diffusers.
@@ -155,6 +144,7 @@ def check(
     )
 
 
+@openable
 def import_(
     ctx: typer.Context,
     paths: Annotated[
@@ -162,13 +152,9 @@ def import_(
         typer.Argument(
             metavar="PATH...",
             help="A folder with a pair, a release as FOLDER/NAME, or the content LoRA and the style LoRA.",
-            show_default=False,
         ),
     ],
-    name: Annotated[
-        str | None,
-        typer.Option(help="Name of the project; default: from the files.", show_default=False),
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the project; default: from the files.")] = None,
     subject: Annotated[
         str | None,
         typer.Option(help="Subject of the content LoRA, one or two words; default: from the files."),
@@ -177,13 +163,10 @@ def import_(
         str | None, typer.Option(help="Style of the style LoRA, one or two words; default: from the files.")
     ] = None,
     trigger: Annotated[
-        str | None,
-        typer.Option(help="Rare word for this subject; default: from the files, else monadikos."),
+        str | None, typer.Option(help="Rare word for this subject; default: from the files, else monadikos.")
     ] = None,
     base: Annotated[str | None, BASE] = None,
-    image: Annotated[
-        Path | None, typer.Option(help="The image that the LoRAs were trained on.", show_default=False)
-    ] = None,
+    image: Annotated[Path | None, typer.Option(help="The image that the LoRAs were trained on.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a project of the same name.")] = False,
 ) -> None:
     """Import a pair of LoRAs as a project.

@@ -1,6 +1,6 @@
 """The program `unziplora`: its commands and global options.
 
-Each group of commands is one module with a `register(app)`; heavy libraries are imported in command bodies.
+Heavy libraries are imported in command bodies.
 """
 
 import contextlib
@@ -35,18 +35,39 @@ app = Program(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-train.register(app)
-describe.register(app)
-generate.register(app)
-ui.register(app)
-system.register_demo(app)
-projects.register(app)
-adapters.register(app)
-evaluate.register(app)
-models.register(app)
-system.register_doctor(app)
-settings.register(app)
-publish.register(app)
+
+COMMANDS = {
+    "train": ("Images", train.train),
+    "describe": ("Images", describe.describe),
+    "destyle": ("Images", describe.destyle),
+    "content": ("Images", generate.content),
+    "style": ("Images", generate.style),
+    "combine": ("Images", generate.combine),
+    "cross": ("Images", generate.cross),
+    "ui": ("Images", ui.ui),
+    "demo": ("Images", system.demo),
+    "list": ("Projects", projects.list_projects),
+    "show": ("Projects", projects.show),
+    "verify": ("Projects", projects.verify),
+    "rename": ("Projects", projects.rename),
+    "remove": ("Projects", projects.remove),
+    "open": ("Projects", projects.open_project),
+    "export": ("Import and export", adapters.export),
+    "import": ("Import and export", adapters.import_),
+    "check": ("Import and export", adapters.check),
+    "eval": ("Projects", evaluate.evaluate),
+    "replay": ("Projects", evaluate.replay),
+    "doctor": ("Machine", system.doctor),
+    "report": ("Projects", publish.report),
+    "push": ("Projects", publish.push),
+}
+"""The commands, each with its panel of the help."""
+
+for _name, (_panel, _command) in COMMANDS.items():
+    app.command(_name, rich_help_panel=_panel)(_command)
+app.add_typer(models.models, name="models", rich_help_panel="Models")
+app.add_typer(settings.config, name="config", rich_help_panel="Machine")
+app.add_typer(settings.presets, name="presets", rich_help_panel="Models")
 
 
 @app.command("help", rich_help_panel="Machine")

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
     from unziplora_cli.workflows.describe import SettledWords
 
-PANEL = "Images"
 SUBJECTS = typer.Option(
     "--subject", help="Subject, one or two words (for example: fox); once, or once per image."
 )
@@ -30,30 +29,19 @@ FEATURES = typer.Option(
     "--features",
     help="Colors, markings and parts that distinguish the subject (orange, white dots), for destyled images; "
     "once, or once per image.",
-    show_default=False,
 )
 DESCRIBE = typer.Option(
     "--describe/--no-describe", help="Let a model propose the words that are not given.", show_default=False
 )
 DESCRIBER = typer.Option(
     help="Vision-language model that proposes words: a Hugging Face id in the cache, or a folder; default: "
-    "mini's own reader, or the one of `models pull describer`.",
-    show_default=False,
+    "mini's own reader, or the one of `models pull describer`."
 )
-
-
-def register(app: typer.Typer) -> None:
-    """Add these commands to the program."""
-    app.command("describe", rich_help_panel=PANEL)(describe)
-    only = ("Destyling", "resolution", "crop", "crops", "precision", "seed")
-    app.command("destyle", rich_help_panel=PANEL)(openable(config_options(TrainConfig, only=only)(destyle)))
 
 
 def describe(
     ctx: typer.Context,
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Images to describe.", show_default=False)
-    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images to describe.")],
     describer: Annotated[str | None, DESCRIBER] = None,
     base: Annotated[str | None, BASE] = None,
     device: Annotated[str, DEVICE] = "auto",
@@ -85,10 +73,12 @@ def describe(
     )
 
 
+@openable
+@config_options(TrainConfig, only=("Destyling", "resolution", "crop", "crops", "precision", "seed"))
 def destyle(
     ctx: typer.Context,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image to destyle.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder for the destyled images.", show_default=False)],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image to destyle.")],
+    out: Annotated[Path, typer.Option(help="Folder for the destyled images.")],
     subject: Annotated[str | None, SUBJECTS] = None,
     style: Annotated[str | None, STYLES] = None,
     features: Annotated[str | None, FEATURES] = None,
@@ -97,8 +87,7 @@ def destyle(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Name of a preset or a .toml file; default: destyle, or mini on the built-in base.",
-            show_default=False,
+            help="Name of a preset or a .toml file; default: destyle, or mini on the built-in base."
         ),
     ] = None,
     base: Annotated[str | None, BASE] = None,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unziplora_cli.cli._opening import openable
-from unziplora_cli.cli._options import DEVICE, PANEL, PROJECT, config_options, preset_for, project_base
+from unziplora_cli.cli._options import DEVICE, PROJECT, config_options, preset_for, project_base
 from unziplora_cli.cli._output import Session, Table, format_duration
 from unziplora_cli.config import ComputeConfig, resolve_generate
 from unziplora_cli.evaluation.prompts import EvaluationConfig
@@ -16,13 +16,9 @@ if TYPE_CHECKING:
     from unziplora_cli.workflows.replay import FileDistance, ReplayResult
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands to the program."""
-    with_compute = config_options(ComputeConfig, into="compute")(evaluate)
-    app.command("eval", rich_help_panel=PANEL)(openable(config_options(EvaluationConfig)(with_compute)))
-    app.command("replay", rich_help_panel=PANEL)(openable(replay))
-
-
+@openable
+@config_options(EvaluationConfig)
+@config_options(ComputeConfig, into="compute")
 def evaluate(
     ctx: typer.Context,
     project: Annotated[str, PROJECT],
@@ -120,6 +116,7 @@ def _number(score: "ScoreRecord", value: float | None) -> str:
     return f"{value:.0%}" if score.unit in ("share", "difference") else f"{value:.3g}"
 
 
+@openable
 def replay(
     ctx: typer.Context,
     project: Annotated[str, PROJECT],

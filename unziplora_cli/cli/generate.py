@@ -1,6 +1,6 @@
 """The commands content, style, combine and cross: from projects to images."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -9,14 +9,7 @@ import typer
 
 from unziplora_cli.checks import check_settings, check_value, nearest, plain_type
 from unziplora_cli.cli._opening import openable
-from unziplora_cli.cli._options import (
-    PROJECT,
-    config_options,
-    preset_for,
-    project_base,
-    project_names,
-    text_option,
-)
+from unziplora_cli.cli._options import PROJECT, config_options, preset_for, project_base, project_names
 from unziplora_cli.cli._output import ProgressDisplay, Session
 from unziplora_cli.config import ComputeConfig, GenerateConfig, new_seed, resolve_generate
 from unziplora_cli.dependencies import GENERATION, without_effect
@@ -29,25 +22,15 @@ if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
     from unziplora_cli.workflows.generate import GenerateResult
 
-PANEL = "Images"
-
 Prompt = Annotated[
     str | None,
     typer.Option(
-        "--prompt",
-        "-p",
-        help='A scene ("on a skateboard"), or a sentence with {subject} and {style}.',
-        show_default=False,
+        "--prompt", "-p", help='A scene ("on a skateboard"), or a sentence with {subject} and {style}.'
     ),
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(
-        "--out",
-        "-o",
-        help="Folder, or a .png file name; default: the project's images.",
-        show_default=False,
-    ),
+    typer.Option("--out", "-o", help="Folder, or a .png file name; default: the project's images."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
 Merge = Annotated[
@@ -59,12 +42,11 @@ Grid = Annotated[
         metavar="NAME=X,Y",
         help="A sheet with a column per value of a setting, such as style-strength=0.4,0.7,1, and a row per "
         "seed (--count); a second grid adds rows.",
-        show_default=False,
     ),
 ]
-FullPrompt = Annotated[str | None, text_option("The complete full prompt.")]
-ContentPrompt = Annotated[str | None, text_option("The complete content prompt.")]
-StylePrompt = Annotated[str | None, text_option("The complete style prompt.")]
+FullPrompt = Annotated[str | None, typer.Option(help="The complete full prompt.")]
+ContentPrompt = Annotated[str | None, typer.Option(help="The complete content prompt.")]
+StylePrompt = Annotated[str | None, typer.Option(help="The complete style prompt.")]
 Settings = dict[str, Any] | None
 
 
@@ -73,16 +55,16 @@ def _projects(help: str, metavar: str = "PROJECT") -> Any:
 
 
 def _project_argument(help: str, metavar: str) -> Any:
-    return typer.Argument(metavar=metavar, help=help, show_default=False, autocompletion=project_names)
+    return typer.Argument(metavar=metavar, help=help, autocompletion=project_names)
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands to the program."""
-    for name, command in (("content", content), ("style", style), ("combine", combine), ("cross", cross)):
-        with_compute = config_options(ComputeConfig, into="computing")(command)
-        app.command(name, rich_help_panel=PANEL)(openable(config_options(GenerateConfig)(with_compute)))
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of a command that generates images."""
+    with_compute = config_options(ComputeConfig, into="computing")(command)
+    return openable(config_options(GenerateConfig)(with_compute))
 
 
+@with_settings
 def content(
     ctx: typer.Context,
     project: Annotated[str, PROJECT],
@@ -100,11 +82,12 @@ def content(
     _generate(ctx.obj, parts, computing, settings, grid, out, force)
 
 
+@with_settings
 def style(
     ctx: typer.Context,
     project: Annotated[str, PROJECT],
     subject: Annotated[
-        str | None, text_option("Another subject for this style; default: the project's own subject.")
+        str | None, typer.Option(help="Another subject for this style; default: the project's own subject.")
     ] = None,
     prompt: Prompt = None,
     style_prompt: StylePrompt = None,
@@ -120,6 +103,7 @@ def style(
     _generate(ctx.obj, parts, computing, settings, grid, out, force)
 
 
+@with_settings
 def combine(
     ctx: typer.Context,
     content_project: Annotated[str, _project_argument("Project to take the content from.", "CONTENT")],
@@ -146,6 +130,7 @@ def combine(
     _generate(ctx.obj, parts, computing, settings, grid, out, force)
 
 
+@with_settings
 def cross(
     ctx: typer.Context,
     projects: Annotated[

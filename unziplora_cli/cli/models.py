@@ -17,30 +17,19 @@ if TYPE_CHECKING:
 MODEL = typer.Argument(
     metavar="MODEL",
     help="sdxl, describer, or owner/name or owner/name@revision on the hub.",
-    show_default=False,
     autocompletion=model_names,
 )
 ANY_MODEL = typer.Argument(
     metavar="MODEL",
     help="mini, sdxl, owner/name, owner/name@revision, a folder or a file.",
-    show_default=False,
     autocompletion=model_names,
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands to the program."""
-    group = Program(help="Base models on this disk, in Hugging Face's cache.")
-    group.callback()(name_the_command)
-    group.command("list")(list_models)
-    group.command("show")(show)
-    group.command("pull")(pull)
-    group.command("verify")(verify)
-    group.command("remove")(remove)
-    group.command("path")(path)
-    app.add_typer(group, name="models", rich_help_panel="Models")
+models = Program(help="Base models on this disk, in Hugging Face's cache.", callback=name_the_command)
 
 
+@models.command("list")
 def list_models(ctx: typer.Context) -> None:
     """List the base models on this disk."""
     from unziplora_cli import model_cache, paths
@@ -67,6 +56,7 @@ def list_models(ctx: typer.Context) -> None:
     )
 
 
+@models.command("show")
 def show(ctx: typer.Context, model: Annotated[str, ANY_MODEL]) -> None:
     """Show what a base model is, and for mini what it knows, from which pictures, and what it is not for."""
     from unziplora_cli import resources, vocabulary
@@ -104,15 +94,13 @@ def show(ctx: typer.Context, model: Annotated[str, ANY_MODEL]) -> None:
     )
 
 
+@models.command("pull")
 def pull(
     ctx: typer.Context,
     model: Annotated[str, MODEL],
     only: Annotated[
         Literal["tokenizers"] | None,
-        typer.Option(
-            help="Download only the tokenizers, a few MB, which a single-file base needs.",
-            show_default=False,
-        ),
+        typer.Option(help="Download only the tokenizers, a few MB, which a single-file base needs."),
     ] = None,
 ) -> None:
     """Download a base model into Hugging Face's cache, or resume an interrupted download.
@@ -153,6 +141,7 @@ def pull(
         session.output.message(f"To use SDXL in fp16, also run: {_pull_command(VAE_FIX)}")
 
 
+@models.command("verify")
 def verify(ctx: typer.Context, model: Annotated[str, ANY_MODEL]) -> None:
     """Check that a base model is complete and its files match the hashes of the hub."""
     from unziplora_cli import model_cache
@@ -180,6 +169,7 @@ def verify(ctx: typer.Context, model: Annotated[str, ANY_MODEL]) -> None:
     )
 
 
+@models.command("remove")
 def remove(
     ctx: typer.Context,
     model: Annotated[str, MODEL],
@@ -204,6 +194,7 @@ def remove(
     )
 
 
+@models.command("path")
 def path(
     ctx: typer.Context,
     model: Annotated[
@@ -211,7 +202,6 @@ def path(
         typer.Argument(
             metavar="[MODEL]",
             help="mini, sdxl, owner/name, a folder or a file; default: the cache of all models.",
-            show_default=False,
             autocompletion=model_names,
         ),
     ] = None,

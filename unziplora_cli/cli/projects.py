@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from unziplora_cli.cli._opening import open_path
-from unziplora_cli.cli._options import PANEL, PROJECT, project_names
+from unziplora_cli.cli._options import PROJECT, project_names
 from unziplora_cli.cli._output import Session, Table, format_duration, format_size
 from unziplora_cli.cli.evaluate import evaluation_rows
 from unziplora_cli.errors import ProjectError, Remedy, UsageError, count
@@ -20,16 +20,6 @@ if TYPE_CHECKING:
 
 MOST_IMAGES = 10
 """Generated images that `show` lists, the newest first."""
-
-
-def register(app: typer.Typer) -> None:
-    """Add these commands to the program."""
-    app.command("list", rich_help_panel=PANEL)(list_projects)
-    app.command("show", rich_help_panel=PANEL)(show)
-    app.command("verify", rich_help_panel=PANEL)(verify)
-    app.command("rename", rich_help_panel=PANEL)(rename)
-    app.command("remove", rich_help_panel=PANEL)(remove)
-    app.command("open", rich_help_panel=PANEL)(open_project)
 
 
 def list_projects(ctx: typer.Context) -> None:
@@ -147,15 +137,14 @@ def verify(ctx: typer.Context, project: Annotated[str, PROJECT]) -> None:
             Remedy("Restore them from a backup, or train again", settings={"force": True}),
         )
     session.output.result(
-        {"name": project, "checked": checked},
-        text=f"{project}: all {checked} files are unchanged.",
+        {"name": project, "checked": checked}, text=f"{project}: all {checked} files are unchanged."
     )
 
 
 def rename(
     ctx: typer.Context,
     project: Annotated[str, PROJECT],
-    new_name: Annotated[str, typer.Argument(help="New name.", show_default=False)],
+    new_name: Annotated[str, typer.Argument(help="New name.")],
 ) -> None:
     """Rename a project."""
     session: Session = ctx.obj
@@ -170,12 +159,7 @@ def remove(
     ctx: typer.Context,
     projects: Annotated[
         list[str],
-        typer.Argument(
-            metavar="PROJECT...",
-            help="Names of projects.",
-            show_default=False,
-            autocompletion=project_names,
-        ),
+        typer.Argument(metavar="PROJECT...", help="Names of projects.", autocompletion=project_names),
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     unfinished: Annotated[
@@ -206,8 +190,7 @@ def open_project(
         Literal["sheet", "images", "report", "folder"] | None,
         typer.Option(
             help="The sheet of its training, the folder of its images, its report, or its folder; default: "
-            "the sheet if there is one, else the images.",
-            show_default=False,
+            "the sheet if there is one, else the images."
         ),
     ] = None,
 ) -> None:
@@ -264,10 +247,7 @@ def _training_rows(project: "Project") -> list[list[str]]:
     steps = count(project.manifest.steps_done, "step")
     if project.manifest.state != "complete":
         steps += f" of {job.settings.steps}"
-    return [
-        ["training", f"{steps} on {job.device} in {duration}"],
-        ["seed", str(job.settings.seed)],
-    ]
+    return [["training", f"{steps} on {job.device} in {duration}"], ["seed", str(job.settings.seed)]]
 
 
 def _steps(project: "Project") -> str:

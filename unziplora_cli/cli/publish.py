@@ -6,28 +6,18 @@ from typing import Annotated
 import typer
 
 from unziplora_cli.cli._opening import openable
-from unziplora_cli.cli._options import PANEL, PROJECT
+from unziplora_cli.cli._options import PROJECT
 from unziplora_cli.cli._output import Session, format_size
 from unziplora_cli.errors import Remedy, UsageError, count
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands to the program."""
-    app.command("report", rich_help_panel=PANEL)(openable(report))
-    app.command("push", rich_help_panel=PANEL)(openable(push))
-
-
+@openable
 def report(
     ctx: typer.Context,
     project: Annotated[str, PROJECT],
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="An .html file or a folder. Default: report.html in the project.",
-            show_default=False,
-        ),
+        typer.Option("--out", "-o", help="An .html file or a folder. Default: report.html in the project."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
@@ -50,26 +40,21 @@ def report(
     )
 
 
+@openable
 def push(
     ctx: typer.Context,
     project: Annotated[str, PROJECT],
-    repository: Annotated[
-        str, typer.Argument(metavar="REPO", help="The model on the hub: owner/name.", show_default=False)
-    ],
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="The model on the hub: owner/name.")],
     private: Annotated[bool, typer.Option("--private", help="Make the model private.")] = False,
     license: Annotated[
         str | None,
-        typer.Option(
-            help="License of the LoRAs, by its name on the hub: openrail++, cc-by-4.0, ...",
-            show_default=False,
-        ),
+        typer.Option(help="License of the LoRAs, by its name on the hub: openrail++, cc-by-4.0, ..."),
     ] = None,
     image: Annotated[
         list[Path] | None,
         typer.Option(
             help="An image for the model card; may be repeated. Default: the newest that this project alone "
-            "generated.",
-            show_default=False,
+            "generated."
         ),
     ] = None,
     no_image: Annotated[
@@ -82,8 +67,7 @@ def push(
         bool, typer.Option("--plan", "--dry-run", help="Only write the folder that would be uploaded.")
     ] = False,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Folder for --plan. Default: the name of REPO.", show_default=False),
+        Path | None, typer.Option("--out", "-o", help="Folder for --plan. Default: the name of REPO.")
     ] = None,
 ) -> None:
     """Publish a project on the Hugging Face hub.

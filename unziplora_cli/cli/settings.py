@@ -10,8 +10,6 @@ from unziplora_cli.cli._help import Program
 from unziplora_cli.cli._options import name_the_command, preset_names
 from unziplora_cli.cli._output import Session, Table
 
-PANEL = "Machine"
-
 
 def _keys(incomplete: str) -> list[str]:
     from unziplora_cli.preferences import KEYS
@@ -19,30 +17,14 @@ def _keys(incomplete: str) -> list[str]:
     return [key for key in KEYS if key.startswith(incomplete)]
 
 
-KEY = typer.Argument(
-    metavar="KEY",
-    help="output-folder, base, describer or open.",
-    show_default=False,
-    autocompletion=_keys,
-)
+KEY = typer.Argument(metavar="KEY", help="output-folder, base, describer or open.", autocompletion=_keys)
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands to the program."""
-    config = Program(help="Your preferences: default base, output folder, and more.")
-    config.callback()(name_the_command)
-    config.command("list")(list_preferences)
-    config.command("set")(set_preference)
-    config.command("unset")(unset_preference)
-    config.command("path")(path)
-    app.add_typer(config, name="config", rich_help_panel=PANEL)
-    presets = Program(help="The shipped settings of a training.")
-    presets.callback()(name_the_command)
-    presets.command("list")(list_presets)
-    presets.command("show")(show_preset)
-    app.add_typer(presets, name="presets", rich_help_panel="Models")
+config = Program(help="Your preferences: default base, output folder, and more.", callback=name_the_command)
+presets = Program(help="The shipped settings of a training.", callback=name_the_command)
 
 
+@config.command("list")
 def list_preferences(ctx: typer.Context) -> None:
     """List all preferences, and where each value comes from."""
     from unziplora_cli import preferences
@@ -65,10 +47,11 @@ def list_preferences(ctx: typer.Context) -> None:
     )
 
 
+@config.command("set")
 def set_preference(
     ctx: typer.Context,
     key: Annotated[str, KEY],
-    value: Annotated[str, typer.Argument(help="true or false for open, else a text.", show_default=False)],
+    value: Annotated[str, typer.Argument(help="true or false for open, else a text.")],
 ) -> None:
     """Set a preference for all further commands."""
     from unziplora_cli import preferences
@@ -83,6 +66,7 @@ def set_preference(
         session.output.warning(f"The variable {preferences.variables()[key]} overrides it.")
 
 
+@config.command("unset")
 def unset_preference(ctx: typer.Context, key: Annotated[str, KEY]) -> None:
     """Return a preference to its default."""
     from unziplora_cli import preferences
@@ -94,6 +78,7 @@ def unset_preference(ctx: typer.Context, key: Annotated[str, KEY]) -> None:
     )
 
 
+@config.command("path")
 def path(ctx: typer.Context) -> None:
     """Print the path of the file, which need not exist."""
     from unziplora_cli.paths import config_file
@@ -102,6 +87,7 @@ def path(ctx: typer.Context) -> None:
     session.output.result({"path": str(config_file())}, text=str(config_file()))
 
 
+@presets.command("list")
 def list_presets(ctx: typer.Context) -> None:
     """List the presets of a training."""
     from unziplora_cli.config import load_preset
@@ -114,15 +100,13 @@ def list_presets(ctx: typer.Context) -> None:
     )
 
 
+@presets.command("show")
 def show_preset(
     ctx: typer.Context,
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME",
-            help="Name of a preset, or a .toml file.",
-            show_default=False,
-            autocompletion=preset_names,
+            metavar="NAME", help="Name of a preset, or a .toml file.", autocompletion=preset_names
         ),
     ],
 ) -> None:

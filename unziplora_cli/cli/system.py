@@ -20,10 +20,6 @@ BLOCKED = 1
 """Exit code of doctor when something blocks training."""
 
 
-def register_doctor(app: typer.Typer) -> None:
-    app.command("doctor", rich_help_panel="Machine")(doctor)
-
-
 def doctor(
     ctx: typer.Context,
     online: Annotated[
@@ -75,10 +71,7 @@ def doctor(
         raise typer.Exit(BLOCKED)
 
 
-def register_demo(app: typer.Typer) -> None:
-    app.command("demo", rich_help_panel="Images")(openable(demo))
-
-
+@openable
 def demo(
     ctx: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", help="File of the sheet, or a folder for it.")] = Path(

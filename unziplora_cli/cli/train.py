@@ -19,18 +19,10 @@ from unziplora_cli.cli._options import (
     config_options,
     find_base,
     preset_names,
-    text_option,
     unfinished_names,
 )
 from unziplora_cli.cli._output import ProgressDisplay, Session, format_duration, format_size
-from unziplora_cli.cli.describe import (
-    DESCRIBE,
-    DESCRIBER,
-    FEATURES,
-    STYLES,
-    SUBJECTS,
-    ask_words,
-)
+from unziplora_cli.cli.describe import DESCRIBE, DESCRIBER, FEATURES, STYLES, SUBJECTS, ask_words
 from unziplora_cli.cli.estimate import make_estimate, show_estimate
 from unziplora_cli.cli.train_many import (
     AT_ONCE,
@@ -57,26 +49,20 @@ if TYPE_CHECKING:
     from unziplora_cli.training.request import TrainRequest
     from unziplora_cli.workflows.train import TrainedProject
 
-PANEL = "Images"
 ACCEPTED_ON_RESUME = {"resume", "device", "sheet", *MUTABLE_ON_RESUME}
 """Parameters that may be given with --resume."""
 
 FORCE = Remedy(settings={"force": True})
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("train", rich_help_panel=PANEL)(openable(config_options(TrainConfig)(train)))
-
-
+@openable
+@config_options(TrainConfig)
 def train(
     ctx: typer.Context,
     images: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="IMAGE...",
-            help="Images to train on, one project per image, or folders of images.",
-            show_default=False,
+            metavar="IMAGE...", help="Images to train on, one project per image, or folders of images."
         ),
     ] = None,
     subject: Annotated[list[str] | None, SUBJECTS] = None,
@@ -87,9 +73,7 @@ def train(
     trigger: Annotated[
         str, typer.Option(help="Rare word that stands for this particular subject.")
     ] = "monadikos",
-    name: Annotated[
-        str | None, typer.Option(help="Name of the project; default: the file name.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the project; default: the file name.")] = None,
     list_file: Annotated[Path | None, LIST] = None,
     shard: Annotated[str | None, SHARD] = None,
     ray: Annotated[str | None, RAY] = None,
@@ -106,7 +90,6 @@ def train(
         typer.Option(
             metavar="PROJECT",
             help="Resume an unfinished training; only learning rates and save intervals may change.",
-            show_default=False,
             autocompletion=unfinished_names,
         ),
     ] = None,
@@ -114,7 +97,6 @@ def train(
         str | None,
         typer.Option(
             help="Name of a preset or a .toml file; default: paper, or mini on the built-in base.",
-            show_default=False,
             autocompletion=preset_names,
         ),
     ] = None,
@@ -122,12 +104,12 @@ def train(
     vae: Annotated[str | None, VAE] = None,
     prediction: Annotated[Literal["epsilon", "v_prediction"] | None, PREDICTION] = None,
     device: Annotated[str, DEVICE] = "auto",
-    full_prompt: Annotated[str | None, text_option("The complete full prompt.")] = None,
-    content_prompt: Annotated[str | None, text_option("The complete content prompt.")] = None,
-    style_prompt: Annotated[str | None, text_option("The complete style prompt.")] = None,
+    full_prompt: Annotated[str | None, typer.Option(help="The complete full prompt.")] = None,
+    content_prompt: Annotated[str | None, typer.Option(help="The complete content prompt.")] = None,
+    style_prompt: Annotated[str | None, typer.Option(help="The complete style prompt.")] = None,
     validation_prompt: Annotated[
         str | None,
-        text_option("Scene of the validation images, or a sentence with {subject} and {style}."),
+        typer.Option(help="Scene of the validation images, or a sentence with {subject} and {style}."),
     ] = None,
     sheet: Annotated[
         bool,

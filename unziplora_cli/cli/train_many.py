@@ -23,13 +23,11 @@ LIST = typer.Option(
     "--list",
     metavar="FILE",
     help="A .csv, .tsv or .toml list of images: columns file, subject, style, name, and any setting.",
-    show_default=False,
 )
 SHARD = typer.Option(
     "--shard",
     metavar="I/N",
     help="Train only shard I of N of a list or folder: images I, I + N, I + 2 N and so on.",
-    show_default=False,
 )
 AT_ONCE = typer.Option(
     "--at-once",
@@ -42,17 +40,11 @@ RAY = typer.Option(
     metavar="ADDRESS",
     help="Train a list or folder on the Ray cluster at this address (auto: the one this machine is in), "
     "or on all GPUs of this machine (local); no sheets.",
-    show_default=False,
 )
 
 
 def read_rows(
-    images: Sequence[Path],
-    list_file: Path | None,
-    shard: str | None,
-    *,
-    together: bool,
-    **of_lists: object,
+    images: Sequence[Path], list_file: Path | None, shard: str | None, *, together: bool, **of_lists: object
 ) -> "list[Row] | None":
     """The rows of a list or of folders; None if the images are trained as they are given.
 

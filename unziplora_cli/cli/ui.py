@@ -10,11 +10,6 @@ if TYPE_CHECKING:
     from unziplora_cli.cli._output import Session
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command("ui", rich_help_panel="Images")(ui)
-
-
 def ui(
     ctx: typer.Context,
     host: Annotated[
@@ -27,7 +22,6 @@ def ui(
             metavar="USER:PASSWORD",
             envvar="UNZIPLORA_UI_AUTH",
             help="Ask for a user and a password.",
-            show_default=False,
             show_envvar=True,
         ),
     ] = None,

@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from unziplora_cli.errors import UsageError
-from unziplora_cli.ui.components import (
-    HIDDEN,
-    IMAGES,
-    PRIVATE,
-    base_and_config,
-    number_field,
-    whole,
-)
+from unziplora_cli.ui.components import HIDDEN, IMAGES, PRIVATE, base_and_config, number_field, whole
 
 if TYPE_CHECKING:
     from unziplora_cli.ui.server import Context
