@@ -12,28 +12,27 @@ from safetensors import safe_open
 
 from tests.adapters.loras import sdxl_lora
 from unziplora_cli.adapters.lora_file import read_lora, write_lora
-from unziplora_cli.adapters.metadata import Origin, file_metadata, project_metadata, thumbnail
+from unziplora_cli.adapters.metadata import file_metadata, project_metadata, thumbnail
 from unziplora_cli.config import Prompts, Words
+from unziplora_cli.job import BaseRecord, Job
 
-ORIGIN = Origin(
-    project="füchslein",
-    base="stabilityai/stable-diffusion-xl-base-1.0",
-    base_hash="0" * 40,
-    builtin=False,
+BASE = BaseRecord("sdxl", "hub", "stabilityai/stable-diffusion-xl-base-1.0", "0" * 40, "0" * 40)
+JOB = Job(
+    name="füchslein",
+    created="2026-01-02T03:04:05Z",
+    base=BASE,
     words=Words("fox", "watercolor"),
     prompts=Prompts("a monadikos fox in watercolor style", "a monadikos fox", "a fox in watercolor style"),
-    style_phrase="in watercolor style",
-    resolution=1024,
-    created="2026-01-02T03:04:05Z",
-    thumbnail=thumbnail(Image.linear_gradient("L").resize((300, 200))),
 )
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A content LoRA with metadata."""
-    path = tmp_path_factory.mktemp("lora") / "a.safetensors"
-    write_lora(path, sdxl_lora(), file_metadata(ORIGIN, "content"))
+    folder = tmp_path_factory.mktemp("lora")
+    path, image = folder / "a.safetensors", folder / "a.png"
+    Image.linear_gradient("L").resize((300, 200)).save(image)
+    write_lora(path, sdxl_lora(), file_metadata(JOB, "content", thumbnail(image)))
     return path
 
 
@@ -50,7 +49,7 @@ def test_modelspec_keys_are_present(metadata: dict[str, str]) -> None:
     assert spec["architecture"] == "stable-diffusion-xl-v1-base/lora"
     assert spec["implementation"] == "https://github.com/Stability-AI/generative-models"
     assert spec["title"] == "füchslein (content)"
-    assert spec["date"] == ORIGIN.created
+    assert spec["date"] == JOB.created
     assert spec["resolution"] == "1024x1024"
     assert spec["trigger_phrase"] == "a monadikos fox"
     assert "a monadikos fox" in spec["usage_hint"]
@@ -67,7 +66,7 @@ def test_keys_that_other_programs_read_are_present(metadata: dict[str, str]) -> 
     assert metadata["ss_network_module"] == "networks.lora"
     assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("2", "2.0")
     assert metadata["ss_output_name"] == "füchslein-content"
-    assert metadata["ss_sd_model_name"] == ORIGIN.base
+    assert metadata["ss_sd_model_name"] == BASE.id
     assert json.loads(metadata["ss_tag_frequency"]) == {"füchslein": {"a monadikos fox": 1}}
 
 
@@ -98,27 +97,27 @@ def test_legacy_hash_depends_on_weights_behind_the_first_mebibyte(tmp_path: Path
 
 def test_equal_weights_give_equal_bytes_and_the_date_changes_no_hash(tmp_path: Path) -> None:
     lora = sdxl_lora()
-    later = replace(ORIGIN, created="2026-02-02T03:04:05Z")
-    for name, origin in (("a", ORIGIN), ("b", ORIGIN), ("c", later)):
-        write_lora(tmp_path / name, lora, file_metadata(origin, "content"))
+    later = replace(JOB, created="2026-02-02T03:04:05Z")
+    for name, job in (("a", JOB), ("b", JOB), ("c", later)):
+        write_lora(tmp_path / name, lora, file_metadata(job, "content"))
     first, second, third = ((tmp_path / name).read_bytes() for name in "abc")
     assert first == second
-    assert first.replace(ORIGIN.created.encode(), later.created.encode()) == third
+    assert first.replace(JOB.created.encode(), later.created.encode()) == third
     kinds = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
     notes = [read_lora(tmp_path / name).metadata for name in "ac"]
     assert [notes[0][kind] for kind in kinds] == [notes[1][kind] for kind in kinds]
 
 
 def test_each_part_has_its_own_trigger() -> None:
-    assert file_metadata(ORIGIN, "style")["modelspec.trigger_phrase"] == "in watercolor style"
-    assert file_metadata(ORIGIN, "combined")["modelspec.trigger_phrase"] == ORIGIN.prompts.full
-    merge = project_metadata(ORIGIN)["merge"]
+    assert file_metadata(JOB, "style")["modelspec.trigger_phrase"] == "in watercolor style"
+    assert file_metadata(JOB, "combined")["modelspec.trigger_phrase"] == JOB.prompts.full
+    merge = project_metadata(JOB, None)["merge"]
     assert merge["unziplora.subject"] == "fox"
     assert not any(key.startswith(("modelspec.", "ss_")) for key in merge)
 
 
 def test_built_in_base_is_not_called_sdxl() -> None:
     """A1111 relies on ss_base_model_version."""
-    metadata = file_metadata(replace(ORIGIN, base="mini", builtin=True), "content")
+    metadata = file_metadata(replace(JOB, base=BaseRecord("mini", "builtin", "mini")), "content")
     assert "ss_base_model_version" not in metadata
     assert metadata["modelspec.architecture"] == "unziplora-mini/lora"

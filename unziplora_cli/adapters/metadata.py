@@ -9,19 +9,14 @@ from __future__ import annotations
 import base64
 import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import unziplora_cli
-from unziplora_cli.config import Prompts, Words
 from unziplora_cli.images import load_image
 from unziplora_cli.job import Job
 from unziplora_cli.prompts import style_phrase
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 
 Part = Literal["content", "style", "merge", "combined"]
 
@@ -33,115 +28,95 @@ SDXL_RESOLUTION = 1024
 _SDXL, _MINI = "stable-diffusion-xl-v1-base", "unziplora-mini"
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """The training that weights come from.
+def file_metadata(
+    job: Job, part: Part, thumbnail: str = "", merged_from: tuple[str, ...] = ()
+) -> dict[str, str]:
+    """The metadata of one file of the weights of ``job``; writing it adds those of its layout and its hashes.
 
-    ``base`` is a public name, never a path; ``style_phrase`` are the words of a prompt that call the style;
-    ``thumbnail`` is a data URI or empty; ``merged_from`` names the projects of a combination.
+    ``thumbnail`` is a data URI, or empty; ``merged_from`` names the projects of a combination.
     """
-
-    project: str
-    base: str
-    base_hash: str | None
-    builtin: bool
-    words: Words
-    prompts: Prompts
-    style_phrase: str
-    resolution: int
-    created: str
-    thumbnail: str = ""
-    merged_from: tuple[str, ...] = ()
-
-
-def job_origin(job: Job, image: Path | None = None) -> Origin:
-    """The origin of the weights of ``job``, with a thumbnail of ``image``.
-
-    Of a base on this disk, only the last part of its path is kept.
-    """
-    base, phrase = job.base, style_phrase(job.words)
-    return Origin(
-        project=job.name,
-        base=Path(base.id).name if base.kind in ("folder", "file") else base.id,
-        base_hash=base.hash,
-        builtin=base.kind == "builtin",
-        words=job.words,
-        prompts=job.prompts,
-        style_phrase=phrase if phrase in job.prompts.style else job.prompts.style,
-        resolution=job.settings.resolution if job.settings else SDXL_RESOLUTION,
-        created=job.created,
-        thumbnail=thumbnail(load_image(image).image) if image else "",
-    )
-
-
-def file_metadata(origin: Origin, part: Part) -> dict[str, str]:
-    """The metadata of one file; the layout and the hashes add their own when it is written."""
     metadata = {
         "unziplora.version": unziplora_cli.__version__,
-        "unziplora.project": origin.project,
+        "unziplora.project": job.name,
         "unziplora.part": part,
-        "unziplora.base": origin.base,
-        "unziplora.base_hash": origin.base_hash or "",
-        "unziplora.subject": origin.words.subject,
-        "unziplora.style": origin.words.style,
-        "unziplora.trigger": origin.words.trigger,
-        "unziplora.prompts": json.dumps(asdict(origin.prompts), ensure_ascii=False),
+        "unziplora.base": _public_base(job),
+        "unziplora.base_hash": job.base.hash or "",
+        "unziplora.subject": job.words.subject,
+        "unziplora.style": job.words.style,
+        "unziplora.trigger": job.words.trigger,
+        "unziplora.prompts": json.dumps(asdict(job.prompts), ensure_ascii=False),
     }
     if part != "merge":
-        metadata |= _modelspec(origin, part) | _sd_scripts(origin, part)
+        metadata |= _modelspec(job, part, thumbnail, merged_from) | _sd_scripts(job, part)
     return metadata
 
 
-def project_metadata(origin: Origin) -> dict[str, dict[str, str]]:
-    """The metadata of the three files of a project, by part."""
+def project_metadata(job: Job, image: Path | None) -> dict[str, dict[str, str]]:
+    """The metadata of the three files of a project, by part, with a thumbnail of ``image``."""
     parts: tuple[Part, ...] = ("content", "style", "merge")
-    return {part: file_metadata(origin, part) for part in parts}
+    small = thumbnail(image) if image else ""
+    return {part: file_metadata(job, part, small) for part in parts}
 
 
-def thumbnail(image: Image) -> str:
+def thumbnail(image: Path) -> str:
     """A small JPEG of the center of an image, as a data URI."""
     from PIL import ImageOps
 
     file = io.BytesIO()
-    ImageOps.fit(image.convert("RGB"), (THUMBNAIL, THUMBNAIL)).save(file, "JPEG", quality=80)
+    ImageOps.fit(load_image(image).image.convert("RGB"), (THUMBNAIL, THUMBNAIL)).save(
+        file, "JPEG", quality=80
+    )
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _trigger(origin: Origin, part: Part) -> str:
+def _public_base(job: Job) -> str:
+    """A name of the base; of one on this disk, only the last part of its path."""
+    return Path(job.base.id).name if job.base.kind in ("folder", "file") else job.base.id
+
+
+def _resolution(job: Job) -> int:
+    return job.settings.resolution if job.settings else SDXL_RESOLUTION
+
+
+def _trigger(job: Job, part: Part) -> str:
+    """The words of a prompt that call the content, the style, or both."""
     if part == "style":
-        return origin.style_phrase
-    return origin.prompts.full if part == "combined" else origin.prompts.content
+        phrase = style_phrase(job.words)
+        return phrase if phrase in job.prompts.style else job.prompts.style
+    return job.prompts.full if part == "combined" else job.prompts.content
 
 
-def _modelspec(origin: Origin, part: Part) -> dict[str, str]:
+def _modelspec(job: Job, part: Part, thumbnail: str, merged_from: tuple[str, ...]) -> dict[str, str]:
+    subject, style = job.words.subject, job.words.style
     descriptions = {
-        "content": f"The content ({origin.words.subject}) of one image, without its style.",
-        "style": f"The style ({origin.words.style}) of one image, without its content.",
-        "combined": f"The content ({origin.words.subject}) and the style ({origin.words.style}) together.",
+        "content": f"The content ({subject}) of one image, without its style.",
+        "style": f"The style ({style}) of one image, without its content.",
+        "combined": f"The content ({subject}) and the style ({style}) together.",
     }
+    side = _resolution(job)
     entries = {
         "sai_model_spec": "1.0.1",
-        "architecture": f"{_MINI if origin.builtin else _SDXL}/lora",
-        "title": f"{origin.project} ({part})",
-        "description": f"{descriptions[part]} Trained with unziplora on {origin.base}.",
-        "date": origin.created,
-        "resolution": f"{origin.resolution}x{origin.resolution}",
-        "trigger_phrase": _trigger(origin, part),
-        "usage_hint": f'Use "{_trigger(origin, part)}" in the prompt.',
-        "tags": f"{origin.words.subject}, {origin.words.style}, unziplora, {part}",
-        "thumbnail": origin.thumbnail,
-        "merged_from": ", ".join(origin.merged_from),
+        "architecture": f"{_MINI if job.base.kind == 'builtin' else _SDXL}/lora",
+        "title": f"{job.name} ({part})",
+        "description": f"{descriptions[part]} Trained with unziplora on {_public_base(job)}.",
+        "date": job.created,
+        "resolution": f"{side}x{side}",
+        "trigger_phrase": _trigger(job, part),
+        "usage_hint": f'Use "{_trigger(job, part)}" in the prompt.',
+        "tags": f"{subject}, {style}, unziplora, {part}",
+        "thumbnail": thumbnail,
+        "merged_from": ", ".join(merged_from),
     }
     return {f"modelspec.{key}": value for key, value in entries.items() if value}
 
 
-def _sd_scripts(origin: Origin, part: Part) -> dict[str, str]:
-    tags = {origin.project: {_trigger(origin, part): 1}}
+def _sd_scripts(job: Job, part: Part) -> dict[str, str]:
+    side = _resolution(job)
     entries = {
-        "ss_base_model_version": "" if origin.builtin else "sdxl_base_v1-0",
-        "ss_output_name": f"{origin.project}-{part}",
-        "ss_sd_model_name": origin.base,
-        "ss_resolution": f"({origin.resolution}, {origin.resolution})",
-        "ss_tag_frequency": json.dumps(tags, ensure_ascii=False),
+        "ss_base_model_version": "" if job.base.kind == "builtin" else "sdxl_base_v1-0",
+        "ss_output_name": f"{job.name}-{part}",
+        "ss_sd_model_name": _public_base(job),
+        "ss_resolution": f"({side}, {side})",
+        "ss_tag_frequency": json.dumps({job.name: {_trigger(job, part): 1}}, ensure_ascii=False),
     }
     return {key: value for key, value in entries.items() if value}

@@ -11,9 +11,8 @@ from unziplora_cli.adapters.layouts import LayoutName, nonzero_layers
 from unziplora_cli.adapters.loader_rules import PROGRAMS, LoadResult, expected_load
 from unziplora_cli.adapters.lora_file import DTYPES, combine, lora_in, read_lora, reduce_rank, write_lora
 from unziplora_cli.adapters.merge_weights import read_merge, write_merge
-from unziplora_cli.adapters.metadata import Origin, Part, file_metadata, job_origin
+from unziplora_cli.adapters.metadata import Part, file_metadata, thumbnail
 from unziplora_cli.adapters.tensors import is_safetensors
-from unziplora_cli.config import Words
 from unziplora_cli.errors import AdapterError, Remedy, UsageError, count
 from unziplora_cli.files import (
     check_writable,
@@ -232,7 +231,7 @@ def require_valid(check: FileCheck) -> FileCheck:
 
 
 def _write(request: ExportRequest, path: Path, check: bool) -> ExportedFile:
-    metadata = file_metadata(_origin(request), request.part)
+    metadata = _metadata(request)
     if request.part == "merge":
         merge = read_merge(request.project.path("merge"))
         write_merge(path, merge.content, merge.style, metadata)
@@ -261,23 +260,16 @@ def _lora(request: ExportRequest) -> LoRA:
     )
 
 
-def _origin(request: ExportRequest) -> Origin:
-    """The origin of a file; of two combined projects, the content's words with the style's style."""
-    content, style = (
-        job_origin(project.job, project.training_image if request.image else None)
-        for project in request.sources
-    )
-    if content.project == style.project:
-        return content
-    words = Words(content.words.subject, style.words.style, content.words.trigger)
-    return replace(
-        content,
-        project=request.title,
-        words=words,
-        prompts=make_prompts(words),
-        style_phrase=style.style_phrase,
-        merged_from=(f"{content.project} (content)", f"{style.project} (style)"),
-    )
+def _metadata(request: ExportRequest) -> dict[str, str]:
+    """The metadata of a file; of two combined projects, the content's words with the style's style."""
+    content, style = request.sources
+    job, merged_from = content.job, tuple[str, ...]()
+    if content.name != style.name:
+        words = replace(job.words, style=style.job.words.style)
+        job = replace(job, name=request.title, words=words, prompts=make_prompts(words))
+        merged_from = (f"{content.name} (content)", f"{style.name} (style)")
+    image = content.training_image if request.image else None
+    return file_metadata(job, request.part, thumbnail(image) if image else "", merged_from)
 
 
 # The base of a LoRA; its weights need not be on this disk

@@ -21,7 +21,7 @@ from unziplora_cli.adapters.lora_file import (
     write_lora,
 )
 from unziplora_cli.adapters.merge_weights import read_merge, read_pickled_merge, write_merge
-from unziplora_cli.adapters.metadata import job_origin, project_metadata
+from unziplora_cli.adapters.metadata import project_metadata
 from unziplora_cli.adapters.tensors import is_safetensors, read_metadata
 from unziplora_cli.config import Prompts, Words
 from unziplora_cli.errors import AdapterError, Remedy, UsageError
@@ -205,7 +205,7 @@ def import_pair(
             words=words,
             prompts=_prompts(pair, words),
         )
-        metadata = project_metadata(job_origin(job, image))
+        metadata = project_metadata(job, image)
         for branch, loaded in (("content", pair.content), ("style", pair.style)):
             path = folder / f"{branch}.safetensors"
             write_lora(path, loaded.lora, metadata[branch], dtype=exact_dtype(loaded.lora))

@@ -383,7 +383,7 @@ def _learn(
     run: Run,
 ) -> Iterator[Event]:
     """Run ``request`` in ``folder``; ``training`` is the folder of the training that it resumes."""
-    from unziplora_cli.adapters.metadata import job_origin, project_metadata
+    from unziplora_cli.adapters.metadata import project_metadata
     from unziplora_cli.training.events import Destyled, Phase, StepDone
 
     images, destyled, latents = request.images, request.destyled, request.destyled_latents
@@ -399,7 +399,7 @@ def _learn(
         destyled_latents=latents,
         folder=folder,
         checkpoints=None if training is None else training / CHECKPOINTS,
-        metadata=project_metadata(job_origin(request.job, images[0])),
+        metadata=project_metadata(request.job, images[0]),
     )
 
     def watch(event: Event) -> None:
@@ -444,7 +444,7 @@ def _disk_errors(store: ProjectStore, name: str) -> Iterator[None]:
 
 def _write_weights(job: Job, result: TrainResult, folder: Path) -> tuple[Artifact, ...]:
     """Write the three weight files; returns the records of all files."""
-    from unziplora_cli.adapters.metadata import job_origin, project_metadata
+    from unziplora_cli.adapters.metadata import project_metadata
     from unziplora_cli.training import callbacks
     from unziplora_cli.training.checkpoint import write_adapters
 
@@ -454,7 +454,7 @@ def _write_weights(job: Job, result: TrainResult, folder: Path) -> tuple[Artifac
         result.style,
         result.content_merge,
         result.style_merge,
-        project_metadata(job_origin(job, folder / job.images[0].file)),
+        project_metadata(job, folder / job.images[0].file),
     )
     rank = job.config.rank
     history = Artifact.of(folder, "history", callbacks.HISTORY_FILE, "csv")
