@@ -115,7 +115,9 @@ class Bench:
             images, photos = (p.permute(0, 3, 1, 2).to(self.device) / 127.5 - 1 for p in pixels)
             made = redrawn(jobs, images, photos)
             jobs = [
-                replace(job, source="destyler" if shows(made[i], subjects[i]) else "inversion")
+                replace(
+                    job, source="destyler" if shows(made[i], subjects[i], images[job.sample]) else "inversion"
+                )
                 if i in checked
                 else job
                 for i, job in enumerate(jobs)
@@ -128,7 +130,8 @@ class Bench:
                     destyled[index] = latents.to(self.device)
                 elif index in checked:
                     drawn = decode(self.vae, destyled[index]).permute(0, 3, 1, 2) / 127.5 - 1
-                    kept = [n for n, image in enumerate(drawn) if shows(image, subjects[index])]
+                    source = images[job.sample]
+                    kept = [n for n, image in enumerate(drawn) if shows(image, subjects[index], source)]
                     self.log(f"{subjects[index]}: by inversion, {len(kept)} images show it")
                     if kept:  # the others are omitted; a training learns each of the rest as often
                         destyled[index] = destyled[index][(kept * len(drawn))[: len(drawn)]]

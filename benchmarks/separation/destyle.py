@@ -91,9 +91,13 @@ def redrawn(jobs: Sequence[StackedJob], images: Tensor, photos: Tensor) -> Tenso
     return result
 
 
-def shows(image: Tensor, subject: str) -> bool:
-    """Whether the reader sees ``subject`` in an image [3, h, w] in [-1, 1], as a training checks it."""
-    return not other_subject(to_images(image[None])[0], subject)
+def shows(image: Tensor, subject: str, source: Tensor) -> bool:
+    """Whether the reader sees ``subject`` in an image [3, h, w] in [-1, 1], as a training checks it.
+
+    Or what it takes the ``source`` for, the training image of that shape.
+    """
+    other, taken = (other_subject(to_images(x[None])[0], subject) for x in (image, source))
+    return other in ("", taken)
 
 
 def _told(destyler: MiniDestyler, job: StackedJob) -> list[int]:

@@ -1,10 +1,11 @@
-"""Pictures that no set contains: photographs of Tux Paint's and drawings of openclipart's, for tests alone.
+"""Pictures that no set contains: photographs of Tux Paint's and drawings of openclipart's.
 
     python -m recipes.mini.strangers FOLDER          # FOLDER is the one of `recipes.mini.fetch`
 
 Of every package one half, by a checksum of the file's path, is held out of all that will ever be trained;
-these pictures come from it. They are chosen by a seed among files that are named after a subject of the base,
-and nobody looked at what a model makes of them before the list was fixed.
+the strangers come from it. They are chosen by a seed among files that are named after a subject of the base,
+and nobody looked at what a model makes of them before the list was fixed. The other half of openclipart
+(public domain) is written as cut-outs to `others.npz`, for networks that name subjects.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from recipes.mini.artists import subjects
+from recipes.mini.artists import CUTOUT, subjects, synonyms
 from recipes.mini.fetch import download, files
 
 EACH = 8
@@ -28,6 +29,8 @@ EACH = 8
 SIDE = 256
 SEED = 16
 TUX, CLIPART = "tuxpaint-stamps-default", "openclipart-png"
+MOST = 6
+"""Pictures of one subject from the other half of a package: there are hundreds of stars."""
 WORDS = {TUX: "photo", CLIPART: "clip art"}
 """The style word of the package's pictures."""
 _FOLDERS = {
@@ -46,6 +49,40 @@ def candidates(archive: Path, package: str) -> Iterator[tuple[str, bytes]]:
         named = path.endswith(".png") and _FOLDERS[package].search(f"/{path}") and word in names
         if named and zlib.crc32(path.encode()) % 2:
             yield word, content
+
+
+def others(archive: Path, package: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Subject and cut-out, uint8 [104, 104, 4], of the other half's files with a subject in their names."""
+    names = {word: name for name in subjects() for word in (*synonyms(name), name)}
+    counts: dict[str, int] = {}
+    for path, content in files(archive):
+        if (
+            not path.endswith(".png")
+            or not _FOLDERS[package].search(f"/{path}")
+            or zlib.crc32(path.encode()) % 2
+        ):
+            continue
+        words = re.sub(r"[\W_\d]+", " ", Path(path).stem).lower().split()
+        parts = [" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)]
+        subject = next((names[part] for part in sorted(parts, key=len, reverse=True) if part in names), "")
+        if subject and counts.setdefault(subject, 0) < MOST and (picture := cutout(content)) is not None:
+            counts[subject] += 1
+            yield subject, picture
+
+
+def cutout(content: bytes) -> np.ndarray | None:
+    """A picture cropped to what it shows, as cut-outs are, or None if it has no clear background."""
+    with Image.open(io.BytesIO(content)) as opened:
+        picture = opened.convert("RGBA")
+    box = picture.getchannel("A").getbbox()
+    if box is None or np.asarray(picture.getchannel("A"))[[0, 0, -1, -1], [0, -1, 0, -1]].min() > 128:
+        return None
+    picture = picture.crop(box)
+    scale = CUTOUT / max(picture.size)
+    small = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)
+    page = Image.new("RGBA", (CUTOUT, CUTOUT))
+    page.paste(small, ((CUTOUT - small.width) // 2, (CUTOUT - small.height) // 2))
+    return np.asarray(page)
 
 
 def on_white(content: bytes) -> Image.Image:
@@ -79,6 +116,9 @@ def main() -> None:
             on_white(pictures[words[index]]).save(out / name)
             entry = {"file": name, "subject": words[index], "style": WORDS[package], "package": package}
             listed.append(entry)
+    names, pictures_of = zip(*others(archives[CLIPART], CLIPART), strict=True)
+    np.savez_compressed(out / "others.npz", names=np.array(names), pictures=np.stack(pictures_of))
+    print(f"{len(names)} pictures of {len(set(names))} subjects from the other half")
     (out / "strangers.json").write_text(json.dumps(listed, indent=1) + "\n")
     print("\n".join(f"{entry['file']}: {entry['package']}" for entry in listed))
 

@@ -1,10 +1,11 @@
-"""Train the network that names the subject of any picture: `python -m recipes.mini.train_subjects`.
+r"""Train the network that names the subject of any picture: `python -m recipes.mini.train_subjects`.
 
 The cut-outs are put before backgrounds made at random, in other sizes, colours and styles, anew in every step
 and on the device, since what the network must name are pictures that no recipe drew. Scenes of the recipe,
 drawn meanwhile, are mixed in. Held-out sets, and one in 33 of the other pictures, are for tests alone.
 
-    python -m recipes.mini.train_subjects --cutouts artwork/cutouts --work work --out out
+    python -m recipes.mini.train_subjects --cutouts artwork/cutouts \
+        --others artwork/strangers/others.npz --work work --out out
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from unziplora_cli.evaluation.scorers import Classifier
 
 SIZE = 128
 PEAK = 1.5e-3
+OFTEN = 3
+"""How often a picture that no set contains is shown for one of a set's: there are few."""
 DRAWN_SHARE = 5
 """One picture in this many of a batch was drawn by the recipe."""
 
@@ -38,24 +41,36 @@ DRAWN_SHARE = 5
 class Cutouts:
     """All cut-outs on the device, [n, 4, 104, 104] in 0..1, and the numbers of their subjects."""
 
-    def __init__(self, folder: Path, names: tuple[str, ...], device: torch.device, purpose: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        names: tuple[str, ...],
+        device: torch.device,
+        purpose: str,
+        others: Path | None = None,
+    ) -> None:
         pictures, labels = [], []
         for set_name in artists.shown(folder):
             for subject, picture in artists.load(folder, set_name).items():
                 if artists.split(subject, set_name) == purpose:
                     pictures.append(picture)
                     labels.append(names.index(subject))
+        if others:
+            with np.load(others) as extra:
+                for subject, picture in zip(extra["names"].tolist(), extra["pictures"], strict=True):
+                    pictures += [picture] * OFTEN
+                    labels += [names.index(subject)] * OFTEN
         self.pictures = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(device)
         self.labels = torch.tensor(labels, device=device)
 
-    def draw(self, count: int) -> tuple[Tensor, Tensor]:
-        """``count`` pictures in -1..1, half of them in styles made at random, and their subjects."""
+    def draw(self, count: int, *, painted_share: float = 0.5) -> tuple[Tensor, Tensor]:
+        """``count`` pictures in -1..1, a share of them in styles made at random, and their subjects."""
         index = torch.randint(len(self.labels), (count,), device=self.labels.device)
         front, alpha = place(self.pictures[index].float() / 255)
         back = backgrounds(count, front.device)
         flat = recolor(front, alpha)
         images = flat + back * (1 - alpha)
-        painted = count // 2 // len(FAMILIES) * len(FAMILIES)
+        painted = int(count * painted_share) // len(FAMILIES) * len(FAMILIES)
         if painted:
             part = slice(painted)
             planes = planes_of(flat[part], back[part], alpha[part])
@@ -167,7 +182,9 @@ def train(
     """Train ``network`` for `seconds`; returns the number of steps."""
     device = cutouts.labels.device
     network.to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=PEAK, betas=(0.9, 0.99), weight_decay=0.02)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=PEAK, betas=(0.9, 0.99), weight_decay=0.02, fused=device.type == "cuda"
+    )
     drawn: tuple[Tensor, Tensor] | None = None
     begun = last_log = last_look = time.monotonic()
     steps = 0
@@ -188,7 +205,9 @@ def train(
         loss.backward()
         optimizer.step()
         steps += 1
-        if now - last_log > 10:
+        if steps % 10 == 0 and device.type == "cuda":
+            torch.cuda.synchronize()
+        if now - last_log > 15:
             print(f"{now - begun:4.0f}s step {steps} loss {float(loss.detach()):.3f}", flush=True)
             last_log = now
     network.eval()
@@ -208,14 +227,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cutouts", type=Path, required=True)
+    parser.add_argument("--others", type=Path, help="others.npz, as `recipes.mini.strangers` writes it")
     parser.add_argument("--work", type=Path, required=True, help="folder for drawn pictures")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--begin", type=Path, help="classifier to begin with; default: the shipped one")
+    parser.add_argument("--widths", type=int, nargs=4, help="begin anew; default: from the reader")
     parser.add_argument("--drawn", type=int, default=6_000)
     parser.add_argument("--seconds", type=float, default=100.0)
     parser.add_argument("--batch", type=int, default=448)
     parser.add_argument("--max-steps", type=int, default=10**9)
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
+    parser.add_argument("--seed", type=int, default=5, help="another for a network that measures")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -224,17 +245,20 @@ def main() -> None:
     )
     store = Store.create(args.work, plan)
     start_drawing(args.work, args.workers, time.time() + args.seconds)
-    torch.manual_seed(5)
     names = artists.subjects()
-    begin = Classifier.load(args.begin or resources.classifier())
-    network = grown(begin, {"subject": names})
-    cutouts = Cutouts(args.cutouts, names, device, artists.TRAIN)
+    network = grown(Classifier.load(resources.reader(), "reader"), {"subject": names})
+    torch.manual_seed(args.seed)
+    if args.widths:
+        network = Classifier({"subject": names}, widths=args.widths)
+    cutouts = Cutouts(args.cutouts, names, device, artists.TRAIN, args.others)
     steps = train(network, cutouts, store, args.seconds, batch=args.batch, max_steps=args.max_steps)
     network.save(args.out, "subjects")
     report: dict[str, object] = {"steps": steps, "pictures": len(cutouts.labels)}
     unseen = Cutouts(args.cutouts, names, device, artists.TEST)
     batch = min(args.batch, 224)
-    report["unseen pictures"] = accuracy(network, [unseen.draw(batch) for _ in range(4)])
+    report["unseen pictures"] = accuracy(network, [unseen.draw(batch, painted_share=0) for _ in range(4)])
+    held_out = Cutouts(args.cutouts, names, device, artists.HELD_OUT)
+    report["held-out sets"] = accuracy(network, [held_out.draw(batch, painted_share=0) for _ in range(4)])
     pictures, labels = drawn_pictures(store, device, TEST)
     images = pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
     report["drawn"] = accuracy(network, list(zip(images.split(224), labels.split(224), strict=True)))

@@ -233,5 +233,6 @@ def test_a_subject_that_the_reader_does_not_see_is_left_to_inversion(monkeypatch
 
     monkeypatch.setattr(destyle, "other_subject", other_subject)
     white = torch.ones(3, 8, 8)
-    assert destyle.shows(white, "fox")
-    assert not destyle.shows(-white, "fox")
+    assert destyle.shows(white, "fox", white)
+    assert not destyle.shows(-white, "fox", white)
+    assert destyle.shows(-white, "fox", -white)  # it takes the training image for a snail, too
