@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.doctor.machines import CPU_MACHINE, GPU_MACHINE
-from unziplora_cli.doctor import checks
+from unziplora_cli.doctor import environment
 from unziplora_cli.doctor.environment import Torch
 
 
@@ -19,7 +19,7 @@ def use_machine(monkeypatch):
             calls.append((home, online))
             return machine
 
-        monkeypatch.setattr(checks, "collect_environment", collect_environment)
+        monkeypatch.setattr(environment, "collect_environment", collect_environment)
         return calls
 
     return use

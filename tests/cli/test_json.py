@@ -16,7 +16,7 @@ from tests.hub_server import TOKEN, Hub, Repository
 from tests.test_model_cache import sdxl_files
 from unziplora_cli.cli import app, projects
 from unziplora_cli.cli._output import Output
-from unziplora_cli.doctor import checks
+from unziplora_cli.doctor import environment
 from unziplora_cli.ui import server
 from unziplora_cli.workflows import demo, describe
 
@@ -111,7 +111,7 @@ def test_every_successful_command_prints_an_envelope(
     if name == "demo":  # its trainings take long and are tested elsewhere
         monkeypatch.setattr(demo, "demo", lambda *_, **__: finished_demo())
     if name == "doctor":  # tested elsewhere
-        monkeypatch.setattr(checks, "collect_environment", lambda *_, **__: CPU_MACHINE)
+        monkeypatch.setattr(environment, "collect_environment", lambda *_, **__: CPU_MACHINE)
     if name == "describe":  # with a model of a real class: tests/cli/test_describe.py
         monkeypatch.setattr(describe, "_load", lambda *arguments: FakeDescriber(FOX))
     if name == "ui":  # the server itself is tested in tests/ui

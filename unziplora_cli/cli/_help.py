@@ -5,9 +5,8 @@ are those of the preset that would be used on this machine.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, fields
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,10 +112,9 @@ WORDS = {"subject", "style", "trigger", "prompt", "path"}
 """What an empty text is called; another option by its own name."""
 
 
-def refuse_empty(command: Any, ctx: Any, args: Iterable[str]) -> None:
+def refuse_empty(params: Iterable[Any], values: Mapping[str, Any]) -> None:
     """Raise UsageError for an option or a path that is given without a text, as by an unset variable."""
-    values, _, _ = command.make_parser(ctx).parse_args(args=list(args))
-    for param in command.params:
+    for param in params:
         is_option = param.param_type_name == "option"
         if param.name in MAY_BE_EMPTY or not (is_option or param.name in PATHS):
             continue
@@ -153,13 +151,16 @@ class PlainHelp:
 
     name: str | None
     callback: Any
+    params: list[Any]
+    make_parser: Callable[..., Any]
     rich_markup_mode: MarkupMode
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse, and refuse what is given but empty."""
         args = [path_of_url(text) for text in args]
         if not ctx.resilient_parsing:
-            refuse_empty(self, ctx, args)
+            ctx.meta["given"], _, _ = self.make_parser(ctx).parse_args(args=list(args))
+            refuse_empty(self.params, ctx.meta["given"])
         return super().parse_args(ctx, args)  # type: ignore[misc,no-any-return]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -282,26 +283,18 @@ def _preset_at_hand(ctx: Any) -> "tuple[Preset | None, str]":
     from unziplora_cli import preferences
     from unziplora_cli.sdxl.base import resolve_base
 
-    line = tuple(getattr(ctx.obj, "command_line", ()))
-    given = {name: _value(line, f"--{name}") for name in ("base", "preset", "destyle")}
+    given = ctx.meta.get("given", {})
     try:
-        spec = given["base"] or preferences.load().base
+        spec = given.get("base") or preferences.load().base
         base = resolve_base(spec, offline=False, has_gpu=GPU.exists())[0]
-        name = given["preset"] or resources.default_preset(base.kind, given["destyle"])
+        name = given.get("preset") or resources.default_preset(base.kind, given.get("destyle"))
         note = f"Defaults: those of the preset {name}, for the base {base.spec}."
     except UnziploraError:  # a base that has to be downloaded first
-        name, note = given["preset"] or "paper", ""
+        name, note = given.get("preset") or "paper", ""
     try:
         return load_preset(name), note or f"Defaults: those of the preset {name}."
     except UnziploraError:
         return None, ""
-
-
-def _value(line: tuple[str, ...], option: str) -> str | None:
-    for word, following in pairwise((*line, "")):
-        if word == option or word.startswith(f"{option}="):
-            return word.removeprefix(option).removeprefix("=") or following or None
-    return None
 
 
 def _facts(config: type, preset: "Preset | None") -> Iterable[tuple[str, str]]:

@@ -1,6 +1,5 @@
 """Open files and folders in the program that the platform has for them, and the option for that."""
 
-import inspect
 import os
 import shutil
 import subprocess
@@ -13,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from unziplora_cli import preferences
+from unziplora_cli.cli._options import add_parameters, parameter
 from unziplora_cli.cli._output import Output, Session
 
 FAILURE_TIME = 2.0
@@ -22,10 +23,6 @@ FAILURE_TIME = 2.0
 def openable(command: Callable[..., None]) -> Callable[..., None]:
     """Add the option ``--open`` to a command that makes something, and names it in its result."""
     option = typer.Option("--open/--no-open", help="Open the result when it is done.")
-    signature = inspect.signature(command, eval_str=True)
-    parameter = inspect.Parameter(
-        "open_result", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[bool | None, option]
-    )
 
     @wraps(command)
     def with_open(open_result: bool | None = None, **arguments: Any) -> None:
@@ -33,16 +30,12 @@ def openable(command: Callable[..., None]) -> Callable[..., None]:
         session.output.opener = lambda path: open_made(session.output, path, open_result)
         command(**arguments)
 
-    others = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in signature.parameters.values()]
-    with_open.__signature__ = signature.replace(parameters=[*others, parameter])  # type: ignore[attr-defined]
-    with_open.__annotations__ = {item.name: item.annotation for item in (*others, parameter)}
+    add_parameters(with_open, [parameter("open_result", Annotated[bool | None, option])])
     return with_open
 
 
 def open_made(output: Output, path: Path | str, given: bool | None) -> bool:
     """Open what a command has made, if an option or the user's preference says so; whether it was opened."""
-    from unziplora_cli import preferences
-
     by_itself = given is None and not output.json and sys.stdout.isatty() and preferences.load().open
     if not (given or by_itself):
         return False

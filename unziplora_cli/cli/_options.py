@@ -3,7 +3,7 @@
 import inspect
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import Field, fields
 from functools import wraps
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from unziplora_cli import paths, resources
+from unziplora_cli import paths, preferences, resources
 from unziplora_cli.checks import plain_type
 from unziplora_cli.cli._help import HELP_ALL, setting_facts
 from unziplora_cli.cli._output import ProgressDisplay, Session
@@ -42,9 +42,6 @@ def config_options(
     ]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        signature = inspect.signature(command, eval_str=True)
-        others = [parameter for parameter in signature.parameters.values() if parameter.name != into]
-
         @wraps(command)
         def with_settings(**arguments: Any) -> None:
             arguments.pop("help_all", None)
@@ -52,12 +49,7 @@ def config_options(
             arguments[into] = {name: value for name, value in values.items() if value is not None}
             command(**arguments)
 
-        parameters = [
-            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for parameter in (*others, *options, *([_HELP_ALL] if has_preset else []))
-        ]
-        with_settings.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        with_settings.__annotations__ = {item.name: item.annotation for item in parameters}
+        add_parameters(with_settings, [*options, *([_HELP_ALL] if has_preset else [])], without=into)
         if has_preset:
             with_settings.preset_config = config  # type: ignore[attr-defined]
         return with_settings
@@ -65,9 +57,26 @@ def config_options(
     return decorate
 
 
-_HELP_ALL = inspect.Parameter(
-    "help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, HELP_ALL]
-)
+def add_parameters(
+    wrapper: Callable[..., None], added: Sequence[inspect.Parameter], *, without: str = ""
+) -> None:
+    """Let Typer see the parameters of the wrapped command but one, and those that its wrapper adds."""
+    own = inspect.signature(wrapper, eval_str=True).parameters.values()
+    parameters = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in (*own, *added)
+        if parameter.name != without
+    ]
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+
+
+def parameter(name: str, annotation: Any, default: object = None) -> inspect.Parameter:
+    """A parameter that a wrapper adds to a command."""
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+_HELP_ALL = parameter("help_all", Annotated[bool, HELP_ALL], False)
 
 
 def _parameter(field: "Field[Any]", hint: Any, facts: str) -> inspect.Parameter:
@@ -78,15 +87,14 @@ def _parameter(field: "Field[Any]", hint: Any, facts: str) -> inspect.Parameter:
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
         help=f"{limits['help'].removesuffix('.')} ({facts})." if facts else limits["help"],
         metavar="NAME" if choices else None,
-        autocompletion=model_names if field.name == "base" else _complete_from(choices),
+        autocompletion=model_names if field.name == "base" else complete_from(choices),
         rich_help_panel=limits["group"],
     )
-    return inspect.Parameter(
-        field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
-    )
+    return parameter(field.name, Annotated[kind | None, option])
 
 
-def _complete_from(choices: Sequence[str]) -> Callable[[str], list[str]]:
+def complete_from(choices: Sequence[str]) -> Callable[[str], list[str]]:
+    """Complete one of these."""
     return lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
 
 
@@ -156,7 +164,6 @@ def find_base(
     session: Session, spec: str | None, vae: str | None = None, prediction: str | None = None
 ) -> "BaseRef":
     """Resolve the base model; prints a message if it was chosen automatically."""
-    from unziplora_cli import preferences
     from unziplora_cli.sdxl.base import resolve_base
 
     spec = spec or preferences.load().base
@@ -184,8 +191,3 @@ def project_base(
             "Its LoRAs may fit less well now: train it again."
         )
     return compute, base
-
-
-def preset_for(base: "BaseRef", settings: Mapping[str, Any] | None = None) -> str:
-    """The preset used if the user names none."""
-    return resources.default_preset(base.kind, (settings or {}).get("destyle"))

@@ -10,12 +10,12 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -29,7 +29,7 @@ from unziplora_cli.cli._text import format_size as format_size
 from unziplora_cli.cli._text import log_text as log_text
 from unziplora_cli.cli._text import printable as printable
 from unziplora_cli.errors import ModelError, Remedy, UsageError
-from unziplora_cli.events import Part
+from unziplora_cli.events import Part, run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from unziplora_cli.projects.store import ProjectStore
     from unziplora_cli.training.events import Event
 
+T = TypeVar("T")
 ENVELOPE_SCHEMA = 1
 
 LOG_INTERVAL = 15.0
@@ -186,6 +187,11 @@ class Session:
         from unziplora_cli.projects.store import ProjectStore
 
         return ProjectStore(paths.home(self.home))
+
+    def run(self, title: str, operation: "Generator[Event, None, T]", *, quiet_phases: bool = False) -> T:
+        """Run an operation, and show its progress; returns its result."""
+        with ProgressDisplay(self.output, title, quiet_phases=quiet_phases) as display:
+            return run(operation, display.event)
 
     def use_network(self, purpose: str) -> None:
         """Let huggingface_hub, not imported yet, use the network; raises ModelError if offline."""

@@ -204,11 +204,11 @@ def import_(
     session.output.result(
         {
             "name": project.name,
-            "folder": str(project.folder),
+            "folder": project.folder,
             "base": project.job.base.spec,
             "content": _lora_json(sources.content, pair.content),
             "style": _lora_json(sources.style, pair.style),
-            "merge_weights": [str(path) for path in (sources.content_merge, sources.style_merge) if path],
+            "merge_weights": [path for path in (sources.content_merge, sources.style_merge) if path],
         },
         text=f"{project.name}: content rank {pair.content.rank}, style rank {pair.style.rank}, for "
         f"{project.job.base.spec}.\nNext: unziplora combine {project.name}",
@@ -236,7 +236,7 @@ def _check_summary(checked: "FileCheck") -> str:
 
 def _check_json(checked: "FileCheck") -> dict[str, Any]:
     return {
-        "file": str(checked.path),
+        "file": checked.path,
         "format": checked.layout,
         "base": checked.base,
         "layers": checked.layers,
@@ -261,8 +261,8 @@ def _check_json(checked: "FileCheck") -> dict[str, Any]:
 def _exported_json(file: "ExportedFile") -> dict[str, Any]:
     entries = {name: getattr(file, name) for name in ("part", "rank", "layers", "bytes", "rank_error")}
     check = _check_json(file.check) if file.check else None
-    return {"file": str(file.path), **entries, "format": file.layout, "check": check}
+    return {"file": file.path, **entries, "format": file.layout, "check": check}
 
 
 def _lora_json(path: Path, loaded: "LoadedLoRA") -> dict[str, Any]:
-    return {"file": str(path), "format": loaded.layout, "rank": loaded.rank, "layers": len(loaded.lora)}
+    return {"file": path, "format": loaded.layout, "rank": loaded.rank, "layers": len(loaded.lora)}

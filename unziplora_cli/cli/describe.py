@@ -1,6 +1,6 @@
 """describe and destyle: what a training will read off an image, and the images that content learns from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,13 +10,14 @@ import typer
 from unziplora_cli import preferences
 from unziplora_cli.cli._opening import openable
 from unziplora_cli.cli._options import BASE, DEVICE, VAE, config_options, find_base
-from unziplora_cli.cli._output import ProgressDisplay, Session, Table
+from unziplora_cli.cli._output import Session, T, Table
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import Remedy, UsageError
 
 if TYPE_CHECKING:
     from unziplora_cli.job import BaseRecord, Description
     from unziplora_cli.sdxl.base import BaseRef
+    from unziplora_cli.training.events import Event
     from unziplora_cli.workflows.describe import SettledWords
 
 SUBJECTS = typer.Option(
@@ -48,8 +49,10 @@ def describe(
 ) -> None:
     """Propose subject, style, features and surroundings of images."""
     session: Session = ctx.obj
-    builtin = find_base(session, base).kind == "builtin"
-    descriptions = _run(session, images, builtin, describer, device)
+    from unziplora_cli.workflows import describe as workflow
+
+    model = find_base(session, base)
+    descriptions = _run(session, workflow.describe, images, model, describer, device)
     rows = [
         [
             path.name,
@@ -64,7 +67,7 @@ def describe(
     session.output.result(
         {
             "images": [
-                {"image": str(path), **{name: asdict(description)[name] for name in fields}}
+                {"image": path, **{name: asdict(description)[name] for name in fields}}
                 for path, description in zip(images, descriptions, strict=True)
             ]
         },
@@ -77,6 +80,7 @@ def describe(
 @config_options(TrainConfig, only=("Destyling", "resolution", "crop", "crops", "precision", "seed"))
 def destyle(
     ctx: typer.Context,
+    settings: dict[str, Any],
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image to destyle.")],
     out: Annotated[Path, typer.Option(help="Folder for the destyled images.")],
     subject: Annotated[str | None, SUBJECTS] = None,
@@ -94,13 +98,11 @@ def destyle(
     vae: Annotated[str | None, VAE] = None,
     device: Annotated[str, DEVICE] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace images in the folder.")] = False,
-    settings: dict[str, Any] | None = None,
 ) -> None:
     """Show the destyled images that a training would learn.
 
     `train --destyle FOLDER` learns those that you keep.
     """
-    from unziplora_cli.events import run
     from unziplora_cli.projects.names import slugify
     from unziplora_cli.workflows.destyle import preview
     from unziplora_cli.workflows.train import make_request, read_sources, training_config
@@ -109,7 +111,7 @@ def destyle(
     sources = read_sources([image])
     model = find_base(session, base)
     chosen = preset or ("mini" if model.kind == "builtin" else "destyle")
-    _, config = training_config(model, chosen, settings or {})
+    _, config = training_config(model, chosen, settings)
     texts = {"subject": subject, "style": style, "features": features}
     (words,) = ask_words(
         session,
@@ -132,10 +134,9 @@ def destyle(
         vae=vae,
         device=device,
     )
-    with ProgressDisplay(session.output, image.name) as display:
-        result = run(preview(request, out, force=force), display.event)
+    result = session.run(image.name, preview(request, out, force=force))
     session.output.result(
-        {"way": result.way, "images": [str(path) for path in result.paths]},
+        {"way": result.way, "images": result.paths},
         text="\n".join(
             [
                 *map(str, result.paths),
@@ -212,29 +213,22 @@ def propose(
     device: str = "auto",
 ) -> "list[Description | None]":
     """A description of each image in the words of ``base``, or None without a describer on this disk."""
-    proposals: list[Description | None] = _run(
-        session, images, base.kind == "builtin", describer, device, optional=True
-    )
-    return proposals
+    from unziplora_cli.workflows import describe as workflow
+
+    return _run(session, workflow.propose, images, base, describer, device)
 
 
 def _run(
     session: Session,
+    describe: "Callable[..., Generator[Event, None, T]]",
     images: Sequence[Path],
-    builtin: bool,
+    base: "BaseRef | BaseRecord",
     describer: str | None,
     device: str,
-    *,
-    optional: bool = False,
-) -> Any:
-    """Describe the images; ``optional``: None for each if there is no describer."""
-    from unziplora_cli.events import run
-    from unziplora_cli.workflows import describe as workflow
-
-    operation: Any = workflow.propose if optional else workflow.describe
+) -> T:
     describer = describer or preferences.load().describer
-    with ProgressDisplay(session.output, "describe", quiet_phases=True) as display:
-        return run(operation(images, builtin=builtin, describer=describer, device=device), display.event)
+    operation = describe(images, builtin=base.kind == "builtin", describer=describer, device=device)
+    return session.run("describe", operation, quiet_phases=True)
 
 
 def _ask(session: Session, image: Path, name: str, proposal: str) -> str:

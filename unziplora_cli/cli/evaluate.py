@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unziplora_cli import resources
 from unziplora_cli.cli._opening import openable
-from unziplora_cli.cli._options import DEVICE, PROJECT, config_options, preset_for, project_base
-from unziplora_cli.cli._output import Session, Table, format_duration
+from unziplora_cli.cli._options import DEVICE, PROJECT, config_options, project_base
+from unziplora_cli.cli._output import ProgressDisplay, Session, Table, format_duration
 from unziplora_cli.config import ComputeConfig, resolve_generate
 from unziplora_cli.evaluation.prompts import EvaluationConfig
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 @config_options(ComputeConfig, into="compute")
 def evaluate(
     ctx: typer.Context,
+    compute: dict[str, Any],
+    settings: dict[str, Any],
     project: Annotated[str, PROJECT],
     pull: Annotated[
         bool,
@@ -28,36 +31,26 @@ def evaluate(
             "--pull", help="Download DINOv2 and CLIP first; they score images of other bases than mini."
         ),
     ] = False,
-    compute: dict[str, Any] | None = None,
-    settings: dict[str, Any] | None = None,
 ) -> None:
     """Measure how well content and style were separated.
 
     Reports which content or style leaked, and which option to change.
     """
-    from unziplora_cli.cli._output import ProgressDisplay
-    from unziplora_cli.events import run
     from unziplora_cli.workflows import evaluate
 
     session: Session = ctx.obj
-    config, compute_config = EvaluationConfig(**(settings or {})), ComputeConfig(**(compute or {}))
+    config, compute_config = EvaluationConfig(**settings), ComputeConfig(**compute)
     opened = session.store().open(project)
     if pull:
         session.use_network("Downloading DINOv2 and CLIP")
-        with ProgressDisplay(session.output, "eval") as display:
-            run(evaluate.download_encoders(), display.event)
+        session.run("eval", evaluate.download_encoders())
     compute_config, base = project_base(session, compute_config, [opened])
-    generation = resolve_generate(preset_for(base), {})
+    generation = resolve_generate(resources.default_preset(base.kind), {})
     request = evaluate.EvaluationRequest(project, base, config, generation, compute_config)
-    with ProgressDisplay(session.output, "eval") as display:
-        result = run(evaluate.evaluate(request, session.store()), display.event)
+    result = session.run("eval", evaluate.evaluate(request, session.store()))
     evaluation = result.evaluation
     session.output.result(
-        {
-            "name": project,
-            "evaluation": asdict(evaluation),
-            "sheet": str(result.sheet) if result.sheet else None,
-        },
+        {"name": project, "evaluation": asdict(evaluation), "sheet": result.sheet},
         lead="\n".join([evaluation.diagnosis, *(f"- {advice}" for advice in evaluation.advice), ""]),
         table=(scores_table(evaluation, explain=session.output.verbose), columns_table(evaluation)),
         made=result.sheet,
@@ -127,7 +120,6 @@ def replay(
     device: Annotated[str | None, DEVICE] = None,
 ) -> None:
     """Train a project again from its manifest, and compare the results."""
-    from unziplora_cli.cli._output import ProgressDisplay
     from unziplora_cli.projects.names import check_name
     from unziplora_cli.workflows.replay import ReplayResult
     from unziplora_cli.workflows.replay import replay as run
@@ -156,11 +148,11 @@ def replay(
 def _distance(file: "FileDistance") -> str:
     if file.identical:
         return "identical"
-    if file.largest is not None:
-        return f"largest difference {file.largest:.3g}" if file.largest else "the same numbers"
-    if not file.relative:
-        return "the same numbers"
-    return f"relative difference {file.relative:.3g}, {file.columns or 0:.1%} of the columns the same"
+    if file.largest:
+        return f"largest difference {file.largest:.3g}"
+    if file.relative:
+        return f"relative difference {file.relative:.3g}, {file.columns or 0:.1%} of the columns the same"
+    return "the same numbers"
 
 
 def _replay_summary(result: "ReplayResult") -> str:

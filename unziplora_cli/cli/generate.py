@@ -1,16 +1,17 @@
 """The commands content, style, combine and cross: from projects to images."""
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from unziplora_cli import resources
 from unziplora_cli.checks import check_settings, check_value, nearest, plain_type
 from unziplora_cli.cli._opening import openable
-from unziplora_cli.cli._options import PROJECT, config_options, preset_for, project_base, project_names
-from unziplora_cli.cli._output import ProgressDisplay, Session
+from unziplora_cli.cli._options import PROJECT, config_options, project_base, project_names
+from unziplora_cli.cli._output import Session
 from unziplora_cli.config import ComputeConfig, GenerateConfig, new_seed, resolve_generate
 from unziplora_cli.dependencies import GENERATION, without_effect
 from unziplora_cli.errors import Remedy, UsageError
@@ -47,7 +48,7 @@ Grid = Annotated[
 FullPrompt = Annotated[str | None, typer.Option(help="The complete full prompt.")]
 ContentPrompt = Annotated[str | None, typer.Option(help="The complete content prompt.")]
 StylePrompt = Annotated[str | None, typer.Option(help="The complete style prompt.")]
-Settings = dict[str, Any] | None
+Settings = dict[str, Any]
 
 
 def _projects(help: str, metavar: str = "PROJECT") -> Any:
@@ -67,14 +68,14 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 @with_settings
 def content(
     ctx: typer.Context,
+    computing: Settings,
+    settings: Settings,
     project: Annotated[str, PROJECT],
     prompt: Prompt = None,
     content_prompt: ContentPrompt = None,
     grid: Grid = None,
     out: Out = None,
     force: Force = False,
-    computing: Settings = None,
-    settings: Settings = None,
 ) -> None:
     """Generate the project's subject without its style: the content LoRA alone."""
     opened = ctx.obj.store().open(project)
@@ -85,6 +86,8 @@ def content(
 @with_settings
 def style(
     ctx: typer.Context,
+    computing: Settings,
+    settings: Settings,
     project: Annotated[str, PROJECT],
     subject: Annotated[
         str | None, typer.Option(help="Another subject for this style; default: the project's own subject.")
@@ -94,8 +97,6 @@ def style(
     grid: Grid = None,
     out: Out = None,
     force: Force = False,
-    computing: Settings = None,
-    settings: Settings = None,
 ) -> None:
     """Generate something else in the project's style: the style LoRA alone."""
     opened = ctx.obj.store().open(project)
@@ -106,6 +107,8 @@ def style(
 @with_settings
 def combine(
     ctx: typer.Context,
+    computing: Settings,
+    settings: Settings,
     content_project: Annotated[str, _project_argument("Project to take the content from.", "CONTENT")],
     style_project: Annotated[
         str | None, _project_argument("Project to take the style from; default: the same.", "STYLE")
@@ -118,8 +121,6 @@ def combine(
     grid: Grid = None,
     out: Out = None,
     force: Force = False,
-    computing: Settings = None,
-    settings: Settings = None,
 ) -> None:
     """Generate the content of one project in the style of another, or of the same one."""
     store = ctx.obj.store()
@@ -133,6 +134,8 @@ def combine(
 @with_settings
 def cross(
     ctx: typer.Context,
+    computing: Settings,
+    settings: Settings,
     projects: Annotated[
         list[str] | None,
         _project_argument("Projects; every content is combined with every style.", "PROJECT..."),
@@ -150,8 +153,6 @@ def cross(
         ),
     ] = None,
     force: Force = False,
-    computing: Settings = None,
-    settings: Settings = None,
 ) -> None:
     """Generate every content in every style, with a labelled contact sheet."""
     session: Session = ctx.obj
@@ -186,7 +187,7 @@ def _generate(
     projects: list[Project] = [parts[role] for role in ("content", "style") if role in parts]
     if len(parts.keys() & {"content", "style"}) == 1:
         kind, other = ("content", "style") if "content" in parts else ("style", "content")
-        if f"{other}_strength" in {**(settings or {}), **dict.fromkeys(_axis_names(grid))}:
+        if f"{other}_strength" in {**settings, **dict.fromkeys(_axis_names(grid))}:
             raise UsageError(
                 f"{other}-strength has no effect here: only the {kind} LoRA is applied.",
                 Remedy("Apply both", "combine", (projects[0].name,), {f"{other}_strength": None}),
@@ -241,10 +242,9 @@ def _resolve(
     session: Session, projects: "Sequence[Project]", computing: Settings, settings: Settings
 ) -> "tuple[ComputeConfig, BaseRef, GenerateConfig]":
     """The compute settings, the base model, and the generation settings for that base."""
-    compute, settings = ComputeConfig(**(computing or {})), settings or {}
     check_settings(GenerateConfig, settings)
-    compute, base = project_base(session, compute, projects)
-    config = resolve_generate(preset_for(base), {"seed": new_seed(), **settings})
+    compute, base = project_base(session, ComputeConfig(**computing), projects)
+    config = resolve_generate(resources.default_preset(base.kind), {"seed": new_seed(), **settings})
     for note in without_effect(config, settings, GENERATION):
         session.output.warning(note)
     return compute, base, config
@@ -253,20 +253,13 @@ def _resolve(
 def _run(
     session: Session, title: str, config: GenerateConfig, operation: "Generator[Event, None, GenerateResult]"
 ) -> None:
-    from unziplora_cli.events import run
-
     session.output.message(f"seed     {config.seed}")
-    with ProgressDisplay(session.output, title) as display:
-        result = run(operation, display.event)
+    result = session.run(title, operation)
     data = {
-        "images": [str(path) for path in result.images],
-        "prompts": {
-            "full": result.prompts.full,
-            "content": result.prompts.content,
-            "style": result.prompts.style,
-        },
+        "images": result.images,
+        "prompts": asdict(result.prompts),
         "seed": config.seed,
-        "sheet": str(result.sheet) if result.sheet else None,
+        "sheet": result.sheet,
     }
     paths = (*result.images, result.sheet) if result.sheet else result.images
     made = result.sheet or (paths[0] if len(paths) == 1 else paths[0].parent)

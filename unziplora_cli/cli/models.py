@@ -8,7 +8,7 @@ import typer
 from unziplora_cli.cli._errors import remedy_text
 from unziplora_cli.cli._help import Program
 from unziplora_cli.cli._options import model_names, name_the_command
-from unziplora_cli.cli._output import ProgressDisplay, Session, Table, format_size
+from unziplora_cli.cli._output import Session, Table, format_size
 from unziplora_cli.errors import Interrupted, ModelError, Remedy, count
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def list_models(ctx: typer.Context) -> None:
     if not any(model.spec == "sdxl" for model in models):
         notes.append(f"sdxl is not on this disk: {_pull_command('sdxl')}")
     session.output.result(
-        {"cache": str(paths.hub_cache()), "models": [_summary(model) for model in models]},
+        {"cache": paths.hub_cache(), "models": [_summary(model) for model in models]},
         table=Table(("model", "revision", "size", "last used", "state"), rows),
         text="\n".join(notes),
     )
@@ -108,7 +108,6 @@ def pull(
     `describer` is a model that proposes subject and style of an image (Apache-2.0, 4.3 GB).
     """
     from unziplora_cli import hub, model_cache, paths
-    from unziplora_cli.events import run
     from unziplora_cli.sdxl.base import VAE_FIX
 
     session: Session = ctx.obj
@@ -123,8 +122,7 @@ def pull(
         f"{format_size(hub.free_space())} free at {paths.hub_cache()}."
     )
     try:
-        with ProgressDisplay(session.output, "pull") as display:
-            folder = run(hub.download(query, accept=model_cache.check_supported), display.event)
+        folder = session.run("pull", hub.download(query, accept=model_cache.check_supported))
     except KeyboardInterrupt as interrupt:
         raise Interrupted(
             "Stopped; what was downloaded is kept.",
@@ -179,17 +177,17 @@ def remove(
     from unziplora_cli import model_cache
 
     session: Session = ctx.obj
-    removal = model_cache.plan_removal(model_cache.find_cached(model))
-    snapshot, freed = removal.snapshot, format_size(removal.bytes)
-    shared = snapshot.bytes() - removal.bytes
+    snapshot = model_cache.find_cached(model)
+    size = model_cache.removable_bytes(snapshot)
+    freed, shared = format_size(size), snapshot.bytes() - size
     kept = f"; {format_size(shared)} are shared with other commits and stay" if shared > 0 else ""
     question = f"Delete {snapshot.id} for every program that uses it, and free {freed}{kept}?"
     if not yes and not session.output.confirm(question, instead=Remedy("Confirm it", settings={"yes": True})):
         session.output.result({"removed": None}, text="Nothing was removed.")
         return
-    removal.run()
+    model_cache.remove(snapshot)
     session.output.result(
-        {"removed": snapshot.id, "revision": snapshot.revision, "bytes": removal.bytes},
+        {"removed": snapshot.id, "revision": snapshot.revision, "bytes": size},
         text=f"Removed {snapshot.id} and freed {freed}.",
     )
 
@@ -211,11 +209,11 @@ def path(
 
     session: Session = ctx.obj
     folder = paths.hub_cache() if model is None else model_cache.locate(model)
-    session.output.result({"path": str(folder)}, text=str(folder))
+    session.output.result({"path": folder}, text=str(folder))
 
 
 def _summary(model: "Model") -> dict[str, object]:
-    return {**asdict(model), "path": str(model.path), "complete": not model.problem}
+    return {**asdict(model), "path": model.path, "complete": not model.problem}
 
 
 def _pull_command(spec: str) -> str:

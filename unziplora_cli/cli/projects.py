@@ -29,7 +29,7 @@ def list_projects(ctx: typer.Context) -> None:
     projects, damaged = store.list()
     unfinished, damaged_trainings = store.all_unfinished()
     damaged += damaged_trainings
-    running = [store.running_step(training) for training in unfinished]
+    trainings = [(training, store.running_step(training)) for training in unfinished]
     data = {
         "projects": [
             {**_summary(project), "state": project.manifest.state, "steps_done": project.manifest.steps_done}
@@ -42,7 +42,7 @@ def list_projects(ctx: typer.Context) -> None:
                 "steps": training.job.config.steps,
                 "running_step": step,
             }
-            for training, step in zip(unfinished, running, strict=True)
+            for training, step in trainings
         ],
         "damaged": [{"name": folder.name, "reason": folder.reason} for folder in damaged],
     }
@@ -56,7 +56,7 @@ def list_projects(ctx: typer.Context) -> None:
             f"{f'unfinished, {training.step}' if step is None else f'running, step {step}'} "
             f"of {training.job.config.steps}",
         )
-        for training, step in zip(unfinished, running, strict=True)
+        for training, step in trainings
     ]
     rows += [[folder.name, "damaged", "", "", "", "", ""] for folder in damaged]
     columns = ("name", "subject", "style", "base", "steps", "created", "size")
@@ -94,12 +94,7 @@ def show(ctx: typer.Context, project: Annotated[str, PROJECT]) -> None:
         *evaluation_rows(manifest.evaluation),
         *_image_rows(opened, images),
     ]
-    data = {
-        "folder": str(opened.folder),
-        "bytes": opened.size(),
-        "images": [str(path) for path in images],
-        "manifest": asdict(manifest),
-    }
+    data = {"folder": opened.folder, "bytes": opened.size(), "images": images, "manifest": asdict(manifest)}
     session.output.result(data, table=Table((opened.name, ""), rows))
 
 
@@ -150,7 +145,7 @@ def rename(
     session: Session = ctx.obj
     renamed = session.store().rename(project, new_name)
     session.output.result(
-        {"old": project, "new": renamed.name, "folder": str(renamed.folder)},
+        {"old": project, "new": renamed.name, "folder": renamed.folder},
         text=f"{project} is now {renamed.name}.",
     )
 
@@ -218,13 +213,13 @@ def open_project(
             f"There is no program to open {path} with.",
             Remedy("Open it yourself, or copy it to a machine with a screen."),
         )
-    session.output.result({"opened": str(path)}, text=str(path), links=(path,))
+    session.output.result({"opened": path}, text=str(path), links=(path,))
 
 
 def _summary(item: "Project | Unfinished") -> dict[str, Any]:
     return {
         "name": item.name,
-        "folder": str(item.folder),
+        "folder": item.folder,
         "subject": item.job.words.subject,
         "style": item.job.words.style,
         "base": item.job.base.spec,

@@ -34,7 +34,7 @@ def report(
     opened = session.output.opener is not None and session.output.opener(result.file)
     size = result.file.stat().st_size
     session.output.result(
-        {"report": str(result.file), "bytes": size, "images": result.images, "opened": opened},
+        {"report": result.file, "bytes": size, "images": result.images, "opened": opened},
         text=f"{result.file}: {count(result.images, 'image')}, {format_size(size)}",
         links=(result.file,),
     )
@@ -96,7 +96,7 @@ def push(
         {
             "repository": repository,
             "url": result.url,
-            "folder": str(result.folder) if result.folder else None,
+            "folder": result.folder,
             "private": private,
             "files": list(result.files),
         },

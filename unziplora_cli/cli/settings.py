@@ -5,19 +5,18 @@ from typing import Annotated
 
 import typer
 
-from unziplora_cli import resources
+from unziplora_cli import preferences, resources
 from unziplora_cli.cli._help import Program
-from unziplora_cli.cli._options import name_the_command, preset_names
+from unziplora_cli.cli._options import complete_from, name_the_command, preset_names
 from unziplora_cli.cli._output import Session, Table
+from unziplora_cli.config import GenerateConfig, TrainConfig, load_preset
+from unziplora_cli.paths import config_file
 
-
-def _keys(incomplete: str) -> list[str]:
-    from unziplora_cli.preferences import KEYS
-
-    return [key for key in KEYS if key.startswith(incomplete)]
-
-
-KEY = typer.Argument(metavar="KEY", help="output-folder, base, describer or open.", autocompletion=_keys)
+KEY = typer.Argument(
+    metavar="KEY",
+    help="output-folder, base, describer or open.",
+    autocompletion=complete_from(preferences.KEYS),
+)
 
 
 config = Program(help="Your preferences: default base, output folder, and more.", callback=name_the_command)
@@ -27,9 +26,6 @@ presets = Program(help="The shipped settings of a training.", callback=name_the_
 @config.command("list")
 def list_preferences(ctx: typer.Context) -> None:
     """List all preferences, and where each value comes from."""
-    from unziplora_cli import preferences
-    from unziplora_cli.paths import config_file
-
     session: Session = ctx.obj
     values = {key.replace("_", "-"): value for key, value in asdict(preferences.load()).items()}
     in_file, variables = preferences.read_file(), preferences.variables()
@@ -41,7 +37,7 @@ def list_preferences(ctx: typer.Context) -> None:
     }
     rows = [[key, _shown(value), sources[key], help_texts[key]] for key, value in values.items()]
     session.output.result(
-        {"file": str(config_file()), "preferences": values, "sources": sources},
+        {"file": config_file(), "preferences": values, "sources": sources},
         table=Table(("preference", "value", "from", ""), rows),
         text=f"File: {config_file()}",
     )
@@ -54,13 +50,11 @@ def set_preference(
     value: Annotated[str, typer.Argument(help="true or false for open, else a text.")],
 ) -> None:
     """Set a preference for all further commands."""
-    from unziplora_cli import preferences
-
     session: Session = ctx.obj
     parsed = preferences.parse(key, value)
     file = preferences.store(key, parsed)
     session.output.result(
-        {"key": key, "value": parsed, "file": str(file)}, text=f"{key} is {_shown(parsed)} from now on."
+        {"key": key, "value": parsed, "file": file}, text=f"{key} is {_shown(parsed)} from now on."
     )
     if key in preferences.variables():
         session.output.warning(f"The variable {preferences.variables()[key]} overrides it.")
@@ -69,29 +63,21 @@ def set_preference(
 @config.command("unset")
 def unset_preference(ctx: typer.Context, key: Annotated[str, KEY]) -> None:
     """Return a preference to its default."""
-    from unziplora_cli import preferences
-
     session: Session = ctx.obj
     file = preferences.store(key, None)
-    session.output.result(
-        {"key": key, "value": None, "file": str(file)}, text=f"{key} has its default again."
-    )
+    session.output.result({"key": key, "value": None, "file": file}, text=f"{key} has its default again.")
 
 
 @config.command("path")
 def path(ctx: typer.Context) -> None:
     """Print the path of the file, which need not exist."""
-    from unziplora_cli.paths import config_file
-
     session: Session = ctx.obj
-    session.output.result({"path": str(config_file())}, text=str(config_file()))
+    session.output.result({"path": config_file()}, text=str(config_file()))
 
 
 @presets.command("list")
 def list_presets(ctx: typer.Context) -> None:
     """List the presets of a training."""
-    from unziplora_cli.config import load_preset
-
     session: Session = ctx.obj
     presets = [load_preset(name) for name in resources.preset_names()]
     session.output.result(
@@ -111,8 +97,6 @@ def show_preset(
     ],
 ) -> None:
     """Show the settings of a preset, and which of them differ from the defaults."""
-    from unziplora_cli.config import GenerateConfig, TrainConfig, load_preset
-
     session: Session = ctx.obj
     preset = load_preset(name)
     tables, data = [], {}

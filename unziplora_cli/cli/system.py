@@ -13,11 +13,8 @@ from unziplora_cli import paths
 from unziplora_cli.cli._errors import remedy_text
 from unziplora_cli.cli._opening import openable
 from unziplora_cli.cli._options import DEVICE
-from unziplora_cli.cli._output import ProgressDisplay, Session, Table, format_duration
+from unziplora_cli.cli._output import Session, Table, format_duration
 from unziplora_cli.errors import Remedy, UsageError, count
-
-BLOCKED = 1
-"""Exit code of doctor when something blocks training."""
 
 
 def doctor(
@@ -32,7 +29,7 @@ def doctor(
 
     Exit code 1 if something blocks training or keeps it off the GPU.
     """
-    from unziplora_cli.doctor.checks import diagnose
+    from unziplora_cli.doctor import checks, environment
 
     session: Session = ctx.obj
     if online and session.offline:
@@ -41,34 +38,30 @@ def doctor(
             Remedy("Remove --offline and unset HF_HUB_OFFLINE."),
         )
     session.output.message("Checking this machine; importing torch may take a while.")
-    report = diagnose(paths.home(session.home), online=online)
-    fixes = {check.name: [remedy_text(remedy) for remedy in check.remedies] for check in report.checks}
+    machine = environment.collect_environment(paths.home(session.home), online=online)
+    results = checks.run_checks(machine)
+    fixes = {check.name: [remedy_text(remedy) for remedy in check.remedies] for check in results}
+    rows = [(check.name, check.level, check.message) for check in results]
+    blocked = any(level == "problem" for _, level, _ in rows)
     session.output.result(
         {
-            "blocked": report.blocked,
+            "blocked": blocked,
             "checks": [
-                {
-                    "name": check.name,
-                    "level": check.level,
-                    "message": check.message,
-                    "fixes": fixes[check.name],
-                }
-                for check in report.checks
+                {"name": name, "level": level, "message": message, "fixes": fixes[name]}
+                for name, level, message in rows
             ],
-            "environment": asdict(report.environment),
+            "environment": asdict(machine),
         },
-        table=Table(
-            ("check", "state", ""), [[check.name, check.level, check.message] for check in report.checks]
-        ),
+        table=Table(("check", "state", ""), rows),
         text="\n".join(
             [
                 *("\n  ".join([f"{name}:", *lines]) for name, lines in fixes.items() if lines),
-                "Something blocks training: see above." if report.blocked else "This machine can train.",
+                "Something blocks training: see above." if blocked else "This machine can train.",
             ]
         ),
     )
-    if report.blocked:
-        raise typer.Exit(BLOCKED)
+    if blocked:
+        raise typer.Exit(1)
 
 
 @openable
@@ -86,19 +79,16 @@ def demo(
 
     Existing projects named demo-fox and demo-octopus are replaced.
     """
-    from unziplora_cli.events import run
-    from unziplora_cli.workflows.demo import demo as run_demo
+    from unziplora_cli.workflows.demo import demo
 
     session: Session = ctx.obj
-    with ProgressDisplay(session.output, "demo") as display:
-        operation = run_demo(session.store(), out, device=device, force=force)
-        result = run(operation, display.event)
+    result = session.run("demo", demo(session.store(), out, device=device, force=force))
     first, second = result.projects
     # `make demo` runs the program of a virtual environment that is not active.
     program = "unziplora" if shutil.which("unziplora") else shlex.quote(sys.argv[0])
     session.output.result(
         {
-            "sheet": str(result.sheet),
+            "sheet": result.sheet,
             "projects": list(result.projects),
             "images": result.images,
             "seconds": round(result.seconds, 1),

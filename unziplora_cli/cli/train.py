@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from unziplora_cli import resources
+from unziplora_cli import preferences, resources
 from unziplora_cli.checks import check_settings
 from unziplora_cli.cli._opening import openable
 from unziplora_cli.cli._options import (
@@ -59,6 +59,7 @@ FORCE = Remedy(settings={"force": True})
 @config_options(TrainConfig)
 def train(
     ctx: typer.Context,
+    settings: dict[str, Any],
     images: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -127,12 +128,11 @@ def train(
             help="Only estimate memory, time and disk space, and suggest settings that fit.",
         ),
     ] = False,
-    settings: dict[str, Any] | None = None,
 ) -> None:
     """Learn a content LoRA and a style LoRA from one image."""
     from unziplora_cli.prompts import prompt_notes
     from unziplora_cli.workflows.destyle import choose_way
-    from unziplora_cli.workflows.train import make_request, read_sources, training_config
+    from unziplora_cli.workflows.train import make_request, read_sources, request_to_resume, training_config
 
     session: Session = ctx.obj
     store = session.store()
@@ -145,22 +145,19 @@ def train(
     words = {"subject": subject, "style": style, "features": features}
     if resume is not None:
         _refuse_fixed(ctx)
-        from unziplora_cli.workflows.train import request_to_resume
-
-        request = request_to_resume(store, resume, settings or {}, None if device == "auto" else device)
+        request = request_to_resume(store, resume, settings, None if device == "auto" else device)
         _finish(session, [request], store, sheet=sheet)
         return
     several = {"ray": ray, "at_once": at_once > 1}
     rows = read_rows(images or [], list_file, shard, together=together, **several)
     if rows is not None:
         if plan:
-            show_estimate(session, len(rows), (base, vae, prediction), preset, device, settings or {})
+            show_estimate(session, len(rows), (base, vae, prediction), preset, device, settings)
             return
-        from unziplora_cli import preferences
         from unziplora_cli.workflows.train_many import Options
 
         refuse_per_image(name, **words)
-        check_settings(TrainConfig, settings or {})
+        check_settings(TrainConfig, settings)
         options = Options(
             base=find_base(session, base, vae, prediction),
             texts={
@@ -169,7 +166,7 @@ def train(
                 "trigger": trigger,
                 "preset": preset,
             },
-            settings=settings or {},
+            settings=settings,
             vae=vae,
             device=device,
             describe=describe,
@@ -195,20 +192,20 @@ def train(
     sources = [read_sources(group) for group in groups]
     names = _names(groups, name)
     if plan:
-        show_estimate(session, len(groups), (base, vae, prediction), preset, device, settings or {})
+        show_estimate(session, len(groups), (base, vae, prediction), preset, device, settings)
         return
     done = set() if force else _done(store, names, sources)
     replacing = [
         project in done or _may_replace(session, store, project, group, force=force)
         for project, group in zip(names, sources, strict=True)
     ]
-    check_settings(TrainConfig, settings or {})
+    check_settings(TrainConfig, settings)
     if preset is not None:
-        check_packages(resolve(preset, settings or {}))
+        check_packages(resolve(preset, settings))
     model = find_base(session, base, vae, prediction)
-    _, config = training_config(model, preset, settings or {})
+    _, config = training_config(model, preset, settings)
     check_packages(config)
-    for note in without_effect(choose_way(config, model)[0], settings or {}):
+    for note in without_effect(choose_way(config, model)[0], settings):
         session.output.warning(note)
     if validation_prompt is not None and not config.validate_every:
         session.output.warning(
@@ -345,15 +342,13 @@ def _finish(session: Session, requests: "list[TrainRequest]", store: "ProjectSto
 def _train(
     session: Session, request: "TrainRequest", store: "ProjectStore", cache: "InputCache"
 ) -> "TrainedProject":
-    from unziplora_cli.events import run
     from unziplora_cli.workflows.train import train
 
     name, prompts = request.job.name, request.job.prompts
     session.output.message(f"{name}: full     {prompts.full}")
     session.output.message(f"{name}: content  {prompts.content}")
     session.output.message(f"{name}: style    {prompts.style}")
-    with ProgressDisplay(session.output, name) as display:
-        finished = run(train(request, store, cache), display.event)
+    finished = session.run(name, train(request, store, cache))
     if finished is None:
         raise typer.Exit  # another process of this training writes the project
     return finished

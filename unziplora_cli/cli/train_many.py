@@ -158,7 +158,7 @@ def _report(session: Session, results: "Sequence[RowResult]", sheets: dict[str, 
             "failed": [
                 {
                     "where": result.row.where,
-                    "image": str(result.row.file),
+                    "image": result.row.file,
                     "name": result.row.name,
                     "message": message,
                     "hint": hint,
@@ -181,13 +181,11 @@ def _report(session: Session, results: "Sequence[RowResult]", sheets: dict[str, 
 
 def sheets_of(session: Session, finished: "list[TrainedProject]", base: "BaseRef") -> dict[str, Path]:
     """The sheet of each project; a failure is only said, since the projects are complete."""
-    from unziplora_cli.events import run
     from unziplora_cli.workflows.sheet import generate_sheets
 
     projects = [trained.project for trained in finished]
     try:
-        with ProgressDisplay(session.output, "sheet") as display:
-            paths = run(generate_sheets(projects, base), display.event)
+        paths = session.run("sheet", generate_sheets(projects, base))
     except (UnziploraError, MemoryError, KeyboardInterrupt) as error:
         reason, _, _ = describe(error)
         session.output.warning(f"The training is complete, but there is no sheet: {reason}")
@@ -199,9 +197,9 @@ def summary(finished: "TrainedProject", sheet: Path | None) -> dict[str, Any]:
     manifest = finished.project.manifest
     return {
         "name": finished.project.name,
-        "folder": str(finished.project.folder),
-        "files": {file.role: str(finished.project.folder / file.path) for file in manifest.artifacts},
-        "sheet": None if sheet is None else str(sheet),
+        "folder": finished.project.folder,
+        "files": {file.role: finished.project.folder / file.path for file in manifest.artifacts},
+        "sheet": sheet,
         "steps": manifest.steps_done,
         "seconds": manifest.seconds,
         "seconds_per_step": round(finished.seconds_per_step, 4),

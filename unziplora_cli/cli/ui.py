@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from unziplora_cli import preferences
 from unziplora_cli.cli._errors import describe
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ def ui(
     The page runs on this machine and loads nothing from others. Ctrl-C ends it; a running training is kept
     and can be resumed.
     """
-    from unziplora_cli import preferences
     from unziplora_cli.ui.server import serve
 
     session: Session = ctx.obj

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
-from unziplora_cli.doctor.environment import Environment, Gpu, Library, collect_environment, parse_version
+from unziplora_cli.doctor.environment import Environment, Gpu, Library, parse_version
 from unziplora_cli.errors import Remedy
 from unziplora_cli.packages import PYTORCH_INDEX, TORCH_BUILDS, install_with_torch
 
@@ -43,25 +42,6 @@ class Check:
     level: Level
     message: str
     remedies: tuple[Remedy, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class DoctorReport:
-    """The checks, and the environment that they judged."""
-
-    environment: Environment
-    checks: tuple[Check, ...]
-
-    @property
-    def blocked(self) -> bool:
-        """Whether something keeps this machine, or its GPU, from training."""
-        return any(check.level == "problem" for check in self.checks)
-
-
-def diagnose(home: Path, *, online: bool = False) -> DoctorReport:
-    """Check this machine; uses the network only when ``online``."""
-    environment = collect_environment(home, online=online)
-    return DoctorReport(environment, run_checks(environment))
 
 
 def run_checks(env: Environment) -> tuple[Check, ...]:

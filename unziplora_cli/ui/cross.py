@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -46,11 +45,8 @@ def build(context: Context, changes: gr.State) -> list[gr.CheckboxGroup]:
         rows, columns = (tuple(map(context.store.open, names)) for names in (contents, styles))
         compute, base, config = base_and_config(context, [*rows, *columns], {"seed": whole(seed, "Seed")})
         spec = CrossSpec(base, config, rows, columns, prompt or None)
-
-        def operation() -> Generator[Any, None, Any]:
-            return (yield from generate_cross(spec, None, compute))
-
-        context.queue.submit(f"cross {len(rows)} x {len(columns)}", "cross", operation)
+        title = f"cross {len(rows)} x {len(columns)}"
+        context.queue.submit(title, "cross", lambda: generate_cross(spec, None, compute))
 
     def latest(before: tuple[Any, ...]) -> tuple[Any, ...]:
         """Cells and sheet of the last cross that began."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,11 +111,8 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         from unziplora_cli.workflows.generate import generate_images
 
         spec, compute = make_spec(*values)
-
-        def operation() -> Generator[Any, None, Any]:
-            return (yield from generate_images(spec, None, compute))
-
-        context.queue.submit(f"{spec.kind} {spec.title}", "draw", operation)
+        title = f"{spec.kind} {spec.title}"
+        context.queue.submit(title, "draw", lambda: generate_images(spec, None, compute))
 
     def latest(before: list[str]) -> Any:
         jobs = [job for job in reversed(context.queue.jobs()) if job.kind == "draw"]

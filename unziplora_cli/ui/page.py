@@ -97,7 +97,7 @@ def build(context: Context) -> gr.Blocks:
             running = job is not None and job.state == "running"
             states = [(job.number, job.state, len(job.images)) for job in queue.jobs()]
             now = (
-                status_html(queue),
+                NOTHING if job is None else job_html(job),
                 running,
                 tuple(names),
                 tuple(images),
@@ -133,12 +133,6 @@ def build(context: Context) -> gr.Blocks:
         stop.click(lambda: _stop(queue), **PRIVATE)
         cancel.click(lambda name: _cancel(queue, name), waiting, **PRIVATE)
     return page
-
-
-def status_html(queue: JobQueue) -> str:
-    """The running job, else the one that ended last."""
-    job = _shown_job(queue)
-    return NOTHING if job is None else job_html(job)
 
 
 def job_html(job: Job) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,8 +104,9 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         loaded = [(load_image(path).image, path.name) for path in paths]
         model = _base(context, base)
         shown = gr.update(value=loaded, visible=bool(loaded))
-        proposed = _words(paths, model) if len(paths) == 1 else []
-        return shown, *(proposed[0] if proposed else [gr.skip()] * 3)
+        proposed = describe_images(paths, builtin=model.kind == "builtin") if len(paths) == 1 else []
+        words = [(one.subject, one.style, ", ".join(one.features)) for one in proposed]
+        return shown, *(words[0] if words else [gr.skip()] * 3)
 
     def train(files: Any, subject: str, style: str, features: str, name: str, *values: Any) -> None:
         paths = uploaded(files)
@@ -162,12 +163,6 @@ def _base(context: Context, spec: str) -> BaseRef:
 
     named = preferences.load().base if spec == AUTOMATIC else spec
     return resolve_base(named, offline=context.offline)[0]
-
-
-def _words(paths: Sequence[Path], model: BaseRef) -> list[tuple[str, str, str]]:
-    """Subject, style and features of each image as the describer proposes them; none without a describer."""
-    descriptions = describe_images(paths, builtin=model.kind == "builtin")
-    return [(one.subject, one.style, ", ".join(one.features)) for one in descriptions]
 
 
 def _bases() -> list[str]:
