@@ -105,16 +105,16 @@ def test_what_is_going_on_is_told_on_stderr_and_the_result_on_stdout(unziplora, 
 
 def test_a_training_ends_with_a_labelled_sheet(unziplora, photos, settings, isolated_home, monkeypatch):
     """Also of several images and after --resume; the base is loaded once for all sheets."""
-    from unziplora_cli.workflows import sheet
+    from unziplora_cli.workflows import generate
 
     requests = []
 
-    def generate(given, base, compute):
+    def yield_at_once(given, base, compute):
         requests.append(given)
         for request in given:
             yield GeneratedImage(Image.new("RGB", (64, 64)), request, 0, {})
 
-    monkeypatch.setattr(sheet, "generate_requests", generate)
+    monkeypatch.setattr(generate, "generate_requests", yield_at_once)
     images = (photos / "fox.png", photos / "rose.jpg")
     completed = unziplora("train", *images, *WORDS, *settings, "--sheet", "--json")
     paths = [Path(project["sheet"]) for project in completed.envelope["result"]["projects"]]
@@ -137,12 +137,12 @@ def test_a_training_ends_with_a_labelled_sheet(unziplora, photos, settings, isol
 
 
 def test_a_training_is_complete_although_its_sheet_fails(unziplora, photos, settings, monkeypatch):
-    from unziplora_cli.workflows import sheet
+    from unziplora_cli.workflows import generate
 
     def fail(*_: object) -> None:
         raise OutOfMemory("Not enough memory.")
 
-    monkeypatch.setattr(sheet, "generate_requests", fail)
+    monkeypatch.setattr(generate, "generate_requests", fail)
     completed = unziplora("train", photos / "fox.png", *WORDS, *settings, "--sheet")
     assert completed.code == 0
     assert "there is no sheet: Not enough memory." in completed.message

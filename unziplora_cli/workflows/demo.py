@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from unziplora_cli import resources
 from unziplora_cli.config import ComputeConfig, Words, resolve, resolve_generate
 from unziplora_cli.errors import Remedy, UsageError
-from unziplora_cli.events import Notice, Part, Phase
+from unziplora_cli.events import Notice, Part, Phase, translate
 from unziplora_cli.files import alternatives, check_writable, refuse_existing, write_errors
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.workflows.describe import describe
-from unziplora_cli.workflows.generate import AdapterCache, GenerateSpec, generate_requests, source_image
+from unziplora_cli.workflows.generate import AdapterCache, GenerateSpec, collect_images, source_image
 from unziplora_cli.workflows.train import TrainedProject, make_request, train
 
 if TYPE_CHECKING:
@@ -95,16 +95,14 @@ def _in_parts(
     Destyling begins anew if its first way shows another subject; that is the same part.
     """
     begun: set[str] = set()
-    while True:
-        try:
-            event = next(training)
-        except StopIteration as end:
-            result: TrainedProject | None = end.value
-            return result
+
+    def with_part(event: Event) -> tuple[Event, ...]:
         if isinstance(event, Phase) and event.name in {"destyle", "train"} - begun:
             begun.add(event.name)
-            yield parts.pop(0)
-        yield event
+            return parts.pop(0), event
+        return (event,)
+
+    return translate(training, with_part)
 
 
 def _sheet_file(out: Path, *, force: bool) -> Path:
@@ -121,14 +119,12 @@ def _sheet_file(out: Path, *, force: bool) -> Path:
 
 def _request(name: str, base: BaseRef, device: str, features: tuple[str, ...]) -> TrainRequest:
     sample = resources.samples()[name]
-    words = Words(sample.subject, sample.style)
-    config = resolve(PRESET, {})
     return make_request(
         f"demo-{name}",
         (sample.image,),
-        words,
+        Words(sample.subject, sample.style),
         base,
-        config,
+        resolve(PRESET, {}),
         features=features,
         device=device,
         replaces=True,
@@ -189,17 +185,11 @@ def _generate_sheet(
 ) -> Generator[Event, None, tuple[Image.Image, int]]:
     """The sheet, and the number of generated images on it."""
     from unziplora_cli.report.contact_sheet import Cell, Heading, contact_sheet
-    from unziplora_cli.sdxl.generate import GeneratedImage
 
     rows = _rows(first, second, base)
     cache = AdapterCache()
     requests = [cache.request(spec) for _, _, row in rows for _, spec in row]
-    images = []
-    for event in generate_requests(requests, base, ComputeConfig(device=device)):
-        if isinstance(event, GeneratedImage):
-            images.append(event.image)
-        else:
-            yield event
+    images = yield from collect_images(requests, base, ComputeConfig(device=device))
     remaining = iter(images)
     cells = [[Cell(next(remaining), caption) for caption, _ in row] for _, _, row in rows]
     cells[0].insert(0, Cell(source_image(first), "the only image it learns from"))

@@ -5,22 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from functools import cache
+from itertools import chain, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from unziplora_cli import preferences
+from unziplora_cli import files, preferences
 from unziplora_cli.config import ComputeConfig, GenerateConfig, Prompts
 from unziplora_cli.errors import ProjectError, Remedy, UsageError
 from unziplora_cli.events import Event, ImageSaved, Notice
-from unziplora_cli.files import (
-    alternatives,
-    check_writable,
-    claimed_folder,
-    numbered,
-    refuse_existing,
-    write_errors,
-)
+from unziplora_cli.projects.manifest import Role
 from unziplora_cli.projects.names import shorten, slugify
 from unziplora_cli.projects.store import Project
 from unziplora_cli.prompts import given_prompts, make_prompts, normalise_subject, plain_prompt, prompt_notes
@@ -91,6 +85,12 @@ class GenerateSpec:
         return make_prompts(words, self.prompt, self.overrides)
 
     @property
+    def caption(self) -> str:
+        """The prompt that describes the images: that of the only branch, or the full one."""
+        prompt: str = getattr(self.prompts, self.kind if self.kind in ("content", "style") else "full")
+        return prompt
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What of the prompts has no effect, and how the size was completed."""
         from unziplora_cli.sdxl.base import image_size, native_resolution
@@ -148,17 +148,16 @@ class GridSpec:
     columns: tuple[str, Sequence[float]]
     rows: tuple[str, Sequence[float]] | None = None
 
+    @property
+    def axes(self) -> list[tuple[str, Sequence[float]]]:
+        """Both axes, or the only one."""
+        return [self.columns] if self.rows is None else [self.columns, self.rows]
+
     def cells(self) -> list[GenerateSpec]:
         """One spec per column and value of the second axis, column by column: equal weights stay together."""
-
-        def varied(config: GenerateConfig, axis: tuple[str, Sequence[float]]) -> list[GenerateConfig]:
-            changes: list[dict[str, Any]] = [{axis[0]: value} for value in axis[1]]
-            return [replace(config, **change) for change in changes]
-
-        configs = varied(self.spec.config, self.columns)
-        if self.rows is not None:
-            configs = [cell for config in configs for cell in varied(config, self.rows)]
-        return [replace(self.spec, config=config) for config in configs]
+        names, values = zip(*self.axes, strict=True)
+        changes = [dict(zip(names, cell, strict=True)) for cell in product(*values)]
+        return [replace(self.spec, config=replace(self.spec.config, **change)) for change in changes]
 
 
 def images_folder(project: Project) -> Path:
@@ -180,10 +179,10 @@ def generate_images(
     out = out or images_folder(spec.project)
     is_file = is_image_file(out)
     folder = out.parent if is_file else out
-    check_writable(folder)
+    files.check_writable(folder)
     replace_file = is_file and spec.config.count == 1
     if replace_file:
-        refuse_existing([out], force=force)
+        files.refuse_existing([out], force=force)
     from unziplora_cli.sdxl.generate import GeneratedImage  # imports torch: after all cheap checks
 
     yield from map(Notice, spec.notes)
@@ -192,7 +191,9 @@ def generate_images(
         if isinstance(event, GeneratedImage):
             named = out if is_file else folder / f"{_stem(spec)}-seed{event.seed}.png"
             names = (
-                numbered(folder, out.stem, ".png") if is_file and not replace_file else alternatives(named)
+                files.numbered(folder, out.stem, ".png")
+                if is_file and not replace_file
+                else files.alternatives(named)
             )
             images.append(_save(event, names, force=replace_file and force))
             yield ImageSaved(images[-1])
@@ -249,35 +250,27 @@ def generate_grid(
     """
     from unziplora_cli.report.contact_sheet import Heading, contact_sheet
 
-    spec, (name, values) = grid.spec, grid.columns
-    row_name, row_values = grid.rows or ("", (0.0,))
+    spec, cells = grid.spec, grid.cells()
     seeds = range(spec.config.seed, spec.config.seed + spec.config.count)
-    rows = [(value, seed) for value in row_values for seed in seeds]
-    varied = [name, row_name] if grid.rows else [name]
-    cells = grid.cells()
-    names = [
-        "-".join(
-            [
-                *(f"{axis.replace('_', '-')}{getattr(cell.config, axis):g}" for axis in varied),
-                f"seed{seed}.png",
-            ]
-        )
+    varied = [
+        "".join(f"{name.replace('_', '-')}{getattr(cell.config, name):g}-" for name, _ in grid.axes)
         for cell in cells
-        for seed in range(cell.config.seed, cell.config.seed + cell.config.count)
     ]
+    names = [f"{values}seed{seed}.png" for values in varied for seed in seeds]
+    columns, *rows = (
+        [f"{name.replace('_', ' ')} {value:g}" for value in values] for name, values in grid.axes
+    )
+    headings = [Heading(f"seed {seed}") for seed in seeds]
+    if rows:
+        headings = [Heading(row, f"seed {seed}") for row in rows[0] for seed in seeds]
 
     def sheet(cells: Sequence[Image.Image]) -> Image.Image:
         return contact_sheet(
-            [cells[row :: len(rows)] for row in range(len(rows))],
-            title=_shown_prompt(spec),
+            [cells[row :: len(headings)] for row in range(len(headings))],
+            title=spec.caption,
             subtitle=f"{spec.kind} {spec.title}",
-            columns=[f"{_setting(name)} {value:g}" for value in values],
-            row_headings=[
-                Heading(f"{_setting(row_name)} {value:g}", f"seed {seed}")
-                if grid.rows
-                else Heading(f"seed {seed}")
-                for value, seed in rows
-            ],
+            columns=columns,
+            row_headings=headings,
         )
 
     place = _sheet_place(out, spec.project, "grid", force=force)
@@ -297,11 +290,11 @@ def _generate_sheet(
     from unziplora_cli.images import save_image
     from unziplora_cli.sdxl.generate import GeneratedImage
 
-    prompts, cache = cells[0].prompts, AdapterCache()
-    requests = [cache.request(cell) for cell in cells]
+    adapters = AdapterCache()
+    requests = [adapters.request(cell) for cell in cells]
     yield from map(Notice, cells[0].notes)
     with place as (folder, sheet_file):
-        refuse_existing([folder / name for name in names], force=force)
+        files.refuse_existing([folder / name for name in names], force=force)
         paths: list[Path] = []
         images = []
         for event in generate_requests(requests, cells[0].base, compute):
@@ -309,12 +302,12 @@ def _generate_sheet(
                 yield event
                 continue
             path = folder / names[len(paths)]
-            paths.append(_save(event, alternatives(path), force=force and path not in paths))
+            paths.append(_save(event, files.alternatives(path), force=force and path not in paths))
             images.append(event.image)
             yield ImageSaved(paths[-1])
-        with write_errors(sheet_file.parent):
-            path = save_image(sheet(images), alternatives(sheet_file), force=force)
-    return GenerateResult(tuple(paths), prompts, path)
+        with files.write_errors(sheet_file.parent):
+            path = save_image(sheet(images), files.alternatives(sheet_file), force=force)
+    return GenerateResult(tuple(paths), cells[0].prompts, path)
 
 
 def generate_requests(
@@ -336,58 +329,62 @@ def generate_requests(
     )
 
 
+def collect_images(
+    requests: Sequence[ImageRequest], base: BaseRef, compute: ComputeConfig
+) -> Generator[Event, None, list[Image.Image]]:
+    """Generate the images of all requests, and return them in order."""
+    from unziplora_cli.sdxl.generate import GeneratedImage
+
+    images = []
+    for event in generate_requests(requests, base, compute):
+        if isinstance(event, GeneratedImage):
+            images.append(event.image)
+        else:
+            yield event
+    return images
+
+
 class AdapterCache:
     """The LoRAs of projects, each file read once: requests with the same tensors share one fused U-Net."""
 
     def __init__(self) -> None:
-        self._cache: dict[Path, Any] = {}
+        from unziplora_cli.adapters.lora_file import read_lora
+        from unziplora_cli.adapters.merge_weights import read_merge
+
+        self._lora, self._merge = cache(read_lora), cache(read_merge)
 
     def branches(self, spec: GenerateSpec) -> LoRAPair:
         """The LoRAs and merge weights of a spec."""
-        from unziplora_cli.adapters.lora_file import read_lora
-        from unziplora_cli.adapters.merge_weights import read_merge
         from unziplora_cli.method.lora import LoRAPair
 
         content, style = spec.content, spec.style
         pair = LoRAPair(
-            content=None if content is None else self._read(content.path("content"), read_lora).lora,
-            style=None if style is None else self._read(style.path("style"), read_lora).lora,
+            content=None if content is None else self._lora(content.path("content")).lora,
+            style=None if style is None else self._lora(style.path("style")).lora,
         )
         if content is None or style is None or not spec.merge:
             return pair
         return replace(
             pair,
-            content_merge=self._read(content.path("merge"), read_merge).content,
-            style_merge=self._read(style.path("merge"), read_merge).style,
+            content_merge=self._merge(content.path("merge")).content,
+            style_merge=self._merge(style.path("merge")).style,
         )
 
     def request(self, spec: GenerateSpec) -> ImageRequest:
         """The request that generates the images of a spec."""
         from unziplora_cli.sdxl.generate import ImageRequest
 
-        projects = {
-            role: project
-            for role, project in (("content", spec.content), ("style", spec.style))
-            if project is not None
-        }
+        roles: tuple[tuple[Role, Project | None], ...] = (("content", spec.content), ("style", spec.style))
+        projects = {role: project for role, project in roles if project is not None}
+        artifacts = [project.manifest.artifact(role) for role, project in projects.items()]
         notes = {
             "command": spec.kind,
             "projects": {role: project.name for role, project in projects.items()},
-            "adapters": {
-                artifact.role: artifact.sha256
-                for role, project in projects.items()
-                for artifact in project.manifest.artifacts
-                if artifact.role == role
-            },
+            "adapters": {artifact.role: artifact.sha256 for artifact in artifacts if artifact},
             "merge_weights": spec.merge and spec.kind == "combine",
         }
         config = replace(spec.config, negative_prompt=plain_prompt(spec.config.negative_prompt))
         return ImageRequest(spec.prompts, self.branches(spec), config, notes)
-
-    def _read(self, path: Path, read: Callable[[Path], Any]) -> Any:
-        if path not in self._cache:
-            self._cache[path] = read(path)
-        return self._cache[path]
 
 
 def source_image(project: Project) -> Image.Image | None:
@@ -452,8 +449,8 @@ def is_image_file(out: Path) -> bool:
 def check_sheet(out: Path, *, force: bool) -> tuple[Path, Path]:
     """The folder of a sheet's images, and its file, as ``out`` names them; raises if it cannot be written."""
     folder, file = (out.with_suffix(""), out) if is_image_file(out) else (out, out / SHEET)
-    check_writable(file.parent)
-    refuse_existing([file], force=force)
+    files.check_writable(file.parent)
+    files.refuse_existing([file], force=force)
     return folder, file
 
 
@@ -464,16 +461,6 @@ def _stem(spec: GenerateSpec) -> str:
     return "-".join(part for part in parts if part)
 
 
-def _shown_prompt(spec: GenerateSpec) -> str:
-    """The prompt that describes the images."""
-    prompt: str = getattr(spec.prompts, spec.kind if spec.kind in ("content", "style") else "full")
-    return prompt
-
-
-def _setting(name: str) -> str:
-    return name.replace("_", " ")
-
-
 @contextmanager
 def _sheet_place(
     out: Path | None, project: Project, name: str, *, force: bool
@@ -482,10 +469,10 @@ def _sheet_place(
     if out is not None:
         yield check_sheet(out, force=force)
         return
-    check_writable(images := images_folder(project))
-    with write_errors(images):
+    files.check_writable(images := images_folder(project))
+    with files.write_errors(images):
         images.mkdir(parents=True, exist_ok=True)
-        with claimed_folder(numbered(images, name)) as folder:
+        with files.claimed_folder(files.numbered(images, name)) as folder:
             yield folder, folder / SHEET
 
 
@@ -494,6 +481,6 @@ def _save(image: GeneratedImage, names: Iterator[Path], *, force: bool) -> Path:
     from unziplora_cli.images import save_png
 
     path = next(names)
-    with write_errors(path.parent):
+    with files.write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         return save_png(image.image, chain([path], names), image.parameters, force=force)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,7 @@ from unziplora_cli.events import Event, ImageSaved
 from unziplora_cli.files import write_errors
 from unziplora_cli.projects.folders import SHEET, SHEET_MARK
 from unziplora_cli.projects.store import Project
-from unziplora_cli.workflows.generate import (
-    AdapterCache,
-    GenerateSpec,
-    generate_requests,
-    source_image,
-)
+from unziplora_cli.workflows.generate import AdapterCache, GenerateSpec, collect_images, source_image
 
 if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
@@ -38,7 +34,6 @@ def generate_sheets(projects: Sequence[Project], base: BaseRef) -> Generator[Eve
 
     from unziplora_cli.images import save_image
     from unziplora_cli.report.contact_sheet import Cell, contact_sheet
-    from unziplora_cli.sdxl.generate import GeneratedImage
 
     job = projects[0].job
     compute = ComputeConfig(device=job.device, precision=job.config.precision, vae=job.vae)
@@ -47,25 +42,13 @@ def generate_sheets(projects: Sequence[Project], base: BaseRef) -> Generator[Eve
     mark.add_text(*SHEET_MARK)
     cache = AdapterCache()
     specs = [spec for project in projects for spec in _specs(project, base, config)]
-    images = []
-    for event in generate_requests([cache.request(spec) for spec in specs], base, compute):
-        if isinstance(event, GeneratedImage):
-            images.append(event.image)
-        else:
-            yield event
+    images = yield from collect_images([cache.request(spec) for spec in specs], base, compute)
+    cells = map(Cell, images, [spec.caption for spec in specs])
     paths = []
-    for number, project in enumerate(projects):
-        content, style, both = images[3 * number : 3 * number + 3]
-        prompts = [spec.prompts for spec in specs[3 * number : 3 * number + 3]]
+    for project in projects:
+        row = [Cell(source_image(project), "what it learned from"), *islice(cells, 3)]
         sheet = contact_sheet(
-            [
-                [
-                    Cell(source_image(project), "what it learned from"),
-                    Cell(content, prompts[0].content),
-                    Cell(style, prompts[1].style),
-                    Cell(both, prompts[2].full),
-                ]
-            ],
+            [row],
             title=f"{project.job.words.subject}, {project.job.words.style}",
             subtitle=f"The project {project.name}, after {count(project.manifest.steps_done, 'step')}.",
             columns=("your image", "content", "style", "combined"),
