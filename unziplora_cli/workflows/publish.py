@@ -6,21 +6,17 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from unziplora_cli import files
 from unziplora_cli.errors import ModelError, ProjectError, Remedy, UsageError
 from unziplora_cli.projects.store import Project, ProjectStore
-from unziplora_cli.report.html import CardImage, ModelCard, render_card
+from unziplora_cli.report.html import render_card
 from unziplora_cli.workflows.report import newest_images
-
-if TYPE_CHECKING:
-    from unziplora_cli.images import ImageParameters
 
 SLOWEST_UPLOAD = 50_000
 """Bytes per second that an upload must reach on average."""
@@ -126,7 +122,7 @@ def _write(request: PushRequest, store: ProjectStore, folder: Path) -> tuple[str
             copy(project.path(artifact.role), folder / weights[artifact.role])
     paths: Sequence[Path] = ()
     if request.pictures:
-        generated = (path for path in newest_images(project) if own_parameters(project, path))
+        generated = (path for path in newest_images(project) if _is_own(project, path))
         paths = tuple(islice(generated, MAX_IMAGES)) if request.images is None else request.images
     images = [
         _copy_image(path, folder, f"images/{number}.png", project)
@@ -137,40 +133,59 @@ def _write(request: PushRequest, store: ProjectStore, folder: Path) -> tuple[str
     return tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
 
 
-def _card(request: PushRequest, weights: dict[str, str], images: Sequence[CardImage]) -> ModelCard:
+def _card(
+    request: PushRequest, weights: Mapping[str, str], images: Sequence[Mapping[str, str]]
+) -> dict[str, object]:
+    """What the card says; its metadata are what the hub reads."""
     from unziplora_cli.sdxl.base import SDXL_ID
 
     manifest, job = request.project.manifest, request.project.job
     lora = manifest.artifact("content") or manifest.artifact("style")
-    return ModelCard(
-        repository=request.repository,
-        subject=job.words.subject,
-        style=job.words.style,
-        trigger=job.words.trigger,
-        prompts=asdict(job.prompts),
-        files={role: weights[role] for role in ("content", "style") if role in weights},
-        merge_file=weights.get("merge"),
-        rank=lora.rank if lora else None,
-        base=re.split(r"[\\/]", job.base.id)[-1] if job.base.kind in ("folder", "file") else job.base.id,
-        base_id=job.base.id if job.base.kind == "hub" else None,
-        builtin=job.base.kind == "builtin",
-        fp16=job.base.id == SDXL_ID,
-        license=request.license,
-        images=images,
-    )
+    base_id = job.base.id if job.base.kind == "hub" else None
+    metadata = {
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": [
+            "text-to-image",
+            "lora",
+            "diffusers",
+            "stable-diffusion-xl",
+            "template:sd-lora",
+            "unziplora",
+        ],
+        "base_model": base_id,
+        "base_model_relation": "adapter" if base_id else None,
+        "instance_prompt": job.prompts.content,
+        "license": request.license,
+        "widget": [{"text": image["prompt"], "output": {"url": image["file"]}} for image in images] or None,
+    }
+    return {
+        "metadata": {key: value for key, value in metadata.items() if value is not None},
+        "repository": request.repository,
+        "words": job.words,
+        "prompts": asdict(job.prompts),
+        "files": {role: weights[role] for role in ("content", "style") if role in weights},
+        "merge_file": weights.get("merge"),
+        "rank": lora.rank if lora else None,
+        "base": re.split(r"[\\/]", job.base.id)[-1] if job.base.kind in ("folder", "file") else job.base.id,
+        "base_id": base_id,
+        "builtin": job.base.kind == "builtin",
+        "fp16": job.base.id == SDXL_ID,  # the hub has an fp16 variant of it
+        "license": request.license,
+        "images": images,
+    }
 
 
-def own_parameters(project: Project, path: Path) -> ImageParameters:
-    """The parameters of an image that the present LoRAs of this project alone generated; else empty."""
+def _is_own(project: Project, path: Path) -> bool:
+    """Whether the present LoRAs of this project alone generated an image."""
     from unziplora_cli.images import read_parameters
 
     try:
-        parameters = read_parameters(path)
+        used = read_parameters(path).get("adapters", {})
     except UsageError:
-        return {}
-    used = parameters.get("adapters", {})
+        return False
     hashes: dict[str, str] = {artifact.role: artifact.sha256 for artifact in project.manifest.artifacts}
-    return parameters if used and all(hashes.get(role) == sha256 for role, sha256 in used.items()) else {}
+    return bool(used) and used.items() <= hashes.items()
 
 
 def _copy_without_thumbnail(source: Path, target: Path) -> None:
@@ -181,8 +196,8 @@ def _copy_without_thumbnail(source: Path, target: Path) -> None:
     write_tensors(target, tensors, metadata)
 
 
-def _copy_image(source: Path, folder: Path, name: str, project: Project) -> CardImage:
-    """Save the pixels without metadata, which may name folders of this machine."""
+def _copy_image(source: Path, folder: Path, name: str, project: Project) -> dict[str, str]:
+    """Save the pixels without metadata, which may name folders of this machine; returns file and prompt."""
     from unziplora_cli.images import load_image, read_parameters, save_image
 
     image, parameters = load_image(source).image, read_parameters(source)
@@ -190,4 +205,4 @@ def _copy_image(source: Path, folder: Path, name: str, project: Project) -> Card
     prompt = parameters.get("prompts", {}).get(kind if kind in ("content", "style") else "full", default)
     (folder / name).parent.mkdir(exist_ok=True)
     save_image(image, folder / name)
-    return CardImage(name, prompt)
+    return {"file": name, "prompt": prompt}
