@@ -12,6 +12,8 @@ from unziplora_cli.errors import Remedy, UsageError
 
 _LARGEST = 2**64
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
+"""Truth values in lists and preferences, in lower case."""
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from unziplora_cli import files, paths
-from unziplora_cli.checks import Checked, check_text, option, refuse_unknown
+from unziplora_cli.checks import BOOLEANS, Checked, check_text, option, refuse_unknown
 from unziplora_cli.errors import ProjectError, Remedy, UsageError
-
-_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 @dataclass(frozen=True)
@@ -90,9 +88,9 @@ def parse(key: str, text: str) -> str | bool:
     refuse_unknown({key: text}, KEYS, "the preferences")
     text = check_text(key, text.strip())
     if key == "open":
-        if text.lower() not in (*_TRUE, *_FALSE):
+        if text.lower() not in BOOLEANS:
             raise UsageError(f"{key} is {text!r}, but must be true or false.")
-        return text.lower() in _TRUE
+        return BOOLEANS[text.lower()]
     if not text:
         raise UsageError(f"{key} is empty.", Remedy("Remove it", "config unset", (key,)))
     if key == "output-folder" or (key != "base" and text.startswith("~")):

@@ -1,6 +1,7 @@
 import json
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -13,7 +14,14 @@ from unziplora_cli.cli._errors import hint
 from unziplora_cli.errors import ProjectError
 from unziplora_cli.job import to_json
 from unziplora_cli.projects import manifest
-from unziplora_cli.projects.manifest import BlockColumns, Evaluation, Manifest, ScoreRecord, parse
+from unziplora_cli.projects.manifest import (
+    MIGRATIONS,
+    SCHEMA,
+    BlockColumns,
+    Evaluation,
+    Manifest,
+    ScoreRecord,
+)
 
 EVALUATION = Evaluation(
     created="2025-01-02T04:00:00Z",
@@ -35,6 +43,10 @@ def valid(make_project) -> dict:
 @pytest.fixture
 def schema() -> dict:
     return json.loads(resources.template("manifest.schema.json").read_text(encoding="utf-8"))
+
+
+def parse(text: bytes, path: Path) -> Manifest:
+    return manifest.read_versioned(Manifest, text, path, SCHEMA, MIGRATIONS)
 
 
 def bad(data: object, tmp_path) -> str:

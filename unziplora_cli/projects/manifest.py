@@ -150,7 +150,7 @@ def read(folder: Path) -> Manifest:
     """Read the manifest of the project in ``folder``; raises ProjectError."""
     path = folder / FILE_NAME
     try:
-        return parse(files.read_bytes(path), path)
+        return read_versioned(Manifest, files.read_bytes(path), path, SCHEMA, MIGRATIONS)
     except FileNotFoundError as error:
         raise ProjectError(
             f"The project {folder.name!r} has no {FILE_NAME}.",
@@ -160,20 +160,12 @@ def read(folder: Path) -> Manifest:
         raise ProjectError(f"Cannot read {path}: {error.strerror}.") from error
 
 
-def parse(text: bytes, path: Path) -> Manifest:
-    """A manifest from its bytes, migrated from an older schema if necessary; raises ProjectError.
-
-    ``path`` is for the messages.
-    """
-    return read_versioned(Manifest, text, path, SCHEMA, MIGRATIONS)
-
-
 def read_versioned(
     kind: type[T], text: bytes, path: Path, current: int, migrations: Mapping[int, Migration]
 ) -> T:
     """A record that carries its schema number, migrated step by step to the ``current`` one.
 
-    Raises ProjectError when the text is damaged, or of a newer schema.
+    Raises ProjectError when the text is damaged, or of a newer schema; ``path`` is for the message.
     """
     text = text.removeprefix(codecs.BOM_UTF8)  # of an editor
     if text.startswith(b'{\n  "schema": %d,' % current):  # as this version writes it: parse it once only

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from unziplora_cli.checks import check_settings, field_names, plain_type, refuse_unknown
+from unziplora_cli.checks import BOOLEANS, check_settings, field_names, plain_type, refuse_unknown
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import Remedy, UsageError
 from unziplora_cli.files import read_text
@@ -25,16 +25,6 @@ TEXTS = (
     *("full_prompt", "content_prompt", "style_prompt", "validation_prompt"),
 )
 """Columns that are texts; every other column is a training setting."""
-BOOLEANS = {
-    "true": True,
-    "yes": True,
-    "on": True,
-    "1": True,
-    "false": False,
-    "no": False,
-    "off": False,
-    "0": False,
-}
 
 
 @dataclass(frozen=True)
