@@ -146,13 +146,12 @@ def test_a_damaged_commit_is_removed_without_the_others():
     new = put_in_cache("owner/name", REVISION, sdxl_files())
     (old / "unet/config.json").resolve().unlink()
     result = model_cache.find_cached(f"owner/name@{'b' * 40}")
-    removal = model_cache.plan_removal(result)
-    assert removal.bytes == 0  # all that is left is the other commit's, too
-    removal.run()
+    assert model_cache.removable_bytes(result) == 0  # all that is left is the other commit's, too
+    model_cache.remove(result)
     assert not old.exists()
     assert model_cache.verify("owner/name").problems == ()
     (new / "vae/config.json").resolve().unlink()
-    model_cache.plan_removal(model_cache.find_cached("owner/name")).run()
+    model_cache.remove(model_cache.find_cached("owner/name"))
     assert not new.parent.parent.exists()
 
 

@@ -109,21 +109,18 @@ def verify(spec: str) -> Verification:
     names and shapes of the weights, and the size of each file.
     """
     if _is_path(spec):
-        path = locate(spec)
-        files = [path] if path.is_file() else sorted(path.glob("**/*.safetensors"))
-        reasons = {file: _header_problem(file) for file in files}
-        damaged = tuple(
-            Problem(file.relative_to(path).as_posix(), reason)
-            for file, reason in reasons.items()
-            if reason and file != path
-        )
-        return Verification(_own_model(spec, path), 0, len(files), damaged)
-    snapshot = find_cached(spec)
-    hashes = {file: _hash_in_name(file) for file in snapshot.files()}
-    damage = {file.relative_to(snapshot.path): _damage(file, digest) for file, digest in hashes.items()}
-    damaged = tuple(Problem(file.as_posix(), reason) for file, reason in damage.items() if reason)
-    checked = sum(digest != "" for digest in hashes.values())
-    return Verification(_cached_model(snapshot), checked, len(hashes) - checked, damaged)
+        folder, checked = locate(spec), 0
+        files = [folder] if folder.is_file() else sorted(folder.glob("**/*.safetensors"))
+        reasons = {file: _header_problem(file) for file in files if file != folder}
+        model = _own_model(spec, folder)
+    else:
+        snapshot = find_cached(spec)
+        folder, files = snapshot.path, list(snapshot.files())
+        hashes = {file: _hash_in_name(file) for file in files}
+        reasons = {file: _damage(file, digest) for file, digest in hashes.items()}
+        model, checked = _cached_model(snapshot), sum(digest != "" for digest in hashes.values())
+    damaged = (Problem(f.relative_to(folder).as_posix(), reason) for f, reason in reasons.items() if reason)
+    return Verification(model, checked, len(files) - checked, tuple(damaged))
 
 
 def _hash_in_name(file: Path) -> str:
@@ -135,11 +132,8 @@ def _hash_in_name(file: Path) -> str:
 def _damage(file: Path, expected: str) -> str:
     if not file.is_file():
         return "is missing"
-    return (
-        "is damaged: its hash differs from the hub's"
-        if expected not in ("", hub_hash(file, expected))
-        else ""
-    )
+    damaged = expected and hub_hash(file, expected) != expected
+    return "is damaged: its hash differs from the hub's" if damaged else ""
 
 
 def _header_problem(file: Path) -> str:
@@ -153,34 +147,26 @@ def _header_problem(file: Path) -> str:
 # Remove
 
 
-@dataclass(frozen=True)
-class Removal:
-    """The deletion of one commit; `bytes` is what it frees, without files shared with other commits."""
-
-    snapshot: Snapshot
-    bytes: int
-
-    def run(self) -> None:
-        """Delete the commit; what its links point to outside of the model's folder stays."""
-        snapshot = self.snapshot
-        for path in (*_exclusive_blobs(snapshot), *(snapshot.repository / "refs" / r for r in snapshot.refs)):
-            path.unlink()
-        delete(snapshot.repository if snapshot.is_only_revision else snapshot.path)
-        if os.path.lexists(snapshot.path):
-            raise ModelError(
-                f"{snapshot.path} could not be removed.", Remedy("Check the permissions of this folder.")
-            )
-
-
-def plan_removal(snapshot: Snapshot) -> Removal:
-    """What deleting a commit would free.
+def removable_bytes(snapshot: Snapshot) -> int:
+    """What deleting a commit would free, without the files that it shares with other commits.
 
     The library of the hub has a plan, too, but it ignores models with missing files, follows links to
     wherever they point, and deletes equal commits of other models.
     """
     copies = {file for file in snapshot.files() if not file.is_symlink()}
     freed = sum(path.lstat().st_size for path in _exclusive_blobs(snapshot) | copies)
-    return Removal(snapshot, freed + snapshot.incomplete_bytes())
+    return freed + snapshot.incomplete_bytes()
+
+
+def remove(snapshot: Snapshot) -> None:
+    """Delete a commit; what its links point to outside of the model's folder stays."""
+    for path in (*_exclusive_blobs(snapshot), *(snapshot.repository / "refs" / r for r in snapshot.refs)):
+        path.unlink()
+    delete(snapshot.repository if snapshot.is_only_revision else snapshot.path)
+    if os.path.lexists(snapshot.path):
+        raise ModelError(
+            f"{snapshot.path} could not be removed.", Remedy("Check the permissions of this folder.")
+        )
 
 
 def _exclusive_blobs(snapshot: Snapshot) -> set[Path]:
