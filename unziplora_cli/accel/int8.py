@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 MIN_WEIGHTS = 100_000
@@ -25,40 +24,24 @@ class _Int8Weight:
         """The dequantized weights, in their original dtype and shape."""
         return self.levels * self.scale
 
-    def quantize(self, weight: Tensor) -> None:
-        """Store ``weight`` [out, ...] rounded to the nearest level."""
-        largest = weight.float().abs().flatten(1).amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-        scale = (largest / 127.0).view(-1, *[1] * (weight.ndim - 1))
-        levels = (weight.float() / scale).round_().to(torch.int8)
-        self.register_buffer("levels", levels)  # type: ignore[attr-defined]
-        self.register_buffer("scale", scale.to(weight.dtype))  # type: ignore[attr-defined]
-
 
 class Int8Linear(_Int8Weight, nn.Linear):  # type: ignore[override]
     """A frozen linear layer with one byte per weight."""
 
-    def __init__(self, linear: nn.Linear) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.bias = linear.bias
-        self.quantize(linear.weight.detach())
 
-    def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight, self.bias)
-
-
-class Int8Conv2d(_Int8Weight, nn.Module):
+class Int8Conv2d(_Int8Weight, nn.Conv2d):  # type: ignore[override]
     """A frozen convolution with one byte per weight."""
 
-    def __init__(self, convolution: nn.Conv2d) -> None:
-        super().__init__()
-        self.stride, self.padding = convolution.stride, convolution.padding
-        self.dilation, self.groups = convolution.dilation, convolution.groups
-        self.bias = convolution.bias
-        self.quantize(convolution.weight.detach())
 
-    def forward(self, input: Tensor) -> Tensor:
-        return F.conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+def quantize_layer(layer: nn.Linear | nn.Conv2d) -> None:
+    """Round the weights [out, ...] of ``layer`` to the nearest level; it becomes an int8 layer."""
+    weight = layer.weight.detach()
+    largest = weight.float().abs().flatten(1).amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = (largest / 127.0).view(-1, *[1] * (weight.ndim - 1))
+    del layer.weight
+    layer.register_buffer("levels", (weight.float() / scale).round_().to(torch.int8))
+    layer.register_buffer("scale", scale.to(weight.dtype))
+    layer.__class__ = Int8Linear if isinstance(layer, nn.Linear) else Int8Conv2d
 
 
 def quantize(network: nn.Module, device: torch.device) -> None:
@@ -66,12 +49,7 @@ def quantize(network: nn.Module, device: torch.device) -> None:
 
     Layers are moved one by one, so that ``device`` never holds the original weights.
     """
-    for name in [name for name, _ in network.named_modules()]:
-        module = network.get_submodule(name)
-        if not isinstance(module, nn.Linear | nn.Conv2d) or module.weight.numel() < MIN_WEIGHTS:
-            continue
-        module.to(device)
-        network.set_submodule(
-            name, Int8Linear(module) if isinstance(module, nn.Linear) else Int8Conv2d(module)
-        )
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.numel() >= MIN_WEIGHTS:
+            quantize_layer(module.to(device))
     network.to(device)
