@@ -14,7 +14,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
@@ -61,6 +60,7 @@ class Output:
         self.verbose = False
         self.command = ""
         self.opener: Callable[[Path | str], bool] | None = None
+        self.live: Console | None = None  # that of the progress line, above which messages are printed
         self._warnings: list[str] = []
 
     def result(
@@ -99,12 +99,12 @@ class Output:
         if not self.quiet:
             print_text(self.console(), one_line(text))
 
-    def notice(self, notice: "Notice", label: str = "", console: "Console | None" = None) -> None:
+    def notice(self, notice: "Notice", label: str = "") -> None:
         """Print a notice, and its remedies below it; --quiet silences them."""
         if not self.quiet:
-            print_text(console or self.console(), one_line(label + notice.text))
+            print_text(self.console(), one_line(label + notice.text))
             for remedy in notice.remedies:
-                print_text(console or self.console(), one_line(remedy_text(remedy)), ("  -> ", "dim"))
+                print_text(self.console(), one_line(remedy_text(remedy)), ("  -> ", "dim"))
 
     def warning(self, text: str) -> None:
         """Print a note that --quiet does not silence; with --json it becomes part of the envelope."""
@@ -161,6 +161,8 @@ class Output:
 
     def console(self, *, stderr: bool = True) -> "Console":
         """The console for progress and messages (stderr), or for results (stdout)."""
+        if stderr and self.live is not None:
+            return self.live
         from rich.console import Console
 
         return Console(file=uncleaned(sys.stderr if stderr else sys.stdout))
@@ -284,16 +286,14 @@ class ProgressDisplay:
         self.quiet_phases = quiet_phases
         self.title = title
         self.bar = self._make_bar()
+        self.shows_columns = output.verbose or (self.bar.disable and not quiet_phases)
         self.task_name = ""
         self.logged = time.monotonic()
         self.remaining = RemainingTime()
         self.part = Part(0.0, 1.0)
         self.whole: RemainingTime | None = None
 
-    def _make_bar(self) -> "ProgressBar | None":
-        console = self.output.console()
-        if self.output.quiet or not console.is_terminal:
-            return None
+    def _make_bar(self) -> "ProgressBar":
         from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
         from rich.text import Text
 
@@ -303,6 +303,7 @@ class ProgressDisplay:
             def render(self, task: Task) -> Text:
                 return Text(task.fields["left"] or format_duration(int(task.elapsed or 0)).replace(".0", ""))
 
+        console = self.output.console()
         return Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -310,37 +311,30 @@ class ProgressDisplay:
             TextColumn("{task.fields[detail]}", markup=False),
             Clock(),
             console=console,
+            disable=self.output.quiet or not console.is_terminal,
             transient=True,
             get_time=lambda: time.monotonic(),
         )
 
     def __enter__(self) -> "ProgressDisplay":
-        if self.bar is not None:
+        if not self.bar.disable:
             self.bar.start()
+            self.output.live = self.bar.console
         self._begin("start")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.bar is not None:
+    def __exit__(self, *_: object) -> None:
+        self.output.live = None
+        if not self.bar.disable:
             self.bar.stop()
-
-    def message(self, text: str) -> None:
-        """Print one line above the bar."""
-        if self.bar is not None:
-            print_text(self.bar.console, one_line(text))
-        else:
-            self.output.message(text)
 
     def _begin(self, name: str) -> None:
         """Show the task `name`, of which nothing is known yet, instead of the one before."""
         self.task_name, self.remaining = name, RemainingTime()
-        if self.bar is not None:
-            for task in self.bar.task_ids[-1:]:
-                self.bar.remove_task(task)
-            label = name if len(name) <= LONGEST_TASK_NAME else name[: LONGEST_TASK_NAME - 1] + "…"
-            self.bar.add_task(label, total=None, detail="", left="")
+        for task in self.bar.task_ids[-1:]:
+            self.bar.remove_task(task)
+        label = name if len(name) <= LONGEST_TASK_NAME else name[: LONGEST_TASK_NAME - 1] + "…"
+        self.bar.add_task(label, total=None, detail="", left="")
 
     def update(self, name: str, completed: float, total: float, detail: str, line: str) -> None:
         """Move the bar of the task `name`, or print `line` if the last one is long enough ago."""
@@ -350,7 +344,7 @@ class ProgressDisplay:
         left = format_left(self.remaining.update(completed, total, now))
         share = self.part.start + (self.part.end - self.part.start) * (completed / total if total else 1)
         whole = format_left(self.whole.update(share, 1.0, now)) if self.whole else ""
-        if self.bar is not None:
+        if not self.bar.disable:
             detail = f"{completed:.0f}/{total:.0f} {detail}".rstrip()
             self.bar.update(self.bar.task_ids[-1], completed=completed, total=total, detail=detail, left=left)
             if self.whole:
@@ -366,12 +360,11 @@ class ProgressDisplay:
         self.part = part
         if self.whole is None:
             self.whole = RemainingTime()
-            if self.bar is not None:
-                name = self.task_name
-                self._begin(self.title)
-                self.bar.update(self.bar.task_ids[0], total=1.0)
-                self.bar.add_task("", total=None, detail="", left="")
-                self._begin(name)
+            name = self.task_name
+            self._begin(self.title)
+            self.bar.update(self.bar.task_ids[0], total=1.0)
+            self.bar.add_task("", total=None, detail="", left="")
+            self._begin(name)
 
     def event(self, event: "Event") -> None:
         """Render one event; a closed terminal or pipe does not stop the operation."""
@@ -386,11 +379,11 @@ class ProgressDisplay:
             case common.Phase(name, detail):
                 self._begin(name)
                 if name != "finish" and not self.quiet_phases:
-                    self.message(f"{self.title}: {name}{f' ({detail})' if detail else ''}")
+                    self.output.message(f"{self.title}: {name}{f' ({detail})' if detail else ''}")
             case common.Part():
                 self._begin_part(event)
             case common.Notice():
-                self.output.notice(event, "Note: ", self.bar.console if self.bar else None)
+                self.output.notice(event, "Note: ")
             case common.Progress(name, done, total, step, steps):
                 detail = f"step {step}/{steps}" if steps else ""
                 line = f"{self.title}: {name} {min(done + 1, total)}/{total} {detail}".rstrip()
@@ -403,12 +396,12 @@ class ProgressDisplay:
                 detail = f"{event.phase:8} loss {event.loss:.3f} {event.seconds:.2f} s/step {memory}"
                 line = f"{self.title}: step {step}/{total} {detail}"
                 self.update(self.title, step, total, detail, line)
-            case training.ColumnsChosen() if self.output.verbose or not (self.bar or self.quiet_phases):
-                self.message(
+            case training.ColumnsChosen() if self.shows_columns:
+                self.output.message(
                     f"{self.title}: columns chosen after step {event.step}: content {event.content}, "
                     f"style {event.style}, shared {event.shared} of {event.total}"
                 )
             case training.Validated(step, files):
-                self.message(f"{self.title}: validation images after step {step}: {files[-1]}")
+                self.output.message(f"{self.title}: validation images after step {step}: {files[-1]}")
             case training.Saved(step, folder):
-                self.message(f"{self.title}: saved after step {step}: {folder.name}")
+                self.output.message(f"{self.title}: saved after step {step}: {folder.name}")

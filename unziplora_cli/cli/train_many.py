@@ -111,7 +111,7 @@ def train_rows(
                 case TrainingBegins(name):
                     display.title = name
                 case RowEnds(result, number, total):
-                    display.message(f"{number:{len(str(total))}}/{total}  {_line(result)}")
+                    session.output.message(f"{number:{len(str(total))}}/{total}  {_line(result)}")
                 case _:
                     display.event(event)
 

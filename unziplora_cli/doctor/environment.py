@@ -294,7 +294,8 @@ def read_nvml() -> tuple[tuple[Gpu, ...], str | None, str | None]:
 
 def _other_gpus() -> tuple[Gpu, ...]:
     """GPUs of any vendor, with a driver or not: the chip of a Mac, and Linux's list of PCI devices."""
-    apple = (Gpu("apple", "Apple GPU"),) if _is_apple_silicon() else ()
+    is_apple = (platform.system(), platform.machine()) == ("Darwin", "arm64") or _is_emulated()
+    apple = (Gpu("apple", "Apple GPU"),) if is_apple else ()
     return (*apple, *pci_gpus(Path("/sys/bus/pci/devices")))
 
 
@@ -309,10 +310,6 @@ def pci_gpus(folder: Path) -> tuple[Gpu, ...]:
         if vendor in _PCI_VENDORS and kind.startswith("0x03"):
             gpus.append(Gpu(_PCI_VENDORS[vendor]))
     return tuple(gpus)
-
-
-def _is_apple_silicon() -> bool:
-    return (platform.system(), platform.machine()) == ("Darwin", "arm64") or _is_emulated()
 
 
 def _is_emulated() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -86,10 +86,12 @@ def line_chart(curves: Mapping[str, Points], *, smooth: bool, top: float | None 
     top = top if top > 0 else 1.0
 
     def path(points: Sequence[tuple[float, float | None]]) -> str:
-        return "".join(
-            f"{'L' if joined else 'M'}{_x(step / last):.1f} {_y(max(0.0, min(value / top, 1.0))):.1f}"
-            for joined, step, value in _joined(points)
-        )
+        text, command = "", "M"
+        for step, value in points:
+            if value is not None:
+                text += f"{command}{_x(step / last):.1f} {_y(max(0.0, min(value / top, 1.0))):.1f}"
+            command = "M" if value is None else "L"
+        return text
 
     lines = []
     for name, raw in thin.items():
@@ -157,15 +159,6 @@ def _smoothed(points: Sequence[tuple[float, float | None]]) -> list[tuple[float,
         near = _values(points[max(0, index - half_window) : index + half_window + 1])
         smooth.append((step, None if value is None else fmean(near)))
     return smooth
-
-
-def _joined(points: Sequence[tuple[float, float | None]]) -> Iterator[tuple[bool, float, float]]:
-    """The points with a value, each with whether the point before it has one."""
-    before = None
-    for step, value in points:
-        if value is not None:
-            yield before is not None, step, value
-        before = value
 
 
 def _values(points: Sequence[tuple[float, float | None]]) -> list[float]:

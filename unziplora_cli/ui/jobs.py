@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal
 
 from unziplora_cli import events
@@ -84,7 +85,7 @@ class JobQueue:
         self._explain = explain
         self._changed = threading.Condition()
         self._jobs: list[Job] = []
-        self._closed = False
+        self._submitted: SimpleQueue[Job | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
         self._thread.start()
 
@@ -96,7 +97,7 @@ class JobQueue:
             for old in ended[: max(0, len(ended) - KEPT)]:
                 self._jobs.remove(old)
             self._jobs.append(job)
-            self._changed.notify_all()
+            self._submitted.put(job)
             return job
 
     def jobs(self) -> tuple[Job, ...]:
@@ -129,9 +130,7 @@ class JobQueue:
         """Stop all jobs and wait until the running one has saved what it learned."""
         for job in self.jobs():
             self.cancel(job.number)
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        self._submitted.put(None)
         self._thread.join(timeout)
 
     def wait(self, job: Job, timeout: float | None = None) -> None:
@@ -140,20 +139,15 @@ class JobQueue:
             self._changed.wait_for(lambda: job.ended, timeout)
 
     def _work(self) -> None:
-        while True:
+        for job in iter(self._submitted.get, None):
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._next() is not None)
-                job = self._next()
-                if job is None:
-                    return
+                if job.state != "waiting":
+                    continue
                 job.state = "running"
             state = self._run(job)
             with self._changed:
                 job.state = state
                 self._changed.notify_all()
-
-    def _next(self) -> Job | None:
-        return next((job for job in self._jobs if job.state == "waiting"), None)
 
     def _run(self, job: Job) -> State:
         try:
