@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unziplora_cli.method.lora import LoRAPair, LoRAWeights
+from unziplora_cli.method.lora import LoRAPair
 
 OWNERS = ("free", "style", "content", "both")
 COLORS = ((238, 238, 238), (217, 132, 52), (56, 119, 190), (134, 78, 160))
@@ -70,7 +70,7 @@ def read_columns(loras: LoRAPair) -> dict[str, LayerColumns]:
     merges = (loras.content_merge or {}, loras.style_merge or {})
     layers = {}
     for name in dict.fromkeys(name for weights in (*merges, *branches) for name in weights):
-        masks = [_used(lora.get(name)) for lora in branches]
+        masks = [lora[name].up.any(dim=1) if name in lora else None for lora in branches]
         weights = [merge.get(name) for merge in merges]
         width = next(len(column) for column in (*weights, *masks) if column is not None)
         used = [torch.zeros(width, dtype=torch.bool) if mask is None else mask for mask in masks]
@@ -137,10 +137,6 @@ def column_map(masks: Mapping[str, tuple[Tensor, Tensor]], *, min_width: int, mi
     image = Image.fromarray(np.repeat(np.stack(bands), height, axis=0).astype(np.uint8)).convert("P")
     image.putpalette([level for color in COLORS for level in color])
     return image
-
-
-def _used(weights: LoRAWeights | None) -> Tensor | None:
-    return None if weights is None else weights.up.any(dim=1)
 
 
 def _unet_order(layer: str) -> list[tuple[int, str]]:

@@ -129,7 +129,8 @@ def parse(
     folder is looked for. Raises AdapterError when the file holds anything but LoRAs of attention projections,
     or a layer is incomplete, has two names, mismatched shapes or numbers that are not finite or too large.
     """
-    family = next((family for family in _FAMILIES if _any_recognized(family, tensors)), None)
+    recognized = (f for f in _FAMILIES if any(layout.recognizes(key) for layout in f for key in tensors))
+    family = next(recognized, None)
     if family is None:
         return (), {}
     names: dict[str, None] = {}
@@ -216,10 +217,6 @@ def nonzero_layers(lora: LoRA) -> dict[str, LoRAWeights]:
     return {layer: weights for layer, weights in lora.items() if bool(torch.any(weights.up != 0))}
 
 
-def _any_recognized(family: Iterable[Layout], keys: Iterable[str]) -> bool:
-    return any(layout.recognizes(key) for layout in family for key in keys)
-
-
 def _checked(key: str, part: str, tensor: Tensor) -> Tensor:
     if part == "alpha":
         if tensor.numel() != 1 or tensor.is_complex() or not isfinite(float(tensor)):
@@ -258,57 +255,50 @@ def _weights(layer: str, down: Tensor, up: Tensor, scale: float) -> LoRAWeights:
 
 # Files that are recognized, but cannot be used
 
-_OTHER_METHOD = "Only plain LoRAs can be used: down and up weights for each layer."
-_OTHER_MODEL = "Only LoRAs of SDXL and of models derived from it can be used."
+_OTHER_METHODS = {
+    r"\.hada_w[12]": "a LoHa",
+    r"\.lokr_w[12]": "a LoKr",
+    r"\.[ab][12]\.weight$": "a GLoRA",
+    r"\.(oft_|on_input|ia3)": "an OFT or IA3 adapter",
+    r"\.(dora_scale|lora_magnitude_vector)": "a DoRA",
+    r"\.(diff|diff_b|set_weight|lora_mid\.weight)$": "a LyCORIS of more than LoRAs",
+    r"^(emb_params|clip_[lg]|string_to_param)$": "a textual inversion",
+}
+_CHECKPOINT = r"^(model\.diffusion_model|conditioner|first_stage_model|cond_stage_model)\."
+_CONTROLNET = r"^(control_model|controlnet_|input_hint_block)"
+_OTHER_MODELS = {
+    r"blocks[._]\d+[._](self_attn|cross_attn)[._][qkvo]\b|blocks_\d+_(self|cross)_attn_[qkvo]": "Wan",
+    r"(^|[._])layers[._]\d+[._]attention[._](to_[qkv]|to_out)": "Z-Image",
+    r"(^|[._])layers[._]\d+[._](attention|feed_forward|adaLN)|(noise|context)_refiner[._]": (
+        "Lumina or Z-Image"
+    ),
+    r"transformer_blocks[._]\d+[._](img|txt)_m|[._]attn[._]add_q_proj": (
+        "Qwen-Image or another diffusion transformer"
+    ),
+    r"(double|single)_blocks[._]|single_transformer_blocks": "FLUX",
+    r"^lora_(prior_)?unet_.*prior|^lora_prior": "Stable Cascade",
+    r"^(transformer\.|lora_transformer_)|joint_blocks|^lora_unet_(transformer_)?blocks_": (
+        "a diffusion transformer such as SD 3"
+    ),
+    r"down_blocks[._]0[._]attentions|up_blocks[._]3[._]attentions|input_blocks[._][12][._]1[._]"
+    r"|output_blocks[._](9|1\d)[._]1[._]": "Stable Diffusion 1.5 or 2",
+}
+_TEXT_ENCODERS = r"^(lora_te\d?_|text_encoder|lycoris_text_model|base_model\.model\.text_)"
+
+_PLAIN = "Only plain LoRAs can be used: down and up weights for each layer."
+_SDXL = "Only LoRAs of SDXL and of models derived from it can be used."
 _UNSUPPORTED = (
-    (r"\.hada_w[12]", "a LoHa", _OTHER_METHOD),
-    (r"\.lokr_w[12]", "a LoKr", _OTHER_METHOD),
-    (r"\.[ab][12]\.weight$", "a GLoRA", _OTHER_METHOD),
-    (r"\.(oft_|on_input|ia3)", "an OFT or IA3 adapter", _OTHER_METHOD),
-    (r"\.(dora_scale|lora_magnitude_vector)", "a DoRA", _OTHER_METHOD),
-    (r"\.(diff|diff_b|set_weight|lora_mid\.weight)$", "a LyCORIS of more than LoRAs", _OTHER_METHOD),
-    (r"^(emb_params|clip_[lg]|string_to_param)$", "a textual inversion", _OTHER_METHOD),
+    *((pattern, kind, _PLAIN) for pattern, kind in _OTHER_METHODS.items()),
+    (_CHECKPOINT, "a whole checkpoint", "Use it as the base of a training instead."),
+    (_CONTROLNET, "a ControlNet", _PLAIN),
+    *((pattern, f"a LoRA for {model}", _SDXL) for pattern, model in _OTHER_MODELS.items()),
     (
-        r"^(model\.diffusion_model|conditioner|first_stage_model|cond_stage_model)\.",
-        "a whole checkpoint",
-        "Use it as the base of a training instead.",
-    ),
-    (r"^(control_model|controlnet_|input_hint_block)", "a ControlNet", _OTHER_METHOD),
-    (
-        r"blocks[._]\d+[._](self_attn|cross_attn)[._][qkvo]\b|blocks_\d+_(self|cross)_attn_[qkvo]",
-        "a LoRA for Wan",
-        _OTHER_MODEL,
-    ),
-    (r"(^|[._])layers[._]\d+[._]attention[._](to_[qkv]|to_out)", "a LoRA for Z-Image", _OTHER_MODEL),
-    (
-        r"(^|[._])layers[._]\d+[._](attention|feed_forward|adaLN)|(noise|context)_refiner[._]",
-        "a LoRA for Lumina or Z-Image",
-        _OTHER_MODEL,
-    ),
-    (
-        r"transformer_blocks[._]\d+[._](img|txt)_m|[._]attn[._]add_q_proj",
-        "a LoRA for Qwen-Image or another diffusion transformer",
-        _OTHER_MODEL,
-    ),
-    (r"(double|single)_blocks[._]|single_transformer_blocks", "a LoRA for FLUX", _OTHER_MODEL),
-    (r"^lora_(prior_)?unet_.*prior|^lora_prior", "a LoRA for Stable Cascade", _OTHER_MODEL),
-    (
-        r"^(transformer\.|lora_transformer_)|joint_blocks|^lora_unet_(transformer_)?blocks_",
-        "a LoRA for a diffusion transformer such as SD 3",
-        _OTHER_MODEL,
-    ),
-    (
-        r"down_blocks[._]0[._]attentions|up_blocks[._]3[._]attentions|input_blocks[._][12][._]1[._]"
-        r"|output_blocks[._](9|1\d)[._]1[._]",
-        "a LoRA for Stable Diffusion 1.5 or 2",
-        _OTHER_MODEL,
-    ),
-    (
-        r"^(lora_te\d?_|text_encoder|lycoris_text_model|base_model\.model\.text_)",
+        _TEXT_ENCODERS,
         "a LoRA that adapts the text encoders as well",
         "Train or extract it for the U-Net alone; the method does not adapt text encoders.",
     ),
 )
+"""Patterns of keys, what a file with such a key is, and what to do; the first one counts."""
 
 
 def refuse_unsupported(name: str, keys: Iterable[str]) -> None:

@@ -22,11 +22,10 @@ _LARGEST_PICKLE = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class LoadedMerge:
-    """The merge weights of both branches, float32 on the CPU, and the file's metadata."""
+    """The merge weights of both branches, float32 on the CPU."""
 
     content: MergeWeights
     style: MergeWeights
-    metadata: Mapping[str, str]
 
 
 def write_merge(
@@ -64,7 +63,7 @@ def read_merge(path: Path) -> LoadedMerge:
             unknown.append(key)
     if unknown:
         raise AdapterError(f"{path.name} holds more than merge weights: {summarize(unknown)}.")
-    return LoadedMerge(branches["content"], branches["style"], metadata)
+    return LoadedMerge(**branches)
 
 
 def read_pickled_merge(path: Path) -> tuple[str, dict[str, Tensor]]:
