@@ -17,7 +17,7 @@ from tests.faults.order import Disk
 from unziplora_cli import files
 from unziplora_cli.cli._errors import hint
 from unziplora_cli.errors import ProjectError
-from unziplora_cli.projects.folders import locked
+from unziplora_cli.projects.store import ProjectStore
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -152,7 +152,7 @@ def test_a_lock_that_cannot_be_released_loses_no_result(
         real(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", fail)
-    with locked(tmp_path, "fox"):
+    with ProjectStore(tmp_path).lock("fox"):
         pass
     assert failed
 
@@ -164,8 +164,8 @@ def test_file_system_without_locks_runs_the_block(tmp_path: Path, monkeypatch: p
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     monkeypatch.setattr(fcntl, "flock", fail)
-    with locked(tmp_path, "fox"):
-        assert (tmp_path / "fox.json").exists()
+    with ProjectStore(tmp_path).lock("fox"):
+        assert (tmp_path / "locks/fox.json").exists()
 
 
 def write(data: bytes) -> Callable[[Path], object]:

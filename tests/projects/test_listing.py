@@ -6,7 +6,6 @@ import pytest
 
 from tests.jobs import make_job
 from unziplora_cli.errors import ProjectError
-from unziplora_cli.projects.folders import locked
 from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.projects.unfinished import UnfinishedRecord, write_record, write_status
 
@@ -63,7 +62,7 @@ def test_a_training_runs_while_its_lock_is_held(store, unfinished):
     write_status(unfinished, 160)
     (training,), _ = store.all_unfinished()
     assert store.running_step(training) is None
-    with locked(store.home / "locks", "rose"):
+    with store.lock("rose"):
         assert store.running_step(training) == 160
         with pytest.raises(ProjectError, match="is being trained, step 160 of 600"):
             store.open("rose")

@@ -311,7 +311,7 @@ class FakeScorer:
 def best_of(request: TrainRequest, monkeypatch: pytest.MonkeyPatch, *seen: tuple[str, str, float]):
     """Which of as many images are kept, and what is said about them."""
     scorer = FakeScorer(*seen) if seen else None
-    monkeypatch.setattr(destyle, "find_scorer", lambda request, training: scorer)
+    monkeypatch.setattr(destyle, "find_scorer", lambda *_: scorer)
     images = [Image.new("RGB", (8, 8), (number, 0, 0)) for number in range(len(seen) or 5)]
     events: list[object] = []
     kept = run_events(destyle._best(request, images), events.append)
@@ -367,7 +367,7 @@ def test_one_editing_model_serves_all_trainings(edited, monkeypatch, tmp_path) -
             return cls()
 
     monkeypatch.setattr(edit, "ImageEditor", FakeEditor)
-    monkeypatch.setattr(destyle, "find_scorer", lambda request, training: None)
+    monkeypatch.setattr(destyle, "find_scorer", lambda *_: None)
     config = replace(edited.config, destyle_images=2, resolution=64, seed=7)
     other = replace(edited, job=replace(edited.job, name="rose", settings=config))
     first = replace(edited, job=replace(edited.job, settings=replace(config, seed=0)))

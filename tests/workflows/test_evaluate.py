@@ -148,7 +148,7 @@ def test_damaged_weights_are_refused_and_nothing_is_written(fox, store):
 def test_a_misread_image_is_said_before_anything_is_measured(fox, store):
     words = Words("cat", "stained glass")
     project, events = fox(0.0), []
-    store.update(project, replace(project.manifest, job=replace(project.job, words=words)))
+    manifest.write(project.folder, replace(project.manifest, job=replace(project.job, words=words)))
     result = evaluate_now(request(project), store, events.append)
     assert isinstance(events[0], Notice)
     assert "it sees a fox" in events[0].text

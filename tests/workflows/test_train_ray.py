@@ -55,9 +55,9 @@ class FakeRay:
             def later(answer: Callable[..., Any]) -> Any:
                 return SimpleNamespace(remote=lambda *arguments: lambda: answer(*arguments))
 
-            def train(parcel: train_ray.Parcel) -> Any:
+            def train(job: bytes, images: Mapping[str, bytes]) -> Any:
                 self.used.append(node)
-                return self.work(self, node, parcel.job.decode())
+                return self.work(self, node, job.decode())
 
             worker = SimpleNamespace(ready=later(lambda: None), train=later(train))
             report = self.reports.get(node, (HERE, IDENTITY, ""))

@@ -41,6 +41,10 @@ SHEET, SHEET_MARK = "sheet.png", ("Source", "unziplora sheet")
 Kind = Literal["unfinished", "ready", "former"]
 
 
+class InUse(ProjectError):
+    """Another process works on the project."""
+
+
 class ProjectLayout:
     """The folders and locks below one home."""
 
@@ -50,11 +54,32 @@ class ProjectLayout:
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """Lock the project for writing; raises ProjectError when another process has locked it."""
+        """Lock the project for writing; raises InUse when another process has locked it.
+
+        The lock is a file that the system releases when its holder ends, even if it is killed. A note beside
+        it says who holds it. On a file system without locks the block runs unprotected.
+        """
+        from filelock import FileLock, Timeout
+
+        name, folder = check_name(name), self.home / "locks"
+        note = folder / f"{name}.json"
         with ExitStack() as stack:
-            with self.home_errors():
-                stack.enter_context(locked(self.home / "locks", check_name(name)))
-            yield
+            try:
+                with self.home_errors():
+                    folder.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(files.holding(FileLock(folder / f"{name}.lock", timeout=0)))
+            except Timeout as error:
+                raise InUse(
+                    f"The project {name!r} is in use{_holder(note)}.",
+                    Remedy("Wait until that command ends, or stop it."),
+                ) from error
+            try:
+                with suppress(OSError):  # a full disk must not prevent removing a project
+                    note.write_text(json.dumps(_this_process()), encoding="utf-8")
+                yield
+            finally:
+                with suppress(OSError):
+                    note.unlink(missing_ok=True)
 
     def check_unused(self, name: str) -> None:
         """Raise InUse when another process has locked the project."""
@@ -112,17 +137,23 @@ class ProjectLayout:
                 files.rename(former, _unused_former(folder))
         files.delete(former)
 
-    def former_versions(self, name: str, seen_before: Container[Path] = ()) -> dict[Path, int]:
-        """The folders, not ``seen_before``, that keep what was generated with replaced projects.
-
-        The values are the numbers of files in them.
-        """
+    def former_versions(self, name: str) -> dict[Path, int]:
+        """The folders that keep what was generated with replaced projects, and their numbers of files."""
         folders = sorted((self.folder / name).glob("former-*"))
         return {
             folder: sum(len(names) for _, _, names in os.walk(folder))
             for folder in folders
-            if folder not in seen_before and _FORMER.fullmatch(folder.name)
+            if _FORMER.fullmatch(folder.name)
         }
+
+    def replaced_notes(self, name: str, before: Container[Path]) -> list[str]:
+        """What to say of former versions that were not there ``before`` the project was replaced."""
+        return [
+            f"{'1 file that was' if count == 1 else f'{count} files that were'} generated with the replaced "
+            f"project: kept in {folder}"
+            for folder, count in self.former_versions(name).items()
+            if folder not in before
+        ]
 
     def _sweep(self, name: str) -> None:
         """Delete what killed processes left of any project; the caller holds the lock of this one."""
@@ -186,41 +217,6 @@ def _is_training_sheet(file: Path) -> bool:
 
 def _unused_former(folder: Path) -> Path:
     return next(path for path in files.numbered(folder, "former") if not os.path.lexists(path))
-
-
-# Locks
-
-
-class InUse(ProjectError):
-    """Another process works on the project."""
-
-
-@contextmanager
-def locked(folder: Path, name: str) -> Iterator[None]:
-    """Hold the lock of the project `name` during the block; raises InUse when another process holds it.
-
-    The lock is a file in `folder` that the system releases when its holder ends, even if it is killed. A note
-    beside it says who holds it. On a file system without locks the block runs unprotected.
-    """
-    from filelock import FileLock, Timeout
-
-    folder.mkdir(parents=True, exist_ok=True)
-    note = folder / f"{name}.json"
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(files.holding(FileLock(folder / f"{name}.lock", timeout=0)))
-        except Timeout as error:
-            raise InUse(
-                f"The project {name!r} is in use{_holder(note)}.",
-                Remedy("Wait until that command ends, or stop it."),
-            ) from error
-        try:
-            with suppress(OSError):  # a full disk must not prevent removing a project
-                note.write_text(json.dumps(_this_process()), encoding="utf-8")
-            yield
-        finally:
-            with suppress(OSError):
-                note.unlink(missing_ok=True)
 
 
 def _this_process() -> dict[str, str | int]:

@@ -257,11 +257,6 @@ class ProjectStore(ProjectLayout):
             Remedy("Show it", "show", (name,)),
         )
 
-    def update(self, project: Project, new: Manifest) -> Project:
-        """Replace the manifest of a project; the caller holds its lock."""
-        manifest.write(project.folder, new)
-        return replace(project, manifest=new)
-
     def rename(self, old: str, new: str) -> Project:
         """Rename a project; raises ProjectError when the new name is taken.
 
@@ -367,15 +362,12 @@ class ProjectStore(ProjectLayout):
     def _check_free(self, name: str, *, force: bool) -> None:
         folder = self.folder / name
         if os.path.lexists(folder) and not force:
-            raise ProjectError(
-                f"A project {name!r} already exists.",
-                Remedy("Choose another name", settings={"name": self.free_name(name)}),
-            )
-        if folder.is_dir() and not os.access(folder, os.W_OK):
-            raise ProjectError(
-                f"The project {name!r} cannot be replaced: its folder {folder} is read-only.",
-                Remedy("Choose another name", settings={"name": self.free_name(name)}),
-            )
+            problem = f"A project {name!r} already exists."
+        elif folder.is_dir() and not os.access(folder, os.W_OK):
+            problem = f"The project {name!r} cannot be replaced: its folder {folder} is read-only."
+        else:
+            return
+        raise ProjectError(problem, Remedy("Choose another name", settings={"name": self.free_name(name)}))
 
     def _begin(self, name: str, prepare: Callable[[Path], UnfinishedRecord]) -> None:
         """Create the folder of a training, replacing an older unfinished one."""

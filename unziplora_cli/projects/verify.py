@@ -15,7 +15,6 @@ _LEADS_OUT = "is a link to outside the project"
 class Verification:
     """The problems of a project's files; ``checked`` is how many files were compared."""
 
-    name: str
     checked: int
     problems: tuple[Problem, ...]
 
@@ -33,7 +32,7 @@ def verify(folder: Path, manifest: Manifest) -> Verification:
             problems.append(Problem(path, reason))
     recorded = {path for path, _, _ in expected}
     problems += [Problem(link, _LEADS_OUT) for link in files.escaping_links(folder) if link not in recorded]
-    return Verification(folder.name, len(expected), tuple(problems))
+    return Verification(len(expected), tuple(problems))
 
 
 def inside(folder: Path, path: str) -> Path:

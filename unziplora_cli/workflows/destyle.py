@@ -18,12 +18,12 @@ from unziplora_cli.paths import expand_user
 from unziplora_cli.prompts import with_article
 from unziplora_cli.training.request import DESTYLED, TrainRequest
 from unziplora_cli.workflows.describe import outside
+from unziplora_cli.workflows.evaluate import find_scorer
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from unziplora_cli.evaluation.scorers import Scorer
     from unziplora_cli.sdxl.base import BaseRef
     from unziplora_cli.training.events import Event
 
@@ -109,8 +109,9 @@ def destyle_requests(
     done: dict[int, TrainRequest] = {}
     for way, destyler in dict.fromkeys((request.config.destyle, request.config.destyler) for request in due):
         same = [r for r in due if (r.config.destyle, r.config.destyler) == (way, destyler)]
+        name = "mini's destyler" if way == "model" else destyler or ""
         images = yield from (_redraw(same) if way == "model" else _edit(same))
-        for request, (name, destyled) in zip(same, images, strict=True):
+        for request, destyled in zip(same, images, strict=True):
             if way == "model":
                 destyled = yield from _of_subject(request, destyled)
             if not destyled:
@@ -125,11 +126,7 @@ def destyle_requests(
     return [done.get(id(request), request) for request in requests]
 
 
-Named = tuple[str, "list[Image.Image]"]
-"""What made some images, and the images."""
-
-
-def _redraw(requests: Sequence[TrainRequest]) -> Generator[Event, None, list[Named]]:
+def _redraw(requests: Sequence[TrainRequest]) -> Generator[Event, None, list[list[Image.Image]]]:
     """By the built-in base's destyler: one photo of each crop."""
     import torch
 
@@ -138,14 +135,14 @@ def _redraw(requests: Sequence[TrainRequest]) -> Generator[Event, None, list[Nam
     from unziplora_cli.training.destyler import MiniDestyler
 
     model = MiniDestyler.load(resources.destyler())
-    results: list[Named] = []
+    results = []
     for request in requests:
         yield Phase("destyle", f"{request.job.name}, by the small destyler")
         crops = request.config.crops if request.config.crop == "random" else 1
         pixels = torch.cat([crop_image(load_image(path).image, model.size, crops) for path in request.images])
         pixels = pixels[: request.config.destyle_images]
         colors = _colors(request.job.features, model.colors).expand(len(pixels), -1)
-        results.append(("mini's destyler", to_images(model(pixels, colors))))
+        results.append(to_images(model(pixels, colors)))
     return results
 
 
@@ -194,7 +191,7 @@ def _colors(features: Sequence[str], colors: Sequence[str]) -> Tensor:
     return torch.tensor([[index(single), index(marking)]])
 
 
-def _edit(requests: Sequence[TrainRequest]) -> Generator[Event, None, list[Named]]:
+def _edit(requests: Sequence[TrainRequest]) -> Generator[Event, None, list[list[Image.Image]]]:
     """By an editing model: several images, of which the best are kept."""
     from unziplora_cli.accel.device import memory_guard, pick_device, pick_dtype
     from unziplora_cli.images import load_image
@@ -220,9 +217,9 @@ def _edit(requests: Sequence[TrainRequest]) -> Generator[Event, None, list[Named
                 )
             tries.append(images)
         editor.close()
-    results: list[Named] = []
+    results = []
     for request, images in zip(requests, tries, strict=True):
-        results.append((first.destyler or "", (yield from _best(request, images))))
+        results.append((yield from _best(request, images)))
     return results
 
 
@@ -233,7 +230,7 @@ def _best(request: TrainRequest, images: list[Image.Image]) -> Generator[Event, 
 
     words = request.job.words
     training = [load_image(path).image for path in request.images]
-    if (scorer := find_scorer(request, training)) is None:
+    if (scorer := find_scorer(request.base, words, training)) is None:
         yield Notice(f"{request.job.name}: the edited images were not scored: DINOv2 and CLIP are not here.")
         return images
     yield Phase("score")
@@ -252,17 +249,6 @@ def _best(request: TrainRequest, images: list[Image.Image]) -> Generator[Event, 
             ),
         )
     return [images[i] for i in best]
-
-
-def find_scorer(request: TrainRequest, training: Sequence[Image.Image]) -> Scorer | None:
-    """What scores images of this base, if it is on this disk."""
-    from unziplora_cli.evaluation import scorers
-
-    if request.base.kind == "builtin":
-        return scorers.ClassifierScorer(resources.classifier(), training, request.job.words)
-    if scorers.missing_encoders():
-        return None
-    return scorers.ClipScorer(scorers.Encoders.load(), training, request.job.words)
 
 
 def preview(

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unziplora_cli import resources
-from unziplora_cli.config import ComputeConfig, GenerateConfig, Prompts
+from unziplora_cli.config import ComputeConfig, GenerateConfig, Prompts, Words
 from unziplora_cli.errors import AdapterError, ProjectError, Remedy
 from unziplora_cli.evaluation.prompts import EvaluationConfig
 from unziplora_cli.events import Event, Notice, Phase
 from unziplora_cli.job import now
+from unziplora_cli.projects import manifest
 from unziplora_cli.projects.manifest import BlockColumns, Evaluation, Manifest, ScoreRecord
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.projects.verify import inside
-from unziplora_cli.workflows.generate import AdapterCache, GenerateSpec, generate_requests
+from unziplora_cli.workflows.generate import AdapterCache, GenerateSpec, collect_images
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -57,17 +58,6 @@ class EvaluationResult:
     missing_scorers: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _ImageEvaluation:
-    """Scores of generated images; ``count`` is their number, and ``sheet`` shows them."""
-
-    scores: tuple[ScoreRecord, ...] = ()
-    notes: tuple[str, ...] = ()
-    scorer: str = ""
-    count: int = 0
-    sheet: Image.Image | None = None
-
-
 def download_encoders() -> Generator[Event, None, None]:
     """Download what is missing of DINOv2 and CLIP; raises ModelError."""
     from unziplora_cli import hub
@@ -104,19 +94,23 @@ def evaluate(request: EvaluationRequest, store: ProjectStore) -> Generator[Event
         )
         loras = AdapterCache().branches(GenerateSpec(request.base, request.generation, project, project))
         training = _training_images(project)
-        missing = () if request.base.kind == "builtin" else missing_encoders()
-        scorer = None if missing else _scorer(request, project, training)
+        scorer = find_scorer(request.base, record.job.words, training)
+        missing = () if scorer else missing_encoders()
         misread = misreading(scorer.seen, record.job.words.subject) if scorer else ""
         if misread:
             yield Notice(misread)
         results = yield from _measure_denoising(request, project, loras, training)
         measured = denoising_scores(results)
         _check_finite(measured, project)
-        scored = _ImageEvaluation()
+        of_images: tuple[ScoreRecord, ...] = ()
+        sheet, sheet_image = project.folder / SHEET, None
+        prompts = _prompts(request, project, scorer) if scorer else ()
         if scorer is not None:
-            scored = yield from _score_images(request, project, loras, training, scorer)
+            of_images, sheet_image = yield from _score_images(
+                request, project, loras, training, scorer, prompts
+            )
         layers = read_columns(loras)
-        scores = (*scored.scores, *measured, *weight_scores(layers))
+        scores = (*of_images, *measured, *weight_scores(layers))
         settings = asdict(record.job.settings) if record.job.settings else {}
         diagnosis = diagnose(scores, settings, record.job.words)
         evaluation = Evaluation(
@@ -128,18 +122,18 @@ def evaluate(request: EvaluationRequest, store: ProjectStore) -> Generator[Event
                 BlockColumns(block, **asdict(count_columns(part)))
                 for block, part in group_by_block(layers).items()
             ),
-            scorer=scored.scorer,
-            notes=(*_training_notes(record), *scored.notes),
+            scorer=scorer.name if scorer else "",
+            notes=(*_training_notes(record), *(scorer.notes if scorer else ())),
             seed=request.config.seed,
-            images=scored.count,
+            images=2 * len(prompts),  # with the LoRAs, and by the base alone
         )
-        sheet = project.folder / SHEET
-        if scored.sheet is not None:
-            save_image(scored.sheet, sheet, force=True)
+        if sheet_image is not None:
+            save_image(sheet_image, sheet, force=True)
         else:
             sheet.unlink(missing_ok=True)
-        updated = store.update(project, replace(record, evaluation=evaluation))
-        return EvaluationResult(updated, evaluation, sheet if scored.sheet else None, missing)
+        evaluated = replace(project, manifest=replace(record, evaluation=evaluation))
+        manifest.write(project.folder, evaluated.manifest)
+        return EvaluationResult(evaluated, evaluation, sheet if sheet_image else None, missing)
 
 
 def _training_notes(record: Manifest) -> Iterator[str]:
@@ -217,48 +211,45 @@ def _measure_denoising(
     return results
 
 
+def _prompts(request: EvaluationRequest, project: Project, scorer: Scorer) -> tuple[EvaluationPrompt, ...]:
+    """The prompts of every purpose."""
+    from unziplora_cli.evaluation.prompts import evaluation_prompts
+
+    words, config = project.job.words, request.config
+    excluded = f"{scorer.subject} {words.subject.lower()}".split()
+    return evaluation_prompts(words, scorer.subject, excluded, config.count, config.seed)
+
+
 def _score_images(
     request: EvaluationRequest,
     project: Project,
     loras: LoRAPair,
     training: Sequence[Image.Image],
     scorer: Scorer,
-) -> Generator[Event, None, _ImageEvaluation]:
-    """Generate images for every purpose, with the LoRAs and with the base alone, and score them."""
+    prompts: Sequence[EvaluationPrompt],
+) -> Generator[Event, None, tuple[tuple[ScoreRecord, ...], Image.Image]]:
+    """Generate images with the LoRAs and with the base alone; returns their scores and a sheet of them."""
     from unziplora_cli.evaluation.metrics import image_scores
-    from unziplora_cli.evaluation.prompts import evaluation_prompts
-    from unziplora_cli.sdxl.generate import GeneratedImage
 
-    words, config = project.job.words, request.config
-    excluded = f"{scorer.subject} {words.subject.lower()}".split()
-    prompts = evaluation_prompts(words, scorer.subject, excluded, config.count, config.seed)
     requests = [*_image_requests(request, prompts, None), *_image_requests(request, prompts, loras)]
-    images: list[Image.Image] = []
-    for event in generate_requests(requests, request.base, request.compute):
-        if isinstance(event, GeneratedImage):
-            images.append(event.image)
-        else:
-            yield event
+    images = yield from collect_images(requests, request.base, request.compute)
     yield Phase("score")
     texts = [prompt.text for prompt in prompts]
     base_images, lora_images = images[: len(prompts)], images[len(prompts) :]
     scores, base_scores = scorer.score(lora_images, texts), scorer.score(base_images, texts)
-    return _ImageEvaluation(
-        scores=image_scores(prompts, scores, base_scores, scorer),
-        notes=scorer.notes,
-        scorer=scorer.name,
-        count=len(images),
-        sheet=_sheet(project, training[0], prompts, (lora_images, scores), (base_images, base_scores)),
-    )
+    sheet = _sheet(project, training[0], prompts, (lora_images, scores), (base_images, base_scores))
+    return image_scores(prompts, scores, base_scores, scorer), sheet
 
 
-def _scorer(request: EvaluationRequest, project: Project, training: Sequence[Image.Image]) -> Scorer:
-    from unziplora_cli.evaluation.scorers import ClassifierScorer, ClipScorer, Encoders
+def find_scorer(base: BaseRef, words: Words, training: Sequence[Image.Image]) -> Scorer | None:
+    """What scores images of this base, if it is on this disk."""
+    from unziplora_cli.evaluation import scorers
 
-    words = project.job.words
-    if request.base.kind == "builtin":
-        return ClassifierScorer(resources.classifier(), training, words)
-    return ClipScorer(Encoders.load(), training, words)
+    if base.kind == "builtin":
+        return scorers.ClassifierScorer(resources.classifier(), training, words)
+    if scorers.missing_encoders():
+        return None
+    return scorers.ClipScorer(scorers.Encoders.load(), training, words)
 
 
 def _image_requests(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from unziplora_cli import files
 from unziplora_cli.adapters.layouts import LayoutName, nonzero_layers
 from unziplora_cli.adapters.loader_rules import PROGRAMS, LoadResult, expected_load
 from unziplora_cli.adapters.lora_file import DTYPES, combine, lora_in, read_lora, reduce_rank, write_lora
@@ -14,14 +15,6 @@ from unziplora_cli.adapters.merge_weights import read_merge, write_merge
 from unziplora_cli.adapters.metadata import Part, file_metadata, thumbnail
 from unziplora_cli.adapters.tensors import is_safetensors
 from unziplora_cli.errors import AdapterError, Remedy, UsageError, count
-from unziplora_cli.files import (
-    check_writable,
-    new_folder,
-    place,
-    refuse_existing,
-    temporary_folder,
-    write_errors,
-)
 from unziplora_cli.job import BaseRecord
 from unziplora_cli.method.lora import LoRA, LoRAPair
 from unziplora_cli.projects.store import Project
@@ -130,9 +123,9 @@ def plan_export(
             f"{out} is one file, but there are {len(requests)} to write.",
             Remedy("Name a folder, or one part", settings={"part": "content"}),
         )
-    check_writable(out.parent if single else out)
+    files.check_writable(out.parent if single else out)
     planned = [(request, out if single else out / request.file_name) for request in requests]
-    refuse_existing((path for _, path in planned), force=force)
+    files.refuse_existing((path for _, path in planned), force=force)
     return planned
 
 
@@ -147,11 +140,11 @@ def export_files(
     folder = planned[0][1].parent
     paths = [path for _, path in planned]
     placed: list[Path] = []
-    with write_errors(folder), new_folder(folder), temporary_folder(folder) as temporary:
+    with files.write_errors(folder), files.new_folder(folder), files.temporary_folder(folder) as temporary:
         exported = [_write(request, temporary / path.name, check) for request, path in planned]
         try:
             for file, path in zip(exported, paths, strict=True):
-                placed.append(place(file.path, path, force=force))
+                placed.append(files.place(file.path, path, force=force))
         except BaseException:
             for path in () if force else placed:
                 path.unlink()
@@ -215,21 +208,6 @@ def check_file(path: Path, base: BaseRecord | None = None, expected: LoRA | None
     )
 
 
-def require_valid(check: FileCheck) -> FileCheck:
-    """Return the check; raises AdapterError when it has problems."""
-    if check.problems:
-        raise AdapterError(
-            f"{check.path.name} does not load correctly: {'; '.join(check.problems)}.",
-            Remedy(
-                "Export it in the format that every program reads",
-                command="export",
-                arguments=("PROJECT",),
-                settings={"to": "sd-scripts"},
-            ),
-        )
-    return check
-
-
 def _write(request: ExportRequest, path: Path, check: bool) -> ExportedFile:
     metadata = _metadata(request)
     if request.part == "merge":
@@ -240,7 +218,17 @@ def _write(request: ExportRequest, path: Path, check: bool) -> ExportedFile:
     if request.rank is not None and any(weights.rank > request.rank for weights in lora.values()):
         lora, error = reduce_rank(lora, request.rank)
     write_lora(path, lora, metadata, layout=request.layout, dtype=DTYPES[request.dtype])
-    checked = require_valid(check_file(path, request.project.job.base, lora)) if check else None
+    checked = check_file(path, request.project.job.base, lora) if check else None
+    if checked and checked.problems:
+        raise AdapterError(
+            f"{path.name} does not load correctly: {'; '.join(checked.problems)}.",
+            Remedy(
+                "Export it in the format that every program reads",
+                command="export",
+                arguments=("PROJECT",),
+                settings={"to": "sd-scripts"},
+            ),
+        )
     written = nonzero_layers(lora)
     rank = max((weights.rank for weights in written.values()), default=0)
     return ExportedFile(

@@ -34,7 +34,7 @@ from unziplora_cli.projects.names import check_name, slugify
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.prompts import TRIGGER, make_prompts, make_words
 from unziplora_cli.workflows.export_lora import check_compatible, detect_base, lookup_base
-from unziplora_cli.workflows.train import copy_images, former_notice, read_sources
+from unziplora_cli.workflows.train import copy_images, read_sources
 
 RELEASED = STANDARD_NAMES[0]
 """The name of a LoRA in the authors' releases."""
@@ -127,8 +127,7 @@ def import_project(
     name = slugify(sources.name) if name is None else name
     former = store.former_versions(name)
     project = import_pair(store, name, pair, chosen, record, image=image, force=force)
-    kept = store.former_versions(name, former)
-    return ImportedProject(project, sources, pair, tuple(former_notice(*item) for item in kept.items()))
+    return ImportedProject(project, sources, pair, tuple(store.replaced_notes(name, former)))
 
 
 def find_pair(paths: Sequence[Path]) -> AdapterPair:

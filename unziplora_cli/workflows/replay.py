@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +14,8 @@ from unziplora_cli import files
 from unziplora_cli.errors import Interrupted, ProjectError, Remedy
 from unziplora_cli.job import now
 from unziplora_cli.projects.store import Project, ProjectStore
-from unziplora_cli.projects.verify import inside
 from unziplora_cli.training.request import TrainRequest
-from unziplora_cli.workflows.destyle import subject_check
-from unziplora_cli.workflows.generate import shared_base
-from unziplora_cli.workflows.train import train
+from unziplora_cli.workflows.train import recorded_base, recorded_request, train
 
 if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
@@ -85,12 +82,19 @@ def replay(
             scratch = store.home / SCRATCH / name
             _clear(scratch)
             stack.callback(_clear, scratch)
-            stack.enter_context(_nothing_kept(name))
             target = ProjectStore(scratch)
             job = replace(job, settings=replace(job.config, checkpoint_every=0))
         else:
             job = replace(job, name=keep, created=now())
-        trained = yield from train(replace(request, job=job), target)
+        try:
+            trained = yield from train(replace(request, job=job), target)
+        except Interrupted as error:
+            if keep is not None:
+                raise
+            raise Interrupted(
+                f"The replay of {name!r} was stopped; nothing of it is kept.",
+                Remedy("A replay that keeps its result can be resumed", settings={"name": "NEW"}),
+            ) from error
         if trained is None:
             return  # another process of this training compares
         new = trained.project
@@ -131,13 +135,8 @@ def request_to_replay(
         device=device or job.device,
         settings=replace(config, validate_every=0, save_every=0, tracker="none"),
     )
-    images, destyled = (
-        tuple(inside(project.folder, image.file) for image in files) for files in (job.images, job.destyled)
-    )
     latents = project.path("destyled") if manifest.artifact("destyled") else None
-    base = _base(project)
-    check = subject_check(base, job.words)
-    request = TrainRequest(job, base, images, destyled, latents, other_subject=check)
+    request = recorded_request(job, _base(project), project.folder, destyled_latents=latents)
     return request, tuple(f"the class images in {path}" for path in folders)
 
 
@@ -161,27 +160,10 @@ def compare(recorded: Project, new: Project) -> Iterator[FileDistance]:
     yield FileDistance("merge", _identical(ours, theirs), largest=largest)
 
 
-@contextmanager
-def _nothing_kept(name: str) -> Iterator[None]:
-    """Tell of a replay that was stopped what is true of it: there is nothing to go on with."""
-    try:
-        yield
-    except Interrupted as error:
-        raise Interrupted(
-            f"The replay of {name!r} was stopped; nothing of it is kept.",
-            Remedy("A replay that keeps its result can be resumed", settings={"name": "NEW"}),
-        ) from error
-
-
 def _base(project: Project) -> BaseRef:
     """The base that a project was trained on; raises ProjectError when another has its place."""
-    from unziplora_cli.sdxl.base import resolve_base
-
     recorded = project.job.base
-    spec = shared_base([project])
-    if recorded.kind == "hub" and recorded.revision:
-        spec = f"{recorded.id}@{recorded.revision}"
-    base, _ = resolve_base(spec, offline=True, vae=project.job.vae, prediction=recorded.prediction)
+    base = recorded_base(recorded, project.job.vae)
     if recorded.hash and base.fingerprint != recorded.hash:
         raise ProjectError(
             f"The base {recorded.id} is not the one that {project.name!r} was trained on: "

@@ -21,7 +21,7 @@ from unziplora_cli.checks import check_settings
 from unziplora_cli.config import MUTABLE_ON_RESUME, TrainConfig, Words, resolve
 from unziplora_cli.errors import Interrupted, ProjectError, Remedy, UsageError
 from unziplora_cli.events import Notice, observe
-from unziplora_cli.job import Job, SourceImage, differences, now
+from unziplora_cli.job import BaseRecord, Job, SourceImage, differences, now
 from unziplora_cli.paths import leave_process_group, process_count, process_rank
 from unziplora_cli.projects import manifest
 from unziplora_cli.projects.manifest import Artifact, Manifest
@@ -56,17 +56,6 @@ class TrainedProject:
     project: Project
     seconds: float
     seconds_per_step: float
-
-
-@dataclass
-class _Outcome:
-    """What a training left; ``complete`` unless the user stopped it."""
-
-    result: TrainResult | None = None
-    complete: bool = False
-    destyled: tuple[SourceImage, ...] = ()
-    step_times: list[float] = field(default_factory=list)
-    noted: float = 0.0  # when the progress was written last
 
 
 def training_config(
@@ -162,8 +151,6 @@ def request_to_resume(
     there is nothing to resume, when a newer project has its name, or when the base, the version of unziplora
     or a setting that cannot change differs from what it began with.
     """
-    from unziplora_cli.sdxl.base import resolve_base
-
     check_settings(TrainConfig, settings)
     unfinished = store.unfinished(name)
     if unfinished is None:
@@ -174,10 +161,7 @@ def request_to_resume(
             f"There is a newer project {name!r}, which this training would replace.",
             Remedy("Rename it first", "rename", (name, f"{name}-2")),
         )
-    base, _ = resolve_base(
-        recorded.base.location, offline=True, vae=recorded.vae, prediction=recorded.base.prediction
-    )
-    base = replace(base, spec=recorded.base.spec)
+    base = recorded_base(recorded.base, recorded.vae)
     job = replace(
         recorded,
         name=name,
@@ -195,11 +179,26 @@ def request_to_resume(
             Remedy("Resume it as it began", "train", settings={"resume": name}),
             Remedy("Or train from the start", settings={"force": True}),
         )
+    return recorded_request(job, base, unfinished.folder, resume=True, replaces=True)
+
+
+def recorded_request(job: Job, base: BaseRef, folder: Path, **fields: Any) -> TrainRequest:
+    """The request of a job whose images lie in ``folder``; ``fields`` are others of the request."""
     images, destyled = (
-        tuple(unfinished.folder / image.file for image in files) for files in (job.images, job.destyled)
+        tuple(folder / image.file for image in sources) for sources in (job.images, job.destyled)
     )
     check = subject_check(base, job.words)
-    return TrainRequest(job, base, images, destyled, resume=True, replaces=True, other_subject=check)
+    return TrainRequest(job, base, images, destyled, other_subject=check, **fields)
+
+
+def recorded_base(record: BaseRecord, vae: str | None) -> BaseRef:
+    """What is on this machine in place of a job's base; raises ModelError if nothing is."""
+    from unziplora_cli.sdxl.base import resolve_base
+
+    pinned = record.kind == "hub" and record.revision and record.spec != "sdxl"  # that one pins its own
+    spec = f"{record.id}@{record.revision}" if pinned else record.location
+    base, _ = resolve_base(spec, offline=True, vae=vae, prediction=record.prediction)
+    return replace(base, spec=record.spec)
 
 
 def _settings(recorded: Job, changes: Mapping[str, Any]) -> TrainConfig:
@@ -291,12 +290,12 @@ def _train(
 ) -> Generator[Event, None, TrainedProject | None]:
     from unziplora_cli.training.trainer import StopRequest
 
-    name, outcome = request.job.name, _Outcome()
+    name, step_times = request.job.name, list[float]()
     if process_rank() > 0:
         with TemporaryDirectory() as scratch:
             reopened = store.reopen(name) if request.resume else None
-            yield from _learn(request, Path(scratch), reopened, outcome, run)
-        if not outcome.complete:
+            result = yield from _learn(request, Path(scratch), reopened, step_times, run)
+        if result.steps < request.config.steps:
             raise Interrupted("Stopped.")
         return None
     prepare = None if request.resume else partial(_prepare, request)
@@ -315,26 +314,18 @@ def _train(
         request = replace(request, job=job)
         if request.resume:
             write_record(folder, replace(record, job=job))
-        yield from _learn(request, folder, folder, outcome, run)
-        job = replace(job, destyled=outcome.destyled or job.destyled)
+        result = yield from _learn(request, folder, folder, step_times, run)
+        job = replace(job, destyled=read_record(folder).job.destyled)
         with StopRequest():  # a signal during these last moments would only cost what was learned
             (folder / manifest.FILE_NAME).unlink(missing_ok=True)
-            assert outcome.result is not None
-            artifacts = _write_weights(job, outcome.result, folder)
-            manifest.write(folder, _manifest(job, outcome.result, artifacts))
-    if not outcome.complete:
+            artifacts = _write_weights(job, result, folder)
+            manifest.write(folder, _manifest(job, result, artifacts))
+    if result.steps < request.config.steps:
         raise _stopped(job, store)
-    for folder, count in store.former_versions(name, former).items():
-        yield Notice(former_notice(folder, count))
+    yield from map(Notice, store.replaced_notes(name, former))
     project = store.open(name)
-    typical = sorted(outcome.step_times)[len(outcome.step_times) // 2] if outcome.step_times else 0.0
+    typical = sorted(step_times)[len(step_times) // 2] if step_times else 0.0
     return TrainedProject(project, project.manifest.seconds, typical)
-
-
-def former_notice(folder: Path, count: int) -> str:
-    """What the user is shown when a project was replaced with which something had been made."""
-    files_are = "1 file that was" if count == 1 else f"{count} files that were"
-    return f"{files_are} generated with the replaced project: kept in {folder}"
 
 
 def _prepare(request: TrainRequest, folder: Path) -> UnfinishedRecord:
@@ -379,10 +370,13 @@ def _learn(
     request: TrainRequest,
     folder: Path,
     training: Path | None,
-    outcome: _Outcome,
+    step_times: list[float],
     run: Run,
-) -> Iterator[Event]:
-    """Run ``request`` in ``folder``; ``training`` is the folder of the training that it resumes."""
+) -> Generator[Event, None, TrainResult]:
+    """Run ``request`` in ``folder``; ``training`` is the folder of the training that it resumes.
+
+    The seconds of each step are added to ``step_times``.
+    """
     from unziplora_cli.adapters.metadata import project_metadata
     from unziplora_cli.training.events import Destyled, Phase, StepDone
 
@@ -401,24 +395,25 @@ def _learn(
         checkpoints=None if training is None else training / CHECKPOINTS,
         metadata=project_metadata(request.job, images[0]),
     )
+    noted = 0.0  # when the progress was written last
 
     def watch(event: Event) -> None:
+        nonlocal noted
         match event:
             case Phase("load U-Net"):
                 # The files of a stopped project change from here on: it is no project until they are whole.
                 (folder / manifest.FILE_NAME).unlink(missing_ok=True)
             case Destyled(paths) if training is not None:
-                outcome.destyled = read_sources(paths, DESTYLED)
                 record = read_record(folder)
-                write_record(folder, replace(record, job=replace(record.job, destyled=outcome.destyled)))
+                job = replace(record.job, destyled=read_sources(paths, DESTYLED))
+                write_record(folder, replace(record, job=job))
             case StepDone():
-                outcome.step_times.append(event.seconds)
-                if training is not None and time.monotonic() - outcome.noted > 1:
-                    outcome.noted = time.monotonic()
+                step_times.append(event.seconds)
+                if training is not None and time.monotonic() - noted > 1:
+                    noted = time.monotonic()
                     write_status(folder, event.step)
 
-    outcome.result = yield from observe(run(request), watch)
-    outcome.complete = outcome.result.steps == request.config.steps
+    return observe(run(request), watch)
 
 
 @contextmanager

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from unziplora_cli import files
 from unziplora_cli.config import TrainConfig
-from unziplora_cli.errors import (
-    Interrupted,
-    ProjectError,
-    Remedy,
-    UnziploraError,
-    UsageError,
-)
+from unziplora_cli.errors import Interrupted, ProjectError, Remedy, UnziploraError, UsageError
 from unziplora_cli.events import Part, translate
 from unziplora_cli.job import Description, SourceImage, differences
 from unziplora_cli.packages import check_packages
@@ -82,15 +76,6 @@ class RowResult:
     note: str = ""
 
 
-class Models(NamedTuple):
-    """Trainings for which these agree share the loaded U-Net."""
-
-    precision: str
-    quantize: str | None
-    fuse: bool
-    destyle: str | None
-
-
 @dataclass(frozen=True, slots=True)
 class RowEnds:
     """A row is done, number ``number`` of ``total``."""
@@ -115,32 +100,17 @@ def train_many(
         check_alike(rows, configs, options)
     results: dict[int, RowResult] = {}
 
-    def end(index: int, result: TrainedProject | Exception | str | None) -> RowEnds:
-        """Keep what became of a row: a project, an error, or how the finished project differs."""
-        if isinstance(result, Exception):
-            results[index] = _failure(rows[index], result)
-        elif isinstance(result, str):
-            results[index] = RowResult(rows[index], "unchanged", note=result)
-        else:
-            results[index] = RowResult(rows[index], "trained", result)
-        return RowEnds(results[index], len(results), len(rows))
-
     def of_row(event: Event | TrainingBegins | TrainingEnds) -> tuple[Event | TrainingBegins | RowEnds, ...]:
         match event:
             case TrainingBegins():
                 return event, Part(len(results) / len(rows), (len(results) + 1) / len(rows))
             case TrainingEnds(index, result):
-                return (end(index, result),)
+                results[index] = _result(rows[index], result)
+                return (RowEnds(results[index], len(results), len(rows)),)
         return (event,)
 
     try:
-        with ExitStack() as stack:
-            if options.ray is not None:
-                cluster = yield from Cluster.connect(options.ray, options.base, options.vae, options.device)
-                stack.callback(cluster.close)
-            requests = yield from _requests(rows, configs, options, store, end)
-            here = _train_here(requests, store, options.at_once)
-            yield from translate(here if options.ray is None else cluster.train(requests, store), of_row)
+        yield from translate(_train_rows(rows, configs, options, store), of_row)
     except (KeyboardInterrupt, Interrupted) as error:
         complete = sum(result.state != "failed" for result in results.values())
         raise Interrupted(
@@ -150,32 +120,52 @@ def train_many(
     return [results[index] for index in range(len(rows))]
 
 
+def _train_rows(
+    rows: Sequence[Row], configs: Sequence[TrainConfig], options: Options, store: ProjectStore
+) -> Generator[Event | TrainingBegins | TrainingEnds, None, None]:
+    with ExitStack() as stack:
+        if options.ray is not None:
+            cluster = yield from Cluster.connect(options.ray, options.base, options.vae, options.device)
+            stack.callback(cluster.close)
+        requests = yield from _requests(rows, configs, options, store)
+        here = _train_here(requests, store, options.at_once)
+        yield from here if options.ray is None else cluster.train(requests, store)
+
+
+def _result(row: Row, result: TrainedProject | Exception | str | None) -> RowResult:
+    """What became of a row: a project, an error, or how the finished project differs from the row."""
+    if isinstance(result, Exception):
+        result.__cause__ = result.__context__ = None
+        failed = RowResult(row, "failed", error=result.with_traceback(None))
+        gc.collect()  # the frames of the error held its models
+        return failed
+    if isinstance(result, str):
+        return RowResult(row, "unchanged", note=result)
+    return RowResult(row, "trained", result)
+
+
 def _requests(
-    rows: Sequence[Row],
-    configs: Sequence[TrainConfig],
-    options: Options,
-    store: ProjectStore,
-    end: Callable[[int, Exception | str], RowEnds],
-) -> Generator[Event | RowEnds, None, dict[int, TrainRequest]]:
+    rows: Sequence[Row], configs: Sequence[TrainConfig], options: Options, store: ProjectStore
+) -> Generator[Event | TrainingEnds, None, dict[int, TrainRequest]]:
     """The trainings of all rows that are neither finished nor wrong, by the index of their row."""
     sources: dict[int, tuple[SourceImage, ...]] = {}
     for index, (row, config) in enumerate(zip(rows, configs, strict=True)):
+        result: Exception | str | None
         try:
-            note = _finished(row, config, options, store)
-            if note is None:
+            result = _finished(row, config, options, store)
+            if result is None:
                 sources[index] = read_sources([row.file])
         except Exception as error:
-            yield end(index, error)
-        else:
-            if note is not None:
-                yield end(index, note)
+            result = error
+        if result is not None:
+            yield TrainingEnds(index, result)
     requests = {}
     descriptions = yield from _describe([rows[index] for index in sources], options)
     for (index, images), description in zip(sources.items(), descriptions, strict=True):
         try:
             requests[index] = _request(rows[index], images, configs[index], description, options, store)
         except Exception as error:
-            yield end(index, error)
+            yield TrainingEnds(index, error)
     return requests
 
 
@@ -183,11 +173,12 @@ def _train_here(
     requests: Mapping[int, TrainRequest], store: ProjectStore, at_once: int
 ) -> Generator[Event | TrainingBegins | TrainingEnds, None, None]:
     """Train one after the other, or so many at once, in this process, which keeps the models loaded."""
-    key, cache = None, input_cache_for([])
+    models, cache = None, input_cache_for([])
     for chunk in _chunks(requests):
+        first = requests[chunk[0]]
         with TemporaryDirectory(prefix="unziplora-") as scratch:
-            if (next_key := models_of(requests[chunk[0]])) != key or next_key.destyle == "edit":
-                key, cache = next_key, input_cache_for([])
+            if models_of(first) != models or first.config.destyle == "edit":
+                models, cache = models_of(first), input_cache_for([])
             chunk_requests = yield from _destyled([requests[index] for index in chunk], Path(scratch))
             cache.expect(chunk_requests)
             destyled = dict(zip(chunk, chunk_requests, strict=True))
@@ -387,10 +378,10 @@ def _request(
     return request
 
 
-def models_of(request: TrainRequest) -> Models:
-    """What decides which models a training loads."""
+def models_of(request: TrainRequest) -> tuple[str | bool | None, ...]:
+    """What decides which models a training loads; those for which it is equal share the U-Net."""
     config = request.config
-    return Models(config.precision, config.quantize, config.fuse, config.destyle)
+    return config.precision, config.quantize, config.fuse, config.destyle
 
 
 def _chunks(requests: Mapping[int, TrainRequest]) -> Iterator[list[int]]:
@@ -408,11 +399,3 @@ def _destyled(requests: list[TrainRequest], scratch: Path) -> Generator[Event, N
         raise
     except Exception:
         return requests
-
-
-def _failure(row: Row, error: Exception) -> RowResult:
-    """The result of a failed row, without the frames that hold its models."""
-    error.__cause__ = error.__context__ = None
-    failed = RowResult(row, "failed", error=error.with_traceback(None))
-    gc.collect()
-    return failed

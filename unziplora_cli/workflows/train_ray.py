@@ -12,7 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import gettempdir
@@ -27,7 +27,13 @@ from unziplora_cli.projects import manifest
 from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.projects.verify import verify
 from unziplora_cli.training.request import TrainRequest
-from unziplora_cli.workflows.train import TrainedProject, former_notice, input_cache_for, train
+from unziplora_cli.workflows.train import (
+    TrainedProject,
+    input_cache_for,
+    recorded_base,
+    recorded_request,
+    train,
+)
 
 if TYPE_CHECKING:
     from unziplora_cli.sdxl.base import BaseRef
@@ -43,14 +49,6 @@ CRASHES = 3
 
 NodeReport = tuple[dict[str, str], tuple[str, str] | None, str]
 """What a node says of itself: versions of packages, and the identity of its base or what is wrong with it."""
-
-
-@dataclass(frozen=True)
-class Parcel:
-    """A training for another machine: its job as JSON, and the bytes of its images by name."""
-
-    job: bytes
-    images: Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -70,10 +68,13 @@ class TrainingBegins:
 
 @dataclass(frozen=True)
 class TrainingEnds:
-    """The training of request ``index`` ended: with a project, or an error; None: another process has it."""
+    """The training of request ``index`` ended: with a project, or an error; None: another process has it.
+
+    A text says how a project that was finished before differs from the request.
+    """
 
     index: int
-    result: TrainedProject | Exception | None
+    result: TrainedProject | Exception | str | None
 
 
 # On the nodes
@@ -109,14 +110,10 @@ def make_reporter() -> Callable[[bytes, str | None], NodeReport]:
 
 def base_here(record: BaseRecord, vae: str | None) -> BaseRef:
     """The base of a job on this machine; raises ModelError if it is missing or another one."""
-    from unziplora_cli.sdxl.base import resolve_base
-
-    pinned = record.kind == "hub" and record.spec != "sdxl"  # sdxl has a revision and a variant of its own
-    spec = f"{record.id}@{record.revision}" if pinned else record.location
-    base, _ = resolve_base(spec, offline=True, vae=vae, prediction=record.prediction)
+    base = recorded_base(record, vae)
     if base.fingerprint != record.hash:
         raise ModelError(f"The base {record.spec} is another one than where the command runs.")
-    return replace(base, spec=record.spec)
+    return base
 
 
 class Worker:
@@ -129,28 +126,24 @@ class Worker:
     def ready(self) -> None:
         """Answer once this process has started."""
 
-    def train(self, parcel: Parcel) -> Delivery | Exception:
-        """The finished project, or the error of its training."""
+    def train(self, job: bytes, images: Mapping[str, bytes]) -> Delivery | Exception:
+        """The finished project of a job in JSON with its images by name, or the error of its training."""
         try:
-            return self._train(parcel)
+            return self._train(from_json(Job, job, "job"), images)
         except UnziploraError as error:
             return error.with_traceback(None)
         except Exception as error:  # its class may not exist where the result arrives
             self.models = None
             return RuntimeError(f"{type(error).__name__}: {error}")
 
-    def _train(self, parcel: Parcel) -> Delivery:
+    def _train(self, job: Job, contents: Mapping[str, bytes]) -> Delivery:
         from unziplora_cli.workflows.train_many import models_of
 
-        job = from_json(Job, parcel.job, "job")
         base = base_here(job.base, job.vae)
         with files.temporary_folder(Path(gettempdir())) as scratch:
-            for name, data in parcel.images.items():
+            for name, data in contents.items():
                 write_inside(scratch, name, data)
-            images, destyled = (
-                tuple(scratch / image.file for image in sources) for sources in (job.images, job.destyled)
-            )
-            request = TrainRequest(job, base, images, destyled)
+            request = recorded_request(job, base, scratch)
             if (models := models_of(request)) != self.models or job.config.destyle == "edit":
                 self.models, self.cache = models, input_cache_for([])
             self.cache.expect([request])
@@ -317,7 +310,7 @@ class Cluster:
         call = self.idle.pop()
         call.index = index
         try:
-            reference = call.worker.train.remote(parcel_of(request))
+            reference = call.worker.train.remote(*parcel_of(request))
         except (OSError, UnziploraError) as error:
             reference = self.ray.put(error)
         self.calls[reference] = call
@@ -419,8 +412,8 @@ def differing(versions: Mapping[str, str]) -> str:
     return "; ".join(differences(versions, here))
 
 
-def parcel_of(request: TrainRequest) -> Parcel:
-    """What a node needs to run ``request``; raises UsageError if it needs folders of this machine."""
+def parcel_of(request: TrainRequest) -> tuple[bytes, dict[str, bytes]]:
+    """The job of ``request`` as JSON, and its images; raises UsageError if it needs folders from here."""
     if request.config.prior_content or request.config.prior_style:
         raise UsageError(
             "Folders of class images are on this machine, so other machines cannot use them.",
@@ -432,7 +425,7 @@ def parcel_of(request: TrainRequest) -> Parcel:
         source.file: files.read_bytes(path, files.MAX_IMAGE_SIZE)
         for source, path in zip(sources, paths, strict=True)
     }
-    return Parcel(to_json(request.job), images)
+    return to_json(request.job), images
 
 
 def keep(
@@ -447,8 +440,7 @@ def keep(
         trained = unpack(answer, request, store)
     except Exception as error:
         return [TrainingEnds(index, error)]
-    replaced = store.former_versions(name, former).items()
-    return [*(Notice(former_notice(*former)) for former in replaced), TrainingEnds(index, trained)]
+    return [*map(Notice, store.replaced_notes(name, former)), TrainingEnds(index, trained)]
 
 
 def unpack(delivery: Delivery, request: TrainRequest, store: ProjectStore) -> TrainedProject:
