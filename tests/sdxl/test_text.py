@@ -31,8 +31,8 @@ def test_embeddings_equal_those_of_the_diffusers_pipeline(
 def test_an_embedding_does_not_depend_on_the_other_texts(encoders: TextEncoders, order: list[str]) -> None:
     together = encode(encoders, order)
     for i, text in enumerate(order):
-        assert torch.equal(together[i].tokens, encode(encoders, [text]).tokens)
-        assert torch.equal(together[i].pooled, encode(encoders, [text]).pooled)
+        assert torch.equal(together.tokens[i : i + 1], encode(encoders, [text]).tokens)
+        assert torch.equal(together.pooled[i : i + 1], encode(encoders, [text]).pooled)
 
 
 def test_the_ignored_end_of_a_long_prompt_is_quoted(encoders: TextEncoders) -> None:

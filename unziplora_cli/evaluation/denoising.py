@@ -5,7 +5,7 @@ All requests see the same noise at the same timesteps, so their losses are paire
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,9 @@ RECONSTRUCTION_STEPS = 20
 RECONSTRUCTION_START = 0.6
 """Share of the schedule from which images are reconstructed; outlines are lost there, large shapes not."""
 MAX_RECONSTRUCTIONS = 4
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""Noisy latents, timesteps -> prediction on the CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,7 @@ def measure_denoising(
             yield Progress("measure denoising", done, len(requests))
             adapted.apply(request.branches)
             conditioning, _ = make_conditioning(base, request, texts, device=device, dtype=dtype)
-            predict = _Predictor(adapted, conditioning, batch_size)
+            predict = _predictor(adapted, conditioning, batch_size)
             prediction = predict(noisy, drawn.timesteps)
             results[name] = DenoisingResult(
                 loss=(prediction - target).square().flatten(1).mean(dim=1),
@@ -128,26 +131,22 @@ def relative_gap(prediction: Tensor, other: Tensor, reference: Tensor) -> float:
     return float((prediction - other).norm()) / effect if effect > 0.0 else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Predictor:
-    """A U-Net with the LoRAs and texts of one request: noisy latents, timesteps -> prediction on the CPU."""
+def _predictor(adapted: AdaptedUNet, cond: Conditioning, batch_size: int) -> Predict:
+    """The prediction of a U-Net with the LoRAs and texts of one request."""
+    device = adapted.unet.device
 
-    adapted: AdaptedUNet
-    conditioning: Conditioning
-    batch_size: int
-
-    def __call__(self, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        device = self.adapted.unet.device
+    def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
         predictions = []
-        batches = zip(noisy.split(self.batch_size), timesteps.split(self.batch_size), strict=True)
-        for latents, times in batches:
-            conditioning = self.conditioning.expand(len(latents))
-            self.adapted.set_texts(conditioning)
-            predictions.append(self.adapted(latents.to(device), times, conditioning).cpu())
+        for latents, times in zip(noisy.split(batch_size), timesteps.split(batch_size), strict=True):
+            batch = cond.expand(len(latents))
+            adapted.set_texts(batch)
+            predictions.append(adapted(latents.to(device), times, batch).cpu())
         return torch.cat(predictions)
 
+    return predict
 
-def _reconstruct(predict: _Predictor, drawn: NoiseSamples, schedule: Mapping[str, Any]) -> float:
+
+def _reconstruct(predict: Predict, drawn: NoiseSamples, schedule: Mapping[str, Any]) -> float:
     """Add noise up to RECONSTRUCTION_START, denoise by DDIM without guidance, and compare.
 
     The error is ||reconstruction - image|| / ||image - its mean||, in latents.

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
@@ -51,22 +51,8 @@ MARKS = {
 """The noun of each marking that the built-in base's reader knows, except the plain one."""
 
 
-class Describer(Protocol):
-    """Says what an image shows; a field that it is not sure of is empty."""
-
-    name: str
-
-    def describe(self, image: Image.Image) -> Description:
-        """Describe an RGB image."""
-        ...
-
-    def close(self) -> None:
-        """Free its memory."""
-        ...
-
-
 class MiniDescriber:
-    """The built-in base's reader, in the words of that base."""
+    """The built-in base's reader, in the words of that base; a field that it is not sure of is empty."""
 
     name = "mini's reader"
 
@@ -151,6 +137,9 @@ class VisionLanguageDescriber:
         return cls(spec, model, processor)
 
 
+Describer = MiniDescriber | VisionLanguageDescriber
+
+
 def find_describer(spec: str) -> Path:
     """The folder of a vision-language model; raises ModelError if it is not on this disk."""
     folder = locate(spec, "describer", _pull(spec))
@@ -176,12 +165,8 @@ def _pull(spec: str) -> Remedy:
 
 
 def parse_answer(answer: str, by: str) -> Description:
-    """What an answer says, in clean words; empty fields where it says nothing usable."""
-    return clean(_fields(answer[:MAX_ANSWER]), by)
-
-
-def clean(values: Mapping[str, object], by: str) -> Description:
-    """A description from values of any type; whatever does not look like a few words is dropped."""
+    """A description from an answer; whatever does not look like a few words is dropped."""
+    values = _fields(answer[:MAX_ANSWER])
     subject, style, surroundings = (
         next(_words(name, [values.get(name)]), "") for name in ("subject", "style", "surroundings")
     )

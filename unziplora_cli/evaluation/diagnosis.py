@@ -92,6 +92,13 @@ def _problems(evidence: _Evidence) -> Iterator[Problem]:
         or any(map(worse, (metrics.CONTENT_AS_PHOTO, metrics.CONTENT_KEPT)))
         or any(map(worse, (metrics.CONTEXT_FOLLOWED, metrics.OTHER_SUBJECTS)))
     )
+    loss, identity = evidence.scores[metrics.LOSS["full"]], evidence.scores.get(metrics.IDENTITY)
+    hardly_learned = bool(loss.base) and loss.value >= (loss.base or 0.0) * (1.0 - MIN_LEARNED)
+    recognized = 1.0  # how far the similarity to the individual comes from the base's towards 1
+    if identity is not None and identity.base is not None:
+        recognized = (identity.value - identity.base) / max(1.0 - identity.base, 1e-6)
+    off = (name for name in SEPARATIONS if evidence.training.get(name) is False)
+    separations = " and ".join(name.replace("_", "-") for name in off)
     longer, shorter, scaled = evidence.steps(2.0), evidence.steps(2 / 3), evidence.scaled
     content_again, style_again = (
         "fix the other problems first, then evaluate again"
@@ -104,19 +111,18 @@ def _problems(evidence: _Evidence) -> Iterator[Problem]:
         f", or generate with {branch}-strength 0.7" for branch in ("content", "style")
     )
 
-    if evidence.hardly_learned and not overfitted:
+    if hardly_learned and not overfitted:
         both = f"{scaled('content_lr', 2.0)} and {scaled('style_lr', 2.0)}"
         yield Problem("the image was hardly learned", _retrain(longer, both))
     if leaked(metrics.STYLE_LEAKED):
         yield Problem(
             f"style leaks into content (the {subject} alone still looks like {style})",
-            _retrain(evidence.disabled_separations, shorter, less_content, evidence.destyling(DESTYLE_STEP))
-            + weaker_content,
+            _retrain(separations, shorter, less_content, evidence.destyling(DESTYLE_STEP)) + weaker_content,
         )
     if leaked(metrics.SUBJECT_LEAKED):
         yield Problem(
             f"the {subject} leaks into style (other subjects turn into it)",
-            _retrain(evidence.disabled_separations, shorter, less_style) + weaker_style,
+            _retrain(separations, shorter, less_style) + weaker_style,
         )
     if low(metrics.CONTENT_KEPT) and worse(metrics.CONTENT_KEPT):
         yield Problem(f"the content LoRA loses the {subject}", _retrain(less_content, shorter))
@@ -140,8 +146,8 @@ def _problems(evidence: _Evidence) -> Iterator[Problem]:
     if worse(metrics.CONTEXT_FOLLOWED):
         advice = _retrain(shorter) + weaker_content
         yield Problem("the content LoRA ignores the place in the prompt", advice, minor=True)
-    if evidence.identity < MIN_IDENTITY and not low(metrics.CONTENT_KEPT) and not overfitted:
-        degree = "hardly" if evidence.identity < MIN_IDENTITY / 2 else "only partly"
+    if recognized < MIN_IDENTITY and not low(metrics.CONTENT_KEPT) and not overfitted:
+        degree = "hardly" if recognized < MIN_IDENTITY / 2 else "only partly"
         destyling, wider = evidence.destyling(-DESTYLE_STEP), scaled("column_ratio", 2.0)
         yield Problem(
             f"this individual {subject} is {degree} recognized",
@@ -162,10 +168,10 @@ class _Evidence:
     training: Mapping[str, Scalar]
     words: Words
 
-    def above_base(self, name: str) -> float:
-        """A score minus the base's."""
-        score = self.scores[name]
-        return score.value - (score.base or 0.0)
+    def change(self, name: str) -> float:
+        """A score minus the base's; 0 if it was not measured."""
+        score = self.scores.get(name)
+        return 0.0 if score is None else score.value - (score.base or 0.0)
 
     def low(self, name: str) -> bool:
         """Whether too few images show what they should."""
@@ -173,25 +179,11 @@ class _Evidence:
 
     def leaked(self, name: str) -> bool:
         """Whether more images than the base's show what they should not."""
-        return name in self.scores and self.above_base(name) >= MAX_LEAK
+        return self.change(name) >= MAX_LEAK
 
     def worse(self, name: str) -> bool:
         """Whether fewer images than the base's follow the prompt."""
-        return name in self.scores and self.above_base(name) <= -MAX_LOSS_TO_BASE
-
-    @property
-    def hardly_learned(self) -> bool:
-        """Whether the loss with the full prompt is about the base's."""
-        loss = self.scores[metrics.LOSS["full"]]
-        return bool(loss.base) and loss.value >= (loss.base or 0.0) * (1.0 - MIN_LEARNED)
-
-    @property
-    def identity(self) -> float:
-        """How far the similarity to the individual comes from the base's towards 1; 1 if not measured."""
-        score = self.scores.get(metrics.IDENTITY)
-        if score is None or score.base is None:
-            return 1.0
-        return self.above_base(metrics.IDENTITY) / max(1.0 - score.base, 1e-6)
+        return self.change(name) <= -MAX_LOSS_TO_BASE
 
     def number(self, setting: str, default: float = 0.0) -> float:
         """A training setting as a number."""
@@ -206,12 +198,6 @@ class _Evidence:
     def scaled(self, setting: str, factor: float, most: float = 1.0) -> str:
         """Another value of a training setting."""
         return f"{setting.replace('_', '-')} {min(most, self.number(setting) * factor):.2g}"
-
-    @property
-    def disabled_separations(self) -> str:
-        """The separations that were off."""
-        off = (name for name in SEPARATIONS if self.training.get(name) is False)
-        return " and ".join(name.replace("_", "-") for name in off)
 
     def destyling(self, step: float) -> str:
         """Destyled images, or another strength of the inversion that made them, if it has one in range."""

@@ -34,26 +34,13 @@ SHARED_COLUMNS = "shared columns"
 ONE_FILE_GAP = "one-file gap"
 
 
-@dataclass(frozen=True, slots=True)
-class _Criterion:
-    """A score of generated images: the mean of ``value`` over the images of some purposes.
+Criterion = tuple[str, Sequence[Purpose], str, Callable[[EvaluationPrompt, ImageScore], float | None]]
+"""A score of generated images: its name, the purposes of these images, what it says, and its value for one.
 
-    ``value`` is whether an image passes, or a similarity; None where the scorer does not measure it.
-    """
+The value is whether an image passes, or a similarity; None where the scorer does not measure it.
+"""
 
-    name: str
-    purposes: tuple[Purpose, ...]
-    description: str
-    value: Callable[[EvaluationPrompt, ImageScore], float | None]
-    unit: Unit = "share"
-    higher_is_better: bool = True
-
-    def mean(self, prompts: Sequence[EvaluationPrompt], scores: Sequence[ImageScore]) -> float | None:
-        """The score; None where the scorer does not measure it."""
-        pairs = zip(prompts, scores, strict=True)
-        values = [self.value(prompt, score) for prompt, score in pairs if prompt.purpose in self.purposes]
-        measured = [value for value in values if value is not None]
-        return sum(measured) / len(measured) if measured else None
+SIMILARITIES, LEAKS = (IDENTITY, STYLE_SIMILARITY, PROMPT_SIMILARITY), (STYLE_LEAKED, SUBJECT_LEAKED)
 
 
 def image_scores(
@@ -63,21 +50,25 @@ def image_scores(
     scorer: Scorer,
 ) -> tuple[ScoreRecord, ...]:
     """The scores of the LoRAs' images, beside those of the base's images for the same prompts and noise."""
-    return tuple(
-        ScoreRecord(
-            name=criterion.name,
-            value=value,
-            base=criterion.mean(prompts, base_scores),
-            higher_is_better=criterion.higher_is_better,
-            about=criterion.description,
-            unit=criterion.unit,
-        )
-        for criterion in _criteria(scorer.subject, scorer.style)
-        if (value := criterion.mean(prompts, scores)) is not None
-    )
+
+    def mean(criterion: Criterion, images: Sequence[ImageScore]) -> float | None:
+        _, purposes, _, value = criterion
+        pairs = zip(prompts, images, strict=True)
+        values = [value(prompt, score) for prompt, score in pairs if prompt.purpose in purposes]
+        measured = [number for number in values if number is not None]
+        return sum(measured) / len(measured) if measured else None
+
+    records = []
+    for criterion in _criteria(scorer.subject, scorer.style):
+        name, _, about, _ = criterion
+        value, base = mean(criterion, scores), mean(criterion, base_scores)
+        unit: Unit = "likeness" if name in SIMILARITIES else "share"
+        if value is not None:
+            records.append(ScoreRecord(name, value, base, name not in LEAKS, about, unit))
+    return tuple(records)
 
 
-def _criteria(subject: str, style: str) -> list[_Criterion]:
+def _criteria(subject: str, style: str) -> list[Criterion]:
     """All criteria for a project; those of a leaking style do not apply to photos."""
     content: tuple[Purpose, ...] = ("content", "context")
 
@@ -88,65 +79,51 @@ def _criteria(subject: str, style: str) -> list[_Criterion]:
         return score.style == style
 
     of_content, of_style = "Images of the content LoRA that", "Images of the style LoRA that"
-    criteria = [
-        _Criterion(CONTENT_KEPT, content, f"{of_content} show a {subject}.", is_subject),
-        _Criterion(STYLE_LEAKED, content, f"{of_content} are {style}.", is_style, higher_is_better=False),
-        _Criterion(
-            CONTENT_AS_PHOTO,
-            content,
-            f"{of_content} are plain photos.",
-            lambda _, score: score.style == PHOTO,
-        ),
-        _Criterion(
+    criteria: list[Criterion] = [
+        (CONTENT_KEPT, content, f"{of_content} show a {subject}.", is_subject),
+        (STYLE_LEAKED, content, f"{of_content} are {style}.", is_style),
+        (CONTENT_AS_PHOTO, content, f"{of_content} are plain photos.", lambda _, score: score.style == PHOTO),
+        (
             CONTEXT_FOLLOWED,
             ("context",),
             f"{of_content} show the place in the prompt.",
             lambda prompt, score: score.context == prompt.context,
         ),
-        _Criterion(
+        (
             IDENTITY,
             ("content",),
             "Similarity of the content LoRA's subject to that of the training image.",
             lambda _, score: score.identity,
-            unit="likeness",
         ),
-        _Criterion(STYLE_KEPT, ("style",), f"{of_style} are {style}.", is_style),
-        _Criterion(
-            SUBJECT_LEAKED,
-            ("style",),
-            f"{of_style} show a {subject}, which is not in the prompt.",
-            is_subject,
-            higher_is_better=False,
-        ),
-        _Criterion(
+        (STYLE_KEPT, ("style",), f"{of_style} are {style}.", is_style),
+        (SUBJECT_LEAKED, ("style",), f"{of_style} show a {subject}, which is not in the prompt.", is_subject),
+        (
             OTHER_SUBJECTS,
             ("style",),
             f"{of_style} show the subject in the prompt.",
             lambda prompt, score: score.subject == prompt.subject,
         ),
-        _Criterion(
+        (
             BOTH_COMBINED,
             ("combine",),
             f"Images of both LoRAs that show a {subject} and are {style}.",
             lambda prompt, score: is_subject(prompt, score) and is_style(prompt, score),
         ),
-        _Criterion(
+        (
             STYLE_SIMILARITY,
             ("style",),
             "Similarity of the style LoRA's images to the training image as a whole.",
             lambda _, score: score.style_similarity,
-            unit="likeness",
         ),
-        _Criterion(
+        (
             PROMPT_SIMILARITY,
             PURPOSES,
             "Similarity of all images to their prompts.",
             lambda _, score: score.prompt_similarity,
-            unit="likeness",
         ),
     ]
     inapplicable = (STYLE_LEAKED, CONTENT_AS_PHOTO) if style == PHOTO else ()
-    return [criterion for criterion in criteria if criterion.name not in inapplicable]
+    return [criterion for criterion in criteria if criterion[0] not in inapplicable]
 
 
 def denoising_scores(results: Mapping[str, DenoisingResult]) -> tuple[ScoreRecord, ...]:

@@ -6,13 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -49,28 +48,14 @@ class ImageScore:
     prompt_similarity: float | None = None
 
 
-class Scorer(Protocol):
-    """Names what images show.
+class ClassifierScorer:
+    """Scores images by the built-in base's classifier, which knows every class of that base.
 
     Attributes:
-        subject, style: the scorer's names for those of the training image.
-        seen: the subject that the scorer sees in the training image; another one if it cannot read the image.
+        subject, style: the classifier's names for those of the training image.
+        seen: the subject that it sees in the training image; another one if it cannot read the image.
         notes: what a person should know about these names.
     """
-
-    name: str
-    subject: str
-    style: str
-    seen: str
-    notes: tuple[str, ...]
-
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[ImageScore]:
-        """Score each image, which was generated from the prompt at its index."""
-        ...
-
-
-class ClassifierScorer:
-    """Scores images by the built-in base's classifier, which knows every class of that base."""
 
     name = "the built-in classifier"
 
@@ -212,7 +197,8 @@ class ClipScorer:
     """Scores images by CLIP and DINOv2, for all other bases.
 
     CLIP names an image by the nearest of a few descriptions. The identity is DINOv2's similarity to the
-    training image, the style similarity CLIP's. The prompt similarity is CLIP's, without the trigger.
+    training image, the style similarity CLIP's. The prompt similarity is CLIP's, without the trigger. The
+    attributes are those of :class:`ClassifierScorer`.
     """
 
     name = "DINOv2 and CLIP"
@@ -256,6 +242,8 @@ class ClipScorer:
         return [names[index] for index in similarity.argmax(dim=1).tolist()]
 
 
+Scorer = ClassifierScorer | ClipScorer
+
 DINO, CLIP = "facebook/dinov2-base", "openai/clip-vit-large-patch14"
 ENCODER_FILES = {
     DINO: ("config.json", "preprocessor_config.json", "model.safetensors"),
@@ -295,13 +283,13 @@ class Encoders:
         """
         import transformers
 
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
+        from unziplora_cli.sdxl.load import loading
+
         download = Remedy("Download them", settings={"pull": True})
         dino, clip = _snapshot(DINO), _snapshot(CLIP)
         if dino is None or clip is None:
             raise ModelError(f"Not in the cache: {', '.join(missing_encoders())}.", download)
-        try:
+        with loading("DINOv2 or CLIP", download):
             return cls(
                 dino=_load_model(transformers.Dinov2Model, dino),
                 clip=_load_model(transformers.CLIPModel, clip),
@@ -309,9 +297,6 @@ class Encoders:
                 clip_processor=transformers.CLIPImageProcessor.from_pretrained(clip, local_files_only=True),
                 clip_tokenizer=transformers.CLIPTokenizerFast.from_pretrained(clip, local_files_only=True),
             )
-        except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise ModelError(f"Cannot load DINOv2 or CLIP: {reason}", download) from error
 
     @torch.inference_mode()
     def embed_dino(self, images: Sequence[Image.Image]) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
@@ -52,7 +50,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
 def separate_prompts(unet: nn.Module) -> None:
     """Make every attention of ``unet`` accept ``content_states`` and ``style_states``.
 
-    Pass them to the U-Net's forward through ``cross_attention_kwargs``; see :func:`branch_texts`.
+    Pass them, each [batch, tokens, text width], to the U-Net's forward through ``cross_attention_kwargs``.
     """
     unet.set_attn_processor(DualPromptProcessor())  # type: ignore[operator]
 
@@ -60,8 +58,3 @@ def separate_prompts(unet: nn.Module) -> None:
 def join_prompts(unet: nn.Module) -> None:
     """Undo :func:`separate_prompts`."""
     unet.set_attn_processor(AttnProcessor2_0())  # type: ignore[operator]
-
-
-def branch_texts(content: Tensor, style: Tensor) -> dict[str, Any]:
-    """The ``cross_attention_kwargs`` for the texts of both branches, each [batch, tokens, text width]."""
-    return {"content_states": content, "style_states": style}

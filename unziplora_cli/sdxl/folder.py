@@ -61,7 +61,11 @@ def check_folder(folder: Path, *remedies: Remedy) -> None:
         raise ModelError(
             f"The folder {folder} is not a base: it has no {', '.join(WEIGHTS)} folders.", *remedies
         )
-    missing = [file for file in _required_files(folder) if not (folder / file).is_file()]
+    required = [*(f"{name}/config.json" for name in WEIGHTS), "scheduler/scheduler_config.json"]
+    for tokenizer in TOKENIZERS:
+        if not (folder / tokenizer / "tokenizer.json").is_file():
+            required += [f"{tokenizer}/vocab.json", f"{tokenizer}/merges.txt"]
+    missing = [file for file in required if not (folder / file).is_file()]
     missing += [f"{name}/*.safetensors" for name in WEIGHTS if not weight_files(folder / name)]
     if missing:
         if any(any((folder / name).glob("*.bin")) for name in WEIGHTS) and not any(
@@ -172,15 +176,6 @@ def _check_scheduler(path: Path, scheduler: Mapping[str, Any]) -> None:
     prediction = scheduler.get("prediction_type", PREDICTIONS[0])
     if prediction not in PREDICTIONS:
         raise unsupported_model(path, f"its U-Net predicts {prediction!r}, not the noise or the velocity")
-
-
-def _required_files(folder: Path) -> Iterator[str]:
-    yield from (f"{component}/config.json" for component in WEIGHTS)
-    yield "scheduler/scheduler_config.json"
-    for tokenizer in TOKENIZERS:
-        if not (folder / tokenizer / "tokenizer.json").is_file():
-            yield f"{tokenizer}/vocab.json"
-            yield f"{tokenizer}/merges.txt"
 
 
 # Names and shapes of weights

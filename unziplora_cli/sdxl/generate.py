@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -218,10 +218,7 @@ def make_conditioning(
         time_ids=time_ids(*image_size(base, request.config)),
     )
     negative = texts.get(request.config.negative_prompt or None)
-    if negative is not None and len(request.branches.names) == 1:
-        uncond = Conditioning.from_prompt(negative.tokens, negative.pooled, cond.time_ids)
-    else:
-        uncond = unconditional(cond, negative)
+    uncond = unconditional(cond, negative, single=len(request.branches.names) == 1)
     return cond.to(device=device, dtype=dtype), uncond.to(device=device, dtype=dtype)
 
 
@@ -262,12 +259,7 @@ def image_parameters(base: BaseRef, request: ImageRequest, seed: int) -> dict[st
     return {
         "schema": PARAMETERS_SCHEMA,
         "version": unziplora_cli.__version__,
-        "base": {
-            "id": base.id,
-            "kind": base.kind,
-            "revision": base.revision,
-            "fingerprint": base.fingerprint,
-        },
+        "base": {name: getattr(base, name) for name in ("id", "kind", "revision", "fingerprint")},
         "prompts": dict(zip(("full", "content", "style"), request.texts, strict=True)),
         "negative_prompt": config.negative_prompt,
         "branches": {name: getattr(config, f"{name}_strength") for name in request.branches.names},
@@ -283,8 +275,5 @@ def image_parameters(base: BaseRef, request: ImageRequest, seed: int) -> dict[st
 
 def _same_weights(one: LoRAPair, other: LoRAPair) -> bool:
     """Whether two pairs are the same tensors at the same strengths."""
-    strengths = ("content_strength", "style_strength")
-    tensors = ("content", "style", "content_merge", "style_merge")
-    return all(getattr(one, name) == getattr(other, name) for name in strengths) and all(
-        getattr(one, name) is getattr(other, name) for name in tensors
-    )
+    values = ((getattr(one, part.name), getattr(other, part.name)) for part in fields(LoRAPair))
+    return all(a is b or (isinstance(a, float) and a == b) for a, b in values)

@@ -6,7 +6,7 @@ Nothing is downloaded and nothing is printed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ import torch
 import transformers
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizerFast
 
 from unziplora_cli.accel.fused_modules import fuse_modules
 from unziplora_cli.accel.int8 import quantize
-from unziplora_cli.errors import ModelError, Remedy
+from unziplora_cli.errors import ModelError, Remedy, UnziploraError
 from unziplora_cli.sdxl import base as bases
 from unziplora_cli.sdxl.base import (
     SCHEDULERS,
@@ -48,18 +48,11 @@ def load_text_encoders(base: BaseRef, *, device: torch.device | str, dtype: torc
         first, second = (
             CLIPTokenizerFast.from_pretrained(folder / name, local_files_only=True) for name in TOKENIZERS
         )
-        models = [
-            _from_file(cls, base.path, name, dtype)
-            if base.kind == "file"
-            else _pretrained(cls, base.path / name, base.variant, dtype=dtype)
-            for name, cls in (
-                ("text_encoder", CLIPTextModel),
-                ("text_encoder_2", CLIPTextModelWithProjection),
-            )
-        ]
-    return TextEncoders(
-        (first, second), tuple(_frozen(model, device) for model in models), _zeros_for_empty(base)
-    )
+        models = (
+            _frozen(_component(CLIPTextModel, base, "text_encoder", dtype), device),
+            _frozen(_component(CLIPTextModelWithProjection, base, "text_encoder_2", dtype), device),
+        )
+    return TextEncoders((first, second), models, _zeros_for_empty(base))
 
 
 def load_vae(
@@ -71,12 +64,12 @@ def load_vae(
     """
     with _loading(base, "VAE"):
         if vae is None:
-            return _frozen(_diffusers_model(AutoencoderKL, base, "vae", dtype), device)
+            return _frozen(_component(AutoencoderKL, base, "vae", dtype), device)
         path = find_vae(vae)
         if path.is_file():
             return _frozen(_from_file(AutoencoderKL, path, "vae", dtype), device)
         check_vae(path, read_json(path / "config.json"), component_config(base, "unet")["in_channels"])
-        return _frozen(_pretrained(AutoencoderKL, path, None, torch_dtype=dtype), device)
+        return _frozen(_pretrained(AutoencoderKL, path, None, dtype), device)
 
 
 def load_vae_decoder(
@@ -100,7 +93,7 @@ def load_unet(
     With ``eight_bits`` its large weights are stored as int8; without ``fuse`` it has no fused kernels.
     """
     with _loading(base, "U-Net"):
-        model = _diffusers_model(UNet2DConditionModel, base, "unet", dtype)
+        model = _component(UNet2DConditionModel, base, "unet", dtype)
     if eight_bits:
         quantize(model, torch.device(device))
     unet = _frozen(model, device)
@@ -124,9 +117,9 @@ def alphas_cumprod(base: BaseRef) -> Tensor:
         return alphas.float()
 
 
-def _diffusers_model(cls: Any, base: BaseRef, component: str, dtype: torch.dtype) -> Any:
+def _component(cls: Any, base: BaseRef, component: str, dtype: torch.dtype) -> Any:
     if base.kind != "file":
-        return _pretrained(cls, base.path / component, base.variant, torch_dtype=dtype)
+        return _pretrained(cls, base.path / component, base.variant, dtype)
     return _from_file(cls, base.path, component, dtype)
 
 
@@ -146,14 +139,15 @@ def _from_file(cls: Any, path: Path, component: str, dtype: torch.dtype) -> Any:
     return _complete(cls.from_single_file(tensors, **options))
 
 
-def _pretrained(cls: Any, folder: Path, variant: str | None, **dtype: torch.dtype) -> Any:
+def _pretrained(cls: Any, folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
+    name = "dtype" if issubclass(cls, transformers.PreTrainedModel) else "torch_dtype"
     model, info = cls.from_pretrained(
         folder,
         variant=component_variant(folder, variant),
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
-        **dtype,
+        **{name: dtype},
     )
     return _complete(model, info["missing_keys"])
 
@@ -175,21 +169,23 @@ def _zeros_for_empty(base: BaseRef) -> bool:
     return bool(read_json(index).get("force_zeros_for_empty_prompt", True)) if index.is_file() else True
 
 
+def _loading(base: BaseRef, what: str) -> AbstractContextManager[None]:
+    damaged = Remedy("The files are damaged or of another kind; fetch the base again.")
+    return loading(f"the {what} of the base {base.id}", damaged)
+
+
 @contextmanager
-def _loading(base: BaseRef, what: str) -> Iterator[None]:
-    """Silence the libraries, and turn the errors that damaged files cause in them into ModelError."""
+def loading(what: str, *remedies: Remedy) -> Iterator[None]:
+    """Silence the libraries, and turn whatever damaged files cause in them into ModelError."""
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError, UnziploraError):
         raise
-    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+    except Exception as error:  # the libraries that a model consists of may raise anything
         reason = str(error).strip().split("\n")[0]
         if "meta tensor" in reason:  # torch's message for weights that were never loaded
             reason = "its files lack some of its weights"
-        raise ModelError(
-            f"Cannot load the {what} of the base {base.id}: {reason}",
-            Remedy("The files are damaged or of another kind; fetch the base again."),
-        ) from error
+        raise ModelError(f"Cannot load {what}: {reason}", *remedies) from error

@@ -53,18 +53,7 @@ def sample_steps(
         yield latents
 
 
-def sample(
-    denoiser: Denoiser,
-    scheduler: Any,
-    latents: Tensor,
-    *,
-    steps: int,
-    guidance: float,
-    generators: list[torch.Generator] | None = None,
-) -> Tensor:
-    """The latents after the last of :func:`sample_steps`."""
-    all_steps = sample_steps(
-        denoiser, scheduler, latents, steps=steps, guidance=guidance, generators=generators
-    )
-    (last,) = deque(all_steps, maxlen=1)
+def sample(denoiser: Denoiser, scheduler: Any, latents: Tensor, **settings: Any) -> Tensor:
+    """The latents after the last of :func:`sample_steps`, whose arguments it takes."""
+    (last,) = deque(sample_steps(denoiser, scheduler, latents, **settings), maxlen=1)
     return last

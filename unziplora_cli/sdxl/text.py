@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from unziplora_cli.accel.cuda_graph import GraphedFunction
-from unziplora_cli.sdxl.attention import branch_texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,22 +24,22 @@ class TextEncoders:
     zeros_for_empty: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class TextEmbeddings:
+class Movable:
+    """A dataclass of tensors, or of other movable ones."""
+
+    def to(self, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
+        """All of them on ``device`` in ``dtype``."""
+        return type(self)(
+            **{f.name: getattr(self, f.name).to(device=device, dtype=dtype) for f in fields(cast(Any, self))}
+        )
+
+
+@dataclass(frozen=True)
+class TextEmbeddings(Movable):
     """Of n prompts: ``tokens`` [n, tokens, text width] for cross-attention, ``pooled`` [n, pooled width]."""
 
     tokens: Tensor
     pooled: Tensor
-
-    def __getitem__(self, i: int) -> TextEmbeddings:
-        """The embeddings of prompt ``i``, with a batch of 1."""
-        return TextEmbeddings(self.tokens[i : i + 1], self.pooled[i : i + 1])
-
-    def to(self, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> TextEmbeddings:
-        """Both tensors on ``device`` in ``dtype``."""
-        return TextEmbeddings(
-            self.tokens.to(device=device, dtype=dtype), self.pooled.to(device=device, dtype=dtype)
-        )
 
 
 @torch.no_grad()
@@ -51,27 +50,22 @@ def encode(encoders: TextEncoders, texts: Sequence[str]) -> TextEmbeddings:
     the second encoder. Each text is encoded in a batch of its own: matrix products round differently for
     different batch sizes, and an embedding must not depend on what else is encoded.
     """
-    embeddings = [_encode_one(encoders, text) for text in texts]
-    return TextEmbeddings(
-        torch.cat([e.tokens for e in embeddings]), torch.cat([e.pooled for e in embeddings])
-    )
-
-
-def _encode_one(encoders: TextEncoders, text: str) -> TextEmbeddings:
-    states, pooled = [], None
-    for tokenizer, model in zip(encoders.tokenizers, encoders.models, strict=True):
-        ids = tokenizer(
-            text,
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        output = model(ids.to(model.device), output_hidden_states=True)
-        states.append(output.hidden_states[-2])
-        pooled = output[0]  # the second encoder's is the projection, [1, pooled width]
-    assert pooled is not None
-    return TextEmbeddings(torch.cat(states, dim=-1), pooled)
+    tokens, pooled = [], []
+    for text in texts:
+        states = []
+        for tokenizer, model in zip(encoders.tokenizers, encoders.models, strict=True):
+            ids = tokenizer(
+                text,
+                padding="max_length",
+                max_length=tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids
+            output = model(ids.to(model.device), output_hidden_states=True)
+            states.append(output.hidden_states[-2])
+        tokens.append(torch.cat(states, dim=-1))
+        pooled.append(output[0])  # the second encoder's projection, [1, pooled width]
+    return TextEmbeddings(torch.cat(tokens), torch.cat(pooled))
 
 
 def encode_unconditional(encoders: TextEncoders) -> TextEmbeddings | None:
@@ -95,8 +89,8 @@ def time_ids(height: int, width: int) -> Tensor:
     return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class Conditioning:
+@dataclass(frozen=True)
+class Conditioning(Movable):
     """The three prompts and the size conditioning of the U-Net.
 
     ``full``, ``content``, ``style`` are token embeddings [batch, tokens, text width]; ``pooled`` [batch,
@@ -115,12 +109,6 @@ class Conditioning:
         """The same prompt for the base and both branches."""
         return cls(full=tokens, content=tokens, style=tokens, pooled=pooled, time_ids=time_ids)
 
-    def to(self, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Conditioning:
-        """All five tensors on ``device`` in ``dtype``."""
-        return Conditioning(
-            **{f.name: getattr(self, f.name).to(device=device, dtype=dtype) for f in fields(self)}
-        )
-
     def expand(self, batch: int) -> Conditioning:
         """All five tensors repeated to ``batch`` images."""
         if self.full.shape[0] == batch:
@@ -130,26 +118,26 @@ class Conditioning:
         )
 
 
-def unconditional(cond: Conditioning, negative: TextEmbeddings | None = None) -> Conditioning:
+def unconditional(
+    cond: Conditioning, negative: TextEmbeddings | None = None, *, single: bool = False
+) -> Conditioning:
     """The unconditional counterpart of ``cond``: zeros, or ``negative`` [1, ...] for the base's prompt.
 
-    The branches never get the negative prompt, as in the paper's release.
+    The branches never get the negative prompt, as in the paper's release, unless there is a ``single`` one.
     """
-    tokens = torch.zeros_like(cond.full) if negative is None else negative.tokens
-    pooled = torch.zeros_like(cond.pooled) if negative is None else negative.pooled
-    return Conditioning(
-        full=tokens.expand_as(cond.full),
-        content=torch.zeros_like(cond.content),
-        style=torch.zeros_like(cond.style),
-        pooled=pooled.expand_as(cond.pooled),
-        time_ids=cond.time_ids,
-    )
+    if negative is None:
+        negative = TextEmbeddings(torch.zeros_like(cond.full), torch.zeros_like(cond.pooled))
+    tokens, pooled = negative.tokens.expand_as(cond.full), negative.pooled.expand_as(cond.pooled)
+    if single:
+        return Conditioning.from_prompt(tokens, pooled, cond.time_ids)
+    content, style = torch.zeros_like(cond.content), torch.zeros_like(cond.style)
+    return Conditioning(tokens, content, style, pooled, cond.time_ids)
 
 
-def concat_conditionings(first: Conditioning, second: Conditioning) -> Conditioning:
-    """Both conditionings along the batch, for one call with classifier-free guidance."""
+def concat_conditionings(*parts: Conditioning) -> Conditioning:
+    """All conditionings along the batch, for one call of the U-Net."""
     return Conditioning(
-        **{f.name: torch.cat([getattr(first, f.name), getattr(second, f.name)]) for f in fields(Conditioning)}
+        **{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Conditioning)}
     )
 
 
@@ -160,20 +148,17 @@ def predict_noise(unet: nn.Module, noisy: Tensor, timesteps: Tensor, conditionin
     The U-Net's attention must be prepared by :func:`~unziplora_cli.sdxl.attention.separate_prompts`.
     """
     cond = conditioning.expand(noisy.shape[0])
-    return _predict(
-        unet, noisy, timesteps, cond, cross_attention_kwargs=branch_texts(cond.content, cond.style)
-    )
+    texts = {"content_states": cond.content, "style_states": cond.style}
+    return predict_noise_merged(unet, noisy, timesteps, cond, cross_attention_kwargs=texts)
 
 
-def predict_noise_merged(unet: nn.Module, noisy: Tensor, timesteps: Tensor, cond: Conditioning) -> Tensor:
+def predict_noise_merged(
+    unet: nn.Module, noisy: Tensor, timesteps: Tensor, cond: Conditioning, **kwargs: Any
+) -> Tensor:
     """The noise estimate of a U-Net whose branches, if any, are fused into its weights and cached texts.
 
     ``cond`` has the batch of ``noisy``; ``timesteps`` is a scalar or [batch].
     """
-    return _predict(unet, noisy, timesteps, cond)
-
-
-def _predict(unet: nn.Module, noisy: Tensor, timesteps: Tensor, cond: Conditioning, **kwargs: Any) -> Tensor:
     prediction: Tensor = unet(
         noisy,
         timesteps,

@@ -76,20 +76,17 @@ class ImageEditor:
         """Load a folder or a Hugging Face id in the cache; raises ModelError."""
         import diffusers
 
+        from unziplora_cli.sdxl.load import loading
+
         folder = find_editor(spec)
         name = str(read_json(folder / "model_index.json").get("_class_name"))
-        diffusers.utils.logging.set_verbosity_error()
-        diffusers.utils.logging.disable_progress_bar()
-        try:
-            with warnings.catch_warnings(action="ignore"):  # newer diffusers renamed torch_dtype
-                pipeline = getattr(diffusers, name).from_pretrained(
-                    folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
-                )
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # any library that a pipeline consists of may raise anything
-            reason = str(error).strip().split("\n")[0]
-            raise ModelError(f"Cannot load the editing model {spec}: {reason}", _download(spec)) from error
+        with (
+            loading(f"the editing model {spec}", _download(spec)),
+            warnings.catch_warnings(action="ignore"),  # newer diffusers renamed torch_dtype
+        ):
+            pipeline = getattr(diffusers, name).from_pretrained(
+                folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+            )
         pipeline.set_progress_bar_config(disable=True)
         _place(pipeline, device)
         return cls(pipeline, device)
