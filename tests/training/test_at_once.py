@@ -99,7 +99,7 @@ def test_every_training_has_the_numbers_that_it_has_alone(base: BaseRef, changes
     for image, layers in enumerate(together):
         alone, (expected,) = make_step(base, [image], **changes)
         for number in range(STEPS):
-            result, wanted = shared.result(number, image), alone(number, source(image)(number))
+            result, wanted = shared.result(image, number), alone(number, source(image)(number))
             for name in ("loss", "reconstruction", "overlap", "grad_norm"):
                 value = getattr(wanted, name)
                 assert (value is None) == (getattr(result, name) is None)

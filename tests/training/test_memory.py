@@ -21,13 +21,14 @@ from unziplora_cli.accel.fused_lora import FusedLoRA, fuse_lora
 from unziplora_cli.adapters.lora_file import read_lora
 from unziplora_cli.config import TrainConfig, resolve
 from unziplora_cli.doctor.checks import LOW_VRAM_GPU_MEMORY, SDXL_GPU_MEMORY
-from unziplora_cli.method.inject import inject
+from unziplora_cli.method.inject import extract, extract_merge, inject
 from unziplora_cli.sdxl.attention import separate_prompts
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.training import memory
-from unziplora_cli.training.checkpoint import TrainingState, write_layers
+from unziplora_cli.training.checkpoint import TrainingState, write_adapters
 from unziplora_cli.training.engine import _enable_gradient_checkpointing
 from unziplora_cli.training.estimate import shipped_sdxl
+from unziplora_cli.training.events import TrainResult
 from unziplora_cli.training.memory import (
     GIB,
     BaseProfile,
@@ -132,7 +133,9 @@ def test_files_have_the_estimated_sizes(tmp_path: Path) -> None:
     profile = small_base().unet
     layers = inject(UNet2DConditionModel(**CONFIG).requires_grad_(False), 8)
     settings = TrainConfig(rank=8)
-    write_layers(tmp_path, layers, {}, chosen_only=False)
+    loras = extract(layers, "content"), extract(layers, "style")
+    merges = extract_merge(layers, "content"), extract_merge(layers, "style")
+    write_adapters(tmp_path, TrainResult(*loras, *merges, 0, (), 0.0, 0, "cpu", "fp32"), {})
     written = sum(file.stat().st_size for file in tmp_path.iterdir())
     assert project_bytes(profile, settings) == pytest.approx(written, rel=0.15)
     assert project_bytes(profile, replace(settings, save_every=200)) == 4 * project_bytes(profile, settings)

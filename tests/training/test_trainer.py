@@ -22,8 +22,8 @@ from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.training.trainer import (
     STOP_SIGNALS,
     Diverged,
-    StopRequest,
     signals_as_keyboard_interrupt,
+    stop_signals,
 )
 
 Make = Callable[..., TrainRequest]
@@ -242,9 +242,9 @@ def default_signals() -> Generator[None, None, None]:
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_first_signal_is_recorded_and_the_second_raises(number: int, default_signals: None) -> None:
     before = signal.getsignal(number)
-    with StopRequest() as stop:
+    with stop_signals() as received:
         os.kill(os.getpid(), number)
-        assert stop.received
+        assert received == [number]
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(number) is before
@@ -262,8 +262,8 @@ def test_outside_the_steps_every_signal_raises(number: int, default_signals: Non
 def test_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
-        with signals_as_keyboard_interrupt(), StopRequest() as stop:
+        with signals_as_keyboard_interrupt(), stop_signals() as received:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert not stop.received
+            assert not received
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -23,6 +23,7 @@ from unziplora_cli.prompts import make_prompts
 from unziplora_cli.sdxl.base import resolve_base
 from unziplora_cli.sdxl.load import load_unet
 from unziplora_cli.training.checkpoint import write_adapters
+from unziplora_cli.training.events import TrainResult
 from unziplora_cli.workflows.evaluate import (
     SHEET,
     EvaluationRequest,
@@ -74,7 +75,8 @@ def fox(make_project: Callable[..., Project]) -> Callable[..., Project]:
             lora[name] = LoRAWeights(down, up * torch.randn(linear.out_features, 2, generator=generator))
             merge[name] = torch.ones(linear.out_features)
         same = {name: merge[name].clone() for name in merge}
-        write_adapters(project.folder, lora, lora, merge, same, {})
+        learned = TrainResult(lora, lora, merge, same, 0, (), 0.0, 0, "cpu", "fp32")
+        write_adapters(project.folder, learned, {})
         return project
 
     return make

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -20,10 +20,10 @@ from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import Interrupted, Remedy, UnziploraError, UsageError, count
 from unziplora_cli.events import translate
 from unziplora_cli.method.inject import eject
-from unziplora_cli.sdxl.text import Conditioning
+from unziplora_cli.sdxl.text import Conditioning, concat_conditionings
+from unziplora_cli.training.callbacks import Validation
 from unziplora_cli.training.checkpoint import Checkpoints
 from unziplora_cli.training.engine import (
-    assemble_trainer,
     batch_source,
     inject_branches,
     make_accelerator,
@@ -34,6 +34,7 @@ from unziplora_cli.training.events import Event, Phase, TrainResult
 from unziplora_cli.training.inputs import InputCache, TrainingInputs
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.training.step import Batch, Batches, Step, StepResult
+from unziplora_cli.training.trainer import Trainer
 
 Outcome = TrainResult | UnziploraError | OSError
 """What a training learned, or the error that ended it while the others went on."""
@@ -89,26 +90,26 @@ def train_at_once(
                 layers.append(inject_branches(unet, requests[number].config))
                 eject(unet)
             stacked = stack_lora(unet, layers)
-            step, state = make_step(
+            step, run, state = make_step(
                 first, inputs[members[0]], unet, stacked, accelerator, trainings=len(members)
             )
             sources = [batch_source(requests[n], inputs[n], accelerator, dtype) for n in members]
-            shared, runs = SharedStep(step, sources), []
+            shared, runs = SharedStep(run, sources), []
             for part, number in enumerate(members):
-                trainer = assemble_trainer(
-                    requests[number],
-                    inputs[number],
-                    unet,
-                    layers[part],
-                    lambda step: (),  # the shared step makes those of all trainings
-                    _Part(shared, part),
-                    state,
-                    accelerator,
-                    dtype,
-                    started,
+                trainer = Trainer(
+                    request=requests[number],
+                    accelerator=accelerator,
+                    layers=layers[part],
+                    batches=lambda step: (),  # the shared step makes those of all trainings
+                    step=step,
+                    run_step=partial(shared.result, part),
+                    state=state,
+                    validation=Validation(requests[number], inputs[number], unet, layers[part]),
+                    precision=PRECISION_NAMES[dtype],
+                    started=started,
+                    clock=partial(shared.clock, part),
                 )
                 trainer.checkpoints = _NoCheckpoints(trainer.checkpoints.folder, 0)
-                trainer.clock = partial(shared.clock, part)
                 runs.append(trainer.run())
             text = f"{count(len(members), 'image')} at once, {count(first.config.steps, 'step')}"
             yield members[0], Phase("train", f"{text} on {device}, {PRECISION_NAMES[dtype]}")
@@ -117,7 +118,7 @@ def train_at_once(
                 if isinstance(result, TrainResult):  # the share of one image
                     result = replace(result, seconds=result.seconds / len(requests))
                 outcomes[number] = result
-            del layers, stacked, step, state, shared, runs, trainer
+            del layers, stacked, step, run, state, shared, runs, trainer
             eject(unet)
         yield 0, Phase("finish")
         input_cache.put_unet(unet)
@@ -181,8 +182,8 @@ class SharedStep:
     stopped: bool = False
     """No other step is computed: trainings that have received all results are interrupted."""
 
-    def result(self, step: int, part: int) -> StepResult:
-        """What training ``part`` gets of ``step``."""
+    def result(self, part: int, step: int, _: Batches = ()) -> StepResult:
+        """What training ``part`` gets of ``step``, whose batches are those of ``sources``."""
         if step == len(self.results):
             if self.stopped:
                 raise KeyboardInterrupt
@@ -204,12 +205,7 @@ class SharedStep:
         """One batch of all trainings, one after the other; its conditioning is the same in every step."""
         key = tuple(id(batch.conditioning) for batch in batches)
         if key not in self.conditionings:
-            self.conditionings[key] = Conditioning(
-                **{
-                    f.name: torch.cat([getattr(batch.conditioning, f.name) for batch in batches])
-                    for f in fields(Conditioning)
-                }
-            )
+            self.conditionings[key] = concat_conditionings(*(batch.conditioning for batch in batches))
         weights = [batch.weight for batch in batches if batch.weight is not None]
         return replace(
             batches[0],
@@ -225,26 +221,6 @@ def _every(result: StepResult, change: Callable[[Tensor], Tensor]) -> StepResult
     """``result`` with ``change`` of every value."""
     overlap = None if result.overlap is None else change(result.overlap)
     return StepResult(change(result.loss), change(result.reconstruction), overlap, change(result.grad_norm))
-
-
-@dataclass
-class _Part:
-    """The step of one training."""
-
-    shared: SharedStep
-    part: int
-
-    def __call__(self, number: int, batches: Batches, /) -> StepResult:
-        return self.shared.result(number, self.part)
-
-    @property
-    def updating(self) -> bool:
-        """See :attr:`~unziplora_cli.training.step.TrainingStep.updating`."""
-        return self.shared.step.updating
-
-    @updating.setter
-    def updating(self, value: bool) -> None:
-        self.shared.step.updating = value
 
 
 class _NoCheckpoints(Checkpoints):

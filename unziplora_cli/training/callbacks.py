@@ -19,25 +19,20 @@ from torch import Tensor
 
 from unziplora_cli.accel.device import empty_cache
 from unziplora_cli.adapters.columns import column_map
-from unziplora_cli.config import Prompts, TrainConfig
+from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import ProjectError
 from unziplora_cli.files import atomic_write, naming, read_bytes, read_text
 from unziplora_cli.images import save_image
 from unziplora_cli.method.layer import BRANCHES, Mode
 from unziplora_cli.method.separation import Layers, set_mode
-from unziplora_cli.sdxl.base import BaseRef, vae_scale_factor
+from unziplora_cli.sdxl.base import vae_scale_factor
 from unziplora_cli.sdxl.latents import decode_latents
 from unziplora_cli.sdxl.load import load_scheduler, load_vae_decoder
 from unziplora_cli.sdxl.sampling import initial_noise, sample
-from unziplora_cli.sdxl.text import (
-    Conditioning,
-    TextEmbeddings,
-    concat_conditionings,
-    predict_noise,
-    unconditional,
-)
+from unziplora_cli.sdxl.text import concat_conditionings, predict_noise, unconditional
 from unziplora_cli.training.events import StepDone
 from unziplora_cli.training.inputs import TrainingInputs
+from unziplora_cli.training.request import TrainRequest
 
 HISTORY_FILE = "history.csv"
 
@@ -245,11 +240,7 @@ class Validation:
     The VAE is on the device only while images are decoded.
     """
 
-    base: BaseRef
-    vae: str | None
-    config: TrainConfig
-    prompts: Prompts
-    folder: Path
+    request: TrainRequest
     inputs: TrainingInputs
     unet: UNet2DConditionModel
     layers: Layers
@@ -257,9 +248,8 @@ class Validation:
 
     def generate(self, step: int) -> tuple[Path, ...]:
         """Write the images of the full, content and style prompts, and a sheet of all; returns the paths."""
-        folder = self.folder / f"step-{step:06d}"
-        self.folder.mkdir(exist_ok=True)
-        folder.mkdir(exist_ok=True)
+        folder = self.request.folder / "validation" / f"step-{step:06d}"
+        folder.mkdir(parents=True, exist_ok=True)
         images = self._decode({name: self._latents(name) for name in VALIDATION_MODES})
         paths = []
         for name, row in images.items():
@@ -274,21 +264,26 @@ class Validation:
         """The images in rows by prompt and columns by seed, labelled."""
         from unziplora_cli.report.contact_sheet import Heading, contact_sheet
 
-        seeds = range(self.config.seed, self.config.seed + self.config.validation_images)
+        prompts = self.request.job.validation or self.request.job.prompts
         return contact_sheet(
             list(images.values()),
-            title=f"After step {step} of {self.config.steps}",
-            columns=[f"seed {seed}" for seed in seeds],
-            row_headings=[Heading(name, getattr(self.prompts, name)) for name in images],
+            title=f"After step {step} of {self.request.config.steps}",
+            columns=[f"seed {seed}" for seed in self._seeds()],
+            row_headings=[Heading(name, getattr(prompts, name)) for name in images],
         )
+
+    def _seeds(self) -> range:
+        config = self.request.config
+        return range(config.seed, config.seed + config.validation_images)
 
     @torch.no_grad()
     def _latents(self, name: str) -> list[Tensor]:
         """The latents of one image per seed, [1, channels, height, width] each."""
         device, dtype = self.unet.device, self.unet.dtype
-        side = self.config.resolution // vae_scale_factor(self.base)
-        cond = self.inputs.validation[name].to(device=device, dtype=dtype)
-        batch = concat_conditionings(_uncond(self.inputs.empty, cond, name), cond)  # batch of 2
+        side = self.request.config.resolution // vae_scale_factor(self.request.base)
+        cond = self.inputs.validation[name]
+        uncond = unconditional(cond, self.inputs.empty, single=name != "full")
+        batch = concat_conditionings(uncond, cond).to(device=device, dtype=dtype)  # batch of 2
 
         def denoiser(noisy: Tensor, timestep: Tensor) -> Tensor:
             return predict_noise(self.unet, noisy.to(dtype), timestep, batch).float()
@@ -296,12 +291,12 @@ class Validation:
         set_mode(self.layers, VALIDATION_MODES[name])
         latents = []
         try:
-            for seed in range(self.config.seed, self.config.seed + self.config.validation_images):
+            for seed in self._seeds():
                 noise, generators = initial_noise([seed], self.unet.config.in_channels, side, side)
                 latents.append(
                     sample(
                         denoiser,
-                        load_scheduler(self.base),
+                        load_scheduler(self.request.base),
                         noise.to(device),
                         steps=VALIDATION_STEPS,
                         guidance=VALIDATION_GUIDANCE,
@@ -314,20 +309,10 @@ class Validation:
 
     def _decode(self, latents: dict[str, list[Tensor]]) -> dict[str, list[Image.Image]]:
         if self._decoder is None:
-            cpu = torch.device("cpu")
-            self._decoder = load_vae_decoder(self.base, device=cpu, dtype=torch.float32, vae=self.vae)
+            cpu, base, vae = torch.device("cpu"), self.request.base, self.request.job.vae
+            self._decoder = load_vae_decoder(base, device=cpu, dtype=torch.float32, vae=vae)
         self._decoder.to(self.unet.device)
         images = {name: decode_latents(self._decoder, torch.cat(parts)) for name, parts in latents.items()}
         self._decoder.to("cpu")
         empty_cache(self.unet.device)
         return images
-
-
-def _uncond(empty: TextEmbeddings | None, cond: Conditioning, name: str) -> Conditioning:
-    """The unconditional input of guidance: zeros, or the empty prompt on bases trained with it."""
-    if empty is None:
-        return unconditional(cond)
-    empty = empty.to(device=cond.full.device, dtype=cond.full.dtype)
-    if name == "full":
-        return unconditional(cond, empty)
-    return Conditioning.from_prompt(empty.tokens, empty.pooled, cond.time_ids)

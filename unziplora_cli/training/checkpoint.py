@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,9 @@ from unziplora_cli.adapters.merge_weights import write_merge
 from unziplora_cli.errors import ProjectError, Remedy
 from unziplora_cli.files import atomic_write
 from unziplora_cli.job import Scalar, differences, identity_of_schema_1
-from unziplora_cli.method.inject import extract, extract_merge
 from unziplora_cli.method.layer import BRANCHES
-from unziplora_cli.method.lora import LoRA, MergeWeights
 from unziplora_cli.method.separation import Layers, TrainedLayers
+from unziplora_cli.training.events import TrainResult
 
 FORMAT = "unziplora-training-state-3"
 
@@ -261,10 +260,6 @@ def _hash_file(path: Path) -> Path:
     return path.with_suffix(".sha256")
 
 
-WeightMetadata = Mapping[str, Mapping[str, str]]
-"""The metadata of the files ``content``, ``style`` and ``merge``."""
-
-
 @contextmanager
 def chosen_columns_only(layers: Layers) -> Iterator[None]:
     """Close the gates of all columns that are not chosen, and restore the gates afterwards."""
@@ -279,24 +274,13 @@ def chosen_columns_only(layers: Layers) -> Iterator[None]:
             branch.gate.copy_(gate)
 
 
-def write_adapters(
-    folder: Path,
-    content: LoRA,
-    style: LoRA,
-    content_merge: MergeWeights,
-    style_merge: MergeWeights,
-    metadata: WeightMetadata,
-) -> None:
-    """Write content.safetensors, style.safetensors and merge.safetensors into ``folder``."""
+def write_adapters(folder: Path, result: TrainResult, metadata: Mapping[str, Mapping[str, str]]) -> None:
+    """Write content.safetensors, style.safetensors and merge.safetensors into ``folder``.
+
+    ``metadata`` is that of the files ``content``, ``style`` and ``merge``.
+    """
     folder.mkdir(exist_ok=True)
-    write_lora(folder / "content.safetensors", content, metadata.get("content"))
-    write_lora(folder / "style.safetensors", style, metadata.get("style"))
-    write_merge(folder / "merge.safetensors", content_merge, style_merge, metadata.get("merge"))
-
-
-def write_layers(folder: Path, layers: Layers, metadata: WeightMetadata, *, chosen_only: bool) -> None:
-    """Write the current layers as a finished training does; ``chosen_only`` once columns are chosen."""
-    with chosen_columns_only(layers) if chosen_only else nullcontext():
-        loras = extract(layers, "content"), extract(layers, "style")
-        merges = extract_merge(layers, "content"), extract_merge(layers, "style")
-        write_adapters(folder, *loras, *merges, metadata)
+    write_lora(folder / "content.safetensors", result.content, metadata.get("content"))
+    write_lora(folder / "style.safetensors", result.style, metadata.get("style"))
+    merges = result.content_merge, result.style_merge
+    write_merge(folder / "merge.safetensors", *merges, metadata.get("merge"))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from unziplora_cli.images import MIN_SIDE, save_png
 from unziplora_cli.job import Job
 from unziplora_cli.prompts import with_article
 from unziplora_cli.sdxl.latents import LatentDistribution
-from unziplora_cli.sdxl.text import Conditioning, GraphedUNet, TextEmbeddings, unconditional
+from unziplora_cli.sdxl.text import Conditioning, GraphedUNet, Movable, TextEmbeddings, unconditional
 from unziplora_cli.training.noise import DESTYLE_STREAM, derive_seed
 from unziplora_cli.training.request import DESTYLED, DESTYLED_LATENTS
 
@@ -50,8 +50,8 @@ Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 """(noisy [n, channels, height, width], timestep [], conditioning) -> the base's prediction, of that shape."""
 
 
-@dataclass(frozen=True, slots=True)
-class DestyleConditioning:
+@dataclass(frozen=True)
+class DestyleConditioning(Movable):
     """Texts of destyling and learning.
 
     The base reads ``inversion`` while the image is inverted, and is guided from ``uncond`` to ``cond`` while
@@ -79,12 +79,6 @@ class DestyleConditioning:
         if config.destyle_contrast:
             return cls(inversion=full, cond=plain, uncond=full, content=content)
         return cls(inversion=content, cond=plain, uncond=unconditional(plain, empty), content=content)
-
-    def to(self, *, device: torch.device, dtype: torch.dtype) -> DestyleConditioning:
-        """All texts on ``device`` in ``dtype``."""
-        return DestyleConditioning(
-            **{f.name: getattr(self, f.name).to(device=device, dtype=dtype) for f in fields(self)}
-        )
 
 
 def plain_prompt(

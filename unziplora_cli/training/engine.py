@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import replace
 from functools import partial
 
@@ -27,15 +27,14 @@ from unziplora_cli.errors import count
 from unziplora_cli.method.inject import eject, inject
 from unziplora_cli.method.layer import DualLoRALinear, LoRAStart
 from unziplora_cli.method.schedule import Schedule
-from unziplora_cli.method.separation import Layers, Separation, TrainedLayers
+from unziplora_cli.method.separation import Separation, TrainedLayers
 from unziplora_cli.packages import check_packages
-from unziplora_cli.projects.unfinished import CHECKPOINTS
 from unziplora_cli.sdxl.attention import separate_prompts
 from unziplora_cli.sdxl.latents import decode_latents
 from unziplora_cli.sdxl.load import alphas_cumprod, load_vae
 from unziplora_cli.training.batches import BatchSource
-from unziplora_cli.training.callbacks import DivergenceMonitor, MetricLogger, Validation
-from unziplora_cli.training.checkpoint import Checkpoints, TrainingState
+from unziplora_cli.training.callbacks import Validation
+from unziplora_cli.training.checkpoint import TrainingState
 from unziplora_cli.training.destyle import (
     generate_destyled,
     omission,
@@ -43,14 +42,13 @@ from unziplora_cli.training.destyle import (
     write_destyled,
     write_latents,
 )
-from unziplora_cli.training.estimate import MemoryAdvisor, target_of
+from unziplora_cli.training.estimate import memory_remedies, memory_warning, target_of
 from unziplora_cli.training.events import Destyled, Event, Notice, Phase, TrainResult
 from unziplora_cli.training.inputs import InputCache, Prior, TrainingInputs
 from unziplora_cli.training.memory import free_memory
 from unziplora_cli.training.optimizer import build_lr_scheduler, build_optimizer
 from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.training.step import (
-    Batches,
     CapturedStep,
     Step,
     TrainingStep,
@@ -79,17 +77,10 @@ def train(
     dtype = pick_dtype(request.config.precision, device)
     accelerator = make_accelerator(request, device, dtype)
     precision = PRECISION_NAMES[dtype]
-    advisor = MemoryAdvisor(
-        base=request.base,
-        config=request.config,
-        target=target_of(device, dtype, fuse=request.config.fuse),
-        free=free_memory(device),
-        checkpoints=request.checkpoints or request.folder / CHECKPOINTS,
-        resume=request.job.name if request.resume else "",
-    )
-    with memory_guard(advisor.remedies):
+    target, free = target_of(device, dtype, fuse=request.config.fuse), free_memory(device)
+    with memory_guard(partial(memory_remedies, request, target, free)):
         inputs = yield from input_cache.inputs(request, accelerator, dtype)
-        if device.type == "cuda" and (warning := advisor.warning()):
+        if device.type == "cuda" and (warning := memory_warning(request, target, free)):
             yield Notice(warning)
         yield Phase("load U-Net", request.base.id)
         unet = input_cache.take_unet(request, accelerator.device, dtype)
@@ -177,9 +168,19 @@ def _make_trainer(
     trained: TrainedLayers = layers
     if config.fuse:
         trained = fuse_lora(unet, layers, by_block=config.gradient_checkpointing)
-    step, state = make_step(request, inputs, unet, trained, accelerator)
-    source = batch_source(request, inputs, accelerator, dtype)
-    return assemble_trainer(request, inputs, unet, layers, source, step, state, accelerator, dtype, started)
+    step, run, state = make_step(request, inputs, unet, trained, accelerator)
+    return Trainer(
+        request=request,
+        accelerator=accelerator,
+        layers=layers,
+        batches=batch_source(request, inputs, accelerator, dtype),
+        step=step,
+        run_step=run,
+        state=state,
+        validation=Validation(request, inputs, unet, layers),
+        precision=PRECISION_NAMES[dtype],
+        started=started,
+    )
 
 
 def inject_branches(unet: UNet2DConditionModel, config: TrainConfig) -> dict[str, DualLoRALinear]:
@@ -198,8 +199,8 @@ def make_step(
     trained: TrainedLayers,
     accelerator: Accelerator,
     trainings: int | None = None,
-) -> tuple[TrainingStep | CapturedStep, TrainingState]:
-    """The step of one or several trainings, recorded where possible, and the state that it changes."""
+) -> tuple[TrainingStep, Step, TrainingState]:
+    """The step of one or several trainings, what runs it (recorded, where possible), and what it changes."""
     config = request.config
     groups = parameter_groups(
         trained, content_lr=config.content_lr, style_lr=config.style_lr, merge_lr=config.merge_lr
@@ -212,7 +213,9 @@ def make_step(
         optimizer=accelerator.prepare_optimizer(optimizer),
         lr_scheduler=lr_scheduler,
         accelerator=accelerator,
-        schedule=_schedule(config),
+        schedule=Schedule(
+            config.steps, config.recalibrations, config.importance_steps, config.column_separation
+        ),
         separation=_separation(config),
         overlap_weight=config.overlap_weight,
         max_grad_norm=config.max_grad_norm,
@@ -221,7 +224,7 @@ def make_step(
         trainings=trainings,
     )
     state = TrainingState(trained, optimizer, lr_scheduler, accelerator.scaler)
-    return CapturedStep(step) if config.capture and capturable(step) else step, state
+    return step, CapturedStep(step) if config.capture and capturable(step) else step, state
 
 
 def batch_source(
@@ -239,49 +242,6 @@ def batch_source(
     )
 
 
-def assemble_trainer(
-    request: TrainRequest,
-    inputs: TrainingInputs,
-    unet: UNet2DConditionModel,
-    layers: Layers,
-    batches: Callable[[int], Batches],
-    step: Step,
-    state: TrainingState,
-    accelerator: Accelerator,
-    dtype: torch.dtype,
-    started: float,
-) -> Trainer:
-    """The trainer that runs ``step`` on ``batches``."""
-    config, precision = request.config, PRECISION_NAMES[dtype]
-    metric_logger = MetricLogger(accelerator, config, request.folder / "logs")
-    metric_logger.open()
-    return Trainer(
-        request=request,
-        accelerator=accelerator,
-        layers=layers,
-        schedule=_schedule(config),
-        batches=batches,
-        step=step,
-        state=state,
-        validation=Validation(
-            request.base,
-            request.job.vae,
-            config,
-            request.job.validation or request.job.prompts,
-            request.folder / "validation",
-            inputs,
-            unet,
-            layers,
-        ),
-        metric_logger=metric_logger,
-        checkpoints=Checkpoints(request.checkpoints or request.folder / CHECKPOINTS, config.checkpoint_every),
-        identity={**request.job.identity(), "precision": precision, "processes": accelerator.num_processes},
-        precision=precision,
-        started=started,
-        monitor=DivergenceMonitor(scaled=accelerator.scaler is not None),
-    )
-
-
 def make_accelerator(request: TrainRequest, device: torch.device, dtype: torch.dtype) -> Accelerator:
     if is_initialized():
         # accelerate keeps device and precision for the whole process; this training may need others. There is
@@ -296,10 +256,6 @@ def make_accelerator(request: TrainRequest, device: torch.device, dtype: torch.d
         log_with=None if tracker == "none" else tracker,
         project_dir=request.folder / "logs",
     )
-
-
-def _schedule(config: TrainConfig) -> Schedule:
-    return Schedule(config.steps, config.recalibrations, config.importance_steps, config.column_separation)
 
 
 def _separation(config: TrainConfig) -> Separation:

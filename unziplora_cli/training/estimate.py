@@ -21,7 +21,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +45,7 @@ from unziplora_cli.training.memory import (
     required_memory,
     total_memory,
 )
+from unziplora_cli.training.request import TrainRequest
 
 # Measured with SDXL on an H200, and with the built-in base on a CPU.
 EFFICIENCY = {"cuda": 0.62, "mps": 0.3, "cpu": 0.13}
@@ -63,9 +63,6 @@ TOO_LONG = 48 * 3600.0
 """Seconds above which a training on a CPU is not worth starting."""
 
 NAMES = {"mps": "Apple GPU", "cpu": "CPU"}
-
-Changes = Mapping[str, Any]
-"""Settings of a training by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +134,7 @@ def find_fitting_settings(
 ) -> dict[str, Any] | None:
     """The fewest changes of ``config`` with which the training needs at most ``free`` bytes, or None."""
 
-    def fits(changes: Changes) -> bool:
+    def fits(changes: Mapping[str, Any]) -> bool:
         changed_target = replace(target, precision=changes.get("precision", target.precision))
         memory = estimate_memory(base, replace(config, **changes), changed_target, process)
         return required_memory(memory, changed_target) <= free
@@ -173,60 +170,46 @@ def _memory_savers(config: TrainConfig, target: Target) -> Iterator[dict[str, An
         yield {"resolution": side // 64 * 64 or max(32, side // 8 * 8)}
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryAdvisor:
-    """Warns before a training that may not fit, and says which settings need less memory when it did not.
+def memory_warning(request: TrainRequest, target: Target, free: int) -> str:
+    """That a training may run out of memory, and settings that fit; empty if ``free`` bytes suffice."""
+    profile = profile_base(request.base)
+    required = required_memory(estimate_memory(profile, request.config, target), target)
+    if required <= free:
+        return ""
+    text = (
+        f"Training needs about {required / 1e9:.1f} GB of GPU memory, but {free / 1e9:.1f} GB are free: "
+        "it may run out of memory."
+    )
+    changes = None if request.resume else find_fitting_settings(profile, request.config, target, free)
+    if changes:
+        settings = (
+            f"{name.replace('_', '-')} {'on' if value is True else value}" for name, value in changes.items()
+        )
+        text += f" Settings that fit: {', '.join(settings)}."
+    return text
 
-    ``free`` are the bytes that were free before the training began. ``resume`` names the project of a resumed
-    training, whose settings cannot change. Other settings replace what is in ``checkpoints``.
+
+def memory_remedies(request: TrainRequest, target: Target, free: int) -> tuple[Remedy, ...]:
+    """What to do after a training ran out of memory, of which ``free`` bytes were free before it began.
+
+    The settings of a resumed training cannot change; other settings replace its checkpoints.
     """
-
-    base: BaseRef
-    config: TrainConfig
-    target: Target
-    free: int
-    checkpoints: Path
-    resume: str = ""
-
-    def warning(self) -> str:
-        """That the training may run out of memory, and settings that fit; empty when it fits."""
-        memory = estimate_memory(profile_base(self.base), self.config, self.target)
-        required = required_memory(memory, self.target)
-        if required <= self.free:
-            return ""
-        text = (
-            f"Training needs about {required / 1e9:.1f} GB of GPU memory, but "
-            f"{self.free / 1e9:.1f} GB are free: it may run out of memory."
-        )
-        changes = None if self.resume else self._fitting_settings()
-        if changes:
-            settings = (
-                f"{name.replace('_', '-')} {'on' if value is True else value}"
-                for name, value in changes.items()
-            )
-            text += f" Settings that fit: {', '.join(settings)}."
-        return text
-
-    def remedies(self) -> tuple[Remedy, ...]:
-        """What to do after running out of memory."""
-        changes = self._fitting_settings() or next(_memory_savers(self.config, self.target))
-        if self.resume:
-            return (
-                Remedy(
-                    "Close other programs that use this memory", "train", settings={"resume": self.resume}
-                ),
-                Remedy("Or start again", settings={**changes, "force": True}),
-            )
-        started = any(self.checkpoints.glob("step-*.safetensors"))
-        restart = {"force": True} if started else {}
-        smaller = {"resolution": max(32, self.config.resolution // 16 * 8)}
+    config = request.config
+    changes = find_fitting_settings(profile_base(request.base), config, target, free)
+    changes = changes or next(_memory_savers(config, target))
+    if request.resume:
+        resume = {"resume": request.job.name}
         return (
-            Remedy("Use settings that need less memory", settings={**changes, **restart}),
-            *(() if "resolution" in changes else (Remedy("If that is not enough, add", settings=smaller),)),
+            Remedy("Close other programs that use this memory", "train", settings=resume),
+            Remedy("Or start again", settings={**changes, "force": True}),
         )
-
-    def _fitting_settings(self) -> dict[str, Any] | None:
-        return find_fitting_settings(profile_base(self.base), self.config, self.target, self.free)
+    started = any(request.checkpoint_folder.glob("step-*.safetensors"))
+    restart = {"force": True} if started else {}
+    smaller = {"resolution": max(32, config.resolution // 16 * 8)}
+    return (
+        Remedy("Use settings that need less memory", settings={**changes, **restart}),
+        *(() if "resolution" in changes else (Remedy("If that is not enough, add", settings=smaller),)),
+    )
 
 
 def target_of(device: torch.device, dtype: torch.dtype, *, fuse: bool) -> Target:
@@ -254,7 +237,7 @@ class TrainingEstimate:
     flops_per_second: float
     project_bytes: int
     checkpoint_bytes: int
-    fitting_settings: Changes | None
+    fitting_settings: Mapping[str, Any] | None
 
     @property
     def fits(self) -> bool:

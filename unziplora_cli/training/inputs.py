@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,12 +14,12 @@ from torch import Tensor
 from unziplora_cli.accel.device import empty_cache, limit_threads
 from unziplora_cli.config import GenerateConfig, Prompts, TrainConfig
 from unziplora_cli.errors import Interrupted, Remedy, UnziploraError, UsageError
-from unziplora_cli.files import disk_error
+from unziplora_cli.files import write_errors
 from unziplora_cli.image_formats import image_files
 from unziplora_cli.images import load_image, save_image
 from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.paths import expand_user
-from unziplora_cli.sdxl.base import BaseRef, predicts_velocity
+from unziplora_cli.sdxl.base import predicts_velocity
 from unziplora_cli.sdxl.generate import GeneratedImage, ImageRequest, generate
 from unziplora_cli.sdxl.latents import LatentDistribution, crop_image, crop_note, encode_latents
 from unziplora_cli.sdxl.load import load_text_encoders, load_unet, load_vae
@@ -84,9 +84,7 @@ def prepare_inputs(
             for path in class_image_files(request.config, branch):
                 load_image(path)  # an unusable one is refused before anything is generated or encoded
         if class_prompts(request.config) and accelerator.is_local_main_process:
-            yield from generate_missing_class_images(
-                request.base, request.config, device=device, dtype=dtype, vae=request.job.vae
-            )
+            yield from generate_missing_class_images(request, device, dtype)
     accelerator.wait_for_everyone()
 
     encoders = load_text_encoders(requests[0].base, device=device, dtype=dtype)
@@ -106,7 +104,11 @@ def prepare_inputs(
         yield Phase("encode images", _names(request))
         latents = tuple(encode_latents(vae, image) for image in crops)
         class_pixels = {
-            branch: _class_pixels(request.config, branch) for branch in class_prompts(request.config)
+            branch: [
+                crop_image(load_image(path).image, request.config.resolution, 1)
+                for path in class_image_files(request.config, branch)
+            ]
+            for branch in class_prompts(request.config)
         }
         if destyled_crops and request.destyled_latents is None:
             class_pixels["content"] = destyled_crops
@@ -146,7 +148,7 @@ def _encode_texts(
     plain = _destyle_prompt(request)
     validation = request.job.validation or request.job.prompts
     texts = [
-        *(text for prompts in (request.job.prompts, validation) for text in _texts(prompts)),
+        *(text for prompts in (request.job.prompts, validation) for text in astuple(prompts)),
         *class_prompts(request.config).values(),
         *([plain] if plain else []),
     ]
@@ -166,10 +168,6 @@ def _destyle_prompt(request: TrainRequest) -> str | None:
     )
 
 
-def _texts(prompts: Prompts) -> tuple[str, str, str]:
-    return prompts.full, prompts.content, prompts.style
-
-
 def _assemble(
     request: TrainRequest,
     embeddings: Mapping[str, TextEmbeddings],
@@ -187,7 +185,7 @@ def _assemble(
         """Without prompt separation, both branches read the full prompt."""
         if not config.prompt_separation:
             return one(prompts.full)
-        full, content, style = (embeddings[text] for text in _texts(prompts))
+        full, content, style = (embeddings[text] for text in astuple(prompts))
         return Conditioning(full.tokens, content.tokens, style.tokens, full.pooled, ids)
 
     validation = request.job.validation or prompts
@@ -234,19 +232,20 @@ class InputCache:
         self, request: TrainRequest, accelerator: Accelerator, dtype: torch.dtype
     ) -> Generator[Event, None, TrainingInputs]:
         """The inputs of ``request``."""
-        if (cached := self._find(request)) is not None:
-            return cached
+        for cached, inputs in self._inputs:
+            if _same_inputs(request, cached):
+                return inputs
         requests = [request, *(other for other in self.pending if not _same_inputs(request, other))]
         try:
-            inputs = yield from prepare_inputs(requests, accelerator, dtype)
+            prepared = yield from prepare_inputs(requests, accelerator, dtype)
         except UnziploraError as error:
             if not self.pending or isinstance(error, Interrupted):
                 raise
             self.pending = ()  # it may be the fault of another request
-            inputs = yield from prepare_inputs([request], accelerator, dtype)
-        self._inputs += zip(requests, inputs, strict=False)
+            prepared = yield from prepare_inputs([request], accelerator, dtype)
+        self._inputs += zip(requests, prepared, strict=False)
         self.pending = ()
-        return inputs[0]
+        return prepared[0]
 
     def expect(self, requests: Sequence[TrainRequest]) -> None:
         """Forget the inputs of former trainings; those of ``requests`` will be computed together."""
@@ -270,9 +269,6 @@ class InputCache:
     def put_unet(self, unet: UNet2DConditionModel) -> None:
         """Return the U-Net, without LoRA layers, for the next training."""
         self._unet = unet
-
-    def _find(self, request: TrainRequest) -> TrainingInputs | None:
-        return next((inputs for other, inputs in self._inputs if _same_inputs(request, other)), None)
 
 
 def _same_inputs(one: TrainRequest, other: TrainRequest) -> bool:
@@ -309,21 +305,11 @@ def class_image_files(config: TrainConfig, branch: str) -> list[Path]:
     return image_files(folder)[: config.prior_images] if folder.is_dir() else []
 
 
-def _class_pixels(config: TrainConfig, branch: str) -> list[Tensor]:
-    return [
-        crop_image(load_image(path).image, config.resolution, 1) for path in class_image_files(config, branch)
-    ]
-
-
 def generate_missing_class_images(
-    base: BaseRef,
-    config: TrainConfig,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    vae: str | None = None,
+    request: TrainRequest, device: torch.device, dtype: torch.dtype
 ) -> Iterator[Event]:
     """Generate class images with the base until each folder holds ``prior_images``."""
+    config = request.config
     requests, folders = [], []
     for branch, prompt in class_prompts(config).items():
         present = len(class_image_files(config, branch))
@@ -338,19 +324,12 @@ def generate_missing_class_images(
     if not requests:
         return
     yield Phase("generate class images", f"{len(folders)} missing")
-    remaining = iter(folders)
-    for event in generate(base, requests, device=device, dtype=dtype, vae=vae):
+    remaining, another = iter(folders), Remedy("Choose another folder.")
+    for event in generate(request.base, requests, device=device, dtype=dtype, vae=request.job.vae):
         if isinstance(event, GeneratedImage):
-            _write_class_image(event, next(remaining))
+            folder = next(remaining)
+            with write_errors(folder, "The class images before it are kept.", another):
+                folder.mkdir(parents=True, exist_ok=True)
+                save_image(event.image, folder / f"class-{event.seed:010d}.png", force=True)
         elif isinstance(event, Progress):
             yield event
-
-
-def _write_class_image(generated: GeneratedImage, folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_image(generated.image, folder / f"class-{generated.seed:010d}.png", force=True)
-    except OSError as error:
-        raise disk_error(
-            error, folder, "The class images before it are kept.", Remedy("Choose another folder.")
-        ) from error

@@ -29,6 +29,7 @@ import sys
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import psutil
 import torch
 
 from unziplora_cli.config import TrainConfig
@@ -67,8 +68,6 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
     if sys.platform == "win32":
-        import psutil
-
         return int(psutil.Process().memory_info().peak_wset)
     import resource
 
@@ -78,8 +77,6 @@ def peak_memory(device: torch.device) -> int:
 
 def free_memory(device: torch.device) -> int:
     """The bytes of ``device`` that this process can use, including those that it holds now."""
-    import psutil
-
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) + CUDA_CONTEXT
@@ -92,14 +89,10 @@ def process_memory() -> int:
 
     It has imported torch and diffusers, whose size depends on their build: 0.4 GB for a CPU, more for CUDA.
     """
-    import psutil
-
     return int(psutil.Process().memory_info().rss) + GROWTH
 
 
 def total_memory(device: torch.device) -> int:
-    import psutil
-
     return int(torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total)
 
 

@@ -30,12 +30,6 @@ class StepNoise:
     timesteps: Tensor
     crop: Tensor
 
-    def to(self, device: torch.device | str) -> StepNoise:
-        """The same numbers on ``device``."""
-        return StepNoise(
-            self.noise.to(device), self.posterior.to(device), self.timesteps.to(device), self.crop.to(device)
-        )
-
 
 def step_noise(
     seed: int,

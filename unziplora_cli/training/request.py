@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.job import Job
+from unziplora_cli.projects.unfinished import CHECKPOINTS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -56,3 +57,8 @@ class TrainRequest:
     def config(self) -> TrainConfig:
         """The settings of the job."""
         return self.job.config
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """``checkpoints``, or its default."""
+        return self.checkpoints or self.folder / CHECKPOINTS

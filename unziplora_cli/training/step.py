@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import torch
 from accelerate import Accelerator
@@ -54,14 +54,6 @@ Batches = Sequence[Sequence[Batch]]
 """The parts of a step whose gradients add up, each one batch plus its prior batches."""
 
 
-class Step(Protocol):
-    """Trains on the batches of step ``number``; see :class:`TrainingStep`."""
-
-    updating: bool
-
-    def __call__(self, number: int, batches: Batches, /) -> StepResult: ...
-
-
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """Scalars of one step, left on the device: ``float()`` on one of them synchronizes. Of several trainings,
@@ -75,6 +67,10 @@ class StepResult:
     reconstruction: Tensor
     overlap: Tensor | None
     grad_norm: Tensor
+
+
+Step = Callable[[int, Batches], StepResult]
+"""Trains on the batches of the step of this number, as :class:`TrainingStep` does."""
 
 
 @dataclass(slots=True)
@@ -259,19 +255,10 @@ class CapturedStep:
         backward = self._backward[separated]
         if any(b.conditioning is not c for b, c in zip(_flat(batches), backward.conditionings, strict=True)):
             return self.step(number, batches)  # the graph reads the texts where they were recorded
-        result = backward.recording.replay(list(_tensors(batches)))
+        result = backward.recording.replay(_tensors(batches))
         self.step.average([gradient for _, gradient in backward.gradients])
         grad_norm = self.step.finish(lambda: self._run_update(action, backward, recorded=ordinary))
         return replace(result, grad_norm=grad_norm)
-
-    @property
-    def updating(self) -> bool:
-        """See :attr:`TrainingStep.updating`."""
-        return self.step.updating
-
-    @updating.setter
-    def updating(self, value: bool) -> None:
-        self.step.updating = value
 
     def release(self) -> None:
         """Return the memory of the recordings; they are made again when they are needed."""
@@ -291,7 +278,7 @@ class CapturedStep:
                 parameter.grad = gradient.zero_() if parameter.requires_grad else None
             return self.step.backward(number, _with_tensors(batches, tensors))
 
-        recording = Recording(backward, list(_tensors(batches)), share=self._first())
+        recording = Recording(backward, _tensors(batches), share=self._first())
         gradients = [(p, p.grad) for p in self.step.parameters() if p.grad is not None]
         self.step.optimizer.zero_grad()
         return _Backward(recording, gradients, [batch.conditioning for batch in _flat(batches)])
@@ -344,12 +331,10 @@ def _flat(batches: Batches) -> list[Batch]:
     return [batch for part in batches for batch in part]
 
 
-def _tensors(batches: Batches) -> Iterator[Tensor]:
+def _tensors(batches: Batches) -> list[Tensor]:
     """What differs from step to step, in a fixed order; the conditioning stays the same."""
-    for batch in _flat(batches):
-        for part in fields(batch):
-            if isinstance(value := getattr(batch, part.name), Tensor):
-                yield value
+    values = ((batch.noisy, batch.target, batch.timesteps, batch.weight) for batch in _flat(batches))
+    return [tensor for tensors in values for tensor in tensors if tensor is not None]
 
 
 def _with_tensors(batches: Batches, tensors: Sequence[Tensor]) -> Batches:
@@ -357,8 +342,8 @@ def _with_tensors(batches: Batches, tensors: Sequence[Tensor]) -> Batches:
     values = iter(tensors)
 
     def copy(batch: Batch) -> Batch:
-        names = [part.name for part in fields(batch) if isinstance(getattr(batch, part.name), Tensor)]
-        copies: dict[str, Any] = {name: next(values) for name in names}
-        return replace(batch, **copies)
+        noisy, target, timesteps = islice(values, 3)
+        weight = None if batch.weight is None else next(values)
+        return replace(batch, noisy=noisy, target=target, timesteps=timesteps, weight=weight)
 
     return [[copy(batch) for batch in part] for part in batches]

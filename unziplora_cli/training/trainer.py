@@ -19,7 +19,7 @@ from torch import Tensor
 from unziplora_cli.errors import Interrupted, Remedy, UnziploraError
 from unziplora_cli.files import fsync
 from unziplora_cli.method.inject import extract, extract_merge
-from unziplora_cli.method.schedule import Action, Schedule
+from unziplora_cli.method.schedule import Action
 from unziplora_cli.method.separation import Layers, shared_columns
 from unziplora_cli.projects.unfinished import checkpoint_steps
 from unziplora_cli.training.callbacks import (
@@ -37,7 +37,7 @@ from unziplora_cli.training.checkpoint import (
     Identity,
     TrainingState,
     chosen_columns_only,
-    write_layers,
+    write_adapters,
 )
 from unziplora_cli.training.events import (
     ColumnsChosen,
@@ -50,7 +50,7 @@ from unziplora_cli.training.events import (
 )
 from unziplora_cli.training.memory import peak_memory
 from unziplora_cli.training.request import TrainRequest
-from unziplora_cli.training.step import Batches, CapturedStep, Step, StepResult
+from unziplora_cli.training.step import Batches, CapturedStep, Step, StepResult, TrainingStep
 
 GPU_READ_INTERVAL = 10
 """Steps between readings of the losses on a GPU: reading a value waits for the device."""
@@ -62,30 +62,37 @@ class Diverged(UnziploraError):
 
 @dataclass(slots=True)
 class Trainer:
-    """A training in progress; ``step`` trains, ``done`` counts the finished steps."""
+    """A training in progress; ``run_step`` runs ``step``, ``done`` counts the finished steps."""
 
     request: TrainRequest
     accelerator: Accelerator
     layers: Layers
-    schedule: Schedule
     batches: Callable[[int], Batches]
-    step: Step
+    step: TrainingStep
+    run_step: Step
     state: TrainingState
     validation: Validation
-    metric_logger: MetricLogger
-    checkpoints: Checkpoints
-    identity: Identity
     precision: str
     started: float
     done: int = 0
     losses: list[float] = field(default_factory=list)
-    monitor: DivergenceMonitor = field(default_factory=DivergenceMonitor)
     clock: Callable[[], float] = time.monotonic
     """Measures the steps."""
     seconds_before: float = 0.0
     """Seconds of the steps done before this process resumed the training."""
+    metric_logger: MetricLogger = field(init=False)
+    checkpoints: Checkpoints = field(init=False)
+    identity: Identity = field(init=False)
+    monitor: DivergenceMonitor = field(init=False)
     _unread: list[Tensor] = field(default_factory=list)
     _seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        request, processes = self.request, self.accelerator.num_processes
+        self.metric_logger = MetricLogger(self.accelerator, request.config, request.folder / "logs")
+        self.checkpoints = Checkpoints(request.checkpoint_folder, request.config.checkpoint_every)
+        self.identity = {**request.job.identity(), "precision": self.precision, "processes": processes}
+        self.monitor = DivergenceMonitor(scaled=self.accelerator.scaler is not None)
 
     def resume(self) -> Iterator[Notice]:
         """Load the newest valid checkpoint."""
@@ -111,11 +118,15 @@ class Trainer:
         total = self.request.config.steps
         interval = 1 if self.accelerator.device.type == "cpu" else GPU_READ_INTERVAL
         stopped = False
-        with StopRequest() as stop:
+        self.metric_logger.open()
+        with stop_signals() as received:
             try:
                 while self.done < total and not stopped:
                     started = self.clock()
-                    self._run_step()
+                    outcome = self.run_step(self.done, self.batches(self.done))
+                    self._unread.append(_metrics(outcome))
+                    self.done += 1
+                    self.step.updating = False
                     reads = self.done % interval == 0 or self.done == total
                     if reads or self.checkpoints.planned(self.done):
                         yield self._read_metrics(started)
@@ -123,12 +134,12 @@ class Trainer:
                         self._seconds += self.clock() - started
                     yield from self._after_step()
                     if self.done < total and (reads or self.accelerator.num_processes == 1):
-                        stopped = self._any_process(stop.received)
+                        stopped = self._any_process(bool(received))
             except KeyboardInterrupt:
-                stop.received = True
+                received.append(signal.SIGINT)
                 if self.step.updating:
                     self._raise_interrupted(f"in the middle of step {self.done + 1}")
-            if stopped or (stop.received and self.done < total):
+            if stopped or (received and self.done < total):
                 yield from self._stop(together=stopped)
         self.metric_logger.close()
         return self.result()
@@ -149,34 +160,30 @@ class Trainer:
                 precision=self.precision,
             )
 
-    def _run_step(self) -> None:
-        outcome = self.step(self.done, self.batches(self.done))
-        self._unread.append(_metrics(outcome))
-        self.done += 1
-        self.step.updating = False
-
     def _after_step(self) -> Iterator[Event]:
         """Column maps, validation images, saved LoRAs and checkpoints that are due."""
         config = self.request.config
-        if self.schedule.action(self.done - 1) is Action.SELECT:
+        if self.step.schedule.action(self.done - 1) is Action.SELECT:
             self.metric_logger.log_columns(self.done, self.layers)
-            yield self._columns_event()
-            empty = _layers_without_columns(self.layers)
-            if empty > len(self.layers) / 2:
+            layers = self.layers.values()
+            content, style = (sum(int(layer.branches()[i].mask.sum()) for layer in layers) for i in range(2))
+            yield ColumnsChosen(self.done, content, style, *shared_columns(layers))
+            empty = sum(not (layer.content.mask.any() and layer.style.mask.any()) for layer in layers)
+            if empty > len(layers) / 2:
                 yield Notice(
-                    f"In {empty} of {len(self.layers)} layers a branch has no column, because their scores "
+                    f"In {empty} of {len(layers)} layers a branch has no column, because their scores "
                     "tie. Train with importance-score = magnitude."
                 )
         if not self.accelerator.is_main_process:
             return
         if config.validate_every and self.done % config.validate_every == 0:
-            if isinstance(self.step, CapturedStep):
-                self.step.release()
+            if isinstance(self.run_step, CapturedStep):
+                self.run_step.release()
             yield Validated(self.done, self.validation.generate(self.done))
         if config.save_every and self.done % config.save_every == 0:
             folder = self.request.folder / "saved" / f"step-{self.done:06d}"
             folder.parent.mkdir(exist_ok=True)
-            write_layers(folder, self.layers, self.request.metadata, chosen_only=self._columns_chosen())
+            write_adapters(folder, self.result(), self.request.metadata)
             yield Saved(self.done, folder)
         if self.done == config.steps or self._unread:
             return
@@ -205,10 +212,10 @@ class Trainer:
         event = StepDone(
             step=self.done,
             total=self.request.config.steps,
-            phase=self.schedule.phase(self.done - 1),
+            phase=self.step.schedule.phase(self.done - 1),
             loss=loss,
             reconstruction=reconstruction,
-            overlap=overlap if self.schedule.separated(self.done - 1) else None,
+            overlap=overlap if self.step.schedule.separated(self.done - 1) else None,
             grad_norm=grad_norm,
             learning_rates=(content, style, merge),
             seconds=seconds,
@@ -224,7 +231,7 @@ class Trainer:
                 step + 1,
                 loss,
                 reconstruction,
-                overlap if self.schedule.separated(step) else None,
+                overlap if self.step.schedule.separated(step) else None,
                 grad_norm,
                 seconds=round(seconds, 6),
             )
@@ -237,15 +244,8 @@ class Trainer:
         rows[-1] = replace(rows[-1], merge_content=content, merge_style=style)
         append_history(self.request.folder / HISTORY_FILE, rows)
 
-    def _columns_event(self) -> ColumnsChosen:
-        content, style = (
-            sum(int(layer.branches()[i].mask.sum()) for layer in self.layers.values()) for i in range(2)
-        )
-        shared, total = shared_columns(self.layers.values())
-        return ColumnsChosen(self.done, content, style, shared, total)
-
     def _columns_chosen(self) -> bool:
-        return self.schedule.selects and self.done > self.request.config.importance_steps
+        return self.step.schedule.selects and self.done > self.request.config.importance_steps
 
     def _checkpoint(self) -> Iterator[Event]:
         """Write a checkpoint; a full disk does not end the training."""
@@ -316,38 +316,27 @@ def _metrics(outcome: StepResult) -> Tensor:
     return torch.stack([value.detach().float() for value in values])
 
 
-def _layers_without_columns(layers: Layers) -> int:
-    """How many layers have a branch without any column."""
-    return sum(not (layer.content.mask.any() and layer.style.mask.any()) for layer in layers.values())
-
-
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 
 
-class StopRequest:
-    """A context in which the first signal to stop sets ``received`` and a second raises KeyboardInterrupt.
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A context that collects the first signal to stop; a second one raises KeyboardInterrupt.
 
     Signals that the process was started to ignore, as by ``nohup``, stay ignored. Outside the main thread,
     where signals cannot be handled, the context does nothing.
     """
+    received: list[int] = []
 
-    def __init__(self) -> None:
-        self.received = False
-
-    def __enter__(self) -> StopRequest:
-        self._handlers = _signal_handler(self._receive)
-        self._handlers.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._handlers.__exit__(None, None, None)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
+    def receive(number: int, frame: FrameType | None) -> None:
+        if received:
             raise KeyboardInterrupt
-        self.received = True
+        received.append(number)
+
+    with _signal_handler(receive):
+        yield received
 
 
 def signals_as_keyboard_interrupt() -> AbstractContextManager[None]:

@@ -288,7 +288,7 @@ def _train(
     store: ProjectStore,
     run: Run,
 ) -> Generator[Event, None, TrainedProject | None]:
-    from unziplora_cli.training.trainer import StopRequest
+    from unziplora_cli.training.trainer import stop_signals
 
     name, step_times = request.job.name, list[float]()
     if process_rank() > 0:
@@ -316,7 +316,7 @@ def _train(
             write_record(folder, replace(record, job=job))
         result = yield from _learn(request, folder, folder, step_times, run)
         job = replace(job, destyled=read_record(folder).job.destyled)
-        with StopRequest():  # a signal during these last moments would only cost what was learned
+        with stop_signals():  # a signal during these last moments would only cost what was learned
             (folder / manifest.FILE_NAME).unlink(missing_ok=True)
             artifacts = _write_weights(job, result, folder)
             manifest.write(folder, _manifest(job, result, artifacts))
@@ -443,14 +443,7 @@ def _write_weights(job: Job, result: TrainResult, folder: Path) -> tuple[Artifac
     from unziplora_cli.training import callbacks
     from unziplora_cli.training.checkpoint import write_adapters
 
-    write_adapters(
-        folder,
-        result.content,
-        result.style,
-        result.content_merge,
-        result.style_merge,
-        project_metadata(job, folder / job.images[0].file),
-    )
+    write_adapters(folder, result, project_metadata(job, folder / job.images[0].file))
     rank = job.config.rank
     history = Artifact.of(folder, "history", callbacks.HISTORY_FILE, "csv")
     artifacts = (*manifest.adapter_artifacts(folder, rank, rank), history)
