@@ -16,6 +16,7 @@ from unziplora_cli.__main__ import run
 from unziplora_cli.cli import _output
 from unziplora_cli.config import Prompts, TrainConfig, Words, resolve
 from unziplora_cli.errors import ModelError, UsageError
+from unziplora_cli.evaluation import reader
 from unziplora_cli.evaluation.scorers import ImageScore
 from unziplora_cli.events import Notice
 from unziplora_cli.events import run as run_events
@@ -257,9 +258,13 @@ def events_of(operation) -> tuple[object, list[str]]:
 
 
 def test_a_photo_of_another_subject_is_left_to_the_base(
-    mini: BaseRef, destyler: Path, picture: Path, tmp_path: Path
+    mini: BaseRef, destyler: Path, tmp_path: Path
 ) -> None:
-    """The random destyler draws no fox, as the shipped reader sees."""
+    """A destyler whose photos are gray draws no fox, as the shipped reader sees."""
+    blank = MiniDestyler.load(destyler)
+    torch.nn.init.zeros_(blank.out[-1].weight)
+    blank.save(destyler)
+    picture = resources.samples()["fox"].image
     request = make_request("fox", (picture,), Words("fox", "watercolor"), mini, resolve("mini", {}))
     (done,), (notice,) = events_of(destyle.destyle_requests([request], tmp_path / "scratch"))
     assert done == replace(request, by_the_base=True)
@@ -279,6 +284,26 @@ def test_only_the_crops_that_show_the_subject_are_learned(
     (done,), (notice,) = events_of(destyle.destyle_requests([request], tmp_path / "scratch"))
     assert [image.file for image in done.job.destyled] == ["destyled/01.png"]
     assert notice == "fox: 2 destyled images show a snail and an owl instead of the fox: omitted."
+
+
+def test_what_the_reader_takes_for_another_subject_already_in_the_training_image_is_no_reason(
+    mini: BaseRef, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who takes the user's bear for a bison cannot tell whether its photo shows a bear."""
+    training = Image.open(picture).tobytes()
+    reads = {training: "bison", b"": "bison"}
+    monkeypatch.setattr(
+        reader, "other_subject", lambda image, subject: reads.get(image.tobytes(), reads[b""])
+    )
+    check = destyle.subject_check(mini, Words("bear", "ink"), (picture,))
+    assert check is not None
+    photo = Image.new("RGB", (8, 8))
+    assert check(photo) == ""
+    reads[b""] = "boar"
+    assert check(photo) == "boar"
+    reads[training] = ""
+    reads[b""] = "bison"
+    assert check(photo) == "bison"
 
 
 def test_a_word_and_an_image_that_mini_does_not_know_are_named(

@@ -165,18 +165,22 @@ def _of_subject(
     return kept
 
 
-def subject_check(base: BaseRef, words: Words) -> Callable[[Image.Image], str] | None:
-    """Names what an image shows instead of the subject; None where nothing can tell."""
+def subject_check(base: BaseRef, words: Words, images: Sequence[Path]) -> Callable[[Image.Image], str] | None:
+    """Names what a destyled image of ``images`` shows instead of the subject; None where nothing can tell."""
     subject = vocabulary.mini().subject(words.subject) if base.kind == "builtin" else None
     if subject is None or not (resources.reader() / "reader.json").is_file():
         return None
-    return partial(_other_subject, subject)
+    return partial(_other_subject, subject, images)
 
 
-def _other_subject(subject: str, image: Image.Image) -> str:
+def _other_subject(subject: str, sources: Sequence[Path], image: Image.Image) -> str:
     from unziplora_cli.evaluation.reader import other_subject
+    from unziplora_cli.images import load_image
 
-    return other_subject(image, subject)
+    other = other_subject(image, subject)
+    # Who takes the training image for the same other subject errs about both.
+    errs = bool(other) and any(other_subject(load_image(path).image, subject) == other for path in sources)
+    return "" if errs else other
 
 
 def _colors(features: Sequence[str], colors: Sequence[str]) -> Tensor:

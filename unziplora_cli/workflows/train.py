@@ -131,7 +131,7 @@ def make_request(
         vae=None if vae is None else absolute_spec(vae),
         **job,
     )
-    check = subject_check(base, words)
+    check = subject_check(base, words, images)
     return TrainRequest(made, base, tuple(images), destyled, replaces=replaces, other_subject=check)
 
 
@@ -187,7 +187,7 @@ def recorded_request(job: Job, base: BaseRef, folder: Path, **fields: Any) -> Tr
     images, destyled = (
         tuple(folder / image.file for image in sources) for sources in (job.images, job.destyled)
     )
-    check = subject_check(base, job.words)
+    check = subject_check(base, job.words, images)
     return TrainRequest(job, base, images, destyled, other_subject=check, **fields)
 
 
