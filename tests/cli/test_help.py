@@ -1,5 +1,6 @@
 """The help of every command: examples that can be typed, whole option names, the usual options first."""
 
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import pytest
 import typer
 
 from unziplora_cli.cli import _help
-from unziplora_cli.cli._help import EXAMPLES, USUAL
+from unziplora_cli.cli._help import EXAMPLES, USUAL, path_of_url
 from unziplora_cli.cli.app import GLOBAL_OPTIONS, app
 from unziplora_cli.config import GenerateConfig, TrainConfig
 
@@ -156,3 +157,7 @@ def test_models_show_says_what_mini_is_and_is_not(unziplora):
         "on a beach",
     ):
         assert text in shown
+
+
+def test_a_file_url_keeps_the_bytes_of_a_name_that_is_not_utf_8() -> None:
+    assert path_of_url("file://localhost/a%20b%FF.png") == os.fsdecode(b"/a b\xff.png")

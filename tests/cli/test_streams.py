@@ -285,6 +285,16 @@ def test_questions_are_cleaned(monkeypatch):
     assert questions == ["Subject (\ufffd[2J .png)", "Delete \ufffdx?"]
 
 
+def test_a_long_question_is_broken_between_words(monkeypatch):
+    from unziplora_cli.cli._output import Output
+
+    questions = []
+    monkeypatch.setattr("typer.prompt", lambda text, **options: questions.append(text) or "owl")
+    monkeypatch.setenv("COLUMNS", "40")
+    Output().ask("What does eule zeichnung.png show", "an owl drawn with a pencil")
+    assert questions == ["What does eule zeichnung.png show [an\nowl drawn with a pencil]"]
+
+
 def table_lines(capsys, monkeypatch, columns, *rows):
     from unziplora_cli.cli._output import Output
 

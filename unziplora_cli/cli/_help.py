@@ -4,11 +4,13 @@
 are those of the preset that would be used on this machine.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import typer
 from typer.core import MarkupMode, TyperCommand, TyperGroup
@@ -134,9 +136,8 @@ def path_of_url(text: str) -> str:
     option = match[0] if (match := _OPTION.match(text)) else ""
     path = text.removeprefix(option)
     if path.startswith("file://"):
-        from urllib.request import url2pathname  # which takes long to import
-
-        return option + url2pathname(path.removeprefix("file://").removeprefix("localhost"))
+        path = path.removeprefix("file://").removeprefix("localhost")
+        return option + unquote(path.removeprefix("/") if os.name == "nt" else path, errors="surrogateescape")
     return option + str(expand_user(path)) if option and path.startswith("~/") else text
 
 

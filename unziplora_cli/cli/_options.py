@@ -61,10 +61,10 @@ def add_parameters(
     wrapper: Callable[..., None], added: Sequence[inspect.Parameter], *, without: str = ""
 ) -> None:
     """Let Typer see the parameters of the wrapped command but one, and those that its wrapper adds."""
-    own = inspect.signature(wrapper, eval_str=True).parameters.values()
+    wrapped = inspect.signature(wrapper, eval_str=True).parameters.values()
     parameters = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for parameter in (*own, *added)
+        for parameter in (*wrapped, *added)
         if parameter.name != without
     ]
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -21,7 +21,15 @@ import typer
 from unziplora_cli import paths
 from unziplora_cli.cli._errors import remedy_text
 from unziplora_cli.cli._streams import is_unicode, uncleaned
-from unziplora_cli.cli._text import UNSAFE, one_line, print_image, print_table, print_text, without_tokens
+from unziplora_cli.cli._text import (
+    UNSAFE,
+    one_line,
+    print_image,
+    print_table,
+    print_text,
+    without_tokens,
+    wrap,
+)
 from unziplora_cli.cli._text import Table as Table
 from unziplora_cli.cli._text import format_duration as format_duration
 from unziplora_cli.cli._text import format_size as format_size
@@ -144,10 +152,10 @@ class Output:
     def ask(self, question: str, default: str | None = None) -> str:
         """Ask for a text on the terminal; check `can_ask` before."""
         default = None if default is None else one_line(default)
+        text = one_line(f"{question} [{default}]" if default else question)
+        lines = wrap(text, self.console().width - len(": "))
         with self._interrupts_on_a_new_line():
-            answer: str = typer.prompt(
-                one_line(question), default=default, show_default=bool(default), err=True
-            )
+            answer: str = typer.prompt("\n".join(lines), default=default, show_default=False, err=True)
         return answer
 
     @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import tempfile
@@ -87,7 +86,7 @@ def push(request: PushRequest, store: ProjectStore) -> PushResult:
 def write_folder(request: PushRequest, store: ProjectStore, folder: Path) -> PushResult:
     """Write what :func:`push` would upload into ``folder``, which must be empty or new."""
     taken = UsageError(f"{folder} already exists.", Remedy("Choose an empty folder", settings={"out": None}))
-    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+    if (folder.is_symlink() or folder.exists()) and (not folder.is_dir() or any(folder.iterdir())):
         raise taken
     folder = folder.resolve()
     files.check_writable(folder.parent)
