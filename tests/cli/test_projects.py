@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests.jobs import make_job
-from unziplora_cli.projects.folders import locked
+from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.projects.unfinished import UnfinishedRecord, write_record, write_status
 
 
@@ -118,7 +118,7 @@ def test_a_running_training_is_listed_and_used_by_nobody(unziplora, isolated_hom
     write_record(folder, UnfinishedRecord(job=make_job(name="rose")))
     write_status(folder, 160)
     assert "unfinished, 0 of 600" in " ".join(unziplora("list").out.split())
-    with locked(isolated_home / "locks", "rose"):
+    with ProjectStore(isolated_home).lock("rose"):
         assert "running, step 160 of 600" in " ".join(unziplora("list").out.split())
         (training,) = unziplora("list", "--json").envelope["result"]["unfinished"]
         assert (training["running_step"], training["steps"]) == (160, 600)

@@ -39,14 +39,19 @@ from unziplora_cli.workflows.report import report
 Target = Callable[[bytes, Path], None]
 
 
+def _read_manifest(data: bytes, folder: Path) -> manifest.Manifest:
+    (folder / manifest.FILE_NAME).write_bytes(data)
+    return manifest.read(folder)
+
+
 def _manifest(data: bytes, folder: Path) -> None:
-    parsed = manifest.parse(data, folder / manifest.FILE_NAME)
+    parsed = _read_manifest(data, folder)
     for path in (
         *(image.file for image in parsed.job.images),
         *(artifact.path for artifact in parsed.artifacts),
     ):
         assert inside(folder, path).resolve().is_relative_to(folder.resolve())
-    assert manifest.parse(to_json(parsed), folder) == parsed
+    assert _read_manifest(to_json(parsed), folder) == parsed
 
 
 def _preset(data: bytes, folder: Path) -> None:
@@ -185,7 +190,7 @@ def _parameters(data: bytes, folder: Path) -> None:
             artifact = manifest.Artifact(
                 "content", "content.safetensors", sha256(b"0").hexdigest(), 1, "kohya"
             )
-            record = manifest.parse(sample_manifest(), place)
+            record = _read_manifest(sample_manifest(), place)
             manifest.write(place, changed(record, images=(), artifacts=(artifact,)))
     project = store.open("fox")
     info = PngInfo()
