@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -378,3 +379,17 @@ def test_the_users_token_of_any_length_is_masked(monkeypatch, tmp_path):
     (tmp_path / "token").write_text("short\n")
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
     assert without_tokens("https://hub/x?token=other&a=1 'short'") == "https://hub/x?token=***&a=1 '***'"
+
+
+@pytest.mark.parametrize(
+    "program", ["unziplora", ".venv/bin/unziplora", "/home/me/a long folder/bin/unziplora"]
+)
+def test_a_command_that_ends_a_line_is_printed_unbroken(program, monkeypatch, capsys):
+    from rich.console import Console
+
+    from unziplora_cli.cli._output import print_text
+
+    monkeypatch.setenv("COLUMNS", "40")
+    command = f'{shlex.quote(program)} combine fox rose --prompt "on a beach"'
+    print_text(Console(force_terminal=True), f"Next: {command}")
+    assert f"  {command}\n" in capsys.readouterr().out

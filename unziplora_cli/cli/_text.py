@@ -84,7 +84,8 @@ def _fold(text: str, width: int) -> list[str]:
     return [part for line in wrap(text, width) for part in chop_cells(line, width)]
 
 
-_COMMAND = re.compile(r": (?=(?:unziplora|pip|pipx|uv|sudo|hf|'?/\S*python\d?'?) )")
+_PROGRAM = r"unziplora|pip|pipx|uv|sudo|hf|(?:'[^']*/|\S*/)(?:python\d?|unziplora)'?"
+_COMMAND = re.compile(rf": (?=(?:{_PROGRAM}) )")
 """Between a sentence and the command that it ends with."""
 
 
