@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from recipes.mini.artists import CUTOUT, subjects, synonyms
-from recipes.mini.fetch import download, files
+from recipes.mini.artists import subjects, synonyms
+from recipes.mini.fetch import download, files, fit
 
 EACH = 8
 """Pictures of every package."""
@@ -44,51 +44,34 @@ _FOLDERS = {
 def candidates(archive: Path, package: str) -> Iterator[tuple[str, bytes]]:
     """The subject and the content of every file of the held-out half that is named after a subject."""
     names = set(subjects())
-    for path, content in files(archive):
-        word = re.sub(r"[\W_\d]+", " ", Path(path).stem).strip().lower()
-        named = path.endswith(".png") and _FOLDERS[package].search(f"/{path}") and word in names
-        if named and zlib.crc32(path.encode()) % 2:
+    for word, content in _named(archive, package, held_out=True):
+        if word in names:
             yield word, content
 
 
 def others(archive: Path, package: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Subject and cut-out, uint8 [104, 104, 4], of the other half's files with a subject in their names."""
+    """Subject and cut-out, uint8 [104, 104, 4], of the other half's files with a subject in their names.
+
+    A file whose background is not transparent is passed over.
+    """
     names = {word: name for name in subjects() for word in (*synonyms(name), name)}
     counts: dict[str, int] = {}
-    for path, content in files(archive):
-        if (
-            not path.endswith(".png")
-            or not _FOLDERS[package].search(f"/{path}")
-            or zlib.crc32(path.encode()) % 2
-        ):
-            continue
-        words = re.sub(r"[\W_\d]+", " ", Path(path).stem).lower().split()
+    for text, content in _named(archive, package, held_out=False):
+        words = text.split()
         parts = [" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)]
         subject = next((names[part] for part in sorted(parts, key=len, reverse=True) if part in names), "")
-        if subject and counts.setdefault(subject, 0) < MOST and (picture := cutout(content)) is not None:
-            counts[subject] += 1
-            yield subject, picture
-
-
-def cutout(content: bytes) -> np.ndarray | None:
-    """A picture cropped to what it shows, as cut-outs are, or None if it has no clear background."""
-    with Image.open(io.BytesIO(content)) as opened:
-        picture = opened.convert("RGBA")
-    box = picture.getchannel("A").getbbox()
-    if box is None or np.asarray(picture.getchannel("A"))[[0, 0, -1, -1], [0, -1, 0, -1]].min() > 128:
-        return None
-    picture = picture.crop(box)
-    scale = CUTOUT / max(picture.size)
-    small = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)
-    page = Image.new("RGBA", (CUTOUT, CUTOUT))
-    page.paste(small, ((CUTOUT - small.width) // 2, (CUTOUT - small.height) // 2))
-    return np.asarray(page)
+        if not subject or counts.setdefault(subject, 0) == MOST:
+            continue
+        picture = _picture(content)
+        if np.asarray(picture.getchannel("A"))[[0, 0, -1, -1], [0, -1, 0, -1]].min() > 128:
+            continue
+        counts[subject] += 1
+        yield subject, np.asarray(fit(picture))
 
 
 def on_white(content: bytes) -> Image.Image:
     """A picture on a white square with a margin."""
-    with Image.open(io.BytesIO(content)) as opened:
-        picture = opened.convert("RGBA")
+    picture = _picture(content)
     if box := picture.getchannel("A").getbbox():
         picture = picture.crop(box)
     scale = 0.84 * SIDE / max(picture.size)
@@ -96,6 +79,22 @@ def on_white(content: bytes) -> Image.Image:
     page = Image.new("RGB", (SIDE, SIDE), "white")
     page.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2), small)
     return page
+
+
+def _named(archive: Path, package: str, *, held_out: bool) -> Iterator[tuple[str, bytes]]:
+    """The words of the name, and the content, of every picture of one half of a package."""
+    for path, content in files(archive):
+        if (
+            path.endswith(".png")
+            and _FOLDERS[package].search(f"/{path}")
+            and zlib.crc32(path.encode()) % 2 == held_out
+        ):
+            yield re.sub(r"[\W_\d]+", " ", Path(path).stem).strip().lower(), content
+
+
+def _picture(content: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(content)) as opened:
+        return opened.convert("RGBA")
 
 
 def main() -> None:

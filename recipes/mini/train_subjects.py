@@ -230,13 +230,18 @@ def main() -> None:
     parser.add_argument("--others", type=Path, help="others.npz, as `recipes.mini.strangers` writes it")
     parser.add_argument("--work", type=Path, required=True, help="folder for drawn pictures")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--widths", type=int, nargs=4, help="begin anew; default: from the reader")
+    parser.add_argument(
+        "--widths",
+        type=int,
+        nargs=4,
+        help="channels of a network from scratch; default: go on from the reader",
+    )
     parser.add_argument("--drawn", type=int, default=6_000)
     parser.add_argument("--seconds", type=float, default=100.0)
     parser.add_argument("--batch", type=int, default=448)
     parser.add_argument("--max-steps", type=int, default=10**9)
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
-    parser.add_argument("--seed", type=int, default=5, help="another for a network that measures")
+    parser.add_argument("--seed", type=int, default=5, help="of the weights and the augmentation")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True

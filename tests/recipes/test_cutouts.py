@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import tarfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from recipes.mini import artists, cutouts, model
+from recipes.mini import artists, cutouts, model, strangers
 from recipes.mini.artists import CUTOUT, SETS, TEST, TRAIN, TRAINED
 from recipes.mini.cutouts import Artwork
 from recipes.mini.fetch import Icons, Package, fit, pack
@@ -157,3 +158,24 @@ def test_a_wider_base_predicts_what_the_older_one_did(
         )
     torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-5)
     assert sum(p.numel() for p in new.unet.parameters()) > sum(p.numel() for p in old.unet.parameters())
+
+
+def test_a_named_picture_becomes_a_cutout_unless_it_has_a_background(monkeypatch) -> None:
+    def png(color: tuple[int, int, int, int]) -> bytes:
+        picture = Image.new("RGBA", (400, 300), color)
+        picture.paste((255, 0, 0, 255), (100, 100, 308, 204))
+        picture.save(stream := io.BytesIO(), "PNG")
+        return stream.getvalue()
+
+    paths = [f"usr/png/animals/big_dog_{number}.png" for number in range(40)]
+    content = [png((0, 0, 0, 0)) if number % 2 else png((9, 9, 9, 255)) for number in range(40)]
+    monkeypatch.setattr(strangers, "files", lambda archive: zip(paths, content, strict=True))
+    shown = list(strangers.others(Path("any"), strangers.CLIPART))
+    clear = [p for p, n in zip(paths, range(40), strict=True) if n % 2 and not zlib.crc32(p.encode()) % 2]
+    assert [subject for subject, _ in shown] == ["dog"] * min(len(clear), strangers.MOST)
+    alpha = shown[0][1][..., 3]
+    assert alpha.shape == (104, 104)
+    rows, columns = (
+        np.flatnonzero(alpha.max(axis) > 127) for axis in (1, 0)
+    )  # 208 x 104 pixels become 100 x 50
+    assert (rows[0], rows[-1], columns[0], columns[-1]) == (27, 76, 2, 101)
