@@ -401,7 +401,9 @@ def load_preset(spec: str | Path) -> Preset:
         try:
             check_settings(config, tables[table])
         except UsageError as error:
-            raise UsageError(f"{error.message} It stands in the preset {path.name}.") from error
+            example = Remedy("Correct it; a preset as an example", "presets show", ("paper",))
+            text = f"{error.message} It stands in the preset {path.name}."
+            raise UsageError(text, *error.remedies, example) from error
     description = data.get("description", "")
     if not isinstance(description, str):
         raise UsageError(f"The description in the preset {path.name} must be text.")
