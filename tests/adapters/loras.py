@@ -1,5 +1,6 @@
 """Random LoRAs for a narrow U-Net with SDXL's blocks, and files of them in every layout."""
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +21,8 @@ LAYOUT_NAMES = (
     "sd-scripts",
     "kohya-diffusers",
     "diffusers",
+    "diffusers-old",
+    "attn-procs",
     "peft",
     "comfyui",
     "lycoris",
@@ -56,10 +59,13 @@ def write_as(path: Path, lora: dict[str, LoRAWeights], layout: str) -> Path:
         return path
     tensors = {}
     for layer, weights in lora.items():
+        attention, projection = re.fullmatch(r"(.*\.attn[12])\.(to_\w+)(?:\.0)?", layer).groups()  # type: ignore[union-attr]
         down, up = {
             "comfyui": ("lora_A", "lora_B"),
             "peft-folder": ("lora_A", "lora_B"),
             "paper": ("lora.down", "lora.up"),
+            "diffusers-old": ("down", "up"),
+            "attn-procs": ("down", "up"),
         }.get(layout, ("lora_down", "lora_up"))
         module = {
             "comfyui": f"diffusion_model.{to_ldm(layer)}",
@@ -67,6 +73,8 @@ def write_as(path: Path, lora: dict[str, LoRAWeights], layout: str) -> Path:
             "onetrainer": to_ldm(layer),
             "peft-folder": f"base_model.model.{layer}",
             "paper": f"unet.unet.{layer}",
+            "attn-procs": f"{attention}.processor.{projection}_lora",
+            "diffusers-old": f"unet.{attention}.processor.{projection}_lora",
         }[layout]
         tensors[f"{module}.{down}.weight"], tensors[f"{module}.{up}.weight"] = weights.down, weights.up
     if layout == "peft-folder":

@@ -29,6 +29,8 @@ OBSERVED = {
     "kohya-diffusers": ALL,
     "sd-scripts": ALL,
     "diffusers": {"diffusers"},
+    "diffusers-old": {"ComfyUI", "Forge", "diffusers"},
+    "attn-procs": set(),
     "peft": {"diffusers"},
     "comfyui": {"ComfyUI", "Forge"},
     "lycoris": {"ComfyUI", "Forge"},
@@ -65,7 +67,7 @@ def test_rules_agree_with_diffusers(tmp_path: Path, layout: str) -> None:
         assert (comparison.projections, comparison.adapted) == (560, 560)
         assert (comparison.missing, comparison.extra) == ((), ())
         assert comparison.error < 1e-6
-    elif layout in ("comfyui", "lycoris", "onetrainer", "peft-folder"):
+    elif layout in ("comfyui", "lycoris", "onetrainer", "peft-folder", "attn-procs"):
         assert compare(path, SDXL_BLOCKS, LORA).adapted == 0
     else:
         with pytest.raises(AdapterError, match=r"diffusers .* refuses"):

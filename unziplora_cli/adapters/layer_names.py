@@ -27,6 +27,16 @@ def diffusers_layer(name: str) -> str | None:
     return _join(f"{group}.attentions.{attention}", *tail)
 
 
+def processor_layer(name: str) -> str | None:
+    """The layer for a name of diffusers' former LoRA attention processors; None for any other name.
+
+    >>> processor_layer("mid_block.attentions.0.transformer_blocks.3.attn1.processor.to_out")
+    'mid_block.attentions.0.transformer_blocks.3.attn1.to_out.0'
+    """
+    attention, _, projection = name.partition(".processor.")
+    return diffusers_layer(f"{attention}.{projection}{'.0' if projection == 'to_out' else ''}")
+
+
 def ldm_layer(name: str) -> str | None:
     """The layer, under its diffusers name, for a name of the original code; None for any other name.
 

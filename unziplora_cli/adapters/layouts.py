@@ -4,6 +4,8 @@
 ``sd-scripts``       ``lora_unet_input_blocks_4_1_….lora_down.weight``, alpha                  read, written
 ``kohya-diffusers``  ``lora_unet_down_blocks_1_attentions_0_….lora_down.weight``, alpha        read, written
 ``diffusers``        ``unet.down_blocks.1.attentions.0.….lora.down.weight``                    read, written
+``diffusers-old``    ``unet.down_blocks.1.attentions.0.….processor.to_k_lora.down.weight``     read
+``attn-procs``       ``down_blocks.1.attentions.0.….processor.to_k_lora.down.weight``          read
 ``peft``             ``unet.down_blocks.1.attentions.0.….lora_A.weight``                       read, written
 ``comfyui``          ``diffusion_model.input_blocks.4.1.….lora_A.weight``, alpha               read
 ``lycoris``          ``lycoris_down_blocks_1_attentions_0_….lora_down.weight``, alpha          read
@@ -32,7 +34,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from unziplora_cli.adapters.adapter_config import ADAPTER_METADATA, folder_config, header_config, read_scales
-from unziplora_cli.adapters.layer_names import diffusers_layer, ldm_layer, to_ldm
+from unziplora_cli.adapters.layer_names import diffusers_layer, ldm_layer, processor_layer, to_ldm
 from unziplora_cli.adapters.tensors import DAMAGED, summarize
 from unziplora_cli.errors import AdapterError, Remedy
 from unziplora_cli.method.lora import LoRA, LoRAWeights
@@ -48,6 +50,7 @@ _KOHYA = {".lora_down.weight": "down", ".lora_up.weight": "up"}
 _PEFT = {".lora_A.weight": "down", ".lora_B.weight": "up"}
 _PEFT_NAMED = {".lora_A.default.weight": "down", ".lora_B.default.weight": "up"}
 _DIFFUSERS = {".lora.down.weight": "down", ".lora.up.weight": "up"}
+_PROCESSOR = {"_lora.down.weight": "down", "_lora.up.weight": "up"}
 _ALPHA = {".alpha": "alpha"}
 _LDM_BLOCKS = ("input_blocks.", "middle_block.", "output_blocks.")
 _DIFFUSERS_BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")
@@ -89,7 +92,8 @@ class Layout:
         name = key.removeprefix(self.prefix).removesuffix(suffix)
         if ("." in name) == self.prefix.endswith("_"):
             return None
-        layer = ldm_layer(name) if self.ldm else diffusers_layer(name)
+        find = ldm_layer if self.ldm else processor_layer if suffix in _PROCESSOR else diffusers_layer
+        layer = find(name)
         return (layer, self.suffixes[suffix]) if layer else None
 
 
@@ -106,6 +110,8 @@ _FAMILIES = (
     (
         Layout("paper", "unet.unet.", _DIFFUSERS | _PEFT),
         Layout("diffusers", "unet.", _DIFFUSERS),
+        Layout("diffusers-old", "unet.", _PROCESSOR),
+        Layout("attn-procs", "", _PROCESSOR),
         Layout("peft", "unet.", _PEFT),
     ),
     (

@@ -48,11 +48,11 @@ class LoadResult:
 _LORA_UNET = frozenset({"sd-scripts", "kohya-diffusers"})
 
 PROGRAMS = (
-    Program("ComfyUI", "0.3.64", _LORA_UNET | {"comfyui", "lycoris"}),
+    Program("ComfyUI", "0.3.64", _LORA_UNET | {"comfyui", "lycoris", "diffusers-old"}),
     Program("A1111", "1.10.1", _LORA_UNET),
-    Program("Forge", "dfdcbab (2025-06)", _LORA_UNET | {"comfyui", "lycoris"}),
+    Program("Forge", "dfdcbab (2025-06)", _LORA_UNET | {"comfyui", "lycoris", "diffusers-old"}),
     Program("InvokeAI", "6.14.0-alpha", _LORA_UNET, strict=True),
-    Program("diffusers", "0.42.1", _LORA_UNET | {"diffusers", "peft"}, strict=True),
+    Program("diffusers", "0.42.1", _LORA_UNET | {"diffusers", "diffusers-old", "peft"}, strict=True),
 )
 
 
