@@ -5,6 +5,7 @@ returns its result, so that operations nest with ``result = yield from operation
 events. Operations may define more event types beside these, as ``training/events.py`` does.
 """
 
+import math
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -90,6 +91,42 @@ class ImageSaved:
 
 
 Event = Phase | Notice | Progress | Part | Transfer | ImageSaved
+
+
+def format_left(seconds: float | None) -> str:
+    """Remaining seconds as text, rounded up: `2 h 5 min left`, `4 min left`, `35 s left`."""
+    if seconds is None:
+        return ""
+    if seconds <= 90:
+        return f"{5 * math.ceil(round(seconds) / 5)} s left"
+    hours, minutes = divmod(math.ceil(round(seconds) / 60), 60)
+    return f"{hours} h {minutes} min left" if hours else f"{minutes} min left"
+
+
+class RemainingTime:
+    """Estimates the remaining time of a task from its mean speed, recent minutes counting most.
+
+    The speed of the last steps alone would make it jump: steps differ, and the machine has other work.
+    """
+
+    WINDOW = 60.0
+    """Seconds after which what was measured counts for 1/e."""
+
+    def __init__(self) -> None:
+        self.updated: float | None = None
+        self.completed = 0.0
+        self.seconds = self.units = 0.0
+
+    def update(self, completed: float, total: float, now: float) -> float | None:
+        """Seconds left at the time `now`; None until two seconds were measured."""
+        if self.updated is not None:
+            decay = math.exp((self.updated - now) / self.WINDOW)
+            self.seconds = self.seconds * decay + now - self.updated
+            self.units = self.units * decay + completed - self.completed
+        self.updated, self.completed = now, completed
+        if self.seconds < 2.0 or self.units <= 0.0:
+            return None
+        return self.seconds / self.units * (total - completed)
 
 
 def translate(

@@ -16,7 +16,7 @@ FORMATS = (
 )  # fmt: skip
 """Pillow's names of the formats that are read, and of no others: some plugins start other programs."""
 
-READABLE = "PNG, JPEG, WebP, HEIC, AVIF, TIFF, GIF, BMP and PSD"
+READABLE = "PNG, JPEG, WebP, HEIC, AVIF, TIFF, GIF, BMP or PSD"
 
 
 class Kind(NamedTuple):

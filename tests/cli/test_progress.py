@@ -11,8 +11,9 @@ import typer
 from unziplora_cli import events as common
 from unziplora_cli.cli import _output
 from unziplora_cli.cli._options import find_base
-from unziplora_cli.cli._output import Output, ProgressDisplay, RemainingTime, format_left
+from unziplora_cli.cli._output import Output, ProgressDisplay
 from unziplora_cli.errors import Remedy
+from unziplora_cli.events import RemainingTime, format_left
 from unziplora_cli.training import events
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")

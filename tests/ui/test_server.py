@@ -347,6 +347,15 @@ def test_errors_say_what_the_terminal_says_and_nothing_in_them_is_html(context: 
     assert not caught.value.print_exception
 
 
+def test_a_file_is_called_as_its_sender_called_it(tmp_path: Path) -> None:
+    def explain(error: BaseException) -> tuple[str, str, int]:
+        return f"{error} is broken.", f"Open {error}.", 2
+
+    named = server.without_folders(explain, tmp_path)
+    file = tmp_path / "0123456789abcdef" / "my fox.png"
+    assert named(ValueError(file)) == ("my fox.png is broken.", "Open my fox.png.", 2)
+
+
 def test_the_page_names_no_other_host(app: Any) -> None:
     _, _, body = call(app, "/", host=PAGE)
     config = call(app, "/config", host=PAGE)[2]

@@ -117,7 +117,23 @@ def test_the_page_takes_the_preferred_base_and_describer(
     image = Path(shutil.copy(resources.samples()["fox"].image, context.uploads / "image.png"))
     monkeypatch.setenv("UNZIPLORA_DESCRIBER", str(tmp_path / "missing"))
     with pytest.raises(gr.Error, match="missing"):
-        call("receive", [sent(image)], "mini")
+        call("receive", [sent(image)], "mini", None, *[""] * 3)
+
+
+def test_proposed_words_go_with_their_image_and_typed_ones_stay(
+    call: Call, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = [Description("mini's reader", "fox", "ink", ("orange",), "")]
+    monkeypatch.setattr("unziplora_cli.ui.train.describe_images", lambda *_, **__: described)
+    image = sent(Path(shutil.copy(resources.samples()["fox"].image, context.uploads / "a.png")))
+    none = ["", "", ""]
+    assert call("receive", [image], "mini", None, "", "oil paint", "")[2:] == ["fox", "oil paint", "orange"]
+    assert call("receive", [image, image], "mini", None, *none)[2:] == none
+
+
+def test_a_number_that_is_none_is_said_in_place_of_the_estimate(call: Call) -> None:
+    shown = call("show_estimate", None, "mini", "automatic", "", "many", *[""] * 3)
+    assert shown == ["Rank must be a number, not 'many'."]
 
 
 def test_the_estimate_counts_all_images_in_the_units_of_the_command(

@@ -16,7 +16,7 @@ _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 """Letters and marks that nobody can see."""
-_RULE = "A name has lowercase letters, digits, '-', '_' and '.', starts with a letter or digit"
+_RULE = "A name has lowercase letters, digits, '-', '_' and '.', and starts with a letter or digit"
 
 
 def check_name(name: str) -> str:

@@ -125,7 +125,8 @@ def write_destyled(
 
 def omission(job: Job, others: Sequence[str], *, left: bool) -> Notice:
     """What the user is shown about destyled images that show ``others`` instead of the subject."""
-    what = " and ".join(with_article(other) for other in dict.fromkeys(others))
+    *first, last = (with_article(other) for other in dict.fromkeys(others))
+    what = " and ".join(filter(None, (", ".join(first), last)))
     if left:
         images = "1 destyled image shows" if len(others) == 1 else f"{len(others)} destyled images show"
         return Notice(f"{job.name}: {images} {what} instead of the {job.words.subject}: omitted.")

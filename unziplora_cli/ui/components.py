@@ -27,7 +27,8 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 HIDDEN: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
 """Options of an event that runs by itself."""
 
-IMAGE_TYPES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif"]
+TO_TOP = "() => scrollTo({top: 0, behavior: 'smooth'})"
+"""Shows the jobs, which a phone does not show beside a button."""
 
 IMAGES: dict[str, Any] = {
     "object_fit": "contain",
@@ -125,14 +126,14 @@ def number(text: str | None, name: str) -> float | None:
     try:
         return float(str(text).replace(",", "."))
     except ValueError as error:
-        raise UsageError(f"{name} is a number, not {text!r}.") from error
+        raise UsageError(f"{name} must be a number, not {text!r}.") from error
 
 
 def whole(text: str | None, name: str) -> int | None:
     """The whole number in a field, None if it is empty; raises UsageError for other text."""
     value = number(text, name)
     if value is not None and not value.is_integer():
-        raise UsageError(f"{name} is a whole number, not {text}.")
+        raise UsageError(f"{name} must be a whole number, not {text}.")
     return None if value is None else int(value)
 
 

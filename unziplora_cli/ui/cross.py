@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from unziplora_cli.errors import UsageError
-from unziplora_cli.ui.components import HIDDEN, IMAGES, PRIVATE, base_and_config, number_field, whole
+from unziplora_cli.ui.components import HIDDEN, IMAGES, PRIVATE, TO_TOP, base_and_config, number_field, whole
 
 if TYPE_CHECKING:
     from unziplora_cli.ui.server import Context
@@ -65,5 +65,5 @@ def build(context: Context, changes: gr.State) -> list[gr.CheckboxGroup]:
 
     shown = gr.State(())
     changes.change(latest, shown, [cells, hint, sheet, shown], **HIDDEN)
-    start.click(generate, [contents, styles, prompt, seed], **PRIVATE)
+    start.click(generate, [contents, styles, prompt, seed], **PRIVATE).success(None, js=TO_TOP)
     return [contents, styles]

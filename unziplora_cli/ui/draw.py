@@ -13,6 +13,7 @@ from unziplora_cli.ui.components import (
     HIDDEN,
     IMAGES,
     PRIVATE,
+    TO_TOP,
     base_and_config,
     number,
     number_field,
@@ -162,7 +163,7 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
     fields = [content_row, content_strength, style_row, style_strength, subject]
     kind.change(show_fields, kind, fields, **HIDDEN)
     changes.change(latest, listed, [results, hint, listed], **HIDDEN)
-    start.click(generate, [pinned, *wanted, *settings], **PRIVATE)
+    start.click(generate, [pinned, *wanted, *settings], **PRIVATE).success(None, js=TO_TOP)
     results.select(inspect, listed, [parameters, chosen, beside], **HIDDEN)
     again.click(repeat, chosen, [pinned, *wanted, *settings], **HIDDEN)
     return [content, style]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from unziplora_cli.errors import Interrupted
 
 State = Literal["waiting", "running", "stopping", "done", "stopped", "failed"]
 Operation = Callable[[], Generator[Any, None, Any]]
+Explain = Callable[[BaseException], tuple[str, str, int]]
 
 KEPT = 50
 """Ended jobs that are remembered."""
@@ -35,6 +37,8 @@ class Job:
     state: State = "waiting"
     phase: str = ""
     fraction: float | None = None
+    left: str = ""
+    remaining: events.RemainingTime = field(default_factory=events.RemainingTime)
     notices: list[str] = field(default_factory=list)
     losses: list[tuple[int, float]] = field(default_factory=list)
     images: list[Path] = field(default_factory=list)
@@ -50,6 +54,7 @@ class Job:
 
     def watch(self, event: object) -> None:
         """Record the progress or the image that an event reports."""
+        before = self.fraction
         from unziplora_cli.training.events import Destyled, StepDone, Validated
 
         match event:
@@ -72,6 +77,10 @@ class Job:
                 self.images += paths
             case Validated(_, paths):
                 self.images.append(paths[-1])
+        if self.fraction is None or before is None or self.fraction < before:
+            self.remaining = events.RemainingTime()
+        seconds = self.remaining.update(self.fraction or 0.0, 1.0, time.monotonic())
+        self.left = events.format_left(seconds)
 
 
 class JobQueue:
@@ -81,9 +90,9 @@ class JobQueue:
         explain: the message and the remedy of an error, worded as in the terminal.
     """
 
-    def __init__(self, explain: Callable[[BaseException], tuple[str, str, int]]) -> None:
+    def __init__(self, explain: Explain) -> None:
         self._explain = explain
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._jobs: list[Job] = []
         self._submitted: SimpleQueue[Job | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
@@ -91,7 +100,7 @@ class JobQueue:
 
     def submit(self, title: str, kind: str, operation: Operation, project: str = "") -> Job:
         """Add a job at the end of the queue."""
-        with self._changed:
+        with self._lock:
             job = Job(1 + max((job.number for job in self._jobs), default=0), title, kind, operation, project)
             ended = [job for job in self._jobs if job.ended]
             for old in ended[: max(0, len(ended) - KEPT)]:
@@ -102,7 +111,7 @@ class JobQueue:
 
     def jobs(self) -> tuple[Job, ...]:
         """All jobs, oldest first."""
-        with self._changed:
+        with self._lock:
             return tuple(self._jobs)
 
     def projects(self) -> set[str]:
@@ -120,11 +129,10 @@ class JobQueue:
 
     def cancel(self, number: int) -> None:
         """Stop a job: a waiting one at once, a running one as Ctrl-C does, at its next event."""
-        with self._changed:
+        with self._lock:
             for job in self._jobs:
                 if job.number == number and job.state in ("waiting", "running"):
                     job.state = "stopped" if job.state == "waiting" else "stopping"
-            self._changed.notify_all()
 
     def close(self, timeout: float = 60) -> None:
         """Stop all jobs and wait until the running one has saved what it learned."""
@@ -133,21 +141,15 @@ class JobQueue:
         self._submitted.put(None)
         self._thread.join(timeout)
 
-    def wait(self, job: Job, timeout: float | None = None) -> None:
-        """Wait until ``job`` has ended."""
-        with self._changed:
-            self._changed.wait_for(lambda: job.ended, timeout)
-
     def _work(self) -> None:
         for job in iter(self._submitted.get, None):
-            with self._changed:
+            with self._lock:
                 if job.state != "waiting":
                     continue
                 job.state = "running"
             state = self._run(job)
-            with self._changed:
+            with self._lock:
                 job.state = state
-                self._changed.notify_all()
 
     def _run(self, job: Job) -> State:
         try:

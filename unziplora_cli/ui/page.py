@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from unziplora_cli.ui.server import Context
 
 NOTHING = "<section class='job' aria-live='polite'><p>No job is running.</p></section>"
+NO_PROJECT = "There is no project yet. Train one, or import LoRAs on the tab Projects."
 SECONDS = 1.0
 """Between two looks at the jobs."""
 
@@ -76,17 +77,22 @@ def build(context: Context) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
                 status = gr.HTML(NOTHING, elem_id="jobs", padding=False)
-                with gr.Row():
-                    stop = gr.Button("Stop the running job", size="sm", visible=False)
-                    waiting = gr.Dropdown([], label="Waiting jobs", scale=2, visible=False)
-                    cancel = gr.Button("Cancel the waiting job", size="sm", visible=False)
+                with gr.Row(elem_id="queue"):
+                    stop = gr.Button("Stop the running job", size="sm", scale=0, min_width=200, visible=False)
+                    waiting = gr.Dropdown([], label="Waiting jobs", scale=2, visible=False, min_width=200)
+                    cancel = gr.Button(
+                        "Cancel the waiting job", size="sm", scale=0, min_width=200, visible=False
+                    )
             with gr.Column(scale=2, min_width=300, visible=False) as beside:
-                made = gr.Gallery([], label="Images of this job", columns=4, height=190, **IMAGES)
+                made = gr.Gallery([], label="Images of this job", elem_id="made", height=190, **IMAGES)
         shown, changes, listed = gr.State(()), gr.State(()), gr.State([])
         pickers: list[Any] = []
+        hints: list[gr.Markdown] = []
         with gr.Tabs():
             for title, tab in (("Train", train), ("Draw", draw), ("Cross", cross), ("Projects", projects)):
                 with gr.Tab(title):
+                    if tab is not train:
+                        hints.append(gr.Markdown(NO_PROJECT))
                     pickers += tab.build(context, changes)
 
         def look(before: tuple[Any, ...]) -> list[Any]:
@@ -121,12 +127,12 @@ def build(context: Context) -> gr.Blocks:
         def list_projects(before: list[str], *chosen: Any) -> list[Any]:
             names = project_names(context)
             if names == before:
-                return [gr.skip()] * (len(pickers) + 1)
+                return [gr.skip()] * (1 + len(pickers) + len(hints))
             updates = [refreshed(one, names, value) for one, value in zip(pickers, chosen, strict=True)]
-            return [names, *updates]
+            return [names, *updates, *[gr.update(visible=not names)] * len(hints)]
 
         both = [listed, *pickers]
-        gr.on([page.load, changes.change], list_projects, both, both, **HIDDEN)
+        gr.on([page.load, changes.change], list_projects, both, [*both, *hints], **HIDDEN)
         outputs = [status, stop, waiting, cancel, made, beside, changes, shown]
         timer = gr.Timer(SECONDS)
         gr.on([page.load, timer.tick], look, shown, outputs, **HIDDEN)
@@ -141,7 +147,7 @@ def job_html(job: Job) -> str:
     if job.state in ("running", "stopping"):
         value = "" if job.fraction is None else f" value='{job.fraction:.3f}'"
         lines.append(f"<progress max='1'{value} aria-label='Progress of {escape(job.title)}'></progress>")
-        lines.append(f"<p>{escape(job.phase or 'starting')}</p>")
+        lines.append(f"<p>{escape(', '.join(filter(None, (job.phase or 'starting', job.left))))}</p>")
     if job.error:
         role = "alert" if job.state == "failed" else "status"
         lines.append(f"<p role='{role}'><strong>{escape(job.error)}</strong></p>")
@@ -157,9 +163,11 @@ def _loss_chart(job: Job) -> str:
     if chart is None:
         return ""
     line = chart.lines[0]
+    width, height = charts.RIGHT - charts.LEFT, charts.BOTTOM - charts.TOP
     style = "fill='none' stroke='currentColor' vector-effect='non-scaling-stroke'"
     return (
-        f"<svg viewBox='0 0 {charts.WIDTH} {charts.HEIGHT}' role='img' preserveAspectRatio='none' "
+        f"<svg viewBox='{charts.LEFT} {charts.TOP} {width} {height}' "
+        f"role='img' preserveAspectRatio='none' "
         f"aria-label='Loss, from {line.first:.3f} to {line.last:.3f}'>"
         f"<path d='{line.raw}' {style} opacity='0.25'/><path d='{line.path}' {style} stroke-width='2'/></svg>"
     )

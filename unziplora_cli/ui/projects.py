@@ -13,7 +13,6 @@ from unziplora_cli.errors import Remedy, UsageError
 from unziplora_cli.prompts import UNNAMED_STYLE
 from unziplora_cli.ui.components import (
     HIDDEN,
-    IMAGE_TYPES,
     IMAGES,
     PRIVATE,
     as_text,
@@ -68,7 +67,7 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
             dropped = gr.File(
                 file_count="multiple", label="Import: a content LoRA and a style LoRA", height=150
             )
-            image = gr.File(file_types=IMAGE_TYPES, label="The image that they were trained on", height=150)
+            image = gr.File(label="The image that they were trained on", height=150)
             import_name = gr.Textbox(label="Name of the project", placeholder="from the files")
             with gr.Row():
                 subject = gr.Textbox(label="Subject", placeholder="from the files", min_width=120)

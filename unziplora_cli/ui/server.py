@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from unziplora_cli.errors import Remedy, UsageError
 from unziplora_cli.resources import template
-from unziplora_cli.ui.jobs import JobQueue
+from unziplora_cli.ui.jobs import Explain, JobQueue
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -69,7 +69,7 @@ class Context:
 
     store: ProjectStore
     queue: JobQueue
-    explain: Callable[[BaseException], tuple[str, str, int]]
+    explain: Explain
     uploads: Path
     offline: bool = True
 
@@ -213,7 +213,7 @@ def make_app(context: Context, auth: tuple[str, str] | None = None) -> FastAPI:
 
 def serve(
     store: ProjectStore,
-    explain: Callable[[BaseException], tuple[str, str, int]],
+    explain: Explain,
     *,
     host: str,
     port: int,
@@ -236,8 +236,9 @@ def serve(
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="unziplora-ui-") as uploads:
-        queue = JobQueue(explain)
-        context = Context(store, queue, explain, Path(uploads), offline)
+        named = without_folders(explain, Path(uploads))
+        queue = JobQueue(named)
+        context = Context(store, queue, named, Path(uploads), offline)
         config = uvicorn.Config(
             make_app(context, credentials),
             log_level="critical",  # open pages are cut off at the end, which is no error
@@ -253,6 +254,17 @@ def serve(
             uvicorn.Server(config).run(sockets=[listener])
         finally:
             queue.close()
+
+
+def without_folders(explain: Explain, uploads: Path) -> Explain:
+    """``explain`` that names a file sent to the page as its sender does."""
+
+    def named(error: BaseException) -> tuple[str, str, int]:
+        message, remedy, code = explain(error)
+        folder = re.escape(str(uploads)) + r"[/\\]\w+[/\\]"
+        return re.sub(folder, "", message), re.sub(folder, "", remedy), code
+
+    return named
 
 
 def _listen(host: str, port: int) -> socket.socket:

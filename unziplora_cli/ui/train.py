@@ -14,9 +14,9 @@ from unziplora_cli.config import TrainConfig
 from unziplora_cli.errors import Remedy, UsageError
 from unziplora_cli.ui.components import (
     HIDDEN,
-    IMAGE_TYPES,
     IMAGES,
     PRIVATE,
+    TO_TOP,
     describe_images,
     number_field,
     uploaded,
@@ -36,13 +36,9 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
     """The components of the tab; it has no pickers of projects."""
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
-            files = gr.File(
-                file_count="multiple", file_types=IMAGE_TYPES, label="Images, one project each", height=150
-            )
-            images = gr.Gallery(
-                [], label="What is trained on", columns=4, height=300, visible=False, **IMAGES
-            )
-            with gr.Row(visible=False) as unfinished_row:
+            files = gr.File(file_count="multiple", label="Images, one project each", height=150)
+            images = gr.Gallery([], label="Training images", columns=4, height=190, visible=False, **IMAGES)
+            with gr.Row(visible=False, elem_id="unfinished") as unfinished_row:
                 unfinished = gr.Dropdown([], label="Unfinished trainings", scale=2)
                 resume = gr.Button("Resume", size="sm")
         with gr.Column(scale=1, min_width=300):
@@ -76,7 +72,8 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
 
         model = _base(context, base)
         names = ("steps", "rank", "seed", "validate_every", "destyle_images")
-        given = {name: whole(text, name.replace("_", " ")) for name, text in zip(names, texts, strict=True)}
+        labels = [field.label for field in chosen[2:]]
+        given = {name: whole(text, label) for name, label, text in zip(names, labels, texts, strict=True)}
         return model, training_config(model, None if preset == AUTOMATIC else preset, given)[1]
 
     def show_estimate(files: Any, *values: Any) -> str:
@@ -84,7 +81,10 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
 
         from unziplora_cli.training.estimate import estimate_training
 
-        model, config = settings(*values)
+        try:
+            model, config = settings(*values)
+        except UsageError as error:
+            return str(error)
         needed = estimate_training(model, config, "auto")
         if needed.too_slow:
             return f"{needed.base} needs a GPU; this machine has none. The base mini trains here in minutes."
@@ -96,8 +96,8 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
             f"{decimal(needed.required_bytes)} of memory ({decimal(needed.free_bytes)} are free).{advice}"
         )
 
-    def receive(files: Any, base: str) -> tuple[Any, ...]:
-        """Read the images as the commands do, and propose the words of a single one."""
+    def receive(files: Any, base: str, before: tuple[str, ...], *words: str) -> tuple[Any, ...]:
+        """Read the images as the commands do, and propose the words of a single one; typed words stay."""
         from unziplora_cli.images import load_image
 
         paths = uploaded(files)
@@ -105,10 +105,14 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         model = _base(context, base)
         shown = gr.update(value=loaded, visible=bool(loaded))
         proposed = describe_images(paths, builtin=model.kind == "builtin") if len(paths) == 1 else []
-        words = [(one.subject, one.style, ", ".join(one.features)) for one in proposed]
-        return shown, *(words[0] if words else [gr.skip()] * 3)
+        now = next(((one.subject, one.style, ", ".join(one.features)) for one in proposed), ("",) * 3)
+        fields = [
+            new if word in ("", old) else word for new, old, word in zip(now, before, words, strict=True)
+        ]
+        return shown, now, *fields
 
-    def train(files: Any, subject: str, style: str, features: str, name: str, *values: Any) -> None:
+    def train(files: Any, subject: str, style: str, features: str, name: str, *values: Any) -> list[Any]:
+        """Queue a training of each image, and empty the fields for the next ones."""
         paths = uploaded(files)
         if not paths:
             raise UsageError("Drop an image first.")
@@ -125,6 +129,7 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
             requests.append(_request(context, path, texts, description, name, taken, model, config))
         for request in requests:
             _submit(context, request)
+        return [None, *[""] * 4]
 
     def go_on(name: str | None) -> None:
         from unziplora_cli.workflows.train import request_to_resume
@@ -140,7 +145,8 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         picker = gr.update(choices=names, value=next(iter(names), None))
         return gr.update(visible=bool(names)), picker, names
 
-    files.change(receive, [files, base], [images, subject, style, features], **PRIVATE).then(
+    proposals, words = gr.State(("",) * 3), [subject, style, features]
+    files.change(receive, [files, base, proposals, *words], [images, proposals, *words], **PRIVATE).success(
         show_estimate, [files, *chosen], estimate, **HIDDEN
     )
     gr.on(
@@ -151,7 +157,8 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         trigger_mode="always_last",
         **HIDDEN,
     )
-    start.click(train, [files, subject, style, features, name, *chosen], **PRIVATE)
+    fields = [files, *words, name]
+    start.click(train, [*fields, *chosen], fields, **PRIVATE).success(None, js=TO_TOP)
     resume.click(go_on, unfinished, **PRIVATE)
     listed = gr.State(["?"])
     changes.change(list_unfinished, listed, [unfinished_row, unfinished, listed], **HIDDEN)
