@@ -11,6 +11,8 @@
 Any other exception is a bug and ends with exit code 1.
 """
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,3 +88,15 @@ class Interrupted(UnziploraError):
     """The user stopped the command; files written before are kept."""
 
     exit_code = 130
+
+
+def system_errno(error: BaseException | None) -> int | None:
+    """The errno of an exception or of its cause; Rust and C++ put it at the end of a message."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        match = re.search(r"(?:\(|os error )([0-9]+)\)\W*$", str(error))
+        if match and os.strerror(int(match[1])) in str(error):
+            return int(match[1])
+        error = error.__cause__ or error.__context__
+    return None

@@ -28,9 +28,9 @@ from dataclasses import dataclass
 from io import BufferedReader
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from unziplora_cli.errors import ProjectError, Remedy
+from unziplora_cli.errors import ProjectError, Remedy, system_errno
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -366,9 +366,9 @@ def disk_error(error: OSError, folder: Path, outcome: str = "", *remedies: Remed
     )
 
 
-def disk_advice(error: OSError) -> Remedy | None:
-    """What to do about an OSError that is the disk's fault, and not the file's."""
-    advice = _ADVICE.get(error.errno or 0)
+def disk_advice(error: BaseException) -> Remedy | None:
+    """What to do about an exception that is the disk's fault, and not the file's."""
+    advice = _ADVICE.get(system_errno(error) or 0)
     return Remedy(advice) if advice else None
 
 
@@ -418,13 +418,24 @@ def read_text(path: Path, limit: int = MAX_TEXT_SIZE) -> str:
     return read_bytes(path, limit).decode("utf-8-sig")
 
 
+def open_safetensors(path: Path, framework: str = "pt") -> Any:
+    """Open a safetensors file; raises OSError with the reason, which safetensors hides."""
+    from safetensors import safe_open
+
+    try:
+        return safe_open(path, framework=framework)
+    except (FileNotFoundError, RuntimeError):  # the latter is torch's, which opens the file once more
+        path.open("rb").close()
+        return safe_open(path, framework=framework)  # the reason has passed
+
+
 def identify(path: Path) -> tuple[str, Remedy] | None:
     """What a file is that cannot be read as safetensors, and what to do with it; None if unknown."""
     try:
         with path.open("rb") as file:
             start = file.read(512)
-    except OSError as error:
-        return f"{error.strerror}", Remedy("Check the permissions of the file.")
+    except OSError:
+        return None
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not start:
         return "it is empty", Remedy("Download it again.")
@@ -486,15 +497,3 @@ def walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
                 yield entry
-
-
-def escapes(path: Path, folder: Path) -> bool:
-    """Whether links make a path below a folder point outside of it."""
-    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
-
-
-def escaping_links(folder: Path) -> Iterator[str]:
-    """The links below a folder that point outside of it, relative to the folder; none is followed."""
-    for entry in walk(folder):
-        if entry.is_symlink() and escapes(Path(entry.path), folder):
-            yield Path(entry.path).relative_to(folder).as_posix()

@@ -3,11 +3,14 @@
 import json
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from unziplora_cli.adapters import tensors
@@ -15,8 +18,9 @@ from unziplora_cli.adapters.layouts import LAYOUTS
 from unziplora_cli.adapters.lora_file import lora_in, read_lora, write_lora
 from unziplora_cli.adapters.merge_weights import read_merge
 from unziplora_cli.cli._errors import hint
-from unziplora_cli.errors import AdapterError
+from unziplora_cli.errors import AdapterError, UnziploraError
 from unziplora_cli.method.lora import LoRAWeights
+from unziplora_cli.sdxl.single_file import read_header
 
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 MODULE = LAYOUTS["sd-scripts"].module(Q)
@@ -95,6 +99,54 @@ def test_unusable_weight_is_named(tmp_path: Path, changes: dict[str, torch.Tenso
     with pytest.raises(AdapterError, match=says) as error:
         read_lora(path)
     assert hint(error.value)
+
+
+@contextmanager
+def no_more_open_files() -> Iterator[None]:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("read", [tensors.read_tensors, read_header])
+def test_a_file_that_does_not_open_is_not_called_damaged(
+    tmp_path: Path, read: Callable[[Path], object]
+) -> None:
+    """safetensors says "No such file" for any reason."""
+    path = tmp_path / "a.safetensors"
+    good(path)
+    with no_more_open_files(), pytest.raises(UnziploraError) as error:
+        read(path)
+    assert error.value.message == f"Cannot read {path}: Too many open files."
+    assert hint(error.value) == "Close other programs, or raise the limit of open files."
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_file_that_opens_the_next_time_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As after a network drive has lost the file's handle; torch opens the file once more."""
+    path = tmp_path / "a.safetensors"
+    good(path)
+    errors = [FileNotFoundError("No such file"), RuntimeError("unable to open file (116)")][:number]
+
+    def unstable(*args: Any, **options: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return safe_open(*args, **options)
+
+    monkeypatch.setattr("safetensors.safe_open", unstable)
+    if number == 1:
+        assert tensors.read_tensors(path)[0].keys() == good(path).keys()
+    else:
+        with pytest.raises(AdapterError, match=r"Cannot read .*: No such file"):
+            tensors.read_tensors(path)
 
 
 UNSUPPORTED = {
@@ -231,7 +283,7 @@ def test_a_disk_that_fails_in_the_middle_is_no_damage(tmp_path, monkeypatch):
         raise RuntimeError(f"unable to open file <{path}> in read-only mode: Input/output error (5)")
 
     (tmp_path / "a.safetensors").write_bytes(b"12345678")
-    monkeypatch.setattr(tensors, "safe_open", fail)
-    with pytest.raises(AdapterError, match=r"cannot be read: unable to open file .* Input/output error"):
+    monkeypatch.setattr("safetensors.safe_open", fail)
+    with pytest.raises(AdapterError, match=r"Cannot read .*: unable to open file .* Input/output error"):
         tensors.read_tensors(tmp_path / "a.safetensors")
     assert tensors.read_metadata(tmp_path / "a.safetensors") == {}

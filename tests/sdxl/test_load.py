@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -133,6 +134,42 @@ def test_missing_and_misshapen_weights_are_found_before_loading(
         load_unet(base, device="cpu", dtype=torch.float32)
         load_vae(base, device="cpu")
         load_text_encoders(base, device="cpu", dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("tokenizer/merges.txt", None, "#version\nh"),
+        ("tokenizer/special_tokens_map.json", None, "null"),
+        ("tokenizer/tokenizer_config.json", None, "[]"),
+        ("tokenizer_2/vocab.json", None, '{"a":'),
+        ("text_encoder/config.json", "hidden_act", 3),
+        ("text_encoder/config.json", "initializer_factor", None),
+        ("text_encoder_2/config.json", "num_hidden_layers", "2"),
+        ("scheduler/scheduler_config.json", "beta_start", "0.1"),
+        ("scheduler/scheduler_config.json", "beta_schedule", [1]),
+        ("scheduler/scheduler_config.json", "_class_name", []),
+        ("scheduler/scheduler_config.json", "trained_betas", -1),
+    ],
+)
+def test_wrong_values_in_configurations_are_named_as_damage(
+    tiny_base: Path, tmp_path: Path, file: str, key: str | None, value: object
+) -> None:
+    folder = shutil.copytree(tiny_base, tmp_path / "damaged")
+    path = folder / file
+    path.write_text(str(value) if key is None else json.dumps({**read_json(path), key: value}))
+    with pytest.raises(ModelError, match=r"Cannot load the text encoders|is damaged") as error:
+        damaged, _ = resolve_base(str(folder), offline=True)
+        load_text_encoders(damaged, device="cpu", dtype=torch.float32)
+        load_scheduler(damaged)
+    assert str(folder) in error.value.message
+    assert error.value.remedies
+
+
+def test_an_own_fault_is_not_called_damage(base: BaseRef, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unziplora_cli.sdxl.load._complete", lambda model, missing: model.no_such_name)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        load_unet(base, device="cpu", dtype=torch.float32)
 
 
 def test_the_noise_schedule_is_sdxls(base: BaseRef) -> None:

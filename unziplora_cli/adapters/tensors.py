@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
 from unziplora_cli.errors import AdapterError, Remedy
-from unziplora_cli.files import atomic_write, identify
+from unziplora_cli.files import atomic_write, disk_advice, identify, open_safetensors
 
 DAMAGED = Remedy("The file is damaged; download or export it again.")
 
-_BROKEN = (SafetensorError, OSError, AttributeError, ValueError, TypeError)
+_BROKEN = (SafetensorError, AttributeError, ValueError, TypeError)
 """What safetensors raises for damaged files."""
 
 _LARGEST_FILE = 16 << 30
@@ -33,11 +33,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read all tensors of a file, on the CPU, and its metadata; raises AdapterError."""
     require_regular(path, _LARGEST_FILE)
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_safetensors(path) as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             return tensors, dict(file.metadata() or {})
-    except RuntimeError as error:  # torch opens the file a second time
-        raise AdapterError(f"{path} cannot be read: {error}.", Remedy("Check its disk.")) from error
+    except (OSError, RuntimeError) as error:  # torch maps the file
+        reason = getattr(error, "strerror", None) or error
+        advice = disk_advice(error) or Remedy("Check the permissions of the file.")
+        raise AdapterError(f"Cannot read {path}: {reason}.", advice) from error
     except _BROKEN as error:
         kind, remedy = identify(path) or (str(error), DAMAGED)
         raise AdapterError(f"{path} is not a whole safetensors file: {kind}.", remedy) from error
@@ -62,9 +64,9 @@ def read_metadata(path: Path) -> Mapping[str, str]:
     """Read the metadata of a file; empty when it cannot be read."""
     try:
         require_regular(path, _LARGEST_FILE)  # a pipe would block
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except (*_BROKEN, RuntimeError, AdapterError):
+        with open_safetensors(path) as file:
+            return dict(file.metadata() or {})
+    except (*_BROKEN, OSError, RuntimeError, AdapterError):
         return {}
 
 

@@ -113,25 +113,20 @@ class VisionLanguageDescriber:
         """Load a folder or a Hugging Face id in the cache; raises ModelError."""
         import transformers
 
+        from unziplora_cli.sdxl.load import loading
+
         folder = find_describer(spec)
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
         try:
-            processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
-            model = transformers.AutoModelForImageTextToText.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=dtype
-            )
-            model = model.to(device).eval()
-        except torch.OutOfMemoryError:
-            raise
+            with loading(f"the describer {spec}", _pull(spec)):
+                processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
+                model = transformers.AutoModelForImageTextToText.from_pretrained(
+                    folder, local_files_only=True, use_safetensors=True, dtype=dtype
+                )
         except ImportError as error:
             raise ModelError(
                 f"{spec} needs a library: {_first_line(error)}", Remedy("Install it", extra="describe")
             ) from error
-        except Exception as error:  # a model of any kind may raise anything
-            raise ModelError(
-                f"Cannot load the describer {spec}: {_first_line(error)}", _pull(spec)
-            ) from error
+        model = model.to(device).eval()
         if getattr(processor, "chat_template", None) is None:
             raise ModelError(f"{spec} is not a model that answers questions: it has no chat template.")
         return cls(spec, model, processor)

@@ -1,5 +1,7 @@
 """Verify that the files of a project are complete, unchanged and inside its folder."""
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,21 +33,21 @@ def verify(folder: Path, manifest: Manifest) -> Verification:
         if reason:
             problems.append(Problem(path, reason))
     recorded = {path for path, _, _ in expected}
-    problems += [Problem(link, _LEADS_OUT) for link in files.escaping_links(folder) if link not in recorded]
+    problems += [Problem(link, _LEADS_OUT) for link in _escaping_links(folder) if link not in recorded]
     return Verification(len(expected), tuple(problems))
 
 
 def inside(folder: Path, path: str) -> Path:
     """A file of a project; raises ProjectError when a link leads outside the project folder."""
     file = folder / path
-    if files.escapes(file, folder):
+    if _escapes(file, folder):
         raise ProjectError(f"{file} is outside its project.")
     return file
 
 
 def refuse_links(folder: Path) -> None:
     """Raise ProjectError for a link to outside the project; a project from somebody else may have one."""
-    for link in files.escaping_links(folder):
+    for link in _escaping_links(folder):
         raise ProjectError(
             f"{link} in the project {folder.name!r} {_LEADS_OUT}.",
             Remedy("Replace the link with the file or folder itself."),
@@ -66,3 +68,15 @@ def _difference(folder: Path, path: str, digest: str, size: int | None) -> str:
         return _LEADS_OUT
     except OSError as error:
         return f"cannot be read: {error.strerror}"
+
+
+def _escapes(path: Path, folder: Path) -> bool:
+    """Whether links make a path below a folder point outside of it."""
+    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def _escaping_links(folder: Path) -> Iterator[str]:
+    """The links below a folder that point outside of it, relative to the folder; none is followed."""
+    for entry in files.walk(folder):
+        if entry.is_symlink() and _escapes(Path(entry.path), folder):
+            yield Path(entry.path).relative_to(folder).as_posix()

@@ -38,6 +38,7 @@ from unziplora_cli.sdxl.single_file import (
     marked_prediction,
     read_header,
     scheduler_config,
+    unreadable,
     unsupported_reason,
     vae_prefix,
 )
@@ -401,10 +402,13 @@ def _fingerprint(*files: Path) -> str:
     """sha256 of each file's size and of evenly spaced samples, which cover small files completely."""
     digest = hashlib.sha256()
     for file in files:
-        size = file.stat().st_size
-        digest.update(size.to_bytes(8, "little"))
-        with file.open("rb") as stream:
-            for i in range(_SAMPLES):
-                stream.seek(max(0, size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
-                digest.update(stream.read(_SAMPLE_BYTES))
+        try:
+            size = file.stat().st_size
+            digest.update(size.to_bytes(8, "little"))
+            with file.open("rb") as stream:
+                for i in range(_SAMPLES):
+                    stream.seek(max(0, size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
+                    digest.update(stream.read(_SAMPLE_BYTES))
+        except OSError as error:
+            raise unreadable(file, error) from error
     return f"sha256:{digest.hexdigest()}"

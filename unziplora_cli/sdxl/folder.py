@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from unziplora_cli.errors import ModelError, Remedy
 from unziplora_cli.files import read_text
 from unziplora_cli.method.blocks import SELECTIVE
-from unziplora_cli.sdxl.single_file import PREFIXES, TOKENIZERS, Header, read_header, vae_prefix
+from unziplora_cli.sdxl.single_file import PREFIXES, TOKENIZERS, Header, read_header, unreadable, vae_prefix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,7 +121,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(read_text(path))
     except OSError as error:
-        raise ModelError(f"Cannot read {path}: {error.strerror}.") from error
+        raise unreadable(path, error) from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not valid JSON.", _FETCH_AGAIN) from error
     if not isinstance(value, dict):
@@ -134,7 +134,7 @@ def valid_config(path: Path) -> Iterator[None]:
     """Turn the errors that a wrongly typed value of a configuration causes into ModelError."""
     try:
         yield
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError, RuntimeError) as error:
         raise ModelError(
             f"A configuration of the base {path} is damaged: {type(error).__name__}: {error}.", _FETCH_AGAIN
         ) from error
@@ -267,10 +267,12 @@ def convert(component: str, config: Mapping[str, Any], tensors: dict[str, Tensor
 
 @cache
 def _expected(component: str, config: str) -> Shapes:
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         state = meta_module(component, json.loads(config)).state_dict()
-    except (RuntimeError, ArithmeticError, AssertionError) as error:  # sizes that no module can have
-        raise ValueError(str(error).split("\n")[0]) from error
+    except (RuntimeError, ArithmeticError, AssertionError, StrictDataclassError) as error:  # impossible sizes
+        raise ValueError(" ".join(str(error).split())[:200]) from error
     return {_plain(name): tuple(tensor.shape) for name, tensor in state.items()}
 
 

@@ -5,6 +5,8 @@ Nothing is downloaded and nothing is printed.
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -15,13 +17,13 @@ import torch
 import transformers
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
-from safetensors import safe_open
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizerFast
 
 from unziplora_cli.accel.fused_modules import fuse_modules
 from unziplora_cli.accel.int8 import quantize
-from unziplora_cli.errors import ModelError, Remedy, UnziploraError
+from unziplora_cli.errors import ModelError, Remedy, UnziploraError, system_errno
+from unziplora_cli.files import disk_advice, open_safetensors
 from unziplora_cli.sdxl import base as bases
 from unziplora_cli.sdxl.base import (
     SCHEDULERS,
@@ -32,9 +34,13 @@ from unziplora_cli.sdxl.base import (
     scheduler_name,
     tokenizer_folder,
 )
-from unziplora_cli.sdxl.folder import check_vae, component_variant, read_json
+from unziplora_cli.sdxl.folder import check_vae, component_variant, read_json, valid_config
 from unziplora_cli.sdxl.single_file import PREFIXES, TOKENIZERS, read_header, vae_prefix
 from unziplora_cli.sdxl.text import TextEncoders
+
+_OF_CODE = (TypeError, AttributeError, AssertionError, NameError, LookupError)
+"""What faults of a program raise; damaged files cause them within a library alone."""
+_PACKAGES = ("diffusers", "transformers", "unziplora_cli")
 
 _LATENT_SAMPLER = {"clip_sample": False, "set_alpha_to_one": False}
 """Settings that a sampler of latents needs if the base's own scheduler has no such settings."""
@@ -49,10 +55,12 @@ def load_text_encoders(base: BaseRef, *, device: torch.device | str, dtype: torc
             CLIPTokenizerFast.from_pretrained(folder / name, local_files_only=True) for name in TOKENIZERS
         )
         models = (
-            _frozen(_component(CLIPTextModel, base, "text_encoder", dtype), device),
-            _frozen(_component(CLIPTextModelWithProjection, base, "text_encoder_2", dtype), device),
+            _component(CLIPTextModel, base, "text_encoder", dtype),
+            _component(CLIPTextModelWithProjection, base, "text_encoder_2", dtype),
         )
-    return TextEncoders((first, second), models, _zeros_for_empty(base))
+    return TextEncoders(
+        (first, second), (_frozen(models[0], device), _frozen(models[1], device)), _zeros_for_empty(base)
+    )
 
 
 def load_vae(
@@ -64,12 +72,13 @@ def load_vae(
     """
     with _loading(base, "VAE"):
         if vae is None:
-            return _frozen(_component(AutoencoderKL, base, "vae", dtype), device)
-        path = find_vae(vae)
-        if path.is_file():
-            return _frozen(_from_file(AutoencoderKL, path, "vae", dtype), device)
-        check_vae(path, read_json(path / "config.json"), component_config(base, "unet")["in_channels"])
-        return _frozen(_pretrained(AutoencoderKL, path, None, dtype), device)
+            model = _component(AutoencoderKL, base, "vae", dtype)
+        elif (path := find_vae(vae)).is_file():
+            model = _from_file(AutoencoderKL, path, "vae", dtype)
+        else:
+            check_vae(path, read_json(path / "config.json"), component_config(base, "unet")["in_channels"])
+            model = _pretrained(AutoencoderKL, path, None, dtype)
+    return _frozen(model, device)
 
 
 def load_vae_decoder(
@@ -106,13 +115,13 @@ def load_scheduler(base: BaseRef, name: str | None = None) -> Any:
     """A sampler on the base's noise schedule: the base's own, ``euler``, ``ddim``, ``ddpm`` or ``dpm++``."""
     config = component_config(base, "scheduler")
     name = scheduler_name(base, name)
-    with _loading(base, "scheduler"):
+    with valid_config(base.path):
         return getattr(diffusers, SCHEDULERS.get(name, name)).from_config({**_LATENT_SAMPLER, **config})
 
 
 def alphas_cumprod(base: BaseRef) -> Tensor:
     """The share of the image's variance that is left at each timestep, [1000], float32."""
-    with _loading(base, "scheduler"):
+    with valid_config(base.path):
         alphas: Tensor = DDPMScheduler.from_config(component_config(base, "scheduler")).alphas_cumprod
         return alphas.float()
 
@@ -126,7 +135,7 @@ def _component(cls: Any, base: BaseRef, component: str, dtype: torch.dtype) -> A
 def _from_file(cls: Any, path: Path, component: str, dtype: torch.dtype) -> Any:
     """A component of a single checkpoint file, of which only its own tensors are read."""
     prefix = vae_prefix(read_header(path)) if component == "vae" else PREFIXES[component]
-    with safe_open(path, framework="pt") as file:
+    with open_safetensors(path) as file:
         tensors = {key: file.get_tensor(key) for key in file.keys() if key.startswith(prefix or "")}  # noqa: SIM118
     options = {
         "config": str(bases.SDXL_CONFIG),
@@ -182,10 +191,25 @@ def loading(what: str, *remedies: Remedy) -> Iterator[None]:
         library.utils.logging.disable_progress_bar()
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, UnziploraError):
+    except (torch.OutOfMemoryError, MemoryError, ImportError, UnziploraError):
         raise
-    except Exception as error:  # the libraries that a model consists of may raise anything
+    except Exception as error:  # wrong values in configurations make the libraries raise anything
+        if isinstance(error, _OF_CODE) and not _is_of_library(error):
+            raise
         reason = str(error).strip().split("\n")[0]
         if "meta tensor" in reason:  # torch's message for weights that were never loaded
             reason = "its files lack some of its weights"
-        raise ModelError(f"Cannot load {what}: {reason}", *remedies) from error
+        if (number := system_errno(error)) and os.strerror(number) not in reason:
+            reason += f" {os.strerror(number)}."
+        advice = disk_advice(error)
+        if isinstance(error, FileNotFoundError) and not error.errno:  # what safetensors says for any reason
+            reason = reason.replace("No such file or directory", "the system does not open")
+            advice = Remedy("Check the disk, the permissions of the file, and the limit of open files.")
+        raise ModelError(f"Cannot load {what}: {reason}", *((advice,) if advice else remedies)) from error
+
+
+def _is_of_library(error: Exception) -> bool:
+    callers = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    names = [str(f.f_globals["__name__"]) for f in callers if f.f_code.co_name != "__getattr__"]
+    packages = [name.partition(".")[0] for name in names]
+    return next(package for package in reversed(packages) if package in _PACKAGES) != "unziplora_cli"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from unziplora_cli.errors import ModelError, Remedy
-from unziplora_cli.files import identify
+from unziplora_cli.files import disk_advice, identify, open_safetensors
 from unziplora_cli.hub import list_snapshots
 from unziplora_cli.paths import expand_user
 
@@ -69,21 +69,29 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """The header of a safetensors file, whatever its name ends with; raises ModelError."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, framework="np") as file:  # "pt" imports torch
+        with open_safetensors(path, "np") as file:  # "pt" imports torch
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
             return Header(
                 {key: tuple(part.get_shape()) for key, part in slices.items()},
                 {key: part.get_dtype() for key, part in slices.items()},
                 file.metadata() or {},
             )
-    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
         if identified := identify(path):
             kind, remedy = identified
             raise ModelError(f"{path} is not a safetensors file: {kind}.", remedy) from error
         raise ModelError(f"{path} is damaged: {error}.", Remedy("Download the file again.")) from error
+
+
+def unreadable(path: Path, error: OSError) -> ModelError:
+    """The error for a file of a model that the system cannot read."""
+    advice = disk_advice(error) or Remedy("Check the permissions of the file.")
+    return ModelError(f"Cannot read {path}: {error.strerror or error}.", advice)
 
 
 def unsupported_reason(header: Header, name: str) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
@@ -28,7 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from unziplora_cli import files
 from unziplora_cli.adapters.lora_file import write_lora
 from unziplora_cli.adapters.merge_weights import write_merge
-from unziplora_cli.errors import ProjectError, Remedy
+from unziplora_cli.errors import ProjectError, Remedy, system_errno
 from unziplora_cli.files import atomic_write
 from unziplora_cli.job import Scalar, differences, identity_of_schema_1
 from unziplora_cli.method.layer import BRANCHES
@@ -82,8 +81,7 @@ class TrainingState:
             try:
                 save_file(copies, part, metadata={"format": FORMAT, "state": json.dumps(rest, default=float)})
             except SafetensorError as error:  # an OSError in words
-                match = re.search(r"os error ([0-9]+)", str(error))
-                number = int(match[1]) if match else errno.EIO
+                number = system_errno(error) or errno.EIO
                 raise OSError(number, os.strerror(number), str(path)) from error
             with suppress(OSError):  # some file systems have no modes
                 part.chmod(mode)  # save_file ignores the umask: only the owner could read the file
@@ -164,7 +162,7 @@ def _optimizer_state(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[i
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with files.open_safetensors(path) as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ProjectError(f"{path} is not a checkpoint that this version can read.")
