@@ -94,6 +94,26 @@ def test_an_absolute_path_stays_and_a_table_wins_over_the_keys_above_it(tmp_path
         ("a.csv", "file\n", "has no images"),
         ("a.csv", "", "has no images"),
         ("a.toml", "[[image]]\nfile = 3\n", "a.toml, image 1: file must be text"),
+        (
+            "a.toml",
+            '[[image]]\nfile = "a.png"\nrank = "8"\n',
+            "a.toml, image 1: rank must be a whole number, not '8'",
+        ),
+        (
+            "a.toml",
+            'lr-warmup-steps = "1"\n[[image]]\nfile = "a.png"\n',
+            "lr-warmup-steps must be a whole number",
+        ),
+        (
+            "a.toml",
+            '[[image]]\nfile = "a.png"\ncontent-lr = "1e-4"\n',
+            "content-lr must be a number, not '1e-4'",
+        ),
+        (
+            "a.toml",
+            '[[image]]\nfile = "a.png"\nstrict-top = "no"\n',
+            "strict-top must be true or false, not 'no'",
+        ),
         ("a.toml", "image = 3\n", "must be a table per image"),
         ("a.toml", '[[images]]\nfile = "fox.png"\n', "Did you mean 'image'?"),
         ("a.toml", "[[image]\n", "not valid TOML"),

@@ -182,7 +182,9 @@ def _row(path: Path, where: str, values: Mapping[str, Any]) -> Row:
         name = check_name(texts.pop("name")) if "name" in texts else slugify(file.stem)
         if texts.get("preset", "").endswith(".toml"):
             texts["preset"] = str(path.parent / texts["preset"])
-        settings = {key: _value(key, value) for key, value in values.items() if key not in TEXTS}
+        settings = {key: value for key, value in values.items() if key not in TEXTS}
+        if path.suffix.lower() != ".toml":
+            settings = {key: _cell_value(key, cell) for key, cell in settings.items()}
         for key in ("destyle", "prior_content", "prior_style"):
             if isinstance(settings.get(key), str) and not (key == "destyle" and settings[key] in WAYS):
                 settings[key] = str(path.parent / expand_user(settings[key]))
@@ -192,20 +194,20 @@ def _row(path: Path, where: str, values: Mapping[str, Any]) -> Row:
     return Row(where, file, name, texts, settings)
 
 
-def _value(key: str, value: Any) -> Any:
-    """The value of a setting; a cell of a CSV file is converted to the type of the setting."""
+def _cell_value(key: str, cell: str) -> Any:
+    """A cell of a CSV file, converted to the type of its setting."""
     kind = plain_type(_hints()[key])
-    if not isinstance(value, str) or kind is str:
-        return value
-    label, text = key.replace("_", "-"), value.lower()
+    if kind is str:
+        return cell
+    label, text = key.replace("_", "-"), cell.lower()
     if kind is bool:
         if text not in BOOLEANS:
-            raise UsageError(f"{label} must be true or false, not {value!r}.")
+            raise UsageError(f"{label} must be true or false, not {cell!r}.")
         return BOOLEANS[text]
     try:
         return int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else float(text)
     except ValueError as error:
-        raise UsageError(f"{label} must be a number, not {value!r}.") from error
+        raise UsageError(f"{label} must be a number, not {cell!r}.") from error
 
 
 @cache
