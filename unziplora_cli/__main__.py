@@ -61,12 +61,16 @@ def _main(arguments: "Sequence[str]") -> int:
     sys.unraisablehook = keep_interrupts
     if can_interrupt:
         signal.signal(signal.SIGINT, handler)
+    endings = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    endings = [number for number in endings if signal.getsignal(number) is signal.SIG_DFL]
+    for number in endings:  # they remove temporary files too
+        signal.signal(number, signal.default_int_handler)
     try:
         code = _report(_session(arguments), KeyboardInterrupt()) if early else run(arguments)
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    if can_interrupt:  # what follows has no result to lose
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for number in (*endings, *([signal.SIGINT] if can_interrupt else [])):  # there is no result left to lose
+        signal.signal(number, signal.SIG_DFL)
     code = _streams.finish(code)
     if any(thread.name == LIBRARY_CALL for thread in threading.enumerate()):
         os._exit(code)  # the interpreter would wait for what was given up, such as an upload

@@ -5,7 +5,6 @@ import gzip
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from unziplora_cli.job import BaseRecord
 from unziplora_cli.projects import manifest
 from unziplora_cli.projects.manifest import Artifact
 from unziplora_cli.sdxl.base import SDXL_ID
+from unziplora_cli.training.trainer import STOP_SIGNALS
 
 # The hub's library warns about the HTTP library beneath it when it uploads large files.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -324,29 +324,36 @@ def test_a_token_that_the_hub_repeats_is_not_shown(unziplora, hub, drawn, monkey
 
 
 @pytest.mark.parametrize(
-    ("is_stopped", "code", "says"), [(True, 130, "Interrupted."), (False, 4, "the server was not done after")]
+    ("stop", "code", "says"),
+    [
+        *((number, 130, "Interrupted.") for number in STOP_SIGNALS),
+        (None, 4, "the server was not done after"),
+    ],
 )
-def test_an_upload_that_never_ends_is_given_up_and_not_waited_for(hub, drawn, is_stopped, code, says):
-    """Neither after Ctrl-C nor after the time limit does the process wait for the library's threads."""
+def test_an_upload_that_never_ends_is_given_up_and_not_waited_for(hub, drawn, tmp_path, stop, code, says):
+    """Neither after a signal nor after the time limit does the process wait for the library's threads."""
+    (tmp_path / "scratch").mkdir()
+    signals = [stop] if stop else []
     program = (
         "import sys\n"
         "from unziplora_cli import network\n"
         "from unziplora_cli.__main__ import main\n"
         "from unziplora_cli.workflows import publish\n"
-        f"network.WINDOW, publish.SLOWEST_UPLOAD = {6 if is_stopped else 0.5}, 1e9\n"
+        f"network.WINDOW, publish.SLOWEST_UPLOAD = {6 if stop else 0.5}, 1e9\n"
         "sys.argv[1:] = ['push', 'fox', 'me/fox']\n"
         "main()"
     )
 
     def handle(handler: BaseHTTPRequestHandler) -> bool:
         if handler.command == "PUT":
-            if is_stopped:
-                process.send_signal(signal.SIGINT)
+            if signals:
+                process.send_signal(signals.pop())
             hub.ended.wait(60)
         return handler.command == "PUT"
 
     hub.handle = handle
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    environment["TMPDIR"] = str(tmp_path / "scratch")
     with subprocess.Popen(
         [sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -356,6 +363,7 @@ def test_an_upload_that_never_ends_is_given_up_and_not_waited_for(hub, drawn, is
             process.kill()
     assert (process.returncode, "Traceback" in error) == (code, False)
     assert says in error
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def test_the_address_of_the_model_is_not_what_the_hub_says(unziplora, hub, drawn, monkeypatch):

@@ -22,7 +22,6 @@ from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.training.trainer import (
     STOP_SIGNALS,
     Diverged,
-    signals_as_keyboard_interrupt,
     stop_signals,
 )
 
@@ -250,19 +249,11 @@ def test_first_signal_is_recorded_and_the_second_raises(number: int, default_sig
     assert signal.getsignal(number) is before
 
 
-@pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_outside_the_steps_every_signal_raises(number: int, default_signals: None) -> None:
-    before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), signals_as_keyboard_interrupt():
-        os.kill(os.getpid(), number)
-    assert signal.getsignal(number) is before
-
-
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="the system has no terminals that hang up")
 def test_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
-        with signals_as_keyboard_interrupt(), stop_signals() as received:
+        with stop_signals() as received:
             os.kill(os.getpid(), signal.SIGHUP)
             assert not received
     finally:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
@@ -335,22 +335,11 @@ def stop_signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    with _signal_handler(receive):
-        yield received
-
-
-def signals_as_keyboard_interrupt() -> AbstractContextManager[None]:
-    """Let every signal to stop raise KeyboardInterrupt, so that files and locks are cleaned up."""
-    return _signal_handler(signal.default_int_handler)
-
-
-@contextmanager
-def _signal_handler(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
     main = threading.current_thread() is threading.main_thread()
     handled = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, handler) for number in handled} if main else {}
+    previous = {number: signal.signal(number, receive) for number in handled} if main else {}
     try:
-        yield
+        yield received
     finally:
         for number, old in previous.items():
             signal.signal(number, old)

@@ -277,10 +277,8 @@ def train(
         if run is not None:
             return (yield from _train(request, store, run))
         from unziplora_cli.training.engine import train as engine
-        from unziplora_cli.training.trainer import signals_as_keyboard_interrupt
 
-        with signals_as_keyboard_interrupt():
-            return (yield from _train(request, store, partial(engine, input_cache=input_cache)))
+        return (yield from _train(request, store, partial(engine, input_cache=input_cache)))
 
 
 def _train(

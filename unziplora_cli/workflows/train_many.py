@@ -202,7 +202,6 @@ def _train_group(
     """Train all ``requests`` as one batch; each becomes its own project, or fails by itself."""
     from unziplora_cli.training.at_once import train_at_once
     from unziplora_cli.training.events import Destyled, StepDone
-    from unziplora_cli.training.trainer import signals_as_keyboard_interrupt
 
     members: dict[int, Generator[Any, None, TrainedProject | None]] = {}
     joined: list[tuple[int, Joined]] = []
@@ -218,7 +217,7 @@ def _train_group(
         """What a training repeats was shown before."""
         return [] if isinstance(event, Destyled | StepDone) else [event]
 
-    with signals_as_keyboard_interrupt(), ExitStack() as stack:
+    with ExitStack() as stack:
         for index, request in requests.items():
             yield TrainingBegins(request.job.name)
             members[index] = train(request, store, run=join)
