@@ -81,6 +81,18 @@ def test_a_usage_error_exits_with_2_and_one_message(unziplora, line, says):
     assert "Traceback" not in completed.err
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("style fox --subject", "Option '--subject' requires an argument. -> unziplora style --help"),
+        ("train a.png --rank x", "'--rank' must be a valid integer. -> unziplora train --help"),
+        ("ui --port 99999", "'--port' must be less than or equal to 65535. -> unziplora ui --help"),
+    ],
+)
+def test_a_wrong_value_is_said_with_the_help_of_its_command(unziplora, line, says):
+    assert says in unziplora(*line.split()).message
+
+
 @pytest.mark.parametrize("line", ["--json lst", "list --json --colour", "--json show", "show nobody --json"])
 def test_with_json_a_failure_is_one_envelope(unziplora, line):
     completed = unziplora(*line.split())

@@ -177,6 +177,7 @@ def test_a_second_grid_adds_rows(two_projects, unziplora, tmp_path):
     ("command", "options", "says"),
     [
         ("content", ["--style-strength=0.5"], "style-strength has no effect here: only the content LoRA"),
+        ("style", ["--content-strength=0.5"], "combine fox --steps 2 --seed 0 --content-strength 0.5"),
         ("style", ["--content-strength=0.5"], "content-strength has no effect here: only the style LoRA"),
         ("content", ["--grid=style-strength=0,1"], "style-strength has no effect here"),
         ("combine", ["--grid=style-strenght=0,1"], "Did you mean 'style-strength'?"),

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     console = Console(file=printed, force_terminal=True, width=80)
     monkeypatch.setattr(Output, "console", lambda self, *, stderr=True: console)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(select, "select", lambda *_: ([], [], []))
     monkeypatch.setattr(renderable, "Image", renderable.SixelImage)
     return printed
 
@@ -61,7 +63,7 @@ def test_no_blocks_of_colors_stand_for_an_image(
 
 
 @pytest.mark.parametrize(
-    "why", ["quiet", "json", "pipe", "dumb", "no stdin", "no extra", "no image", "not asked"]
+    "why", ["quiet", "json", "pipe", "dumb", "no stdin", "no extra", "no image", "not asked", "typed ahead"]
 )
 def test_no_image_is_shown(
     why: str,
@@ -79,6 +81,8 @@ def test_no_image_is_shown(
         monkeypatch.setenv("TERM", "dumb")
     if why == "no stdin":
         monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
+    if why == "typed ahead":
+        monkeypatch.setattr(select, "select", lambda *_: ([sys.stdin], [], []))
     if why == "no extra":
         monkeypatch.setitem(sys.modules, "textual_image", None)
     if why == "no image":

@@ -28,7 +28,8 @@ def describe(error: BaseException) -> tuple[str, str, int]:
     if hasattr(error, "format_message"):  # a parse error; Typer keeps its class private
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "unziplora"
-        return error.format_message(), f"{command} --help", 2
+        wrong = r"Invalid value for (.+): Input should (.+?)(, unable to parse .+)?"
+        return re.sub(f"^{wrong}$", r"\1 must \2.", error.format_message()), f"{command} --help", 2
     if isinstance(error, KeyboardInterrupt | EOFError) or type(error).__name__ == "Abort":
         return "Interrupted.", "", Interrupted.exit_code
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch is not imported

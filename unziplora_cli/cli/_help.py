@@ -222,6 +222,14 @@ def write_rows(formatter: Any, title: str, rows: list[tuple[str, str]]) -> None:
 class Command(PlainHelp, TyperCommand):
     """A command with this module's help."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line; an error names this command, also where Click leaves that out."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            error.ctx = getattr(error, "ctx", None) or ctx  # type: ignore[attr-defined]
+            raise
+
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The options and arguments as they are typed; Typer's own have braces and doubled dots."""
         arguments = [param for param in self.get_params(ctx) if param.param_type_name == "argument"]

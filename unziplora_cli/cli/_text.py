@@ -126,6 +126,10 @@ def print_image(console: "Console", path: Path) -> None:
     if path.suffix != ".png" or not can_ask:
         return
     import logging
+    import select
+
+    if os.name == "posix" and select.select([sys.stdin], [], [], 0)[0]:
+        return  # what was typed ahead would be taken for the answer of the terminal
 
     logging.getLogger("textual_image").setLevel(logging.CRITICAL)  # it logs what a terminal does not answer
     with suppress(Exception):  # the extra is missing, or the terminal has no size; the command is done

@@ -91,6 +91,7 @@ def _rows(estimate: "TrainingEstimate", projects: int) -> list[list[str]]:
         ["", f"{format_size(memory.trained_state)} trained parameters"],
         ["", f"{format_size(memory.activations)} activations"],
         ["", f"{format_size(memory.temporary)} temporary"],
+        *([["", f"{format_size(memory.process)} Python and torch"]] if memory.process else []),
         ["required", f"about {format_size(estimate.required_bytes)} free"],
         ["free now", f"{format_size(estimate.free_bytes)} of {format_size(estimate.total_bytes)}"],
         ["step", step],

@@ -190,7 +190,7 @@ def _generate(
         if f"{other}_strength" in {**settings, **dict.fromkeys(_axis_names(grid))}:
             raise UsageError(
                 f"{other}-strength has no effect here: only the {kind} LoRA is applied.",
-                Remedy("Apply both", "combine", (projects[0].name,), {f"{other}_strength": None}),
+                Remedy("Apply both", "combine", (projects[0].name,), {**settings, "grid": grid or []}),
             )
     axes = [_axis(text) for text in grid or ()]
     if len(axes) > 2:

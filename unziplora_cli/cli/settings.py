@@ -1,5 +1,6 @@
 """config and presets: what the user prefers in every command, and the shipped settings of a training."""
 
+from contextlib import suppress
 from dataclasses import asdict, fields
 from typing import Annotated
 
@@ -52,6 +53,11 @@ def set_preference(
     """Set a preference for all further commands."""
     session: Session = ctx.obj
     parsed = preferences.parse(key, value)
+    if key == "base":
+        from unziplora_cli.sdxl.base import BaseNotCached, resolve_base
+
+        with suppress(BaseNotCached):  # it may be downloaded later
+            resolve_base(str(parsed), offline=session.offline)
     file = preferences.store(key, parsed)
     session.output.result(
         {"key": key, "value": parsed, "file": file}, text=f"{key} is {_shown(parsed)} from now on."

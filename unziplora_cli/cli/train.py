@@ -421,10 +421,10 @@ def _closing(finished: "TrainedProject", sheet: Path | None, store: "ProjectStor
     lines = [
         f"{project.name}: {count(manifest.steps_done, 'step')} in {format_duration(finished.seconds)} "
         f"({finished.seconds_per_step:.2f} s per step, peak {format_size(manifest.peak_memory_bytes or 0)})",
-        f"  {'folder':8} {project.folder}",
-        f"  {'files':8} {', '.join(f.path for f in manifest.artifacts if f.role != 'destyled')}",
-        *([f"  {'validation':8} {strips[-1]}"] if strips else []),
-        *([f"  {'sheet':8} {sheet}"] if sheet else []),
+        f"  {'folder':10} {project.folder}",
+        f"  {'files':10} {', '.join(f.path for f in manifest.artifacts if f.path.endswith('.safetensors'))}",
+        *([f"  {'validation':10} {strips[-1]}"] if strips else []),
+        *([f"  {'sheet':10} {sheet}"] if sheet else []),
         "Next:",
         *(f"  unziplora {line}" for line in (*following, f"eval {project.name}")),
     ]
