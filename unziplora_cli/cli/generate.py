@@ -41,7 +41,7 @@ Grid = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=X,Y",
-        help="A sheet with a column per value of a setting, such as style-strength=0.4,0.7,1, and a row per "
+        help="A sheet with a column per value of a setting, such as guidance=2,4,6, and a row per "
         "seed (--count); a second grid adds rows.",
     ),
 ]
