@@ -283,7 +283,10 @@ def test_a_project_is_generated_from_crossed_exported_imported_renamed_and_remov
 
 
 def serious_violations(page: Page) -> list[str]:
-    """What axe-core calls a serious or critical violation."""
+    """What axe-core calls a serious or critical violation, once nothing fades in."""
+    page.wait_for_function(
+        "document.getAnimations().every(one => one.effect.getTiming().iterations === Infinity)"
+    )
     results = axe_playwright.Axe().run(page).response["violations"]
     return [
         f"{rule['id']}: {node['html'][:200]}"
