@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -324,6 +325,18 @@ def test_temporary_names_do_not_show_in_messages(tmp_path: Path) -> None:
         with files.temporary_folder(tmp_path) as folder:
             (folder / "gone" / "a.png").write_bytes(b"x")
     assert f"Cannot access {tmp_path / 'gone' / 'a.png'}: " in error.value.message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there the error of a copy has both names")
+def test_the_full_disk_of_a_copy_is_the_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.sendfile", fail)
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(ProjectError) as error, files.write_errors(tmp_path):
+        shutil.copyfile(tmp_path / "a.png", tmp_path / "b.png")
+    assert error.value.message == f"Cannot write {tmp_path / 'b.png'}: No space left on device."
 
 
 def test_lost_connection_is_no_disk_error(tmp_path: Path) -> None:

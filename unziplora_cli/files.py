@@ -355,13 +355,14 @@ def disk_error(error: OSError, folder: Path, outcome: str = "", *remedies: Remed
 
     `folder` is named when the system names no file.
     """
-    parts = Path(folder if error.filename is None else os.fsdecode(error.filename)).parts
+    name, verb = error.filename, "access"
+    if error.errno in _OF_WRITING:  # of a copy, the target
+        name, verb = error.filename2 or name, "write"
+    parts = Path(folder if name is None else os.fsdecode(name)).parts
     path = Path(*(part for part in parts if not _TEMPORARY.fullmatch(part)))
-    verb = "write" if error.errno in _OF_WRITING else "access"
-    advice = disk_advice(error)
     return ProjectError(
         f"Cannot {verb} {path}: {error.strerror or error}. {outcome}".strip(),
-        *((advice,) if advice else ()),
+        *filter(None, [disk_advice(error)]),
         *remedies,
     )
 

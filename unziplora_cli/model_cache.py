@@ -51,7 +51,7 @@ def locate(spec: str) -> Path:
     """The folder or the file of a model; raises ModelError if it is not on this disk."""
     if spec == "mini":
         return resources.mini_base()
-    return expand_user(spec).resolve() if _is_path(spec) else find_cached(spec).path
+    return Path(os.path.realpath(expand_user(spec))) if _is_path(spec) else find_cached(spec).path
 
 
 def find_cached(spec: str) -> Snapshot:

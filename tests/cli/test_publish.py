@@ -402,6 +402,13 @@ def test_damaged_project_is_not_published(unziplora, hub, drawn, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_link_to_itself_is_no_folder(unziplora, drawn, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    completed = unziplora("push", "fox", "me/fox", "--plan", "--out", tmp_path / "loop/card")
+    assert completed.code == 3
+    assert f"{tmp_path / 'loop'} is not a folder" in completed.message
+
+
 def test_nonempty_folder_is_refused(unziplora, drawn, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     completed = unziplora("push", "fox", "me/fox", "--plan", "--out", tmp_path)

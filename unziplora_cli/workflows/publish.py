@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -22,6 +23,8 @@ SLOWEST_UPLOAD = 50_000
 CARD = "README.md"
 MAX_IMAGES = 4
 """How many of the project's generated images the card shows by default."""
+
+_OTHER_SCRATCH = Remedy("Or name a folder with more space in the variable TMPDIR.")
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ def push(request: PushRequest, store: ProjectStore) -> PushResult:
     from unziplora_cli.network import WINDOW, limited_answers, within
 
     with tempfile.TemporaryDirectory() as scratch:
-        names = _write(request, store, Path(scratch))
+        with files.write_errors(Path(scratch), "Nothing was uploaded.", _OTHER_SCRATCH):
+            names = _write(request, store, Path(scratch))
         with hub_errors(request.repository, "push to"), limited_answers(LARGEST_ANSWER):
             from huggingface_hub import HfApi
 
@@ -88,7 +92,7 @@ def write_folder(request: PushRequest, store: ProjectStore, folder: Path) -> Pus
     taken = UsageError(f"{folder} already exists.", Remedy("Choose an empty folder", settings={"out": None}))
     if (folder.is_symlink() or folder.exists()) and (not folder.is_dir() or any(folder.iterdir())):
         raise taken
-    folder = folder.resolve()
+    folder = Path(os.path.realpath(folder))
     files.check_writable(folder.parent)
     with files.write_errors(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
