@@ -2,6 +2,8 @@
 
 import asyncio
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from html import unescape
 from pathlib import Path
@@ -175,6 +177,17 @@ def test_a_word_that_is_missing_is_said_of_its_image_as_by_the_command(
         call("train", images, *[""] * 4, "mini", "automatic", *[""] * 5)
     assert "The subject of b.png is not given, and mini's reader is not sure." in unescape(str(raised.value))
     assert context.queue.projects() == set()
+
+
+def test_a_click_and_a_job_can_need_the_libraries_at_once() -> None:
+    code = (
+        "import sys, threading; from unziplora_cli.ui.components import import_libraries as load; "
+        "sys.setswitchinterval(1e-5); threading.excepthook = lambda caught: print(caught.exc_value); "
+        "threads = [threading.Thread(target=load) for _ in range(2)]; [one.start() for one in threads]; "
+        "[one.join() for one in threads]"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout == ""
 
 
 def test_what_is_said_about_a_project_is_in_words(make_project: Callable[..., Any]) -> None:

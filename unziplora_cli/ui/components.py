@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -25,10 +26,12 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 """Options of an event: no other program calls it."""
 
 HIDDEN: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
-"""Options of an event that runs by itself."""
+"""Options of an event that runs by itself, and calls :func:`import_libraries` if it needs them."""
 
 TO_TOP = "() => scrollTo({top: 0, behavior: 'smooth'})"
 """Shows the jobs, which a phone does not show beside a button."""
+
+_LIBRARIES = threading.Lock()
 
 IMAGES: dict[str, Any] = {
     "object_fit": "contain",
@@ -37,6 +40,12 @@ IMAGES: dict[str, Any] = {
     "format": "png",
 }
 """Options of every list of images."""
+
+
+def import_libraries() -> None:
+    """Import diffusers, whose modules import each other: it fails in two threads at once."""
+    with _LIBRARIES:
+        from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
 
 
 def as_text(line: str) -> str:

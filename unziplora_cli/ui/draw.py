@@ -15,6 +15,7 @@ from unziplora_cli.ui.components import (
     PRIVATE,
     TO_TOP,
     base_and_config,
+    import_libraries,
     number,
     number_field,
     project_picker,
@@ -104,6 +105,7 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
     def preview(*values: Any) -> str:
         if not any(values[2:4]):
             return ""
+        import_libraries()
         spec, _ = make_spec(*values)
         labels = ("full", "content", "style") if spec.kind == "combine" else (spec.kind,)
         return "\n".join(f"{label}: {getattr(spec.prompts, label)}" for label in labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import gradio as gr
 
 from unziplora_cli.errors import UsageError
 from unziplora_cli.report import charts
-from unziplora_cli.ui import cross, draw, projects, train
+from unziplora_cli.ui import components, cross, draw, projects, train
 from unziplora_cli.ui.components import HIDDEN, IMAGES, PRIVATE, as_text, project_names, refreshed
 from unziplora_cli.ui.server import is_within
 
@@ -34,10 +35,13 @@ class Page(gr.Blocks):
         super().__init__(**options)
         self.context = context
 
-    async def process_api(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+    async def process_api(self, block_fn: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
         """Run a function of the page; raises gr.Error with message and remedy."""
+        function = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
         try:
-            return await super().process_api(*arguments, **options)
+            if function.show_progress != HIDDEN["show_progress"]:
+                await asyncio.to_thread(components.import_libraries)
+            return await super().process_api(function, *arguments, **options)
         except gr.Error as error:  # Gradio's own
             error.print_exception = False
             raise

@@ -18,6 +18,7 @@ from unziplora_cli.ui.components import (
     PRIVATE,
     TO_TOP,
     describe_images,
+    import_libraries,
     number_field,
     uploaded,
     whole,
@@ -77,6 +78,7 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         return model, training_config(model, None if preset == AUTOMATIC else preset, given)[1]
 
     def show_estimate(files: Any, *values: Any) -> str:
+        import_libraries()
         from rich.filesize import decimal
 
         from unziplora_cli.training.estimate import estimate_training
