@@ -14,6 +14,7 @@ import pytest
 from tests.cli.test_train import WORDS, Terminal, at_step
 from unziplora_cli.__main__ import run
 from unziplora_cli.cli import _output
+from unziplora_cli.cli import train as train_command
 from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.workflows.train import read_sources
 
@@ -252,6 +253,22 @@ def test_a_terminal_that_is_closed_costs_nothing(photos, settings, isolated_home
 def test_removing_takes_both(unziplora, cut_off, home_files):
     assert unziplora("remove", "fox", "--yes").code == 0
     assert home_files() == []
+
+
+def test_a_training_that_another_process_begins_meanwhile_is_not_called_stopped(
+    unziplora, train, cut_off, isolated_home, monkeypatch
+):
+    ask = train_command.ask_words
+    with contextlib.ExitStack() as other:
+
+        def ask_meanwhile(*arguments, **options):
+            other.enter_context(ProjectStore(isolated_home).lock("fox"))
+            return ask(*arguments, **options)
+
+        monkeypatch.setattr(train_command, "ask_words", ask_meanwhile)
+        completed = unziplora(*train)
+    assert completed.code == 3
+    assert "is in use by process" in completed.message
 
 
 def test_a_name_of_an_unfinished_training_is_taken(unziplora, cut_off, two_projects_renamed):

@@ -287,6 +287,8 @@ def _offer_resume(session: Session, store: "ProjectStore", request: "TrainReques
     unfinished = store.unfinished(name)
     if unfinished is None:
         return request
+    if process_rank() == 0:  # another process may have begun it just now
+        store.check_unused(name)
     where = f"after step {unfinished.step} of {unfinished.job.config.steps}"
     on_terminal = output.can_ask
     different = replace(request.job, created=unfinished.job.created).difference(unfinished.job)
