@@ -50,7 +50,6 @@ class Page(gr.Blocks):
             raise gr.Error(
                 "<br>".join(as_text(line) for line in (message, *remedy.splitlines())),
                 duration=None,
-                title="That did not work",
                 print_exception=False,
             ) from None
 
