@@ -437,13 +437,12 @@ def identify(path: Path) -> tuple[str, Remedy] | None:
             start = file.read(512)
     except OSError:
         return None
-    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not start:
         return "it is empty", Remedy("Download it again.")
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, without the weights", Remedy(
-            "Download the file itself", "lfs pull", program="git"
-        )
+        remedy = Remedy("Download the file itself", "lfs pull", program="git")
+        return "it is a Git LFS pointer, without the weights", remedy
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "it is a web page", Remedy("Download the file itself; its host may require you to log in.")
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
@@ -452,7 +451,8 @@ def identify(path: Path) -> tuple[str, Remedy] | None:
         )
     if start.startswith(b"GGUF"):
         return "it is a GGUF file", Remedy("Use the safetensors file that it was made from.")
-    return None
+    another = "it is a file of another kind", Remedy("Name a file that ends in .safetensors.")
+    return None if start[8:9] in (b"{", b"") else another
 
 
 # Hashes, sizes and links

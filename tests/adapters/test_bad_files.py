@@ -238,6 +238,7 @@ def test_merge_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         (b"PK\x03\x04" + bytes(99), "a pickle of PyTorch"),
         (b"\x80\x02}q\x00." + bytes(99), "a pickle of PyTorch"),
         (b"GGUF" + bytes(99), "a GGUF file"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(99), "a file of another kind"),
         (b"", "it is empty"),
     ],
 )

@@ -123,7 +123,8 @@ def test_one_stray_lora_key_does_not_make_a_lora(checkpoint: Path, tmp_path: Pat
         (b"GGUF\3\0\0\0", "GGUF", "safetensors"),
         (b"PK\3\4", "pickle", "Convert it"),
         (b"", "empty", "Download"),
-        (bytes(100), "damaged", "Download"),
+        (bytes(100), "another kind", "safetensors"),
+        (b"\7\0\0\0\0\0\0\0{", "damaged", "Download"),
     ],
 )
 def test_other_contents_are_named_whatever_the_name(
