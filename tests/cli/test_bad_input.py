@@ -112,7 +112,7 @@ def test_a_long_prompt_is_truncated_with_a_note(unziplora, photos, settings):
         (2, ["--preset=papr"], "Did you mean 'paper'?"),
         (2, ["--preset=nowhere.toml"], "Cannot read the preset nowhere.toml"),
         (2, ["--rank=0"], "rank is 0, but must be from 1 to 1024"),
-        (2, ["--rank=4.5"], "Invalid value for '--rank'"),
+        (2, ["--rank=4.5"], "'--rank' must be a valid integer"),
         (2, ["--steps=-1"], "steps is -1, but must be"),
         (2, ["--content-lr=0"], "content-lr is 0.0, but must be above 0"),
         (2, ["--style-lr=7"], "style-lr is 7.0, but must be above 0, at most 1"),

@@ -335,7 +335,8 @@ def test_an_upload_that_never_ends_is_given_up_and_not_waited_for(hub, drawn, tm
     (tmp_path / "scratch").mkdir()
     signals = [stop] if stop else []
     program = (
-        "import sys\n"
+        "import signal, sys\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # nohup ignores it
         "from unziplora_cli import network\n"
         "from unziplora_cli.__main__ import main\n"
         "from unziplora_cli.workflows import publish\n"

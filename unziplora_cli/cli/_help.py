@@ -32,7 +32,7 @@ _OF_IMAGES = (
 )
 USUAL = {
     "train": (
-        *("subject", "style", "features", "name", "base", "preset", "steps", "rank", "resolution", "device"),
+        *("subject", "style", "features", "name", "base", "preset", "steps", "rank", "resolution"),
         *("together", "resume", "force", "sheet", "open_result", "plan"),
     ),
     "content": tuple(option for option in _OF_IMAGES if option != "style_strength"),
