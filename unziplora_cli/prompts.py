@@ -27,6 +27,9 @@ LONGEST_WORDS = 100
 
 TRIGGER = "monadikos"
 
+PHOTO = "photo"
+"""The style of an image without a style."""
+
 UNNAMED_STYLE = "unnamed"
 """The style of an image whose subject a describer names, but not its style, where nobody can be asked."""
 

@@ -189,7 +189,8 @@ def destyler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_mini_uses_its_destyler_if_it_has_one(mini: BaseRef, destyler: Path) -> None:
     config = resolve("mini", {})
-    assert destyle.choose_way(config, mini)[0].destyle == "model"
+    assert destyle.choose_way(config, mini, "watercolor")[0].destyle == "model"
+    assert destyle.choose_way(config, mini, "photo")[0].destyle == "inversion"
     (destyler / "destyler.json").unlink()
     assert destyle.choose_way(config, mini)[0].destyle == "inversion"
 

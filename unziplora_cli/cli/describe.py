@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unziplora_cli import preferences
+from unziplora_cli.cli._errors import remedy_text
 from unziplora_cli.cli._opening import openable
 from unziplora_cli.cli._options import BASE, DEVICE, VAE, config_options, find_base
 from unziplora_cli.cli._output import Session, T, Table
@@ -135,15 +136,11 @@ def destyle(
         device=device,
     )
     result = session.run(image.name, preview(request, out, force=force))
+    given = {"subject": words.words.subject, "style": words.words.style, "destyle": out}
+    advice = f"Delete those that are not this {words.words.subject} without its style. Next"
     session.output.result(
         {"way": result.way, "images": result.paths},
-        text="\n".join(
-            [
-                *map(str, result.paths),
-                f"Delete those that are not this {words.words.subject} without its style. Next: "
-                f"unziplora train {image} --destyle {out}",
-            ]
-        ),
+        text="\n".join([*map(str, result.paths), remedy_text(Remedy(advice, "train", (image,), given))]),
         links=result.paths,
         made=out,
     )
@@ -198,9 +195,9 @@ def ask_words(
             unnamed = words.words.style == UNNAMED_STYLE
             styled = "in a style without a name" if unnamed else f"in {words.words.style} style"
             what = ", ".join([f"{with_article(words.words.subject)} {styled}", *words.features])
-            output.message(
-                f"{image.name}: {what}, says {proposal.by}. --subject, --style and --features replace this."
-            )
+            advice = "--subject, --style and --features replace this."
+            advice += " If it is a photo: --style photo" if unnamed else ""
+            output.message(f"{image.name}: {what}, says {proposal.by}. {advice}")
         settled.append(words)
     return settled
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from unziplora_cli.adapters.columns import LayerColumns, merge_cosine, shared_share
 from unziplora_cli.evaluation.denoising import DenoisingResult, relative_gap
 from unziplora_cli.evaluation.prompts import PURPOSES, EvaluationPrompt, Purpose
-from unziplora_cli.evaluation.scorers import PHOTO, ImageScore, Scorer
+from unziplora_cli.evaluation.scorers import ImageScore, Scorer
 from unziplora_cli.method.lora import LoRA, LoRAWeights, MergeWeights
 from unziplora_cli.projects.manifest import ScoreRecord, Unit
+from unziplora_cli.prompts import PHOTO
 
 CONTENT_KEPT = "content kept"
 STYLE_LEAKED = "style leaked into content"

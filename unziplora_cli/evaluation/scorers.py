@@ -19,9 +19,7 @@ from unziplora_cli.config import Words
 from unziplora_cli.errors import ModelError, Remedy
 from unziplora_cli.evaluation.prompts import CONTEXTS, SUBJECTS
 from unziplora_cli.hub import find_snapshot
-
-PHOTO = "photo"
-"""The style of an image without a style."""
+from unziplora_cli.prompts import PHOTO
 
 ILLUSTRATION = "illustration"
 """The style of an image that is neither a photo nor in the project's style."""

@@ -15,7 +15,7 @@ from unziplora_cli.config import TrainConfig, Words
 from unziplora_cli.errors import Remedy, UsageError
 from unziplora_cli.events import Notice, Phase, Progress
 from unziplora_cli.paths import expand_user
-from unziplora_cli.prompts import with_article
+from unziplora_cli.prompts import PHOTO, with_article
 from unziplora_cli.training.request import DESTYLED, TrainRequest
 from unziplora_cli.workflows.describe import outside
 from unziplora_cli.workflows.evaluate import find_scorer
@@ -45,9 +45,10 @@ def has_destyler() -> bool:
     return (resources.destyler() / "destyler.json").is_file()
 
 
-def choose_way(config: TrainConfig, base: BaseRef) -> tuple[TrainConfig, tuple[Path, ...]]:
+def choose_way(config: TrainConfig, base: BaseRef, style: str = "") -> tuple[TrainConfig, tuple[Path, ...]]:
     """The settings with the way to destyle decided, and the files of a folder that the user named.
 
+    For the ``style`` "photo" the default is inversion, which keeps a photo as it is.
     Raises UsageError for a way that does not exist or not for this base, and ModelError if it needs a model
     that is not on this disk.
     """
@@ -56,7 +57,8 @@ def choose_way(config: TrainConfig, base: BaseRef) -> tuple[TrainConfig, tuple[P
     if not config.destyle_images:
         return replace(config, destyle=None if way is None else "none"), ()
     if way is None:
-        way = "model" if base.kind == "builtin" and has_destyler() else "inversion"
+        redraw = base.kind == "builtin" and has_destyler() and style != PHOTO
+        way = "model" if redraw else "inversion"
     elif way == "model":
         if base.kind != "builtin" or not has_destyler():
             what = "only redraws images for the built-in base" if has_destyler() else "is not installed"
@@ -229,7 +231,6 @@ def _edit(requests: Sequence[TrainRequest]) -> Generator[Event, None, list[list[
 
 def _best(request: TrainRequest, images: list[Image.Image]) -> Generator[Event, None, list[Image.Image]]:
     """The best quarter of edited images by a scorer, if there is one; says when none is good."""
-    from unziplora_cli.evaluation.scorers import PHOTO
     from unziplora_cli.images import load_image
 
     words = request.job.words

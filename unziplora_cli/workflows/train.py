@@ -114,7 +114,7 @@ def make_request(
     """
     from unziplora_cli.sdxl.base import absolute_spec
 
-    config, destyled = choose_way(config, base)
+    config, destyled = choose_way(config, base, words.style)
     texts = texts or {}
     scene = texts.get("validation_prompt")
     given = {branch: texts.get(f"{branch}_prompt") for branch in ("full", "content", "style")}
