@@ -1,6 +1,7 @@
 """describe, destyle, and trainings whose words a model proposes."""
 
 import json
+import shlex
 import sys
 
 import pytest
@@ -159,7 +160,7 @@ def test_given_words_need_no_describer(unziplora, photos, settings, no_training,
 
 
 def test_destyle_writes_what_a_training_would_learn(unziplora, photos, settings, tmp_path, isolated_home):
-    out = tmp_path / "plain"
+    out = tmp_path / "plain photos"
     line = ("destyle", photos / "fox.png", f"--out={out}", "--subject=fox", "--style=sketch")
     options = [o for o in settings if o.split("=")[0] in ("--base", "--resolution", "--device")]
     options += ["--preset=mini", "--destyle-images=2", "--destyle-strength=0.1", "--destyle=inversion"]
@@ -170,6 +171,9 @@ def test_destyle_writes_what_a_training_would_learn(unziplora, photos, settings,
     }
     again = unziplora(*line, *options)
     assert (again.code, "exists" in again.message) == (3, True)
+    printed = unziplora(*line, *options, "--force").out
+    words = ["train", str(photos / "fox.png"), "--subject", "fox", "--style", "sketch", "--destyle", str(out)]
+    assert shlex.split(printed[printed.index("unziplora train") :]) == ["unziplora", *words]
     with Image.open(out / "01.png") as image:
         assert image.size == (64, 64)
         assert json.loads(image.info["unziplora"])["command"] == "destyle"
