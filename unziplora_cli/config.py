@@ -169,7 +169,7 @@ class TrainConfig(Checked):
         None,
         "How to make destyled images: inversion = by the base itself, model = by the small destyler of mini, "
         "edit = by an editing model (destyler), none, or a folder of images of it without the style; "
-        "default: model on mini, otherwise inversion.",
+        "default: model on mini if the style is not photo, otherwise inversion.",
     )
     destyler: str | None = destyling(
         None, "Editing model for destyle edit: a folder or a Hugging Face id in the cache."

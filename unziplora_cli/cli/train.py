@@ -205,8 +205,7 @@ def train(
     model = find_base(session, base, vae, prediction)
     _, config = training_config(model, preset, settings)
     check_packages(config)
-    for note in without_effect(choose_way(config, model)[0], settings):
-        session.output.warning(note)
+    choose_way(config, model)  # raises before the questions
     if validation_prompt is not None and not config.validate_every:
         session.output.warning(
             "validation-prompt has no effect: there are no validation images (validate-every)."
@@ -247,6 +246,12 @@ def train(
         )
         for i, group in enumerate(groups)
     ]
+    unused = [
+        without_effect(request.config, settings) for request in requests
+    ]  # the way depends on the style
+    for note in unused[0]:
+        if all(note in notes for notes in unused):
+            session.output.warning(note)
     for project in sorted(done):
         session.output.message(f"{project}: already trained, unchanged.")
     remaining = [request for request in requests if request.job.name not in done]
