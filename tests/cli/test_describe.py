@@ -194,3 +194,10 @@ def test_mini_proposes_only_with_its_reader(unziplora, photos, no_training, monk
     completed = unziplora("train", photos / "fox.png", "--base=mini")
     assert completed.code == 2
     assert "models pull" not in completed.message
+
+
+@pytest.mark.parametrize(("style", "said"), [("photo", False), ("ink", True)])
+def test_a_strength_of_inversion_has_an_effect_on_photos(unziplora, photos, no_training, style, said):
+    line = ("train", photos / "fox.png", "--base=mini", "--subject=fox", "--destyle-strength=0.5")
+    completed = unziplora(*line, f"--style={style}")
+    assert ("destyle-strength has no effect" in completed.err) is said
