@@ -196,8 +196,8 @@ def test_mini_proposes_only_with_its_reader(unziplora, photos, no_training, monk
     assert "models pull" not in completed.message
 
 
-@pytest.mark.parametrize(("style", "said"), [("photo", False), ("ink", True)])
-def test_a_strength_of_inversion_has_an_effect_on_photos(unziplora, photos, no_training, style, said):
+@pytest.mark.parametrize(("style", "noted"), [("photo", False), ("ink", True)])
+def test_a_strength_of_inversion_has_an_effect_on_photos(unziplora, photos, no_training, style, noted):
     line = ("train", photos / "fox.png", "--base=mini", "--subject=fox", "--destyle-strength=0.5")
     completed = unziplora(*line, f"--style={style}")
-    assert ("destyle-strength has no effect" in completed.err) is said
+    assert ("destyle-strength has no effect" in completed.err) is noted
