@@ -119,14 +119,15 @@ def caption(art: Artwork, rng: np.random.Generator) -> str:
 
 def draw(art: Artwork, folder: Path, size: int = 128) -> Array:
     """Draw an artwork as uint8 [size, size, 3]; ``folder`` holds the sheets that `fetch` wrote."""
-    layers = CutoutLayers(art, folder, size)
-    if art.style == PHOTO:
-        picture = _photo(layers)
-    elif art.style in LOOK_SETS:
-        picture = _look(layers, art.style)
-    else:
-        picture = PAINTERS[art.style](layers)
+    picture = paint(CutoutLayers(art, folder, size), art.style)
     return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def paint(layers: CutoutLayers, style: str) -> Array:
+    """The picture of a cut-out in a style: *photo*, the look of its set, or one of the painters'."""
+    if style == PHOTO:
+        return _photo(layers)
+    return _look(layers, style) if style in LOOK_SETS else PAINTERS[style](layers)
 
 
 def cutout(folder: Path, name: str, subject: str) -> Array:
@@ -153,13 +154,17 @@ class CutoutLayers(Layers):
             self._image = _remap(self._image, colors, self._colors)
         self.front_roles = ["", *["body"] * len(colors)]
         self.set_background(art.scene)
-        self.front_colors = np.zeros((256, 3), np.float32)
-        self.front_colors[1 : len(colors) + 1] = self._colors
+        self.front_tones = self._tone()
+
+    def _color(self, scene: Scene) -> tuple[Array, Array]:
+        """The cut-out's own colours, its marking's second, and the background's."""
+        front = np.zeros((256, 3), np.float32)
+        front[1 : len(self._colors) + 1] = self._colors
         light = luma(self._colors)
         shade = 0.75 + 0.25 * np.clip(light / max(float(np.median(light)), 0.05), 0, 1)
-        second = np.array(COLORS[art.individual.second_color], np.float32) / 255
-        self.front_colors[101 : len(colors) + 101] = second * shade[:, None]
-        self.front_tones = self._tone()
+        second = np.array(COLORS[self.individual.second_color], np.float32) / 255
+        front[101 : len(self._colors) + 101] = second * shade[:, None]
+        return front, super()._color(scene)[1]
 
     @cached_property
     def _front(self) -> Image.Image:  # type: ignore[override]

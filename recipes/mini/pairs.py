@@ -2,7 +2,8 @@
 
 The photo of a pair shows the individual in the same pose before a plain background. The planes (colours,
 coverage, outlines) are drawn once; `random_styles` paints them anew in every step of a training, on its
-device. The pictures in held-out styles are for evaluation alone.
+device. Half of the pairs are made of artists' cut-outs, so that the networks meet subjects that are not
+drawn here. The pictures in held-out styles are for evaluation alone.
 
 `python -m recipes.mini.pairs FOLDER WORKER WORKERS UNTIL` is one drawing process.
 """
@@ -21,12 +22,12 @@ from pathlib import Path
 
 import numpy as np
 
+from recipes.mini.cutouts import PAINTED, PHOTO, Artwork, CutoutLayers, paint, random_artwork
 from recipes.mini.layers import Array, Layers
 from recipes.mini.paint import photograph
 from recipes.mini.scene import (
     COLORS,
     CONTEXTS,
-    GENERIC,
     HELD_OUT_STYLES,
     MARKINGS,
     STYLES,
@@ -62,25 +63,42 @@ NAMES: dict[str, tuple[str, ...]] = {
     "color": tuple(COLORS),
     "second_color": (*COLORS, NONE),
 }
-"""What each label column counts; a seventh column holds the held-out style of evaluation pairs, else -1."""
+"""What each label column counts; a seventh column holds the held-out style of evaluation pairs, else -1.
+
+Of an artwork, `NOTHING` stands for a subject that is not drawn here, and for an artist's own colours.
+"""
+NOTHING = -100
+"""The label that cross-entropy passes over."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How many pairs to draw: for training, for tuning (base styles), for evaluation (held-out styles)."""
+    """How many pairs to draw: for training, for tuning (base styles), for evaluation (held-out styles).
+
+    ``artworks`` is the share of the training pairs that are made of cut-outs.
+    """
 
     train: int = 48_000
     tune: int = 512
     held_out: int = 512
+    artworks: float = 0.5
     seed: int = 5
 
     @property
     def total(self) -> int:
         return self.train + self.tune + self.held_out
 
-    def scene(self, index: int) -> Scene:
-        """The scene of pair `index`; evaluation and tuning come first."""
-        scene = random_scene(np.random.default_rng([self.seed, index]))
+    def scene(self, index: int, sheets: Path) -> Scene | Artwork:
+        """The scene of pair `index`; evaluation and tuning come first. ``sheets`` holds the cut-outs.
+
+        Those in black alone are not used: nothing in them tells what a photo shows.
+        """
+        rng = np.random.default_rng([self.seed, index])
+        if index >= self.held_out + self.tune and rng.spawn(1)[0].random() < self.artworks:
+            while (art := random_artwork(rng, sheets)).name == "contrast":
+                pass
+            return art
+        scene = random_scene(rng)
         if index < self.held_out:
             return replace(scene, style=HELD_OUT_STYLES[index % len(HELD_OUT_STYLES)])
         return scene
@@ -115,11 +133,17 @@ class Store:
         return index[index < self.plan.total]
 
 
-def planes(scene: Scene, *, evaluation: bool) -> Array:
-    """One pair, uint8 [18, 128, 128]."""
-    layers = Layers(scene, SIZE)
-    plain = _plain(layers, scene)
-    parts = [PAINTERS[scene.style](layers), photograph(plain)]
+def planes(scene: Scene | Artwork, sheets: Path, *, evaluation: bool) -> Array:
+    """One pair, uint8 [18, 128, 128]; ``sheets`` holds the cut-outs of artworks."""
+    layers: Layers
+    if isinstance(scene, Artwork):
+        layers = CutoutLayers(scene, sheets, SIZE)
+        plain = _plain(layers, scene.scene)
+        photo = photograph(plain) if scene.name in PAINTED else paint(plain, PHOTO)
+        parts = [paint(layers, scene.style), photo]
+    else:
+        layers = Layers(scene, SIZE)
+        parts = [PAINTERS[scene.style](layers), photograph(_plain(layers, scene))]
     if evaluation:
         for number in (1, 2):
             pose = replace(scene, pose_seed=scene.pose_seed + number, context="")
@@ -133,27 +157,33 @@ def planes(scene: Scene, *, evaluation: bool) -> Array:
     return (np.clip(stacked, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def label(scene: Scene) -> tuple[int, ...]:
+def label(scene: Scene | Artwork) -> tuple[int, ...]:
     """The class numbers of a scene, in the order of `NAMES`, then the held-out style or -1."""
     who = scene.individual
     held_out = HELD_OUT_STYLES.index(scene.style) if scene.style in HELD_OUT_STYLES else -1
-    style = UNKNOWN if held_out >= 0 or scene.style == GENERIC else scene.style
+    style = scene.style if scene.style in STYLES else UNKNOWN
     second = NONE if who.marking == MARKINGS[0] else who.second_color
     values = (who.subject, style, scene.context, who.marking, who.color, second)
-    return (*(names.index(value) for names, value in zip(NAMES.values(), values, strict=True)), held_out)
+    if isinstance(scene, Artwork) and not scene.recolored:
+        values = (*values[:3], "", "", "")
+    numbers = (
+        names.index(value) if value in names else NOTHING
+        for names, value in zip(NAMES.values(), values, strict=True)
+    )
+    return (*numbers, held_out)
 
 
 def draw_blocks(folder: Path, worker: int, workers: int, until: float) -> None:
     """Draw every `workers`-th block until all are done or the clock passes `until` (seconds since 1970)."""
-    store = Store(folder, "r+")
+    store, sheets = Store(folder, "r+"), folder.parent / "cutouts"
     for block in range(worker, len(store.done), workers):
         if time.time() > until:
             return
         if store.done[block]:
             continue
         for index in range(block * BLOCK, min((block + 1) * BLOCK, store.plan.total)):
-            scene = store.plan.scene(index)
-            store.planes[index] = planes(scene, evaluation=index < store.plan.held_out)
+            scene = store.plan.scene(index, sheets)
+            store.planes[index] = planes(scene, sheets, evaluation=index < store.plan.held_out)
             store.labels[index] = label(scene)
         store.done[block] = 1
 

@@ -3,7 +3,8 @@
     python -m recipes.mini.train_destyler --work work --out out
 
 One step paints a batch of scenes, most of them in random styles, and trains both networks on it. Weights that
-lie in the work folder are trained on. Held-out styles are seen by the evaluation alone, after the training.
+lie in the work folder, beside the artists' `cutouts`, are trained on. Held-out styles are seen by the
+evaluation alone, after the training.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from recipes.mini.optimize import FlatAdam, capture, learning_rate
-from recipes.mini.pairs import NAMES, PLANES, Plan, Store, start_drawing
+from recipes.mini.pairs import NAMES, NOTHING, PLANES, Plan, Store, start_drawing
 from recipes.mini.random_styles import FAMILIES, TUNING, Planes, blur, finish, paint_randomly
 from recipes.mini.scene import COLORS, HELD_OUT_STYLES
 from recipes.mini.train_vae import picture_loss
@@ -101,11 +102,12 @@ def train(
     chunk: int,
     painted: int,
     peak_share: float,
+    train_reader: bool,
     compiled: bool,
     graph: bool,
     max_steps: int,
 ) -> int:
-    """Train both in place for `seconds`; returns the number of steps.
+    """Train both in place for `seconds`, the reader only if wanted; returns the number of steps.
 
     A batch holds `painted` scenes in base styles and `chunk` of every random family.
     """
@@ -116,13 +118,11 @@ def train(
     trained.load_state_dict(destyler.state_dict())
     model = _Both(trained).to(device).train()
     run = torch.compile(model) if compiled else model
-    reader.to(device, memory_format=torch.channels_last).train()
+    reader.to(device, memory_format=torch.channels_last).train(train_reader)
     optimizer = FlatAdam([model], dtype)
-    reading = FlatAdam([reader], torch.float32, weight_decay=0.02)
+    reading = FlatAdam([reader], torch.float32, weight_decay=0.02) if train_reader else None
     sums = torch.zeros(3, device=device)
-    color, second, style, context = (
-        list(NAMES).index(n) for n in ("color", "second_color", "style", "context")
-    )
+    color, second, style = (list(NAMES).index(n) for n in ("color", "second_color", "style"))
     twins = min(PAIRS, batch)
 
     def step() -> None:
@@ -134,38 +134,29 @@ def train(
         made, body, marking = run(images.to(dtype), hide(colors, trained.unknown))
         weight = 0.5 + blur(planes[:, PLANES["alpha"]], 3.0)
         loss = picture_loss(made.float() * weight, photos * weight)
-        guessed = F.cross_entropy(body.float(), labels[:, color])
-        guessed = guessed + F.cross_entropy(marking.float(), labels[:, second])
-        plain = labels[:twins].clone()
-        plain[:, style].zero_()
-        plain[:, context].zero_()
-        seen = torch.cat((images, photos[:twins]))
-        seen = torch.where(torch.rand(len(seen), 1, 1, 1, device=device) < 0.5, seen.flip(3), seen)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits, identity = reader(seen.contiguous(memory_format=torch.channels_last))
-        truth = torch.cat((labels, plain))
-        read = sum(
-            (F.cross_entropy(logits[name].float(), truth[:, n]) for n, name in enumerate(NAMES)),
-            torch.zeros((), device=device),
-        )
-        similarity = identity[:twins].float() @ identity[batch:].float().T / 0.1
-        same = torch.arange(twins, device=device)
-        read = read + 0.25 * (F.cross_entropy(similarity, same) + F.cross_entropy(similarity.T, same))
+        guessed = F.cross_entropy(body.float(), colors[:, 0].clamp(max=trained.unknown))
+        guessed = guessed + F.cross_entropy(marking.float(), colors[:, 1].clamp(max=trained.unknown))
+        read = torch.zeros((), device=device)
+        if reading is not None:
+            read = reading_loss(reader, images, photos[:twins], labels)
         (loss + 0.1 * guessed + read).backward()
         optimizer.step()
-        reading.step()
+        if reading is not None:
+            reading.step()
         sums.add_(torch.stack((loss.detach(), guessed.detach(), read.detach())))
 
     def uncompile() -> bool:
         nonlocal run
         was_compiled, run = run is not model, model
         optimizer.gradients.zero_()
-        reading.gradients.zero_()
+        if reading is not None:
+            reading.gradients.zero_()
         return was_compiled
 
     start = time.monotonic()
     optimizer.set(0.0, 0)
-    reading.set(0.0, 0)
+    if reading is not None:
+        reading.set(0.0, 0)
     replay = capture(step, uncompile, graph=graph)
     begun = last_log = time.monotonic()
     print(f"first step after {begun - start:.0f} s, {batch} pictures a step", flush=True)
@@ -175,7 +166,8 @@ def train(
     while (now := time.monotonic()) - begun < seconds and steps < max_steps:
         share = (now - begun) / seconds
         optimizer.set(learning_rate(PEAK_DESTYLER * peak_share, steps, share), steps)
-        reading.set(learning_rate(PEAK_READER * peak_share, steps, share), steps, decay=0.0)
+        if reading is not None:
+            reading.set(learning_rate(PEAK_READER * peak_share, steps, share), steps, decay=0.0)
         replay()
         steps += 1
         if steps % 10 == 0 and device.type == "cuda":
@@ -197,6 +189,26 @@ def train(
     return steps
 
 
+def reading_loss(reader: Classifier, images: Tensor, photos: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of all fields, and a contrastive loss of the first images and their `photos`."""
+    device, twins, batch = images.device, len(photos), len(images)
+    plain = labels[:twins].clone()
+    for name in ("style", "context"):
+        plain[:, list(NAMES).index(name)] = 0
+    seen = torch.cat((images, photos))
+    seen = torch.where(torch.rand(len(seen), 1, 1, 1, device=device) < 0.5, seen.flip(3), seen)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        logits, identity = reader(seen.contiguous(memory_format=torch.channels_last))
+    truth = torch.cat((labels, plain))
+    read = sum(
+        (F.cross_entropy(logits[name].float(), truth[:, n]) for n, name in enumerate(NAMES)),
+        torch.zeros((), device=device),
+    )
+    similarity = identity[:twins].float() @ identity[batch:].float().T / 0.1
+    same = torch.arange(twins, device=device)
+    return read + 0.25 * (F.cross_entropy(similarity, same) + F.cross_entropy(similarity.T, same))
+
+
 @torch.no_grad()
 def paint(planes: Tensor, painted: int) -> Tensor:
     """Images in -1..1: the first `painted` scenes in their base style, half of them as drawn; others anew."""
@@ -213,8 +225,9 @@ def split(planes: Tensor) -> Planes:
 
 
 def colors_of(labels: Tensor) -> Tensor:
-    """Labels [n, 2] of both colours -> the destyler's indices: no marking lies behind the unknown colour."""
-    return labels + (labels == len(COLORS))
+    """Labels [n, 2] of both colours -> the destyler's indices, where *none* is behind *unknown*."""
+    none = (labels == len(COLORS)) | (labels == NOTHING)
+    return torch.where(none, len(COLORS) + 1, labels)
 
 
 def hide(colors: Tensor, unknown: int) -> Tensor:
@@ -402,6 +415,7 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=8, help="pictures of every random family in a step")
     parser.add_argument("--painted", type=int, default=48, help="pictures in base styles in a step")
     parser.add_argument("--peak", type=float, default=1.0, help="share of the highest learning rates")
+    parser.add_argument("--reader", action=argparse.BooleanOptionalAction, default=True, help="train it too")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=True)
@@ -434,6 +448,7 @@ def main() -> None:
         chunk=1 if args.tiny else args.chunk,
         painted=2 if args.tiny else args.painted,
         peak_share=args.peak,
+        train_reader=args.reader,
         compiled=args.compile and not args.tiny,
         graph=args.graphs,
         max_steps=2 if args.tiny else 10**9,

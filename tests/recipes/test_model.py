@@ -149,7 +149,7 @@ def test_classifier_saves_small_and_comes_back(tmp_path: Path) -> None:
 
 
 def test_plan_keeps_held_out_styles_from_the_base() -> None:
-    plan = Plan(base=60, held_out=20, groups=4, test=12)
+    plan = Plan(base=60, held_out=20, groups=4, test=12, artworks=24, artworks_test=8)
     kinds, groups = plan.kinds()
     scenes = [
         plan.scene(n, int(kind), int(group))

@@ -39,7 +39,7 @@ def test_an_image_is_redrawn_the_same_alone_and_in_a_batch(destyler, images):
 def test_given_colours_replace_the_guess_and_unknown_ones_do_not(destyler, images):
     with torch.no_grad():
         destyler.guess.weight.zero_()
-        destyler.guess.bias.copy_(torch.tensor([0.0, 0.0, 5.0, 0.0, 0.0, 0.0, 5.0]))  # blue, no marking
+        destyler.guess.bias.copy_(torch.tensor([0.0, 0.0, 5.0, 0.0, 0.0, 0.0, 0.0, 5.0]))  # blue, no marking
     blue, red = torch.tensor([[2, 4]] * 2), torch.tensor([[0, 1]] * 2)
     unknown = torch.full((2, 2), destyler.unknown)
     torch.testing.assert_close(destyler(images), destyler(images, blue))
@@ -58,12 +58,21 @@ def test_saved_destyler_draws_the_same(destyler, images, tmp_path):
 @pytest.mark.parametrize(
     ("body", "marking", "given", "expected"),
     [
-        ([5, 4, 0], [0, 0, 0, 1], [3, 3], [0, 2]),  # "none" is likelier than any one colour, but not than all
-        ([5, 4, 0], [0, 0, 0, 9], [3, 3], [0, 4]),  # surely no marking
-        ([5, 4, 0], [1, 2, 1.5, 0], [3, 3], [0, 2]),  # the likeliest colour is too near to the body's
-        ([1, 0, 0], [3, 0, 1, 0], [3, 3], [2, 0]),  # ... or the body's gives way
-        ([5, 4, 0], [9, 0, 1, 0], [0, 3], [0, 2]),  # a given colour stays
-        ([5, 4, 0], [0, 0, 0, 9], [3, 1], [2, 1]),  # a given marking is one
+        (
+            [5, 4, 0, 0],
+            [0, 0, 0, 1],
+            [3, 3],
+            [0, 2],
+        ),  # "none" is likelier than any colour, not than all
+        ([5, 4, 0, 0], [0, 0, 0, 9], [3, 3], [0, 4]),  # surely no marking
+        ([5, 4, 0, 0], [1, 2, 1.5, 0], [3, 3], [0, 2]),  # the likeliest colour is too near to the body's
+        ([1, 0, 0, 0], [3, 0, 1, 0], [3, 3], [2, 0]),  # ... or the body's gives way
+        ([5, 4, 0, 0], [9, 0, 1, 0], [0, 3], [0, 2]),  # a given colour stays
+        ([5, 4, 0, 0], [0, 0, 0, 9], [3, 1], [2, 1]),  # a given marking is one
+        ([5, 4, 0, 5], [0, 0, 0, 9], [3, 3], [0, 4]),  # "none" is not likelier than all colours
+        ([5, 4, 0, 9], [9, 0, 1, 0], [3, 3], [4, 4]),  # the body has none of the colours: they stay as seen
+        ([5, 4, 0, 9], [9, 0, 1, 0], [1, 3], [1, 2]),  # ... unless one is given
+        ([5, 4, 0, 9], [0, 0, 0, 9], [3, 1], [4, 1]),
     ],
 )
 def test_a_marking_differs_from_the_body(destyler, body, marking, given, expected):

@@ -34,7 +34,6 @@ MERGE_OVERLAP = "merge weight overlap"
 SHARED_COLUMNS = "shared columns"
 ONE_FILE_GAP = "one-file gap"
 
-
 Criterion = tuple[str, Sequence[Purpose], str, Callable[[EvaluationPrompt, ImageScore], float | None]]
 """A score of generated images: its name, the purposes of these images, what it says, and its value for one.
 

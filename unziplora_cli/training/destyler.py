@@ -2,8 +2,8 @@
 
 It is trained by `recipes/mini` on pairs of one individual in one pose. Both images of a pair show the same
 outlines, so plain regression of the pixels is sharp; what a style may hide are the colours. The network names
-the two main colours first and draws in these, so that a doubt becomes one clear colour instead of a mixture,
-and so that words of the user decide where the style hides them.
+the two main colours, or none of those that it has words for, and draws in these, or as it sees them: a doubt
+becomes one clear colour instead of a mixture, and words of the user decide where the style hides them.
 """
 
 from __future__ import annotations
@@ -41,11 +41,13 @@ class MiniDestyler(nn.Module):
         super().__init__()
         self.palette, self.colors, self.widths, self.size = dict(colors), tuple(colors), tuple(widths), size
         self.unknown = len(self.colors)
-        """The index of an unknown colour; the next one is that of no marking."""
+        """The index of an unknown colour."""
+        self.none = len(self.colors) + 1
+        """The index of none of the colours: a body as the image shows it, or no marking."""
         self.stem = nn.Conv2d(3, widths[0], 3, padding=1)
         self.down = nn.ModuleList(_Block(channels, out, stride=2) for channels, out in pairwise(widths))
         self.middle = _Block(widths[-1], widths[-1])
-        self.guess = nn.Linear(2 * widths[-1], 2 * len(self.colors) + 1)
+        self.guess = nn.Linear(2 * widths[-1], 2 * len(self.colors) + 2)
         self.body, self.marking = (nn.Embedding(len(self.colors) + 2, EMBEDDING) for _ in range(2))
         inner = widths[::-1]
         self.bottom = _Block(inner[0], inner[0], conditioned=True)
@@ -71,12 +73,13 @@ class MiniDestyler(nn.Module):
     def choose(self, coarsest: Tensor, colors: Tensor) -> Tensor:
         """``colors`` [n, 2] with the likeliest ones in place of the unknown.
 
-        Whether there is a marking is decided first: a marking of doubtful colour is still one. Its colour and
-        the body's are then the likeliest two that differ visibly.
+        Whether the body has one of the colours, and whether there is a marking, is decided first: a marking
+        of doubtful colour is still one. Both colours are then the likeliest two that differ visibly.
         """
         body, marking = (logits.log_softmax(1) for logits in self.guess_colors(coarsest))
+        colored = (body[:, -1].exp() < 0.5) | (colors[:, 0] < self.unknown)
         marked = (marking[:, -1].exp() < 0.5) | (colors[:, 1] < self.unknown)
-        pairs = body[:, :, None] + marking[:, None, :-1]  # [n, colours, colours]
+        pairs = body[:, :-1, None] + marking[:, None, :-1]  # [n, colours, colours]
         rgb = torch.tensor(list(self.palette.values()), dtype=torch.float32, device=body.device)
         pairs = pairs - 100.0 * (torch.cdist(rgb, rgb) < DISTINCT)
         index = torch.arange(self.unknown, device=body.device)
@@ -85,9 +88,9 @@ class MiniDestyler(nn.Module):
             pairs = pairs - 1e4 * ((given < self.unknown) & (index.view(shape) != given))
         best = pairs.flatten(1).argmax(1)
         likeliest = torch.stack((best // self.unknown, best % self.unknown), 1)
-        plain = torch.stack((body.argmax(1), torch.full_like(best, self.unknown + 1)), 1)
-        likeliest = torch.where(marked[:, None], likeliest, plain)
-        return torch.where(colors == self.unknown, likeliest, colors)
+        plain = torch.stack((body[:, :-1].argmax(1), torch.full_like(best, self.none)), 1)
+        chosen = likeliest.where(marked[:, None], plain).where(colored[:, None], self.none)
+        return chosen.where(colors == self.unknown, colors)
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """Feature maps of ``images``, from the finest to the coarsest."""
@@ -98,10 +101,10 @@ class MiniDestyler(nn.Module):
         return maps
 
     def guess_colors(self, coarsest: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the body's colour [n, colours] and of the marking's [n, colours + 1], last: none."""
+        """Logits of the body's colour and of the marking's, [n, colours + 1] each; last: none of them."""
         features = torch.cat((coarsest.mean(dim=(2, 3)), coarsest.amax(dim=(2, 3))), 1)
-        body, marking = self.guess(features).split((len(self.colors), len(self.colors) + 1), 1)
-        return body, marking
+        logits: tuple[Tensor, Tensor] = self.guess(features).chunk(2, 1)
+        return logits
 
     def decode(self, maps: Sequence[Tensor], colors: Tensor) -> Tensor:
         """The photos that ``maps`` show, in ``colors`` [n, 2]; not clamped."""

@@ -186,8 +186,7 @@ def load_ray() -> Any:
 
 @dataclass(eq=False)
 class _Call:
-    """What a worker, or a node that has no worker yet, is doing: the training of request ``index``, or
-    starting."""
+    """What a worker, or a node without one, is doing: the training of request ``index``, or starting."""
 
     node: str
     worker: Any = None
@@ -376,8 +375,7 @@ class Cluster:
             self.workers[node] = int(nodes[node]["Resources"].get("GPU" if self.on_gpu else "CPU", 0))
 
     def _start_workers(self, alive: Mapping[str, Any], waiting: int) -> None:
-        """Start workers where a node has room, as many as images are waiting; Ray queues them if another
-        program uses its GPUs."""
+        """Start as many workers as images are waiting, where a node has room; Ray waits for busy GPUs."""
         busy = Counter(call.node for call in (*self.calls.values(), *self.idle) if call.worker is not None)
         starting = sum(call.index is None and call.worker is not None for call in self.calls.values())
         while starting < waiting:
