@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -320,11 +321,41 @@ def test_disk_error_names_the_file_the_reason_and_a_way_out(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("force", [True, False])
+def test_a_file_whose_folder_cannot_be_flushed_is_there_and_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    real = os.fsync
+
+    def fail(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        real(descriptor)
+
+    monkeypatch.setattr("os.fsync", fail)
+    page = tmp_path / "a.html"
+    with pytest.raises(ProjectError) as error, files.write_errors(tmp_path):
+        files.write_file(page, write(b"whole"), force=force)
+    assert error.value.message == (
+        f"{page} is written, but may be lost in a power failure: {os.strerror(errno.ESTALE)}."
+    )
+    assert page.read_bytes() == b"whole"
+    rose = tmp_path / "rose"
+    with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+        files.rename(page, rose)
+    assert not rose.exists()
+    assert page.exists()
+
+
 def test_temporary_names_do_not_show_in_messages(tmp_path: Path) -> None:
     with pytest.raises(ProjectError) as error, files.write_errors(tmp_path):  # noqa: SIM117
         with files.temporary_folder(tmp_path) as folder:
             (folder / "gone" / "a.png").write_bytes(b"x")
     assert f"Cannot access {tmp_path / 'gone' / 'a.png'}: " in error.value.message
+    folder = ProjectStore(tmp_path).partial("fox")
+    with pytest.raises(ProjectError) as error, files.write_errors(tmp_path):
+        (folder / "style.safetensors").write_bytes(b"x")
+    assert f"Cannot access {tmp_path / 'projects' / 'fox' / 'style.safetensors'}: " in error.value.message
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there the error of a copy has both names")

@@ -11,6 +11,7 @@
 Any other exception is a bug and ends with exit code 1.
 """
 
+import errno
 import os
 import re
 from collections.abc import Mapping
@@ -100,3 +101,20 @@ def system_errno(error: BaseException | None) -> int | None:
             return int(match[1])
         error = error.__cause__ or error.__context__
     return None
+
+
+_ADVICE = {
+    errno.ENOSPC: "Free space on that disk.",
+    errno.EDQUOT: "Free space, or raise your quota on that disk.",
+    errno.EACCES: "Check the permissions of the file and its folder.",
+    errno.EIO: "Check the disk and its connection.",
+    errno.ESTALE: "Connect the network drive again.",
+    errno.EMFILE: "Close other programs, or raise the limit of open files.",
+    errno.ENFILE: "Close other programs, or raise the limit of open files.",
+}
+
+
+def disk_advice(error: BaseException) -> Remedy | None:
+    """What to do about an exception that is the disk's fault, and not the file's."""
+    advice = _ADVICE.get(system_errno(error) or 0)
+    return Remedy(advice) if advice else None

@@ -23,14 +23,14 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unziplora_cli.errors import ProjectError, Remedy, system_errno
+from unziplora_cli.errors import ProjectError, Remedy, disk_advice
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -40,21 +40,19 @@ UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errn
 _NO_LOCKS = UNSUPPORTED | {errno.ENOLCK}
 _NO_LINKS = UNSUPPORTED | {errno.EPERM, errno.EACCES, errno.EMLINK, errno.EXDEV}
 
-_ADVICE = {
-    errno.ENOSPC: "Free space on that disk.",
-    errno.EDQUOT: "Free space, or raise your quota on that disk.",
-    errno.EIO: "Check the disk and its connection.",
-    errno.ESTALE: "Connect the network drive again.",
-    errno.EMFILE: "Close other programs, or raise the limit of open files.",
-    errno.ENFILE: "Close other programs, or raise the limit of open files.",
-}
 _OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 _TEMPORARY = re.compile(r"\..+\.(?P<space>[0-9a-f]{12})-(?P<pid>[0-9]+)-[0-9a-f]{8}\.partial")
+_NEW_FOLDER = re.compile(r"\.(.+)\.[0-9a-f]{8}\.partial")
+"""A project that is being created."""
 _ABANDONED_AFTER = 7 * 24 * 3600
 """Seconds without a change after which a temporary file of another machine counts as abandoned."""
 
 _OTHER_PLACE = Remedy("Choose another place", settings={"out": None})
+
+
+class NotFlushed(OSError):
+    """A file has its name, but its folder could not be flushed."""
 
 
 @contextmanager
@@ -98,7 +96,10 @@ def place(file: Path, names: Path | Iterable[Path], *, force: bool = False) -> P
     for path in (names,) if isinstance(names, Path) else names:
         with suppress(FileExistsError):
             file.replace(path) if force else _rename_exclusively(file, path)
-            fsync(path.parent)
+            try:
+                fsync(path.parent)
+            except OSError as error:
+                raise NotFlushed(error.errno, error.strerror, str(path)) from error
             return path
     raise _exists(path)
 
@@ -124,20 +125,23 @@ def _rename_exclusively(file: Path, path: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename a file or folder, and flush the folders that it left and entered."""
+    """Rename a file or folder, and flush the folders that it left and entered; undone if that fails."""
     source.rename(target)
-    fsync(target.parent)
-    if source.parent != target.parent:
-        fsync(source.parent)
+    try:
+        for folder in dict.fromkeys((target.parent, source.parent)):
+            fsync(folder)
+    except OSError:
+        with suppress(OSError):
+            target.rename(source)
+        raise
 
 
 def flush_all(folder: Path) -> None:
     """Flush a folder with everything in it; links are passed over."""
-    for root, _, names in os.walk(folder):
-        for file in (Path(root, name) for name in names):
-            if file.is_file() and not file.is_symlink():
-                fsync(file)
-        fsync(Path(root))
+    for entry in walk(folder):
+        if entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False):
+            fsync(Path(entry.path))
+    fsync(folder)
 
 
 @contextmanager
@@ -188,8 +192,7 @@ def remove_stale(folder: Path) -> None:
         names = [entry.name for entry in folder.iterdir()]
     except PermissionError:  # a folder may be writable without being readable
         return
-    matches = [match for name in names if (match := _TEMPORARY.fullmatch(name))]
-    for match in matches:
+    for match in filter(None, map(_TEMPORARY.fullmatch, names)):
         from psutil import pid_exists
 
         path = folder / match[0]
@@ -334,20 +337,20 @@ def check_writable(folder: Path) -> None:
     raise ProjectError(f"Cannot write to {folder}: {reason}.", _OTHER_PLACE)
 
 
-@contextmanager
-def write_errors(folder: Path, outcome: str = "", *remedies: Remedy) -> Iterator[None]:
+def write_errors(folder: Path, outcome: str = "", *remedies: Remedy) -> AbstractContextManager[None]:
     """Turn an OSError of using a folder into a ProjectError; see `disk_error`."""
+    return translated(lambda error: disk_error(error, folder, outcome, *(remedies or (_OTHER_PLACE,))))
+
+
+@contextmanager
+def translated(describe: Callable[[OSError], ProjectError]) -> Iterator[None]:
+    """Raise what `describe` returns for an OSError about files; one of the network or a library passes."""
     try:
         yield
     except OSError as error:
-        if not names_a_file(error):
+        if not error.errno or isinstance(error, ConnectionError | TimeoutError):
             raise
-        raise disk_error(error, folder, outcome, *(remedies or (_OTHER_PLACE,))) from error
-
-
-def names_a_file(error: OSError) -> bool:
-    """Whether an OSError is about files, and not about a pipe, the network or a library."""
-    return bool(error.errno) and not isinstance(error, ConnectionError | TimeoutError)
+        raise describe(error) from error
 
 
 def disk_error(error: OSError, folder: Path, outcome: str = "", *remedies: Remedy) -> ProjectError:
@@ -358,19 +361,16 @@ def disk_error(error: OSError, folder: Path, outcome: str = "", *remedies: Remed
     name, verb = error.filename, "access"
     if error.errno in _OF_WRITING:  # of a copy, the target
         name, verb = error.filename2 or name, "write"
-    parts = Path(folder if name is None else os.fsdecode(name)).parts
-    path = Path(*(part for part in parts if not _TEMPORARY.fullmatch(part)))
+    given = Path(folder if name is None else os.fsdecode(name))
+    parts = (part for part in given.parts if not _TEMPORARY.fullmatch(part))
+    path = Path(*(_NEW_FOLDER.sub(r"\1", part) for part in parts))
+    is_written = isinstance(error, NotFlushed) and path == given
+    what = f"{path} is written, but may be lost in a power failure" if is_written else f"Cannot {verb} {path}"
     return ProjectError(
-        f"Cannot {verb} {path}: {error.strerror or error}. {outcome}".strip(),
+        f"{what}: {error.strerror or error}. {outcome}".strip(),
         *filter(None, [disk_advice(error)]),
         *remedies,
     )
-
-
-def disk_advice(error: BaseException) -> Remedy | None:
-    """What to do about an exception that is the disk's fault, and not the file's."""
-    advice = _ADVICE.get(system_errno(error) or 0)
-    return Remedy(advice) if advice else None
 
 
 def _exists(path: Path) -> ProjectError:

@@ -19,8 +19,8 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from unziplora_cli import image_formats
 from unziplora_cli.color import declared_profile, is_hdr, to_srgb
-from unziplora_cli.errors import Remedy, UsageError
-from unziplora_cli.files import disk_advice, read_bytes, write_file
+from unziplora_cli.errors import Remedy, UsageError, disk_advice
+from unziplora_cli.files import read_bytes, write_file
 from unziplora_cli.image_repair import PNG_SIGNATURE, clean_png, tiff_pixels
 
 MIN_SIDE = 64
@@ -90,11 +90,6 @@ def _read_file(path: Path) -> bytes:
         return read_bytes(path, MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL in the name
         raise UsageError(f"There is no file {path}.", Remedy("Check the path.")) from error
-    except PermissionError as error:
-        raise UsageError(
-            f"{path} cannot be read: permission denied.",
-            Remedy("Give your user permission to read the file."),
-        ) from error
     except OSError as error:
         reason = (error.strerror or str(error)).rstrip(".")
         raise UsageError(

@@ -8,12 +8,13 @@ import os
 import re
 import tomllib
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from unziplora_cli import files, paths
 from unziplora_cli.checks import BOOLEANS, Checked, check_text, option, refuse_unknown
-from unziplora_cli.errors import ProjectError, Remedy, UsageError
+from unziplora_cli.errors import Remedy, UsageError
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,9 @@ def store(key: str, value: str | bool | None) -> Path:
         changed = {}
     if changed != values:  # a value of several lines
         text = "".join(_line(name, item) for name, item in values.items())
-    try:
+    with files.translated(partial(files.disk_error, folder=path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_bytes(path, text.encode())
-    except OSError as error:
-        raise ProjectError(f"Cannot write {path}: {error.strerror or error}.") from error
     return path
 
 

@@ -1,6 +1,7 @@
 import errno
 import itertools
 import os
+import stat
 import subprocess
 import sys
 from dataclasses import replace
@@ -430,3 +431,52 @@ def test_a_free_name_is_neither_a_project_nor_a_training(store, make_project):
     (store.folder / ".fox-3.unfinished").mkdir()
     assert store.free_name("fox") == "fox-4"
     assert check_name(store.free_name("狐" * 32)).endswith("狐-2")
+
+
+def contents(folder):
+    """The bytes of all files below a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("action", ["replace", "remove", "rename"])
+def test_what_a_folder_that_cannot_be_flushed_costs_is_said_rightly(store, make_project, monkeypatch, action):
+    """ESTALE and EIO come from the flush after a rename, when the files have moved already."""
+    real = os.fsync
+    for moment in itertools.count(1):
+        make_project("fox", force=True)
+        before, flushes = contents(store.folder), itertools.count(1)
+
+        def fail(descriptor, flushes=flushes, moment=moment):
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode) and next(flushes) == moment:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            real(descriptor)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fail)
+            try:
+                if action == "replace":
+                    make_project("fox", force=True, seconds=7.0)
+                else:
+                    store.remove("fox") if action == "remove" else store.rename("fox", "rose")
+            except ProjectError as error:
+                message = error.message
+            except OSError:  # of what fills the new folder
+                message = "Nothing was changed."
+            else:
+                break
+        with store.writing("fox"):  # as the next command does
+            pass
+        assert ".partial" not in message
+        if "Nothing was changed" in message:
+            assert contents(store.folder) == before
+        elif action == "replace":
+            assert "is complete" in message
+            assert store.open("fox").manifest.seconds == 7.0
+        elif action == "remove":
+            assert "'fox' is removed" in message
+            assert store.names() == []
+        else:
+            (name,) = store.names()
+            assert f"named {name!r}" in message
+            store.remove(name)
+    assert moment > 1

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from unziplora_cli.errors import AdapterError, Remedy
-from unziplora_cli.files import atomic_write, disk_advice, identify, open_safetensors
+from unziplora_cli.errors import AdapterError, Remedy, disk_advice
+from unziplora_cli.files import atomic_write, identify, open_safetensors
 
 DAMAGED = Remedy("The file is damaged; download or export it again.")
 

@@ -16,7 +16,7 @@ import re
 import secrets
 import sys
 from collections.abc import Container, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -179,15 +179,11 @@ class ProjectLayout:
         """A new name for a folder that is being created or deleted."""
         return self.folder / f".{name}.{secrets.token_hex(4)}.partial"
 
-    @contextmanager
-    def home_errors(self, outcome: str = "Nothing was changed.", *remedies: Remedy) -> Iterator[None]:
+    def home_errors(
+        self, outcome: str = "Nothing was changed.", *remedies: Remedy
+    ) -> AbstractContextManager[None]:
         """Turn an OSError into a ProjectError that names the file and says what is left (`outcome`)."""
-        try:
-            yield
-        except OSError as error:
-            if not files.names_a_file(error):
-                raise
-            raise self.disk_error(error, outcome, *remedies) from error
+        return files.translated(lambda error: self.disk_error(error, outcome, *remedies))
 
     def disk_error(self, error: OSError, outcome: str, *remedies: Remedy) -> ProjectError:
         """The error for an OSError about the home, which may be gone altogether."""

@@ -195,6 +195,7 @@ class ProjectStore(ProjectLayout):
             with self.home_errors():
                 files.flush_all(partial)
                 files.rename(partial, self.place(name, "ready"))
+            with self.home_errors("The project is complete; the next command puts it in place."):
                 self.settle_held(name)
 
     @contextmanager
@@ -311,7 +312,9 @@ class ProjectStore(ProjectLayout):
         with self.home_errors(), self.writing(name):
             for folder in self.to_remove(name, unfinished=unfinished):
                 partial = self.partial(name)
-                files.rename(folder, partial)
+                folder.rename(partial)
+                with self.home_errors(f"{name!r} is removed; the next command frees its space."):
+                    files.fsync(self.folder)
                 files.delete(partial)
 
     def verify(self, name: str) -> Verification:

@@ -4,13 +4,13 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 
 from unziplora_cli import files
-from unziplora_cli.errors import ProjectError
 from unziplora_cli.job import STRICT, Job, job_of_schema_1, to_json
 from unziplora_cli.projects.manifest import read_versioned
 
@@ -82,10 +82,8 @@ def read_record(folder: Path) -> UnfinishedRecord:
     path = folder / FILE_NAME
     if not path.is_file() and (folder / FORMER_FILE_NAME).is_file():
         path = folder / FORMER_FILE_NAME
-    try:
+    with files.translated(partial(files.disk_error, folder=path)):
         text = files.read_bytes(path)
-    except OSError as error:
-        raise ProjectError(f"Cannot read {path}: {error.strerror}.") from error
     return read_versioned(UnfinishedRecord, text, path, SCHEMA, {1: _from_schema_1})
 
 

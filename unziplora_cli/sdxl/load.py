@@ -22,8 +22,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from unziplora_cli.accel.fused_modules import fuse_modules
 from unziplora_cli.accel.int8 import quantize
-from unziplora_cli.errors import ModelError, Remedy, UnziploraError, system_errno
-from unziplora_cli.files import disk_advice, open_safetensors
+from unziplora_cli.errors import ModelError, Remedy, UnziploraError, disk_advice, system_errno
+from unziplora_cli.files import open_safetensors
 from unziplora_cli.sdxl import base as bases
 from unziplora_cli.sdxl.base import (
     SCHEDULERS,

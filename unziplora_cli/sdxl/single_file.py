@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unziplora_cli.errors import ModelError, Remedy
-from unziplora_cli.files import disk_advice, identify, open_safetensors
+from unziplora_cli.errors import ModelError, Remedy, disk_advice
+from unziplora_cli.files import identify, open_safetensors
 from unziplora_cli.hub import list_snapshots
 from unziplora_cli.paths import expand_user
 

@@ -108,8 +108,7 @@ def write_folder(request: PushRequest, store: ProjectStore, folder: Path) -> Pus
                     path.rename(folder / path.name)
                 files.fsync(folder)
             else:
-                temporary.rename(folder)
-            files.fsync(folder.parent)
+                files.rename(temporary, folder)
     return PushResult(None, folder, names)
 
 

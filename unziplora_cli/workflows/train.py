@@ -5,8 +5,8 @@ from __future__ import annotations
 import platform
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -299,7 +299,7 @@ def _train(
     prepare = None if request.resume else partial(_prepare, request)
     former = store.former_versions(name)
     with (
-        _disk_errors(store, name),
+        files.translated(partial(_disk_error, store, name)),
         store.training(name, prepare, force=request.replaces) as folder,
     ):
         record = read_record(folder)
@@ -336,12 +336,10 @@ def copy_images(images: Sequence[Path], sources: Sequence[SourceImage], folder: 
     """Copy training images into the folder of a project, so that it does not depend on the originals."""
     for path, source in zip(images, sources, strict=True):
         copy = folder / source.file
-        try:
+        with files.translated(partial(files.disk_error, folder=path, outcome="Nothing was changed.")):
             copy.parent.mkdir(exist_ok=True)
             with files.atomic_write(copy) as temporary:
                 shutil.copyfile(path, temporary)
-        except OSError as error:
-            raise files.disk_error(error, path, "Nothing was changed.") from error
         if files.sha256(copy) != source.sha256:
             raise ProjectError(f"{path} changed while it was being copied.")
 
@@ -414,25 +412,16 @@ def _learn(
     return observe(run(request), watch)
 
 
-@contextmanager
-def _disk_errors(store: ProjectStore, name: str) -> Iterator[None]:
-    """Turn an OSError into a ProjectError that says what is left of the training, and how to continue."""
-    try:
-        yield
-    except OSError as error:
-        if not files.names_a_file(error):
-            raise
-        unfinished, older = None, False
-        with suppress(ProjectError, OSError):
-            unfinished, older = store.unfinished(name), store.exists(name)
-        if unfinished is not None:
-            outcome = f"What was learned up to step {unfinished.step} is kept."
-            resume = Remedy("Resume it", "train", settings={"resume": name})
-            raise store.disk_error(error, outcome, resume) from error
-        outcome = "Nothing of the training was kept"
-        raise store.disk_error(
-            error, f"{outcome}; the older project is unchanged." if older else f"{outcome}."
-        ) from error
+def _disk_error(store: ProjectStore, name: str, error: OSError) -> ProjectError:
+    """The error that says what is left of a training, and how to continue."""
+    unfinished, older = None, False
+    with suppress(ProjectError, OSError):
+        unfinished, older = store.unfinished(name), store.exists(name)
+    if unfinished is not None:
+        outcome = f"What was learned up to step {unfinished.step} is kept."
+        return store.disk_error(error, outcome, Remedy("Resume it", "train", settings={"resume": name}))
+    outcome = "Nothing of the training was kept"
+    return store.disk_error(error, f"{outcome}; the older project is unchanged." if older else f"{outcome}.")
 
 
 def _write_weights(job: Job, result: TrainResult, folder: Path) -> tuple[Artifact, ...]:
