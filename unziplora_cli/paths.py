@@ -128,9 +128,11 @@ def check_environment() -> None:
         if not value:
             continue
         items = [item.strip() for item in value.split(",")] if name in _LISTS else [value]
-        if not all(item.isascii() and item.isdecimal() and len(item) < 10 for item in items):
-            kind = "whole numbers, separated by commas" if len(items) > 1 else "a whole number"
-            raise UsageError(f"The variable {name} is {value!r}, but it must be {kind}.", Remedy("Unset it."))
+        lowest = int(name in _COUNT_VARIABLES)
+        if not all(i.isascii() and i.isdecimal() and len(i) < 10 and int(i) >= lowest for i in items):
+            kind = "whole numbers" if len(items) > 1 else "a whole number"
+            needed = f"it must be {kind} from {lowest} to 999999999"
+            raise UsageError(f"The variable {name} is {value!r}, but {needed}.", Remedy("Unset it."))
         numbers[name] = int(items[0])
     count = numbers.get("WORLD_SIZE", 1)
     missing = [name for name in _PROCESS_VARIABLES if name not in numbers]

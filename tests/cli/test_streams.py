@@ -170,8 +170,10 @@ def test_an_interrupt_that_python_would_drop_arrives():
         ({"LOCAL_RANK": "1.5"}, "LOCAL_RANK is '1.5'"),
         ({"UNZIPLORA_HOME": "~no-such-user/x"}, "UNZIPLORA_HOME is '~no-such-user/x'"),
         ({"HF_HUB_DOWNLOAD_TIMEOUT": "long"}, "HF_HUB_DOWNLOAD_TIMEOUT is 'long'"),
-        ({"HF_HUB_DOWNLOAD_TIMEOUT": "4,2"}, "'4,2', but it must be a whole number."),
-        ({"OMP_NUM_THREADS": "4,many"}, "'4,many', but it must be whole numbers, separated by commas."),
+        ({"HF_HUB_DOWNLOAD_TIMEOUT": "4,2"}, "'4,2', but it must be a whole number from 1"),
+        ({"HF_HUB_DOWNLOAD_TIMEOUT": "0"}, "'0', but it must be a whole number from 1 to 999999999."),
+        ({"OMP_NUM_THREADS": "-1"}, "'-1', but it must be a whole number from 1"),
+        ({"OMP_NUM_THREADS": "4,-2"}, "'4,-2', but it must be whole numbers from 1"),
         ({"OMP_NUM_THREADS": "4,"}, "OMP_NUM_THREADS is '4,'"),
     ],
 )
