@@ -1,6 +1,8 @@
 """The eval command on the tiny base, with and without models that score images."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,21 @@ def test_nothing_is_downloaded_offline(unziplora, two_projects):
     completed = unziplora("eval", "fox", "--pull", "--offline", *QUICK)
     assert completed.code == 4
     assert "needs the network" in completed.message
+
+
+def test_advice_has_a_command_that_changes_only_what_it_names(unziplora, two_projects, photos, settings):
+    words = ["--subject=fox", "--style=oil paint", "--features=red, white dots", "--trigger=zwx"]
+    others = ["--style-lr=0.00012345", "--no-avoid-overlap", "--content-prompt=one zwx fox"]
+    first = unziplora("train", photos / "fox.png", "--name=a-fox", *settings, *words, *others)
+    assert first.code == 0, first.err
+    advised = unziplora("eval", "a-fox", *QUICK).out
+    (command,) = re.findall("^  Train again: (.*)$", advised, re.MULTILINE)
+    assert "train again with steps 50 " in advised
+    again = unziplora(*shlex.split(command)[1:], "--no-sheet", "--device=cpu")
+    assert again.code == 0, again.err
+    new, old = (manifest.read(two_projects / f"projects/a-fox{number}").job for number in ("-2", ""))
+    assert new.difference(old) == ("steps is 50, was 6",)
+    assert (new.words, new.images[0].sha256) == (old.words, old.images[0].sha256)
 
 
 @pytest.mark.parametrize(

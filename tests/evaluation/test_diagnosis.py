@@ -39,7 +39,7 @@ def diagnosis(changes=None, training=None, without=()):
     values = {name: value for name, value in {**GOOD, **(changes or {})}.items() if name not in without}
     records = [ScoreRecord(name, *value, True, "", "share") for name, value in values.items()]
     result = diagnose(records, training or TRAINING, WORDS)
-    return result.summary, result.advice
+    return result.summary, tuple(problem.advice for problem in result.problems)
 
 
 def test_good_scores_need_no_advice():

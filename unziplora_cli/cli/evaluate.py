@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unziplora_cli import resources
+from unziplora_cli.cli._errors import remedy_text
 from unziplora_cli.cli._opening import openable
 from unziplora_cli.cli._options import DEVICE, PROJECT, config_options, project_base
 from unziplora_cli.cli._output import ProgressDisplay, Session, Table, format_duration
@@ -48,10 +49,12 @@ def evaluate(
     generation = resolve_generate(resources.default_preset(base.kind), {})
     request = evaluate.EvaluationRequest(project, base, config, generation, compute_config)
     result = session.run("eval", evaluate.evaluate(request, session.store()))
-    evaluation = result.evaluation
+    evaluation, lead = result.evaluation, [result.evaluation.diagnosis]
+    for advice, remedies in zip(evaluation.advice, result.remedies, strict=True):
+        lead += [f"- {advice}", *(f"  {remedy_text(remedy)}" for remedy in remedies)]
     session.output.result(
         {"name": project, "evaluation": asdict(evaluation), "sheet": result.sheet},
-        lead="\n".join([evaluation.diagnosis, *(f"- {advice}" for advice in evaluation.advice), ""]),
+        lead="\n".join([*lead, ""]),
         table=(scores_table(evaluation, explain=session.output.verbose), columns_table(evaluation)),
         made=result.sheet,
     )

@@ -7,10 +7,10 @@ a context or a subject that the base itself misses.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 
-from unziplora_cli.config import Words
+from unziplora_cli.config import DESTYLED_IMAGES, Words
 from unziplora_cli.evaluation import metrics
 from unziplora_cli.job import Scalar
 from unziplora_cli.projects.manifest import ScoreRecord
@@ -34,42 +34,53 @@ DESTYLE_STEP = 0.15
 SEPARATIONS = ("prompt_separation", "column_separation", "block_separation", "avoid_overlap")
 
 
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """A summary in one or two sentences, and one sentence of advice for each problem."""
-
-    summary: str
-    advice: tuple[str, ...]
+Settings = Mapping[str, Scalar]
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What went wrong and what helps; ``minor`` if content and style are separated anyway."""
+    """What went wrong, and what helps; ``minor`` if content and style are separated anyway.
+
+    Each of the ``trainings`` is settings of another training, ``generation`` those of generating without one.
+    """
 
     text: str
-    advice: str
+    trainings: Sequence[Settings]
+    generation: Settings = field(default_factory=dict)
     minor: bool = False
 
+    @property
+    def advice(self) -> str:
+        """The problem, and all that helps, in one sentence."""
+        again = " or ".join(filter(None, map(_listed, self.trainings)))
+        helps = f"train again with {again}" if again else "fix the other problems first, then evaluate again"
+        helps += f", or generate with {_listed(self.generation)}" if self.generation else ""
+        return f"{self.text[0].upper()}{self.text[1:].partition(' (')[0]}: {helps}."
 
-def diagnose(scores: Sequence[ScoreRecord], training: Mapping[str, Scalar], words: Words) -> Diagnosis:
-    """Find all problems that the scores show, and name the training settings that fix them."""
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """A summary in one or two sentences, and the problems."""
+
+    summary: str
+    problems: tuple[Problem, ...]
+
+
+def diagnose(scores: Sequence[ScoreRecord], training: Settings, words: Words) -> Diagnosis:
+    """Find all problems that the scores show, and the settings that fix them."""
     evidence = _Evidence({score.name: score for score in scores}, training, words)
-    problems = list(_problems(evidence))
-    advice = tuple(
-        f"{problem.text[0].upper()}{problem.text[1:].partition(' (')[0]}: {problem.advice}."
-        for problem in problems
-    )
+    problems = tuple(_problems(evidence))
     listed = "; ".join(problem.text for problem in problems)
     if metrics.CONTENT_KEPT not in evidence.scores:  # no images were scored
         loss = evidence.scores[metrics.LOSS["full"]]
         gain = 1.0 - loss.value / loss.base if loss.base else 0.0
         summary = listed or f"the image was learned (loss {gain:.0%} below the base's)"
-        return Diagnosis(f"{summary[0].upper()}{summary[1:]}. No images were scored.", advice)
+        return Diagnosis(f"{summary[0].upper()}{summary[1:]}. No images were scored.", problems)
     if not problems:
         return Diagnosis("Content and style were separated.", ())
     if all(problem.minor for problem in problems):
-        return Diagnosis(f"Content and style were separated, but {listed}.", advice)
-    return Diagnosis(f"Content and style were not separated: {listed}.", advice)
+        return Diagnosis(f"Content and style were separated, but {listed}.", problems)
+    return Diagnosis(f"Content and style were not separated: {listed}.", problems)
 
 
 def misreading(seen: str, subject: str) -> str:
@@ -97,67 +108,59 @@ def _problems(evidence: _Evidence) -> Iterator[Problem]:
     recognized = 1.0  # how far the similarity to the individual comes from the base's towards 1
     if identity is not None and identity.base is not None:
         recognized = (identity.value - identity.base) / max(1.0 - identity.base, 1e-6)
-    off = (name for name in SEPARATIONS if evidence.training.get(name) is False)
-    separations = " and ".join(name.replace("_", "-") for name in off)
+    separations = {name: True for name in SEPARATIONS if evidence.training.get(name) is False}
     longer, shorter, scaled = evidence.steps(2.0), evidence.steps(2 / 3), evidence.scaled
     content_again, style_again = (
-        "fix the other problems first, then evaluate again"
-        if overfitted
-        else _retrain(longer, scaled(setting, 2.0))
-        for setting in ("content_lr", "style_lr")
+        () if overfitted else (longer, scaled(setting, 2.0)) for setting in ("content_lr", "style_lr")
     )
     less_content, less_style = scaled("content_lr", 0.5), scaled("style_lr", 0.5)
-    weaker_content, weaker_style = (
-        f", or generate with {branch}-strength 0.7" for branch in ("content", "style")
-    )
+    weaker_content, weaker_style = {"content_strength": 0.7}, {"style_strength": 0.7}
 
     if hardly_learned and not overfitted:
-        both = f"{scaled('content_lr', 2.0)} and {scaled('style_lr', 2.0)}"
-        yield Problem("the image was hardly learned", _retrain(longer, both))
+        both = scaled("content_lr", 2.0) | scaled("style_lr", 2.0)
+        yield Problem("the image was hardly learned", (longer, both))
     if leaked(metrics.STYLE_LEAKED):
         yield Problem(
             f"style leaks into content (the {subject} alone still looks like {style})",
-            _retrain(separations, shorter, less_content, evidence.destyling(DESTYLE_STEP)) + weaker_content,
+            (separations, shorter, less_content, evidence.destyling(DESTYLE_STEP)),
+            weaker_content,
         )
     if leaked(metrics.SUBJECT_LEAKED):
         yield Problem(
             f"the {subject} leaks into style (other subjects turn into it)",
-            _retrain(separations, shorter, less_style) + weaker_style,
+            (separations, shorter, less_style),
+            weaker_style,
         )
     if low(metrics.CONTENT_KEPT) and worse(metrics.CONTENT_KEPT):
-        yield Problem(f"the content LoRA loses the {subject}", _retrain(less_content, shorter))
+        yield Problem(f"the content LoRA loses the {subject}", (less_content, shorter))
     if low(metrics.CONTENT_KEPT) and not worse(metrics.CONTENT_KEPT):
         yield Problem(f"the content LoRA has not learned the {subject}", content_again)
     if low(metrics.STYLE_KEPT):
         yield Problem(f"the style LoRA has not learned {style}", style_again)
     if worse(metrics.OTHER_SUBJECTS) and not leaked(metrics.SUBJECT_LEAKED):
-        yield Problem("the style LoRA loses other subjects", _retrain(shorter, less_style) + weaker_style)
+        yield Problem("the style LoRA loses other subjects", (shorter, less_style), weaker_style)
     if low(metrics.BOTH_COMBINED) and not low(metrics.CONTENT_KEPT) and not low(metrics.STYLE_KEPT):
-        yield Problem(
-            "both LoRAs together lose the subject or the style",
-            _retrain(scaled("overlap_weight", 0.5, 1000.0)) + ", or generate with no-merge",
-        )
+        overlap = scaled("overlap_weight", 0.5, 1000.0)
+        yield Problem("both LoRAs together lose the subject or the style", (overlap,), {"no_merge": True})
     if worse(metrics.CONTENT_AS_PHOTO) and not leaked(metrics.STYLE_LEAKED):
-        yield Problem(
-            "the content LoRA's images are no longer plain photos",
-            _retrain(shorter, less_content) + weaker_content,
-            minor=True,
-        )
+        text = "the content LoRA's images are no longer plain photos"
+        yield Problem(text, (shorter, less_content), weaker_content, minor=True)
     if worse(metrics.CONTEXT_FOLLOWED):
-        advice = _retrain(shorter) + weaker_content
-        yield Problem("the content LoRA ignores the place in the prompt", advice, minor=True)
+        text = "the content LoRA ignores the place in the prompt"
+        yield Problem(text, (shorter,), weaker_content, minor=True)
     if recognized < MIN_IDENTITY and not low(metrics.CONTENT_KEPT) and not overfitted:
         degree = "hardly" if recognized < MIN_IDENTITY / 2 else "only partly"
         destyling, wider = evidence.destyling(-DESTYLE_STEP), scaled("column_ratio", 2.0)
         yield Problem(
             f"this individual {subject} is {degree} recognized",
-            _retrain(scaled("content_lr", 2.0), destyling, wider),
+            (scaled("content_lr", 2.0), destyling, wider),
             minor=True,
         )
 
 
-def _retrain(*settings: str) -> str:
-    return f"train again with {' or '.join(setting for setting in settings if setting)}"
+def _listed(settings: Settings) -> str:
+    names = {name.replace("_", "-"): value for name, value in settings.items()}
+    return " and ".join(name if value is True else f"{name} {value}" for name, value in names.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,23 +193,21 @@ class _Evidence:
         value = self.training.get(setting, default)
         return float(value) if isinstance(value, int | float) else default
 
-    def steps(self, factor: float) -> str:
+    def steps(self, factor: float) -> dict[str, Scalar]:
         """Another number of training steps, a multiple of 50."""
         fifties = self.number("steps", 600) * factor / 50
-        return f"steps {50 * max(1, ceil(fifties) if factor > 1.0 else round(fifties))}"
+        return {"steps": 50 * max(1, ceil(fifties) if factor > 1.0 else round(fifties))}
 
-    def scaled(self, setting: str, factor: float, most: float = 1.0) -> str:
+    def scaled(self, setting: str, factor: float, most: float = 1.0) -> dict[str, Scalar]:
         """Another value of a training setting."""
-        return f"{setting.replace('_', '-')} {min(most, self.number(setting) * factor):.2g}"
+        return {setting: float(f"{min(most, self.number(setting) * factor):.2g}")}
 
-    def destyling(self, step: float) -> str:
+    def destyling(self, step: float) -> dict[str, Scalar]:
         """Destyled images, or another strength of the inversion that made them, if it has one in range."""
         if not self.training.get("destyle_images"):
-            return "destyle-images 8 and destyled-only"
-        if self.training.get("destyle") not in (None, "inversion"):
-            return ""
+            return {"destyle_images": DESTYLED_IMAGES, "destyled_only": True}
         strength = self.training.get("destyle_strength")
-        if not isinstance(strength, float):
-            return ""
-        changed = min(1.0, max(DESTYLE_STEP, strength + step))
-        return f"destyle-strength {changed:.2g}" if changed != strength else ""
+        if self.training.get("destyle") not in (None, "inversion") or not isinstance(strength, float):
+            return {}
+        changed = float(f"{min(1.0, max(DESTYLE_STEP, strength + step)):.2g}")
+        return {"destyle_strength": changed} if changed != strength else {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unziplora_cli import resources
-from unziplora_cli.config import ComputeConfig, GenerateConfig, Prompts, Words
+from unziplora_cli.config import ComputeConfig, GenerateConfig, Prompts, Words, resolve
 from unziplora_cli.errors import AdapterError, ProjectError, Remedy
 from unziplora_cli.evaluation.prompts import EvaluationConfig
 from unziplora_cli.events import Event, Notice, Phase
@@ -19,12 +19,15 @@ from unziplora_cli.projects import manifest
 from unziplora_cli.projects.manifest import BlockColumns, Evaluation, Manifest, ScoreRecord
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.projects.verify import inside
+from unziplora_cli.prompts import TRIGGER, make_prompts
+from unziplora_cli.training.request import DESTYLED
 from unziplora_cli.workflows.generate import AdapterCache, GenerateSpec, collect_images
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from unziplora_cli.evaluation.denoising import DenoisingResult
+    from unziplora_cli.evaluation.diagnosis import Problem
     from unziplora_cli.evaluation.prompts import EvaluationPrompt
     from unziplora_cli.evaluation.scorers import ImageScore, Scorer
     from unziplora_cli.method.lora import LoRAPair
@@ -49,12 +52,13 @@ class EvaluationRequest:
 class EvaluationResult:
     """The project with its evaluation, and the contact sheet of the generated images, if there are any.
 
-    ``missing_scorers`` are the models without which no images were generated.
+    ``remedies`` follow each advice. Without the ``missing_scorers`` no images were generated.
     """
 
     project: Project
     evaluation: Evaluation
     sheet: Path | None
+    remedies: tuple[tuple[Remedy, ...], ...]
     missing_scorers: tuple[str, ...] = ()
 
 
@@ -77,6 +81,7 @@ def evaluate(request: EvaluationRequest, store: ProjectStore) -> Generator[Event
     from unziplora_cli.adapters.columns import count_columns, group_by_block, read_columns
     from unziplora_cli.evaluation.diagnosis import diagnose, misreading
     from unziplora_cli.evaluation.metrics import denoising_scores, weight_scores
+    from unziplora_cli.evaluation.prompts import evaluation_prompts
     from unziplora_cli.evaluation.scorers import missing_encoders
     from unziplora_cli.images import save_image
 
@@ -104,8 +109,11 @@ def evaluate(request: EvaluationRequest, store: ProjectStore) -> Generator[Event
         _check_finite(measured, project)
         of_images: tuple[ScoreRecord, ...] = ()
         sheet, sheet_image = project.folder / SHEET, None
-        prompts = _prompts(request, project, scorer) if scorer else ()
+        prompts: tuple[EvaluationPrompt, ...] = ()
         if scorer is not None:
+            words, config = record.job.words, request.config
+            excluded = f"{scorer.subject} {words.subject.lower()}".split()
+            prompts = evaluation_prompts(words, scorer.subject, excluded, config.count, config.seed)
             of_images, sheet_image = yield from _score_images(
                 request, project, loras, training, scorer, prompts
             )
@@ -116,7 +124,7 @@ def evaluate(request: EvaluationRequest, store: ProjectStore) -> Generator[Event
         evaluation = Evaluation(
             created=now(),
             diagnosis=f"{misread} {diagnosis.summary}".strip(),
-            advice=diagnosis.advice,
+            advice=tuple(problem.advice for problem in diagnosis.problems),
             scores=tuple(map(_rounded, scores)),
             columns=tuple(
                 BlockColumns(block, **asdict(count_columns(part)))
@@ -133,7 +141,46 @@ def evaluate(request: EvaluationRequest, store: ProjectStore) -> Generator[Event
             sheet.unlink(missing_ok=True)
         evaluated = replace(project, manifest=replace(record, evaluation=evaluation))
         manifest.write(project.folder, evaluated.manifest)
-        return EvaluationResult(evaluated, evaluation, sheet if sheet_image else None, missing)
+        new_name = store.free_name(project.name)
+        remedies = tuple(tuple(_remedies(problem, project, new_name)) for problem in diagnosis.problems)
+        return EvaluationResult(evaluated, evaluation, sheet if sheet_image else None, remedies, missing)
+
+
+def _remedies(problem: Problem, project: Project, new_name: str) -> Iterator[Remedy]:
+    """How to follow the advice: a training with the first settings that it names, or images without one."""
+    if project.job.settings and (settings := next(filter(None, problem.trainings), None)):
+        images = tuple(project.folder / image.file for image in project.job.images)
+        options = {"name": new_name, **_settings_to_train(project), **settings}
+        yield Remedy("Train again", "train", images, options)
+    for name in problem.generation:
+        command = name.removesuffix("_strength") if "strength" in name else "combine"
+        yield Remedy("Or generate", command, (project.name,), problem.generation)
+
+
+def _settings_to_train(project: Project) -> dict[str, object]:
+    """The options with which the images of a project are trained as they were."""
+    job, config, words = project.job, project.job.config, project.job.words
+    default = resolve(resources.default_preset(job.base.kind, config.destyle), {})
+    options = {
+        "subject": words.subject,
+        "style": words.style,
+        "features": ", ".join(job.features),
+        "trigger": "" if words.trigger == TRIGGER else words.trigger,
+        "base": job.base.location,
+        "prediction": job.base.prediction,
+        "vae": job.vae,
+        "together": len(job.images) > 1,
+    }
+    if job.prompts != make_prompts(words):
+        options |= {f"{branch}_prompt": text for branch, text in asdict(job.prompts).items()}
+    settings = {
+        name: str(value) if isinstance(value, float) else value  # all of its digits
+        for name, value in asdict(config).items()
+        if value not in (None, "none", getattr(default, name))
+    }
+    if config.destyle == "folder":
+        settings["destyle"] = project.folder / DESTYLED
+    return {name: value for name, value in options.items() if value} | settings
 
 
 def _training_notes(record: Manifest) -> Iterator[str]:
@@ -209,15 +256,6 @@ def _measure_denoising(
         reconstruct=("full", "full base"),
     )
     return results
-
-
-def _prompts(request: EvaluationRequest, project: Project, scorer: Scorer) -> tuple[EvaluationPrompt, ...]:
-    """The prompts of every purpose."""
-    from unziplora_cli.evaluation.prompts import evaluation_prompts
-
-    words, config = project.job.words, request.config
-    excluded = f"{scorer.subject} {words.subject.lower()}".split()
-    return evaluation_prompts(words, scorer.subject, excluded, config.count, config.seed)
 
 
 def _score_images(
