@@ -29,7 +29,7 @@ PhaseName = Literal[
     "train",
     "generate",
     "decode",
-    "measure denoising",
+    "measure loss",
     "score",
     "finish",
 ]

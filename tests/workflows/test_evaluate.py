@@ -1,5 +1,6 @@
 """Evaluations of projects on the built-in base, scored by its classifier."""
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -106,13 +107,17 @@ def test_destructive_loras_are_diagnosed_and_progress_is_reported(fox, store):
     assert scores[names.MERGE_OVERLAP].value == pytest.approx(1.0)
     assert result.evaluation.diagnosis.startswith("Content and style were not separated")
     assert manifest.read(project.folder).evaluation == result.evaluation
+    for advice, remedies in zip(result.evaluation.advice, result.remedies, strict=True):
+        assert [r.command for r in remedies if r.command != "train"] == re.findall(
+            "or generate with (content|style)-strength", advice
+        )
     assert replace(manifest.read(project.folder), evaluation=None) == project.manifest
     with Image.open(project.folder / SHEET) as sheet:
         assert sheet.format == "PNG"
     assert list(dict.fromkeys(event.name for event in events)) == [
         "encode images",
         "load base",
-        "measure denoising",
+        "measure loss",
         "generate",
         "score",
     ]

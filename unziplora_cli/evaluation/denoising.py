@@ -112,7 +112,7 @@ def measure_denoising(
         if predicts_velocity(base):
             target = scheduler.get_velocity(drawn.latents, drawn.noise, drawn.timesteps)
         for done, (name, request) in enumerate(requests.items()):
-            yield Progress("measure denoising", done, len(requests))
+            yield Progress("measure loss", done, len(requests))
             adapted.apply(request.branches)
             conditioning, _ = make_conditioning(base, request, texts, device=device, dtype=dtype)
             predict = _predictor(adapted, conditioning, batch_size)
