@@ -267,6 +267,7 @@ class ProgressDisplay:
 
     def _make_bar(self) -> "ProgressBar":
         from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+        from rich.table import Column
         from rich.text import Text
 
         class Clock(ProgressColumn):
@@ -281,7 +282,7 @@ class ProgressDisplay:
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[detail]}", markup=False),
-            Clock(),
+            Clock(table_column=Column(no_wrap=True)),
             console=console,
             disable=self.output.quiet or not console.is_terminal,
             transient=True,
@@ -365,8 +366,8 @@ class ProgressDisplay:
                 self.update(file, done / 1e6, total / 1e6, "MB", f"{self.title}: {file}, {size}")
             case training.StepDone(step, total):
                 memory = format_size(event.memory)
-                detail = f"{event.phase:8} loss {event.loss:.3f} {event.seconds:.2f} s/step {memory}"
-                line = f"{self.title}: step {step}/{total} {detail}"
+                detail = f"{event.phase:8} loss {event.loss:.3f} {event.seconds:.2f} s/step"
+                line = f"{self.title}: step {step}/{total} {detail} {memory}"
                 self.update(self.title, step, total, detail, line)
             case training.ColumnsChosen() if self.shows_columns:
                 self.output.message(
