@@ -8,9 +8,10 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from tests.sdxl.adapters import load_branch
 from unziplora_cli.accel.fused_lora import FusedLoRA, fuse_lora, unfuse_lora
 from unziplora_cli.method.importance import column_scores
-from unziplora_cli.method.inject import eject, extract, inject, load_branch
+from unziplora_cli.method.inject import eject, extract, inject
 from unziplora_cli.method.layer import BRANCHES, DualLoRALinear, Mode
 from unziplora_cli.method.losses import overlap_penalty
 from unziplora_cli.method.separation import lora_parameters, projections, separate, set_mode

@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
 from PIL import Image
 from torch import Tensor
 
-from tests.sdxl.adapters import generated, random_branches, random_lora
+from tests.sdxl.adapters import generated, load_branch, random_branches, random_lora
 from unziplora_cli.accel.fused_lora import fuse_pair, unfuse_pair
 from unziplora_cli.adapters.lora_file import write_lora
 from unziplora_cli.config import GenerateConfig, Prompts
 from unziplora_cli.errors import AdapterError
 from unziplora_cli.events import Phase, Progress, run
-from unziplora_cli.method.inject import eject, inject, load_branch
+from unziplora_cli.method.inject import eject, inject
 from unziplora_cli.method.lora import LoRAPair
 from unziplora_cli.method.separation import set_mode
-from unziplora_cli.sdxl.attention import join_prompts, separate_prompts
+from unziplora_cli.sdxl.attention import separate_prompts
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.sdxl.generate import (
     AdaptedUNet,
@@ -64,7 +65,7 @@ def product_latents(
     conditioning = make_conditioning(base, request, texts, device=CPU, dtype=torch.float32)
     *_, latents = denoise(base, adapted, request, list(request.seeds), *conditioning)
     adapted.apply(LoRAPair())
-    join_prompts(unet)
+    unet.set_attn_processor(AttnProcessor2_0())
     eject(unet)
     return latents
 
@@ -108,7 +109,7 @@ def latents_from_layers(
         guidance=config.guidance,
         generators=[torch.Generator().manual_seed(0)],
     )
-    join_prompts(unet)
+    unet.set_attn_processor(AttnProcessor2_0())
     eject(unet)
     return latents
 

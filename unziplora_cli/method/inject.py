@@ -1,4 +1,4 @@
-"""Put the two branches into a U-Net, remove them, and load and extract their weights."""
+"""Put the two branches into a U-Net, remove them, and extract their weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from unziplora_cli.method.layer import Branch, DualLoRALinear, LoRAStart
-from unziplora_cli.method.lora import LoRA, LoRAPair, LoRAWeights, MergeWeights
+from unziplora_cli.method.lora import LoRAPair, LoRAWeights
 from unziplora_cli.method.separation import Layers
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -69,7 +69,7 @@ def extract(layers: Layers, branch: str) -> dict[str, LoRAWeights]:
     """The LoRA of one branch, closed columns zeroed, without merge weights; float32 copies on the CPU."""
     lora = {}
     for name, layer in layers.items():
-        part = _branch(layer, branch)
+        part = getattr(layer, branch)
         up = part.up.detach() * part.gate[:, None]
         lora[name] = LoRAWeights(down=part.down.detach().float().cpu().clone(), up=up.float().cpu().clone())
     return lora
@@ -77,34 +77,5 @@ def extract(layers: Layers, branch: str) -> dict[str, LoRAWeights]:
 
 def extract_merge(layers: Layers, branch: str) -> dict[str, torch.Tensor]:
     """The merge weights of one branch; float32 copies on the CPU."""
-    merges = {name: _branch(layer, branch).merge for name, layer in layers.items()}
+    merges = {name: getattr(layer, branch).merge for name, layer in layers.items()}
     return {name: merge.detach().float().cpu().clone() for name, merge in merges.items()}
-
-
-@torch.no_grad()
-def load_branch(layers: Layers, branch: str, lora: LoRA, merge: MergeWeights | None = None) -> None:
-    """Fill one branch with saved weights and open all columns; a layer missing from ``lora`` becomes zero.
-
-    Raises ValueError if a weight does not fit its layer.
-    """
-    for name, layer in layers.items():
-        part = _branch(layer, branch)
-        part.open()
-        part.merge.fill_(1.0)
-        if name not in lora:
-            part.up.zero_()
-            continue
-        weights = lora[name]
-        if weights.down.shape != part.down.shape or weights.up.shape != part.up.shape:
-            raise ValueError(
-                f"{name}: the LoRA is {tuple(weights.up.shape)} x {tuple(weights.down.shape)}, "
-                f"the layer needs {tuple(part.up.shape)} x {tuple(part.down.shape)}"
-            )
-        part.down.copy_(weights.down)
-        part.up.copy_(weights.up)
-        if merge is not None and name in merge:
-            part.merge.copy_(merge[name])
-
-
-def _branch(layer: DualLoRALinear, name: str) -> Branch:
-    return layer.content if name == "content" else layer.style

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from unziplora_cli.accel.fused_lora import project_qkv
@@ -53,8 +53,3 @@ def separate_prompts(unet: nn.Module) -> None:
     Pass them, each [batch, tokens, text width], to the U-Net's forward through ``cross_attention_kwargs``.
     """
     unet.set_attn_processor(DualPromptProcessor())  # type: ignore[operator]
-
-
-def join_prompts(unet: nn.Module) -> None:
-    """Undo :func:`separate_prompts`."""
-    unet.set_attn_processor(AttnProcessor2_0())  # type: ignore[operator]
