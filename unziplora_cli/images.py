@@ -154,7 +154,7 @@ def _to_rgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, boo
         image = _gray_to_8_bits(image)
     elif image.mode in ("1", "LA", "La"):
         image = image.convert("LA" if image.mode == "La" else "L").convert("L")
-    elif image.mode not in ("L", "CMYK", "LAB"):
+    elif image.mode not in ("RGB", "L", "CMYK", "LAB"):
         image = image.convert("RGBA" if image.mode == "RGBa" else "RGB").convert("RGB")
     image, profile_used = to_srgb(image, profile)
     if alpha is not None:

@@ -304,6 +304,7 @@ def test_what_the_reader_takes_for_another_subject_already_in_the_training_image
     assert check(photo) == "boar"
     reads[training] = ""
     reads[b""] = "bison"
+    reader.other_subject_in.cache_clear()
     assert check(photo) == "bison"
 
 
@@ -401,3 +402,19 @@ def test_one_editing_model_serves_all_trainings(edited, monkeypatch, tmp_path) -
     assert log == ["loaded", 0, 1, 7, 8, "closed"]
     assert [len(request.destyled) for request in done] == [2, 2]
     assert done[0].job.destyled != done[1].job.destyled
+
+
+def test_a_training_image_is_read_once_for_all_destyled_ones(
+    mini: BaseRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large photo would be decoded beside the loaded base for every suspicious image."""
+    photo = tmp_path / "fox.png"
+    Image.new("RGB", (64, 64)).save(photo)
+    decoded: list[Path] = []
+    load = reader.load_image
+    monkeypatch.setattr(reader, "load_image", lambda path: decoded.append(path) or load(path))
+    monkeypatch.setattr(reader, "other_subject", lambda image, subject: "cat")
+    check = destyle.subject_check(mini, Words("fox", "ink"), [photo])
+    assert check is not None
+    assert [check(Image.new("RGB", (32, 32))) for _ in range(8)] == [""] * 8
+    assert decoded == [photo]

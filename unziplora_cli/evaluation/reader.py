@@ -7,7 +7,7 @@ so it can propose words for a user's image; the classifier knows these styles an
 from __future__ import annotations
 
 import json
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unziplora_cli import resources
 from unziplora_cli.evaluation.scorers import Classifier
+from unziplora_cli.images import load_image
 from unziplora_cli.sdxl.latents import crop_image
 
 FIELDS = ("subject", "color", "second_color", "marking", "context", "style")
@@ -87,6 +88,12 @@ def read_image(image: Image.Image) -> dict[str, tuple[str, float]]:
     elif float(best) < SURE:
         return fields
     return {**fields, "subject": (names[int(index)], float(values[index]))}
+
+
+@lru_cache(maxsize=16)
+def other_subject_in(path: Path, subject: str) -> str:
+    """:func:`other_subject` of an image file, which is read once: a photo takes much memory."""
+    return other_subject(load_image(path).image, subject)
 
 
 def other_subject(image: Image.Image, subject: str) -> str:

@@ -75,7 +75,7 @@ def can_describe(*, builtin: bool, describer: str | None = None) -> bool:
 def outside(images: Sequence[Path], base: BaseRef, words: Words) -> Notice | None:
     """What of a training the built-in base does not know: the word, or an image that it takes for another."""
     from unziplora_cli.evaluation.describe import has_reader
-    from unziplora_cli.evaluation.reader import other_subject, read_image
+    from unziplora_cli.evaluation.reader import other_subject_in, read_image
     from unziplora_cli.images import load_image
 
     if base.kind != "builtin" or not has_reader():
@@ -84,13 +84,12 @@ def outside(images: Sequence[Path], base: BaseRef, words: Words) -> Notice | Non
     subject = vocabulary_of_mini.subject(words.subject)
     fault = ""
     for path in images:
-        image = load_image(path).image
-        seen, _ = read_image(image).get("subject", ("", 0.0))
+        seen, _ = read_image(load_image(path).image).get("subject", ("", 0.0))
         if subject is None:
             options = [seen, *vocabulary_of_mini.similar(words.subject)]
             similar = " or ".join(dict.fromkeys(filter(None, options)))
             fault = f"does not know {words.subject!r}" + (f"; is it {similar}?" if similar else ".")
-        elif other := other_subject(image, subject):
+        elif other := other_subject_in(path, subject):
             takes = f"takes {path.name} for {with_article(other)}, not for {with_article(subject)}"
             fault = f"{takes}." if seen else f"is not sure what {path.name} shows."
     remedies = (

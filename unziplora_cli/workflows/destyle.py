@@ -176,13 +176,11 @@ def subject_check(base: BaseRef, words: Words, images: Sequence[Path]) -> Callab
 
 
 def _other_subject(subject: str, sources: Sequence[Path], image: Image.Image) -> str:
-    from unziplora_cli.evaluation.reader import other_subject
-    from unziplora_cli.images import load_image
+    from unziplora_cli.evaluation.reader import other_subject, other_subject_in
 
     other = other_subject(image, subject)
     # Who takes the training image for the same other subject errs about both.
-    errs = bool(other) and any(other_subject(load_image(path).image, subject) == other for path in sources)
-    return "" if errs else other
+    return "" if other and other in (other_subject_in(path, subject) for path in sources) else other
 
 
 def _colors(features: Sequence[str], colors: Sequence[str]) -> Tensor:
