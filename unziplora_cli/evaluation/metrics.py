@@ -13,7 +13,7 @@ from unziplora_cli.adapters.columns import LayerColumns, merge_cosine, shared_sh
 from unziplora_cli.evaluation.denoising import DenoisingResult, relative_gap
 from unziplora_cli.evaluation.prompts import PURPOSES, EvaluationPrompt, Purpose
 from unziplora_cli.evaluation.scorers import ImageScore, Scorer
-from unziplora_cli.method.lora import LoRA, LoRAWeights, MergeWeights
+from unziplora_cli.method.lora import LoRA, MergeWeights
 from unziplora_cli.projects.manifest import ScoreRecord, Unit
 from unziplora_cli.prompts import PHOTO
 
@@ -202,7 +202,9 @@ def lora_distance(recorded: LoRA, new: LoRA) -> LoRADistance:
     difference, sizes, either, both = 0.0, [0.0, 0.0], 0, 0
     for layer in {**recorded, **new}:
         weights = [lora[layer] for lora in (recorded, new) if layer in lora]
-        if not _equal(weights):
+        first, last = weights[0], weights[-1]
+        equal = torch.equal(first.up, last.up) and torch.equal(first.down, last.down)
+        if len(weights) == 1 or not equal:
             signed = zip((1.0, -1.0), weights, strict=False)
             up = torch.cat([sign * part.up.double() for sign, part in signed], dim=1)
             difference += _squared_norm(up, torch.cat([part.down.double() for part in weights]))
@@ -222,11 +224,6 @@ def merge_distance(recorded: MergeWeights, new: MergeWeights) -> float:
         return 1.0
     differences = [(new[layer] - merge).abs().max() for layer, merge in recorded.items()]
     return float(torch.stack(differences).max()) if differences else 0.0
-
-
-def _equal(weights: list[LoRAWeights]) -> bool:
-    first, last = weights[0], weights[-1]
-    return len(weights) == 2 and torch.equal(first.up, last.up) and torch.equal(first.down, last.down)
 
 
 def _squared_norm(up: Tensor, down: Tensor) -> float:

@@ -140,7 +140,11 @@ def _choose_base(spec: str | None, offline: bool, has_gpu: bool | None) -> tuple
     cached = find_snapshot(SDXL_ID, SDXL_REVISION)
     if cached is not None and weight_files(cached.path / "unet"):
         return _find("sdxl"), None
-    if not offline and (_gpu_present() if has_gpu is None else has_gpu):
+    if has_gpu is None and not offline:
+        import torch
+
+        has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if has_gpu and not offline:
         return _find("sdxl"), None
     reason = "offline" if offline else "no GPU"
     return _find("mini"), Notice(
@@ -386,12 +390,6 @@ def _find_on_hub(spec: str, id: str, revision: str | None, variant: str | None) 
 
 def _pull(spec: str, advice: str = "") -> Remedy:
     return Remedy(advice, command="models pull", arguments=(spec,))
-
-
-def _gpu_present() -> bool:
-    import torch
-
-    return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
 def _fingerprint_folder(folder: Path) -> str:

@@ -100,7 +100,8 @@ def build(context: Context) -> gr.Blocks:
 
         def look(before: tuple[Any, ...]) -> list[Any]:
             """The state of the jobs; components that did not change are left alone."""
-            job = _shown_job(queue)
+            ended = [job for job in queue.jobs() if job.ended]
+            job = queue.current() or (ended[-1] if ended else None)
             names = [f"{job.number}: {job.title}" for job in queue.jobs() if job.state == "waiting"]
             images = [str(path) for path in job.images if path.exists()] if job else []
             running = job is not None and job.state == "running"
@@ -174,12 +175,6 @@ def _loss_chart(job: Job) -> str:
         f"aria-label='Loss, from {line.first:.3f} to {line.last:.3f}'>"
         f"<path d='{line.raw}' {style} opacity='0.25'/><path d='{line.path}' {style} stroke-width='2'/></svg>"
     )
-
-
-def _shown_job(queue: JobQueue) -> Job | None:
-    """The running job, else the one that ended last."""
-    ended = [job for job in queue.jobs() if job.ended]
-    return queue.current() or (ended[-1] if ended else None)
 
 
 def _stop(queue: JobQueue) -> None:

@@ -35,6 +35,9 @@ AUTOMATIC = "automatic"
 
 def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
     """The components of the tab; it has no pickers of projects."""
+    from unziplora_cli.model_cache import list_models
+
+    bases = [AUTOMATIC, *dict.fromkeys(model.spec for model in list_models() if not model.problem)]
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             files = gr.File(file_count="multiple", label="Images, one project each", height=150)
@@ -49,7 +52,7 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
             features = gr.Textbox(label="Features that distinguish it", placeholder="orange, white dots")
             with gr.Row():
                 name = gr.Textbox(label="Name of the project", placeholder="the file's name", min_width=200)
-                base = gr.Dropdown(_bases(), value=AUTOMATIC, label="Base", min_width=200)
+                base = gr.Dropdown(bases, value=AUTOMATIC, label="Base", min_width=200)
             with gr.Accordion("More settings", open=False):
                 with gr.Row():
                     preset = gr.Dropdown(
@@ -172,12 +175,6 @@ def _base(context: Context, spec: str) -> BaseRef:
 
     named = preferences.load().base if spec == AUTOMATIC else spec
     return resolve_base(named, offline=context.offline)[0]
-
-
-def _bases() -> list[str]:
-    from unziplora_cli.model_cache import list_models
-
-    return [AUTOMATIC, *dict.fromkeys(model.spec for model in list_models() if not model.problem)]
 
 
 def _unfinished(context: Context) -> list[str]:
