@@ -281,3 +281,13 @@ def test_a_name_of_an_unfinished_training_is_taken(unziplora, cut_off, two_proje
 def two_projects_renamed(make_project: Callable) -> None:
     """A project rose beside the unfinished fox."""
     make_project("rose")
+
+
+@pytest.mark.parametrize(("more", "sheets"), [((), 0), (("--sheet",), 1)])
+def test_it_goes_on_without_the_sheet_that_was_not_wanted(
+    unziplora, cut_off, isolated_home, monkeypatch, more, sheets
+):
+    drawn = []
+    monkeypatch.setattr(train_command, "sheets_of", lambda *arguments: drawn.append(arguments) or {})
+    assert unziplora("train", "--resume=fox", *more).code == 0
+    assert len(drawn) == sheets

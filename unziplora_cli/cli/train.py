@@ -146,7 +146,7 @@ def train(
     if resume is not None:
         _refuse_fixed(ctx)
         request = request_to_resume(store, resume, settings, None if device == "auto" else device)
-        _finish(session, [request], store, sheet=sheet)
+        _finish(session, [request], store, sheet=sheet if _is_given(ctx, "sheet") else request.sheet)
         return
     several = {"ray": ray, "at_once": at_once > 1}
     rows = read_rows(images or [], list_file, shard, together=together, **several)
@@ -243,6 +243,7 @@ def train(
             vae=vae,
             device=device,
             replaces=replacing[i],
+            sheet=sheet,
         )
         for i, group in enumerate(groups)
     ]
@@ -273,15 +274,18 @@ def _refuse_fixed(ctx: typer.Context) -> None:
     """Raise UsageError for a parameter that a resumed training does not accept."""
     for parameter in ctx.command.params:
         name = parameter.name or ""
-        source = ctx.get_parameter_source(name)
-        is_given = source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
-        if is_given and name not in ACCEPTED_ON_RESUME:
+        if _is_given(ctx, name) and name not in ACCEPTED_ON_RESUME:
             accepted = ", ".join(sorted(ACCEPTED_ON_RESUME - {"resume"})).replace("_", "-")
             what = "image" if name == "images" else parameter.opts[0].removeprefix("--")
             raise UsageError(
                 f"A resumed training keeps its settings, so --resume accepts no {what}.",
                 Remedy(f"These may change: {accepted}."),
             )
+
+
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
 
 
 def _offer_resume(session: Session, store: "ProjectStore", request: "TrainRequest") -> "TrainRequest":

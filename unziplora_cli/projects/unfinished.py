@@ -27,6 +27,7 @@ class UnfinishedRecord:
     """What resuming a training needs beside its checkpoint.
 
     ``replaces``: the older project of the same name is deleted when this one is complete.
+    ``sheet``: a sheet is wanted then.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -34,6 +35,7 @@ class UnfinishedRecord:
     schema: Literal[2] = SCHEMA
     job: Job
     replaces: bool = False
+    sheet: bool = True
 
 
 @dataclass(frozen=True)

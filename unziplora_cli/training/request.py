@@ -38,6 +38,7 @@ class TrainRequest:
 
     ``resume`` continues after the newest valid checkpoint in ``checkpoints``, by default the one in
     ``folder``. ``replaces`` allows the new project to replace an older one of its name.
+    ``sheet``: one is wanted at the end.
     """
 
     job: Job
@@ -48,6 +49,7 @@ class TrainRequest:
     folder: Path = Path()
     resume: bool = False
     replaces: bool = False
+    sheet: bool = True
     checkpoints: Path | None = None
     metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     other_subject: Callable[[Image.Image], str] | None = None

@@ -103,6 +103,7 @@ def make_request(
     texts: Mapping[str, str | None] | None = None,
     vae: str | None = None,
     replaces: bool = False,
+    sheet: bool = True,
     **job: Any,
 ) -> TrainRequest:
     """The request of a new training, with the way to destyle chosen; ``job`` are other fields of the job.
@@ -132,7 +133,9 @@ def make_request(
         **job,
     )
     check = subject_check(base, words, images)
-    return TrainRequest(made, base, tuple(images), destyled, replaces=replaces, other_subject=check)
+    return TrainRequest(
+        made, base, tuple(images), destyled, replaces=replaces, sheet=sheet, other_subject=check
+    )
 
 
 def input_cache_for(requests: Sequence[TrainRequest]) -> InputCache:
@@ -179,7 +182,8 @@ def request_to_resume(
             Remedy("Resume it as it began", "train", settings={"resume": name}),
             Remedy("Or train from the start", settings={"force": True}),
         )
-    return recorded_request(job, base, unfinished.folder, resume=True, replaces=True)
+    sheet = unfinished.record.sheet
+    return recorded_request(job, base, unfinished.folder, resume=True, replaces=True, sheet=sheet)
 
 
 def recorded_request(job: Job, base: BaseRef, folder: Path, **fields: Any) -> TrainRequest:
@@ -329,7 +333,7 @@ def _train(
 def _prepare(request: TrainRequest, folder: Path) -> UnfinishedRecord:
     copy_images(request.images, request.job.images, folder)
     copy_images(request.destyled, request.job.destyled, folder)
-    return UnfinishedRecord(job=request.job, replaces=request.replaces)
+    return UnfinishedRecord(job=request.job, replaces=request.replaces, sheet=request.sheet)
 
 
 def copy_images(images: Sequence[Path], sources: Sequence[SourceImage], folder: Path) -> None:
