@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from unziplora_cli.errors import AdapterError, Remedy, disk_advice
-from unziplora_cli.files import atomic_write, identify, open_safetensors
+from unziplora_cli.files import atomic_write, identify, open_safetensors, read_bytes
 
 DAMAGED = Remedy("The file is damaged; download or export it again.")
 
@@ -30,16 +30,25 @@ def is_safetensors(path: Path) -> bool:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read all tensors of a file, on the CPU, and its metadata; raises AdapterError."""
+    """Read all tensors of a file, on the CPU, and its metadata; raises AdapterError.
+
+    The file is not mapped: another process that shortens a mapped file ends this one by SIGBUS.
+    """
     require_regular(path, _LARGEST_FILE)
     try:
-        with open_safetensors(path) as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return tensors, dict(file.metadata() or {})
-    except (OSError, RuntimeError) as error:  # torch maps the file
-        reason = getattr(error, "strerror", None) or error
-        advice = disk_advice(error) or Remedy("Check the permissions of the file.")
-        raise AdapterError(f"Cannot read {path}: {reason}.", advice) from error
+        data = read_bytes(path, _LARGEST_FILE)
+        tensors, end = load(data), 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:end])
+        metadata = header.pop("__metadata__", None) or {}
+        return {name: tensors[name] for name in header}, metadata
+    except OSError as error:
+        advice = disk_advice(error) or Remedy("Check the disk.")
+        raise AdapterError(f"Cannot read {path}: {error.strerror}.", advice) from error
+    except KeyError as error:  # safetensors knows more formats than its torch part
+        convert = Remedy("Save it as fp16 with the program that made it.")
+        raise AdapterError(
+            f"{path} holds numbers in the format {error}, which cannot be read.", convert
+        ) from error
     except _BROKEN as error:
         kind, remedy = identify(path) or (str(error), DAMAGED)
         raise AdapterError(f"{path} is not a whole safetensors file: {kind}.", remedy) from error
