@@ -220,8 +220,7 @@ class ProjectStore(ProjectLayout):
                     self.reopen(name)
                 else:
                     self._check_free(name, force=force)
-            if prepare is not None:
-                self._begin(name, prepare)
+                    self._begin(name, prepare)
             try:
                 yield folder
             except BaseException:
@@ -374,23 +373,19 @@ class ProjectStore(ProjectLayout):
 
     def _begin(self, name: str, prepare: Callable[[Path], UnfinishedRecord]) -> None:
         """Create the folder of a training, replacing an older unfinished one."""
-        partial, folder = self.partial(name), self.place(name, "unfinished")
+        partial, older, folder = self.partial(name), self.partial(name), self.place(name, "unfinished")
         try:
-            with self.home_errors():
-                partial.mkdir()
-            record = prepare(partial)
-            with self.home_errors():
-                write_record(partial, record)
-                older = self.partial(name)
-                if folder.exists():
-                    folder.rename(older)
-                try:
-                    files.rename(partial, folder)
-                except OSError:
-                    if older.exists() and not folder.exists():
-                        older.rename(folder)
-                    raise
-                files.delete(older)
+            partial.mkdir()
+            write_record(partial, prepare(partial))
+            if folder.exists():
+                folder.rename(older)
+            try:
+                files.rename(partial, folder)
+            except OSError:
+                if older.exists() and not folder.exists():
+                    older.rename(folder)
+                raise
+            files.delete(older)
         finally:
             files.delete(partial)
 

@@ -203,11 +203,7 @@ def generate_images(
 
 
 def generate_cross(
-    spec: CrossSpec,
-    out: Path | None,
-    compute: ComputeConfig,
-    *,
-    force: bool = False,
+    spec: CrossSpec, out: Path | None, compute: ComputeConfig, *, force: bool = False
 ) -> Generator[Event, None, GenerateResult]:
     """Generate every cell of ``spec`` as files in the folder ``out``, and a labelled contact sheet.
 
@@ -237,11 +233,7 @@ def generate_cross(
 
 
 def generate_grid(
-    grid: GridSpec,
-    out: Path | None,
-    compute: ComputeConfig,
-    *,
-    force: bool = False,
+    grid: GridSpec, out: Path | None, compute: ComputeConfig, *, force: bool = False
 ) -> Generator[Event, None, GenerateResult]:
     """Generate every cell of ``grid`` as files in the folder ``out``, and a labelled contact sheet.
 
