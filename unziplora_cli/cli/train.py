@@ -433,7 +433,7 @@ def _closing(finished: "TrainedProject", sheet: Path | None, store: "ProjectStor
         f"{project.name}: {count(manifest.steps_done, 'step')} in {format_duration(finished.seconds)} "
         f"({finished.seconds_per_step:.2f} s per step, peak {format_size(manifest.peak_memory_bytes or 0)})",
         f"  {'folder':10} {project.folder}",
-        f"  {'files':10} {', '.join(f.path for f in manifest.artifacts if f.path.endswith('.safetensors'))}",
+        f"  {'files':10} content.safetensors, style.safetensors, merge.safetensors",
         *([f"  {'validation':10} {strips[-1]}"] if strips else []),
         *([f"  {'sheet':10} {sheet}"] if sheet else []),
         "Next:",
