@@ -98,28 +98,20 @@ def _stream(url: str, start: int) -> Iterator[Any]:
     headers = {**library.build_hf_headers(), "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
-    is_httpx = callable(session.stream)  # since huggingface_hub 1, before that of requests
-    if is_httpx:
-        opened = session.stream("GET", url, headers=headers, follow_redirects=True, timeout=2 * WINDOW)
-    else:
-        opened = session.get(url, headers=headers, stream=True, timeout=2 * WINDOW)
-    with opened as response:
+    with session.stream("GET", url, headers=headers, follow_redirects=True, timeout=2 * WINDOW) as response:
         if response.status_code >= 400:
             raise Refused(response)
         yield start if response.status_code == 206 else 0
-        yield from response.iter_bytes() if is_httpx else response.iter_content(1 << 16)
+        yield from response.iter_bytes()
 
 
 @contextmanager
 def limited_answers(limit: int) -> Iterator[None]:
-    """Let the library's own calls raise TooLarge for answers of more than ``limit`` bytes, once unpacked.
-
-    Versions of the library before 1 have no hook for that: only :func:`within` limits their answers.
-    """
+    """Let the library's own calls raise TooLarge for answers of more than ``limit`` bytes, once unpacked."""
     from huggingface_hub import utils
 
     session = cast(Any, utils).get_session()
-    hooks = getattr(session, "event_hooks", None)
+    hooks = session.event_hooks
 
     def read_body(response: Any) -> None:
         pieces, size = [], 0
@@ -130,13 +122,11 @@ def limited_answers(limit: int) -> Iterator[None]:
                 raise _too_large(response.url, limit)
         response._content = b"".join(pieces)  # what response.read() would set
 
-    if hooks is not None:
-        session.event_hooks = {**hooks, "response": [*hooks["response"], read_body]}
+    session.event_hooks = {**hooks, "response": [*hooks["response"], read_body]}
     try:
         yield
     finally:
-        if hooks is not None:
-            session.event_hooks = hooks
+        session.event_hooks = hooks
 
 
 def _too_large(url: Any, limit: int) -> TooLarge:

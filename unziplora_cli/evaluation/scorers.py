@@ -293,7 +293,7 @@ class Encoders:
                 clip=_load_model(transformers.CLIPModel, clip),
                 dino_processor=transformers.BitImageProcessor.from_pretrained(dino, local_files_only=True),
                 clip_processor=transformers.CLIPImageProcessor.from_pretrained(clip, local_files_only=True),
-                clip_tokenizer=transformers.CLIPTokenizerFast.from_pretrained(clip, local_files_only=True),
+                clip_tokenizer=transformers.CLIPTokenizer.from_pretrained(clip, local_files_only=True),
             )
 
     @torch.inference_mode()

@@ -18,7 +18,7 @@ import transformers
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizerFast
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from unziplora_cli.accel.fused_modules import fuse_modules
 from unziplora_cli.accel.int8 import quantize
@@ -50,9 +50,8 @@ def load_text_encoders(base: BaseRef, *, device: torch.device | str, dtype: torc
     """Both tokenizers and text encoders, frozen; raises ModelError."""
     with _loading(base, "text encoders"):
         folder = tokenizer_folder(base)
-        # The class without "Fast" of transformers 4 splits a known word before punctuation or a capital.
         first, second = (
-            CLIPTokenizerFast.from_pretrained(folder / name, local_files_only=True) for name in TOKENIZERS
+            CLIPTokenizer.from_pretrained(folder / name, local_files_only=True) for name in TOKENIZERS
         )
         models = (
             _component(CLIPTextModel, base, "text_encoder", dtype),
