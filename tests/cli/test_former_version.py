@@ -1,5 +1,6 @@
 """Projects and trainings of the former version open, verify, generate, replay and resume."""
 
+import importlib.metadata
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,11 @@ from unziplora_cli.projects.unfinished import FORMER_FILE_NAME
 ARCHIVE = Path(__file__).parents[1] / "data/former/projects.tar.xz"
 BASE = "/tmp/former2/base"
 
+same_base = pytest.mark.skipif(
+    importlib.metadata.version("diffusers") < "0.42",
+    reason="older libraries make another tiny base of a seed",
+)
+
 
 @pytest.fixture
 def store(isolated_home: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectStore:
@@ -26,7 +32,8 @@ def store(isolated_home: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch)
     store = ProjectStore(isolated_home)
     store.folder.mkdir(parents=True)
     with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(store.folder, filter="data")
+        safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since Python 3.11.4
+        archive.extractall(store.folder, **safe)
     for record in [*store.folder.glob("*/*.json"), *store.folder.glob(".*/*.json")]:
         record.write_text(record.read_text().replace(BASE, str(tiny_base)))
     return store
@@ -90,6 +97,7 @@ def test_it_is_renamed_in_the_new_schema(store: ProjectStore) -> None:
     assert store.open("renamed").job.name == "renamed"
 
 
+@same_base
 def test_a_replay_begins_with_the_same_loss(store: ProjectStore, unziplora: Callable) -> None:
     """Image, texts, noise, start values and settings all enter the first loss.
 
@@ -106,6 +114,7 @@ def test_a_replay_begins_with_the_same_loss(store: ProjectStore, unziplora: Call
             assert file["columns"] > 0.9
 
 
+@same_base
 def test_a_training_that_was_cut_off_is_resumed(store: ProjectStore, unziplora: Callable) -> None:
     completed = unziplora("train", "--resume", "cut-off", "--content-lr=1e-4")
     assert completed.code == 0
@@ -117,6 +126,7 @@ def test_a_training_that_was_cut_off_is_resumed(store: ProjectStore, unziplora: 
     assert store.verify("cut-off").problems == ()
 
 
+@same_base
 def test_a_stopped_training_is_resumed(store: ProjectStore, unziplora: Callable) -> None:
     assert unziplora("train", "--resume", "stopped").code == 0
     assert store.open("stopped").manifest.state == "complete"

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
+import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -93,6 +94,10 @@ def test_columns_that_do_not_add_up_are_refused(make_project, tmp_path, counts, 
     assert says in bad(data, tmp_path)
 
 
+@pytest.mark.skipif(
+    tuple(map(int, pydantic.VERSION.split(".")[:2])) < (2, 14),
+    reason="pydantic before 2.14 writes fewer keys into a schema",
+)
 def test_the_shipped_json_schema_is_that_of_the_reader(schema):
     """After a change, write the new schema: TypeAdapter(Manifest).json_schema(), indented by 2."""
     assert schema == TypeAdapter(Manifest).json_schema()
