@@ -620,14 +620,3 @@ def test_the_describer_is_pulled_listed_verified_and_removed(hub, unziplora):
     assert "model-00002-of-00002.safetensors" in model["problem"]
     assert unziplora("models", "remove", "describer", "--yes").code == 0
     assert hub_module.find_snapshot(hub_module.DESCRIBER) is None
-
-
-def test_the_connection_of_older_libraries_resumes_too(hub, unziplora, monkeypatch):
-    """Before version 1, huggingface_hub used requests."""
-    requests = pytest.importorskip("requests")
-    monkeypatch.setattr("huggingface_hub.utils.get_session", requests.Session)
-    hub.repositories["owner/name"].files[UNET] = LARGE
-    hub.cut[sha256(LARGE)] = [5_000_000]
-    assert unziplora("models", "pull", "owner/name").code == 0
-    assert blob(LARGE).read_bytes() == LARGE
-    assert "no model owner/nothing" in unziplora("models", "pull", "owner/nothing").err
