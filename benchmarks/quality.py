@@ -114,14 +114,11 @@ class Bench:
             pixels = [torch.from_numpy(np.stack([draw() for draw in drawn])) for drawn in self._drawn()]
             images, photos = (p.permute(0, 3, 1, 2).to(self.device) / 127.5 - 1 for p in pixels)
             made = redrawn(jobs, images, photos)
-            jobs = [
-                replace(
-                    job, source="destyler" if shows(made[i], subjects[i], images[job.sample]) else "inversion"
-                )
-                if i in checked
-                else job
-                for i, job in enumerate(jobs)
-            ]
+            jobs = list(jobs)
+            for index in checked:
+                source = images[jobs[index].sample]
+                seen = shows(made[index], subjects[index], source, redrawn=True)
+                jobs[index] = replace(jobs[index], source="destyler" if seen else "inversion")
             args = (self.latents[:, 0], self.text, ids, self.dtype)
             destyled = destyle_all(unet, self.alphas, jobs, *args)
             for index, job in enumerate(jobs):

@@ -91,13 +91,14 @@ def redrawn(jobs: Sequence[StackedJob], images: Tensor, photos: Tensor) -> Tenso
     return result
 
 
-def shows(image: Tensor, subject: str, source: Tensor) -> bool:
+def shows(image: Tensor, subject: str, source: Tensor, *, redrawn: bool = False) -> bool:
     """Whether the reader sees ``subject`` in an image [3, h, w] in [-1, 1], as a training checks it.
 
-    Or what it takes the ``source`` for, the training image of that shape.
+    Or what it takes the ``source`` for, the training image of that shape; or whatever it sees, if the small
+    destyler ``redrawn`` the image and the source is misread.
     """
     other, taken = (other_subject(to_images(x[None])[0], subject) for x in (image, source))
-    return other in ("", taken)
+    return other in ("", taken) or (redrawn and taken != "")
 
 
 def _told(destyler: MiniDestyler, job: StackedJob) -> list[int]:

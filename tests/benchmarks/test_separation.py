@@ -236,3 +236,7 @@ def test_a_subject_that_the_reader_does_not_see_is_left_to_inversion(monkeypatch
     assert destyle.shows(white, "fox", white)
     assert not destyle.shows(-white, "fox", white)
     assert destyle.shows(-white, "fox", -white)  # it takes the training image for a snail, too
+    assert not destyle.shows(-white, "fox", white, redrawn=True)
+    monkeypatch.setattr(destyle, "other_subject", lambda image, subject: f"a {image.getpixel((0, 0))[0]}")
+    assert not destyle.shows(white, "fox", -white)
+    assert destyle.shows(white, "fox", -white, redrawn=True)  # of the training image it sees no fox either

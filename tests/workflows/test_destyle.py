@@ -276,15 +276,28 @@ def test_a_photo_of_another_subject_is_left_to_the_base(
 
 
 def test_only_the_crops_that_show_the_subject_are_learned(
-    mini: BaseRef, destyler: Path, picture: Path, tmp_path: Path
+    mini: BaseRef, destyler: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     config = resolve("mini", {"crops": 3})
+    monkeypatch.setattr(reader, "other_subject_in", lambda path, subject: "")
     request = make_request("fox", (picture,), Words("fox", "watercolor"), mini, config)
     seen = iter(("", "snail", "owl"))
     request = replace(request, other_subject=lambda image: next(seen))
     (done,), (notice,) = events_of(destyle.destyle_requests([request], tmp_path / "scratch"))
     assert [image.file for image in done.job.destyled] == ["destyled/01.png"]
     assert notice == "fox: 2 destyled images show a snail and an owl instead of the fox: omitted."
+
+
+def test_a_photo_of_an_image_that_the_reader_misreads_is_not_judged_by_it(
+    mini: BaseRef, destyler: Path, tmp_path: Path
+) -> None:
+    """It takes the shipped fox for no teapot, so it cannot say what a photo of that teapot shows."""
+    picture = resources.samples()["fox"].image
+    request = make_request("teapot", (picture,), Words("teapot", "watercolor"), mini, resolve("mini", {}))
+    request = replace(request, other_subject=lambda image: "snail")
+    (done,), notices = events_of(destyle.destyle_requests([request], tmp_path / "scratch"))
+    assert [image.file for image in done.job.destyled] == ["destyled/01.png"]
+    assert notices == []
 
 
 def test_what_the_reader_takes_for_another_subject_already_in_the_training_image_is_no_reason(

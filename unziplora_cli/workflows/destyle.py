@@ -151,10 +151,16 @@ def _redraw(requests: Sequence[TrainRequest]) -> Generator[Event, None, list[lis
 def _of_subject(
     request: TrainRequest, images: list[Image.Image]
 ) -> Generator[Event, None, list[Image.Image]]:
-    """The images that show the subject of the training; says what the others show."""
+    """The images that show the subject of the training; says what the others show.
+
+    All of them, where the reader does not see the subject in the training image either: it cannot judge.
+    """
+    from unziplora_cli.evaluation.reader import other_subject_in
     from unziplora_cli.training.destyle import omission
 
-    check = request.other_subject or (lambda image: "")
+    subject = vocabulary.mini().subject(request.job.words.subject) or ""
+    if (check := request.other_subject) is None or any(other_subject_in(p, subject) for p in request.images):
+        return images
     seen = [check(image) for image in images]
     kept = [image for image, other in zip(images, seen, strict=True) if not other]
     if kept and len(kept) < len(images):
