@@ -24,7 +24,7 @@ class Preferences(Checked):
     output_folder: str | None = option(
         None, "Folder of generated images, with a folder for each project; default: in the project."
     )
-    base: str | None = option(None, "Base model to train on; default: sdxl if it is on this disk, else mini.")
+    base: str | None = option(None, "Base to train on; default: sdxl with a GPU or if downloaded, else mini.")
     describer: str | None = option(None, "Model that describes images: a Hugging Face id or a folder.")
     open: bool = option(False, "Open what a command has made.")
 
