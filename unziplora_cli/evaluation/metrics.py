@@ -203,8 +203,7 @@ def lora_distance(recorded: LoRA, new: LoRA) -> LoRADistance:
     for layer in {**recorded, **new}:
         weights = [lora[layer] for lora in (recorded, new) if layer in lora]
         first, last = weights[0], weights[-1]
-        equal = torch.equal(first.up, last.up) and torch.equal(first.down, last.down)
-        if len(weights) == 1 or not equal:
+        if len(weights) == 1 or not (torch.equal(first.up, last.up) and torch.equal(first.down, last.down)):
             signed = zip((1.0, -1.0), weights, strict=False)
             up = torch.cat([sign * part.up.double() for sign, part in signed], dim=1)
             difference += _squared_norm(up, torch.cat([part.down.double() for part in weights]))

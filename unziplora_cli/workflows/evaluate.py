@@ -141,16 +141,15 @@ def evaluate(request: EvaluationRequest, store: ProjectStore) -> Generator[Event
             sheet.unlink(missing_ok=True)
         evaluated = replace(project, manifest=replace(record, evaluation=evaluation))
         manifest.write(project.folder, evaluated.manifest)
-        new_name = store.free_name(project.name)
-        remedies = tuple(tuple(_remedies(problem, project, new_name)) for problem in diagnosis.problems)
+        remedies = tuple(tuple(_remedies(problem, project, store)) for problem in diagnosis.problems)
         return EvaluationResult(evaluated, evaluation, sheet if sheet_image else None, remedies, missing)
 
 
-def _remedies(problem: Problem, project: Project, new_name: str) -> Iterator[Remedy]:
+def _remedies(problem: Problem, project: Project, store: ProjectStore) -> Iterator[Remedy]:
     """How to follow the advice: a training with the first settings that it names, or images without one."""
     if project.job.settings and (settings := next(filter(None, problem.trainings), None)):
         images = tuple(project.folder / image.file for image in project.job.images)
-        options = {"name": new_name, **_settings_to_train(project), **settings}
+        options = {"name": store.free_name(project.name), **_settings_to_train(project), **settings}
         yield Remedy("Train again", "train", images, options)
     for name in problem.generation:
         command = name.removesuffix("_strength") if "strength" in name else "combine"
