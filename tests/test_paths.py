@@ -1,4 +1,7 @@
+import os
 from pathlib import Path
+
+import pytest
 
 from unziplora_cli import paths
 
@@ -30,3 +33,10 @@ def test_the_hub_cache_is_that_of_huggingface_hub(monkeypatch):
             monkeypatch.setenv(name, value)
         expected = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
         assert str(paths.hub_cache()) == expected.stdout.strip()
+
+
+@pytest.mark.parametrize("name", ["USE_TF", "USE_TORCH", "USE_FLAX", "ACCELERATE_DYNAMO_BACKEND"])
+def test_variables_that_would_make_a_library_do_without_torch_are_dropped(monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    paths.drop_useless_variables()
+    assert name not in os.environ

@@ -9,6 +9,7 @@ from unziplora_cli.errors import Remedy, UsageError
 HOME_VARIABLE = "UNZIPLORA_HOME"
 _PROCESS_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _SIZE_VARIABLES = ("COLUMNS", "LINES", "TERMINAL_WIDTH")
+_FOREIGN_VARIABLES = ("ACCELERATE_", "USE_TORCH", "USE_TF", "USE_FLAX")
 _COUNT_VARIABLES = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT", "OMP_NUM_THREADS")
 _LISTS = ("OMP_NUM_THREADS",)
 """Variables that may hold a list: one number of threads for each level of nesting."""
@@ -110,13 +111,12 @@ def hub_endpoint() -> str:
 
 
 def drop_useless_variables() -> None:
-    """Unset variables that are empty where a number belongs, and impossible sizes of the terminal."""
-    for name in (*_PROCESS_VARIABLES, *_COUNT_VARIABLES, "HF_ENDPOINT"):
-        if name in os.environ and not os.environ[name].strip():
-            del os.environ[name]
-    for name in _SIZE_VARIABLES:
-        size = os.environ.get(name)
-        if size is not None and not (size.isascii() and size.isdecimal() and 20 <= int(size[:6]) <= 1000):
+    """Unset variables without a possible value, and those that let a library do without torch."""
+    optional = (*_PROCESS_VARIABLES, *_COUNT_VARIABLES, "HF_ENDPOINT")
+    for name, text in tuple(os.environ.items()):
+        is_size = text.isascii() and text.isdecimal() and 20 <= int(text[:6]) <= 1000
+        is_impossible = (name in optional and not text.strip()) or (name in _SIZE_VARIABLES and not is_size)
+        if is_impossible or name.startswith(_FOREIGN_VARIABLES):
             del os.environ[name]
 
 
