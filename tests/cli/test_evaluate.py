@@ -1,8 +1,11 @@
 """The eval command on the tiny base, with and without models that score images."""
 
+import errno
 import json
+import os
 import re
 import shlex
+import stat
 from pathlib import Path
 
 import pytest
@@ -127,3 +130,19 @@ def test_help_lists_every_option(unziplora):
     shown = unziplora("eval", "--help").out
     for option in ("--count", "--noise-samples", "--seed", "--device", "--pull", "--base"):
         assert option in shown
+
+
+def test_a_folder_that_cannot_be_flushed_does_not_deny_the_evaluation(unziplora, two_projects, monkeypatch):
+    real = os.fsync
+
+    def fail(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    completed = unziplora("eval", "fox", *QUICK)
+    assert completed.code == 3
+    assert manifest.read(two_projects / "projects/fox").evaluation is not None
+    assert "manifest.json is written, but may be lost in a power failure" in completed.message
+    assert "The LoRAs of 'fox' are unchanged." in completed.message

@@ -85,7 +85,7 @@ def evaluate(request: EvaluationRequest, store: ProjectStore) -> Generator[Event
     from unziplora_cli.evaluation.scorers import missing_encoders
     from unziplora_cli.images import save_image
 
-    unchanged = f"The project {request.project!r} is unchanged."
+    unchanged = f"The LoRAs of {request.project!r} are unchanged."
     with store.home_errors(unchanged), store.lock(request.project):
         project = store.open(request.project)
         record = project.manifest
