@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks.separation.stack import StackedJob
 from unziplora_cli import resources
 from unziplora_cli.config import TrainConfig
-from unziplora_cli.evaluation.reader import other_subject
+from unziplora_cli.evaluation.reader import is_sure, other_subject
 from unziplora_cli.events import run
 from unziplora_cli.sdxl.latents import to_images
 from unziplora_cli.sdxl.text import Conditioning, predict_noise_merged
@@ -94,11 +94,13 @@ def redrawn(jobs: Sequence[StackedJob], images: Tensor, photos: Tensor) -> Tenso
 def shows(image: Tensor, subject: str, source: Tensor, *, redrawn: bool = False) -> bool:
     """Whether the reader sees ``subject`` in an image [3, h, w] in [-1, 1], as a training checks it.
 
-    Or what it takes the ``source`` for, the training image of that shape; or whatever it sees, if the small
-    destyler ``redrawn`` the image and the source is misread.
+    Or what it takes the ``source`` for, the training image of that shape. An image that the small destyler
+    ``redrawn`` shows it wherever the reader is not sure of the source.
     """
-    other, taken = (other_subject(to_images(x[None])[0], subject) for x in (image, source))
-    return other in ("", taken) or (redrawn and taken != "")
+    seen, taken = (to_images(x[None])[0] for x in (image, source))
+    if redrawn and not is_sure(taken, subject):
+        return True
+    return other_subject(seen, subject) in ("", other_subject(taken, subject))
 
 
 def _told(destyler: MiniDestyler, job: StackedJob) -> list[int]:

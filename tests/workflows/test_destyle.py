@@ -279,7 +279,7 @@ def test_only_the_crops_that_show_the_subject_are_learned(
     mini: BaseRef, destyler: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     config = resolve("mini", {"crops": 3})
-    monkeypatch.setattr(reader, "other_subject_in", lambda path, subject: "")
+    monkeypatch.setattr(reader, "is_sure", lambda image, subject: True)
     request = make_request("fox", (picture,), Words("fox", "watercolor"), mini, config)
     seen = iter(("", "snail", "owl"))
     request = replace(request, other_subject=lambda image: next(seen))
@@ -288,7 +288,7 @@ def test_only_the_crops_that_show_the_subject_are_learned(
     assert notice == "fox: 2 destyled images show a snail and an owl instead of the fox: omitted."
 
 
-def test_a_photo_of_an_image_that_the_reader_misreads_is_not_judged_by_it(
+def test_a_photo_is_learned_if_the_reader_misreads_its_image(
     mini: BaseRef, destyler: Path, tmp_path: Path
 ) -> None:
     """It takes the shipped fox for no teapot, so it cannot say what a photo of that teapot shows."""

@@ -135,13 +135,13 @@ def destyle(
         vae=vae,
         device=device,
     )
-    result = session.run(image.name, preview(request, out, force=force))
+    paths = session.run(image.name, preview(request, out, force=force))
     given = {"subject": words.words.subject, "style": words.words.style, "destyle": out}
     advice = f"Delete those that are not this {words.words.subject} without its style. Next"
     session.output.result(
-        {"way": result.way, "images": result.paths},
-        text="\n".join([*map(str, result.paths), remedy_text(Remedy(advice, "train", (image,), given))]),
-        links=result.paths,
+        {"way": request.config.destyle, "images": paths},
+        text="\n".join([*map(str, paths), remedy_text(Remedy(advice, "train", (image,), given))]),
+        links=paths,
         made=out,
     )
 

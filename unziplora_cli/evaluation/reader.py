@@ -90,6 +90,13 @@ def read_image(image: Image.Image) -> dict[str, tuple[str, float]]:
     return {**fields, "subject": (names[int(index)], float(values[index]))}
 
 
+def is_sure(image: Image.Image, subject: str) -> bool:
+    """Whether the network of subjects takes an image for ``subject``, rather than for all others together."""
+    network = _subject_network()
+    index = network.names["subject"].index(subject)
+    return float(probabilities(network, image)["subject"][index]) >= SURE
+
+
 @lru_cache(maxsize=16)
 def other_subject_in(path: Path, subject: str) -> str:
     """:func:`other_subject` of an image file, which is read once: a photo takes much memory."""

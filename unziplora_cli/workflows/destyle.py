@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,14 +30,6 @@ if TYPE_CHECKING:
 WAYS = ("none", "inversion", "model", "edit")
 KEPT = 4
 """Of so many edited images, one is kept: the best."""
-
-
-@dataclass(frozen=True)
-class DestyleResult:
-    """The destyled images of a preview."""
-
-    way: str
-    paths: tuple[Path, ...]
 
 
 def has_destyler() -> bool:
@@ -153,13 +145,14 @@ def _of_subject(
 ) -> Generator[Event, None, list[Image.Image]]:
     """The images that show the subject of the training; says what the others show.
 
-    All of them, where the reader does not see the subject in the training image either: it cannot judge.
+    Where the reader is not sure of the training image, it cannot tell what a photo of that shows: all.
     """
-    from unziplora_cli.evaluation.reader import other_subject_in
+    from unziplora_cli.evaluation.reader import is_sure
+    from unziplora_cli.images import load_image
     from unziplora_cli.training.destyle import omission
 
-    subject = vocabulary.mini().subject(request.job.words.subject) or ""
-    if (check := request.other_subject) is None or any(other_subject_in(p, subject) for p in request.images):
+    check, subject = request.other_subject, vocabulary.mini().subject(request.job.words.subject)
+    if check is None or not all(is_sure(load_image(path).image, subject or "") for path in request.images):
         return images
     seen = [check(image) for image in images]
     kept = [image for image, other in zip(images, seen, strict=True) if not other]
@@ -178,15 +171,15 @@ def subject_check(base: BaseRef, words: Words, images: Sequence[Path]) -> Callab
     subject = vocabulary.mini().subject(words.subject) if base.kind == "builtin" else None
     if subject is None or not (resources.reader() / "reader.json").is_file():
         return None
-    return partial(_other_subject, subject, images)
 
+    def check(image: Image.Image) -> str:
+        from unziplora_cli.evaluation.reader import other_subject, other_subject_in
 
-def _other_subject(subject: str, sources: Sequence[Path], image: Image.Image) -> str:
-    from unziplora_cli.evaluation.reader import other_subject, other_subject_in
+        other = other_subject(image, subject)
+        # Who takes the training image for the same other subject errs about both.
+        return "" if other and other in (other_subject_in(path, subject) for path in images) else other
 
-    other = other_subject(image, subject)
-    # Who takes the training image for the same other subject errs about both.
-    return "" if other and other in (other_subject_in(path, subject) for path in sources) else other
+    return check
 
 
 def _colors(features: Sequence[str], colors: Sequence[str]) -> Tensor:
@@ -262,8 +255,8 @@ def _best(request: TrainRequest, images: list[Image.Image]) -> Generator[Event, 
 
 def preview(
     request: TrainRequest, out: Path, *, force: bool = False
-) -> Generator[Event, None, DestyleResult]:
-    """Write the destyled images that a training would learn into the folder ``out``.
+) -> Generator[Event, None, tuple[Path, ...]]:
+    """Write the destyled images that a training would learn into the folder ``out``; returns their paths.
 
     Raises UsageError if the settings ask for none or a file exists, and what :func:`destyle_requests` raises.
     """
@@ -295,4 +288,4 @@ def preview(
             out.mkdir(parents=True, exist_ok=True)
             for path, target in zip(request.destyled, targets, strict=True):
                 files.write_file(target, partial(shutil.copyfile, path), force=force)
-    return DestyleResult(str(way), targets)
+    return targets
