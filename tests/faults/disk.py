@@ -31,7 +31,9 @@ FAULTS: dict[str, tuple[int, tuple[int, ...]]] = {
 }
 """What fails, and with which errors."""
 
-OUTCOME = re.compile(r"kept|unchanged|Nothing was|still named|is named|may be replaced|cannot be read|Cannot")
+OUTCOME = re.compile(
+    r"kept|unchanged|Nothing was|still named|is (named|written|removed|complete)|may be replaced|cannot be read|Cannot"
+)
 
 
 @dataclass(frozen=True)
