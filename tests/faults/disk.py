@@ -32,7 +32,8 @@ FAULTS: dict[str, tuple[int, tuple[int, ...]]] = {
 """What fails, and with which errors."""
 
 OUTCOME = re.compile(
-    r"kept|unchanged|Nothing was|still named|is (named|written|removed|complete)|may be replaced|cannot be read|Cannot"
+    r"kept|unchanged|Nothing was|still named|is (named|written|removed|complete)"
+    r"|may be replaced|cannot be read|Cannot"
 )
 
 
@@ -140,7 +141,7 @@ def failing_once(
         lab.finish(trial, "--force") if command.before == "done" else lab.finish(trial)
     elif names == ("fox",) and (completed.code or name in ("eval", "replay", "content", "import --force")):
         again = lab.run(trial, *command.line(lab, trial))
-        assert again.code == 0, (about, again)
+        assert again.code == 0 or "is written" in message, (about, again)  # then it exists
     leftovers = [path for path in trial.rglob(".*") if path.name.endswith((".partial", ".ready", ".former"))]
     assert not leftovers or sticky or command.after != (("fox",),), (
         about,
