@@ -24,18 +24,19 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.optimization import get_scheduler
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unziplora_cli.accel.fused_lora import cache_text, fuse_lora, fuse_pair, unfuse_lora, unfuse_pair
 from unziplora_cli.method.blocks import policy
-from unziplora_cli.method.inject import eject, extract, inject, load_branch
+from unziplora_cli.method.inject import eject, extract, inject
 from unziplora_cli.method.layer import BRANCHES, Branch, DualLoRALinear
-from unziplora_cli.method.lora import LoRAPair, LoRAWeights
+from unziplora_cli.method.lora import LoRA, LoRAPair, LoRAWeights, MergeWeights
 from unziplora_cli.method.schedule import Action, Schedule
 from unziplora_cli.method.separation import Layers, Separation, TrainedLayers, projections, separate, set_mode
-from unziplora_cli.sdxl.attention import join_prompts, separate_prompts
+from unziplora_cli.sdxl.attention import separate_prompts
 from unziplora_cli.sdxl.sampling import sample
 from unziplora_cli.sdxl.text import (
     Conditioning,
@@ -523,7 +524,7 @@ def compare_predictions(
 
     unfuse_lora(unet)
     eject(unet)
-    join_prompts(unet)
+    unet.set_attn_processor(AttnProcessor2_0())
     for key, conditioning in (("plain", prompts), ("plain_content_prompt", single_prompt["content"])):
         if key in expected:
             difference = (predict_noise_merged(unet, noisy, timestep, conditioning) - expected[key]).abs()
@@ -583,6 +584,20 @@ def compare_guidance(
             difference = (latents - expected[f"pipe_{key}_{case}"]).abs()
             tolerance = recording.tolerance("imported_pipeline_4_steps_abs")
             table.add("imported, 4 steps of sampling, abs.", difference, tolerance)
+
+
+@torch.no_grad()
+def load_branch(layers: Layers, branch: str, lora: LoRA, merge: MergeWeights | None = None) -> None:
+    """Fill one branch with saved weights and open all columns; a layer missing from ``lora`` becomes zero."""
+    for name, layer in layers.items():
+        part = layer.content if branch == "content" else layer.style
+        part.open()
+        part.merge.copy_((merge or {}).get(name, torch.ones_like(part.merge)))
+        if name not in lora:
+            part.up.zero_()
+            continue
+        part.down.copy_(lora[name].down)
+        part.up.copy_(lora[name].up)
 
 
 def reference_lora(recording: Recording, branch: str) -> dict[str, LoRAWeights]:

@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from tests.sdxl.adapters import load_branch
+from benchmarks.parity import load_branch
 from unziplora_cli.accel.fused_lora import FusedLoRA, fuse_lora, unfuse_lora
 from unziplora_cli.method.importance import column_scores
 from unziplora_cli.method.inject import eject, extract, inject

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from tests.sdxl.adapters import load_branch
+from benchmarks.parity import load_branch
 from unziplora_cli.method.blocks import policy
 from unziplora_cli.method.inject import (
     adapted_projections,

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from unziplora_cli.method.inject import adapted_projections
-from unziplora_cli.method.lora import LoRA, LoRAPair, LoRAWeights, MergeWeights
-from unziplora_cli.method.separation import Layers
+from unziplora_cli.method.lora import LoRAPair, LoRAWeights
 from unziplora_cli.sdxl.base import BaseRef
 from unziplora_cli.sdxl.generate import GeneratedImage, ImageRequest, generate
 
@@ -24,20 +23,6 @@ def random_lora(network: nn.Module, seed: int, rank: int = 4) -> dict[str, LoRAW
         name: LoRAWeights(down=draw(rank, linear.in_features), up=draw(linear.out_features, rank))
         for name, linear in adapted_projections(network).items()
     }
-
-
-@torch.no_grad()
-def load_branch(layers: Layers, branch: str, lora: LoRA, merge: MergeWeights | None = None) -> None:
-    """Fill one branch with saved weights and open all columns; a layer missing from ``lora`` becomes zero."""
-    for name, layer in layers.items():
-        part = layer.content if branch == "content" else layer.style
-        part.open()
-        part.merge.copy_((merge or {}).get(name, torch.ones_like(part.merge)))
-        if name not in lora:
-            part.up.zero_()
-            continue
-        part.down.copy_(lora[name].down)
-        part.up.copy_(lora[name].up)
 
 
 def random_merge(network: nn.Module, seed: int) -> dict[str, torch.Tensor]:

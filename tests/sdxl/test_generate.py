@@ -10,7 +10,8 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from PIL import Image
 from torch import Tensor
 
-from tests.sdxl.adapters import generated, load_branch, random_branches, random_lora
+from benchmarks.parity import load_branch
+from tests.sdxl.adapters import generated, random_branches, random_lora
 from unziplora_cli.accel.fused_lora import fuse_pair, unfuse_pair
 from unziplora_cli.adapters.lora_file import write_lora
 from unziplora_cli.config import GenerateConfig, Prompts
