@@ -91,6 +91,11 @@ class Interrupted(UnziploraError):
     exit_code = 130
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message without its full stop, or the type of the error."""
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+
+
 def system_errno(error: BaseException | None) -> int | None:
     """The errno of an exception or of its cause; Rust and C++ put it at the end of a message."""
     while error is not None:

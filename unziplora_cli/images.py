@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from unziplora_cli import image_formats
 from unziplora_cli.color import declared_profile, is_hdr, to_srgb
-from unziplora_cli.errors import Remedy, UsageError, disk_advice
+from unziplora_cli.errors import Remedy, UsageError, disk_advice, first_line
 from unziplora_cli.files import read_bytes, write_file
 from unziplora_cli.image_repair import PNG_SIGNATURE, clean_png, tiff_pixels
 
@@ -65,7 +65,7 @@ def load_image(path: Path) -> LoadedImage:
         raise
     except Image.DecompressionBombError as error:
         raise UsageError(
-            f"{path} is too large: {_first_line(error)}.", Remedy("Scale it down in an image editor first.")
+            f"{path} is too large: {first_line(error)}.", Remedy("Scale it down in an image editor first.")
         ) from error
     except UnidentifiedImageError as error:
         raise image_formats.unreadable(path, data[:512]) from error
@@ -75,7 +75,7 @@ def load_image(path: Path) -> LoadedImage:
         ) from error
     except Exception as error:  # Pillow raises nearly anything for damaged files
         raise UsageError(
-            f"{path} is damaged or truncated: {_first_line(error)}.",
+            f"{path} is damaged or truncated: {first_line(error)}.",
             Remedy("Copy or export the image again."),
         ) from error
 
@@ -214,10 +214,6 @@ def _orientation(file: Image.Image) -> Image.Transpose | None:
         return _TRANSPOSITIONS.get(file.getexif().get(ExifTags.Base.Orientation))
     except Exception:
         return None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
 
 
 # Generation parameters in PNG files. The text chunk "parameters" has the layout of AUTOMATIC1111's web UI,

@@ -10,6 +10,9 @@ from itertools import dropwhile, takewhile
 
 from unziplora_cli import resources
 
+PLURALS = (("ies", "y"), ("ves", "f"), ("es", ""), ("s", ""))
+"""Endings of plurals, and what stands there in the singular."""
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -38,14 +41,9 @@ def _phrases(text: str) -> Iterator[str]:
     words = re.split(r" (?:in|on|with|of|and|at|by|from) ", text)[0].split()
     for start in range(len(words)):
         *others, last = words[start:]
-        for noun in (last, *_singulars(last)):
+        singulars = (last.removesuffix(end) + new for end, new in PLURALS if last.endswith(end))
+        for noun in (last, *singulars):
             yield " ".join([*others, noun])
-
-
-def _singulars(noun: str) -> Iterator[str]:
-    for ending, singular in (("ies", "y"), ("ves", "f"), ("es", ""), ("s", "")):
-        if noun.endswith(ending):
-            yield noun.removesuffix(ending) + singular
 
 
 @cache

@@ -196,6 +196,17 @@ def test_mini_proposes_only_with_its_reader(unziplora, photos, no_training, monk
     assert "models pull" not in completed.message
 
 
+def test_mini_proposes_features_only_where_it_sees_colours_that_it_can_name(unziplora, monkeypatch, tmp_path):
+    """The reader takes every subject for one of those that mini renders, in one of eleven colours."""
+    monkeypatch.setattr(describers.MiniDescriber, "describe", lambda self, image: FOX)
+    samples = resources.mini() / "samples"
+    line = ("describe", samples / "fox.png", samples / "octopus.png", "--base=mini", "--json")
+    for destyler, expected in ((resources.destyler(), []), (tmp_path / "missing", [*FOX.features])):
+        monkeypatch.setattr(resources, "destyler", lambda folder=destyler: folder)
+        described = unziplora(*line).envelope["result"]["images"]
+        assert [image["features"] for image in described] == [[*FOX.features], expected]
+
+
 @pytest.mark.parametrize(("style", "noted"), [("photo", False), ("ink", True)])
 def test_a_strength_of_inversion_has_an_effect_on_photos(unziplora, photos, no_training, style, noted):
     line = ("train", photos / "fox.png", "--base=mini", "--subject=fox", "--destyle-strength=0.5")

@@ -116,15 +116,12 @@ def train_rows(
                     display.event(event)
 
         results = run(train_many(rows, options, store), show)
-    _report(session, results, _sheets(session, results, options) if sheet and options.ray is None else {})
-
-
-def _sheets(session: Session, results: "Sequence[RowResult]", options: "Options") -> dict[str, Path]:
-    trained = [result.trained for result in results if result.trained is not None]
     sheets: dict[str, Path] = {}
-    for start in range(0, len(trained), 16):  # their images are held in memory until the sheets are written
+    trained = [result.trained for result in results if result.trained is not None]
+    for start in range(0, len(trained) if sheet and options.ray is None else 0, 16):
+        # The images of so many are held in memory until their sheets are written.
         sheets |= sheets_of(session, trained[start : start + 16], options.base)
-    return sheets
+    _report(session, results, sheets)
 
 
 def _line(result: "RowResult") -> str:

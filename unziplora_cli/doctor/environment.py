@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import unziplora_cli
 from unziplora_cli import paths, resources
+from unziplora_cli.errors import first_line
 from unziplora_cli.packages import Installer, installer
 
 PROBE_TIMEOUT = 300.0
@@ -254,9 +255,8 @@ def ask_hub() -> tuple[str, str]:
 
 
 def reason(error: BaseException) -> str:
-    """An error in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    """An error in one line, with its type."""
+    return ": ".join(dict.fromkeys((type(error).__name__, first_line(error))))
 
 
 # GPUs that torch may not see

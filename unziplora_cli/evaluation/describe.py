@@ -17,7 +17,7 @@ from PIL import Image
 
 from unziplora_cli import resources
 from unziplora_cli.accel.device import empty_cache
-from unziplora_cli.errors import ModelError, Remedy, UsageError
+from unziplora_cli.errors import ModelError, Remedy, UsageError, first_line
 from unziplora_cli.hub import DESCRIBER, check_transformers
 from unziplora_cli.job import Description
 from unziplora_cli.prompts import normalise_style, normalise_subject
@@ -98,7 +98,7 @@ class VisionLanguageDescriber:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a model of any kind may raise anything
-            raise ModelError(f"{self.name} cannot describe images: {_first_line(error)}") from error
+            raise ModelError(f"{self.name} cannot describe images: {first_line(error)}.") from error
         answer = output[:, inputs["input_ids"].shape[1] :]
         return parse_answer(self._processor.batch_decode(answer, skip_special_tokens=True)[0], self.name)
 
@@ -124,7 +124,7 @@ class VisionLanguageDescriber:
                 )
         except ImportError as error:
             raise ModelError(
-                f"{spec} needs a library: {_first_line(error)}", Remedy("Install it", extra="describe")
+                f"{spec} needs a library: {first_line(error)}.", Remedy("Install it", extra="describe")
             ) from error
         model = model.to(device).eval()
         if getattr(processor, "chat_template", None) is None:
@@ -215,7 +215,3 @@ def _clean_text(name: str, text: str) -> str:
     is_plain = bool(letters) and all(unicodedata.name(letter, "").startswith("LATIN") for letter in letters)
     is_short = len(text) <= MAX_CHARACTERS and len(text.split()) <= MAX_WORDS[name]
     return text if is_plain and is_short and text.lower() not in NO_WORDS else ""
-
-
-def _first_line(error: BaseException) -> str:
-    return re.split(r"\n|\. ", str(error).strip() or type(error).__name__)[0].rstrip(".") + "."

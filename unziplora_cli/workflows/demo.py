@@ -60,7 +60,12 @@ def demo(
     or ProjectError before the training if it cannot be written.
     """
     started = time.monotonic()
-    out = _sheet_file(out, force=force)
+    out = out / SHEET if out.is_dir() else out
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        remedy = Remedy("Write the sheet to", settings={"out": SHEET})
+        raise UsageError(f"{out} is not an image file.", remedy)
+    check_writable(out.parent)
+    refuse_existing([out], force=force)
     from unziplora_cli.evaluation.describe import has_reader  # imports torch: after all cheap checks
     from unziplora_cli.images import save_image
     from unziplora_cli.sdxl.base import resolve_base
@@ -103,18 +108,6 @@ def _in_parts(
         return (event,)
 
     return translate(training, with_part)
-
-
-def _sheet_file(out: Path, *, force: bool) -> Path:
-    if out.is_dir():
-        out /= SHEET
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise UsageError(
-            f"{out} is not an image file.", Remedy("Write the sheet to", settings={"out": SHEET})
-        )
-    check_writable(out.parent)
-    refuse_existing([out], force=force)
-    return out
 
 
 def _request(name: str, base: BaseRef, device: str, features: tuple[str, ...]) -> TrainRequest:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unziplora_cli import vocabulary
+from unziplora_cli import resources, vocabulary
 from unziplora_cli.config import Words
 from unziplora_cli.errors import ModelError, OutOfMemory, Remedy, UsageError
 from unziplora_cli.events import Event, Notice, Phase, Progress
@@ -16,6 +16,8 @@ from unziplora_cli.job import Description
 from unziplora_cli.prompts import TRIGGER, UNNAMED_STYLE, make_words, split_features, with_article
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from unziplora_cli.evaluation.describe import Describer
     from unziplora_cli.sdxl.base import BaseRef
 
@@ -41,7 +43,7 @@ def describe(
     UsageError for an image that cannot be read, and OutOfMemory.
     """
     from unziplora_cli.accel.device import memory_guard
-    from unziplora_cli.evaluation.describe import has_reader
+    from unziplora_cli.evaluation.describe import MiniDescriber, has_reader
     from unziplora_cli.images import load_image
 
     descriptions = []
@@ -52,10 +54,26 @@ def describe(
         try:
             for number, path in enumerate(images):
                 yield Progress("describe", number, len(images))
-                descriptions.append(model.describe(load_image(path).image))
+                image = load_image(path).image
+                description = model.describe(image)
+                if isinstance(model, MiniDescriber) and not _has_basic_colors(image):
+                    description = replace(description, features=())
+                descriptions.append(description)
         finally:
             model.close()
     return descriptions
+
+
+def _has_basic_colors(image: Image.Image) -> bool:
+    """Whether the destyler sees colours that it has words for; where not, mini's reader makes features up."""
+    from unziplora_cli.sdxl.latents import crop_image
+    from unziplora_cli.training.destyler import MiniDestyler
+
+    if not (folder := resources.destyler()).is_dir():
+        return True
+    model = MiniDestyler.load(folder)
+    body, _ = model.guess_colors(model.encode(crop_image(image, model.size, 1))[-1])
+    return int(body.argmax()) < model.unknown
 
 
 def can_describe(*, builtin: bool, describer: str | None = None) -> bool:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import unziplora_cli
 from unziplora_cli import files
-from unziplora_cli.errors import ModelError, ProjectError, Remedy, UnziploraError, UsageError
+from unziplora_cli.errors import ModelError, ProjectError, Remedy, UnziploraError, UsageError, first_line
 from unziplora_cli.events import Notice, run
 from unziplora_cli.job import BaseRecord, Job, differences, from_json, relative_path, to_json
 from unziplora_cli.projects import manifest
@@ -295,7 +295,7 @@ class Cluster:
                 waiting.appendleft(index)
                 return None, None
             return index, UnziploraError(
-                f"Its worker ended {CRASHES} times: {_first_line(error)}",
+                f"Its worker ended {CRASHES} times: {first_line(error)}",
                 Remedy("Look into the logs of Ray on that node."),
             )
         if call.worker is None:
@@ -342,7 +342,7 @@ class Cluster:
                 try:
                     answer = self.ray.get(reference)
                 except self.ray.exceptions.RayError as error:
-                    problems.append(f"{self._label(node)} does not answer: {_first_line(error)}")
+                    problems.append(f"{self._label(node)} does not answer: {first_line(error)}")
                     yield Notice(f"{problems[-1]} It trains nothing.")
                     continue
                 if different := differing(answer[0]):
@@ -397,7 +397,7 @@ class Cluster:
             yield Notice(f"A worker on {self._label(call.node)} ended; its image is trained again.")
         else:
             self.workers[call.node] = 0
-            yield Notice(f"No worker starts on {self._label(call.node)}: {_first_line(error)}")
+            yield Notice(f"No worker starts on {self._label(call.node)}: {first_line(error)}")
 
     def _label(self, node: str) -> str:
         host = next((n["NodeManagerHostname"] for n in self.ray.nodes() if n["NodeID"] == node), "")
@@ -465,8 +465,3 @@ def write_inside(folder: Path, name: str, data: Any) -> None:
     path = folder / relative_path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(cast(bytes, memoryview(data)))
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
