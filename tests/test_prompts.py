@@ -234,6 +234,17 @@ def test_a_scene_that_repeats_the_words_means_the_scene_alone(scene):
     assert make_prompts(FOX, scene) == make_prompts(FOX, "on a beach")
 
 
+@pytest.mark.parametrize(
+    "scene", ["the fox's den", "Fox\u2019s den", "a monadikos fox-shaped cake", "fox-red sky"]
+)
+def test_a_subject_that_owns_or_describes_a_thing_stays_before_it(scene):
+    rest = scene[scene.lower().index("fox") + 3 :]
+    prompts = make_prompts(FOX, scene)
+    assert prompts.full == f"a monadikos fox{rest} in watercolor style"
+    assert prompts.content == f"a monadikos fox{rest}"
+    assert prompts.style == f"a fox{rest} in watercolor style"
+
+
 def test_the_style_in_a_scene_stays_where_it_stands():
     prompts = make_prompts(FOX, "on a beach in watercolor style")
     assert prompts.full == "a monadikos fox on a beach in watercolor style"

@@ -10,8 +10,7 @@ from itertools import dropwhile, takewhile
 
 from unziplora_cli import resources
 
-PLURALS = (("ies", "y"), ("ves", "f"), ("es", ""), ("s", ""))
-"""Endings of plurals, and what stands there in the singular."""
+_PLURALS = (("ies", "y"), ("ves", "f"), ("es", ""), ("s", ""))
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def _phrases(text: str) -> Iterator[str]:
     words = re.split(r" (?:in|on|with|of|and|at|by|from) ", text)[0].split()
     for start in range(len(words)):
         *others, last = words[start:]
-        singulars = (last.removesuffix(end) + new for end, new in PLURALS if last.endswith(end))
+        singulars = (last.removesuffix(end) + new for end, new in _PLURALS if last.endswith(end))
         for noun in (last, *singulars):
             yield " ".join([*others, noun])
 

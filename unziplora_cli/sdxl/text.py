@@ -81,7 +81,7 @@ def truncation_note(encoders: TextEncoders, text: str) -> str:
     if len(spans) <= limit:
         return ""
     ignored = text[spans[limit - 1][0] :].strip()
-    return f'The prompt "{text[:40]}…" is longer than {limit} tokens; the base ignores: "{ignored}"'
+    return f'The prompt "{text[:40]}…" is longer than {limit} tokens; the base ignores: "{ignored[:80]}"'
 
 
 def time_ids(height: int, width: int) -> Tensor:
