@@ -46,6 +46,9 @@ def test_prompts_take_content_words_from_one_and_style_words_from_the_other(fox,
 
 def test_another_subject_replaces_the_noun_and_an_empty_one_is_refused(fox):
     assert spec(style=fox, subject="house").prompts.style == "a house in watercolor style"
+    assert (
+        spec(style=fox, subject="a house in Watercolor style").prompts.style == "a house in watercolor style"
+    )
     with pytest.raises(UsageError, match="subject is empty"):
         _ = spec(style=fox, subject="").prompts
 

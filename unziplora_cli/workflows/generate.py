@@ -17,7 +17,7 @@ from unziplora_cli.events import Event, ImageSaved, Notice
 from unziplora_cli.projects.manifest import Role
 from unziplora_cli.projects.names import shorten, slugify
 from unziplora_cli.projects.store import Project
-from unziplora_cli.prompts import given_prompts, make_prompts, normalise_subject, plain_prompt, prompt_notes
+from unziplora_cli.prompts import given_prompts, make_prompts, make_words, plain_prompt, prompt_notes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -79,7 +79,7 @@ class GenerateSpec:
             return Prompts(text, text, text)
         words = replace(content.job.words, style=style.job.words.style)
         if self.subject is not None:
-            words = replace(words, subject=normalise_subject(self.subject))
+            words = make_words(self.subject, words.style, words.trigger)
         elif self.prompt is None and content == style:
             return replace(content.job.prompts, **given_prompts(self.overrides))
         return make_prompts(words, self.prompt, self.overrides)
