@@ -14,12 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from recipes.mini import artists, cutouts, model, strangers
+from recipes.mini import artists, cutouts, model, pairs, strangers
 from recipes.mini.artists import CUTOUT, SETS, TEST, TRAIN, TRAINED
 from recipes.mini.cutouts import Artwork
 from recipes.mini.fetch import Icons, Package, fit, pack
 from recipes.mini.pictures import NAMES, label
 from recipes.mini.scene import COLORS, SUBJECTS, Individual
+from recipes.mini.train_destyler import colors_of
 
 SHOWN = ("octopus", "giraffe", "castle", "fox")
 BLUE = (40, 90, 220)
@@ -99,6 +100,44 @@ def test_artworks_follow_from_their_seed_and_never_show_what_is_kept_for_tests(s
     assert arts == [cutouts.random_artwork(np.random.default_rng(n), sheets) for n in range(60)]
     assert {artists.split(art.individual.subject, art.name) for art in arts} == {TRAIN}
     assert not any(art.style in ("comic", "oil") for art in arts if art.individual.subject in SUBJECTS)
+
+
+def test_a_pair_shows_a_cutout_in_a_place_and_as_a_photo_of_it_before_a_plain_background(
+    sheets: Path,
+) -> None:
+    beach = pairs.planes(replace(ART, context="on a beach"), sheets, evaluation=False)
+    plain = pairs.planes(ART, sheets, evaluation=False)
+    assert beach.shape == (18, 128, 128)
+    np.testing.assert_array_equal(beach[pairs.PLANES["photo"]], plain[pairs.PLANES["photo"]])
+    assert not np.array_equal(beach[pairs.PLANES["back"]], plain[pairs.PLANES["back"]])
+    covered = beach[pairs.PLANES["alpha"]][0] > 250
+    blue = [
+        (np.argmax(beach[pairs.PLANES[name]], 0) == 2)[covered].mean()
+        for name in ("styled", "photo", "front")
+    ]
+    assert min(blue) > 0.8  # all but the white middle
+    red = pairs.planes(replace(ART, recolored=True), sheets, evaluation=False)[pairs.PLANES["photo"]]
+    assert (np.argmax(red, 0) == 0)[covered].mean() > 0.8
+
+
+def test_a_pair_tells_the_destyler_the_colors_of_recolored_cutouts_alone() -> None:
+    names, colors = list(pairs.NAMES), slice(4, 6)
+    assert names[colors] == ["color", "second_color"]
+    red, none = list(COLORS).index("red"), len(COLORS) + 1
+    for art, expected in ((ART, [none, none]), (replace(ART, recolored=True), [red, none])):
+        assert colors_of(torch.tensor([pairs.label(art)])[:, colors]).tolist() == [expected]
+    assert pairs.label(ART)[0] == pairs.NOTHING  # the reader does not learn subjects that are not drawn
+    assert pairs.label(replace(ART, individual=replace(ART.individual, subject="fox")))[0] == 0
+
+
+def test_pairs_for_evaluation_are_drawn_and_half_of_the_others_are_cutouts(sheets: Path) -> None:
+    plan = pairs.Plan(train=200, tune=16, held_out=16)
+    made = [isinstance(plan.scene(index, sheets), Artwork) for index in range(plan.total)]
+    assert not any(made[:32])
+    assert 75 < sum(made) < 125
+    assert not any(
+        isinstance(replace(plan, artworks=0.0).scene(index, sheets), Artwork) for index in range(99)
+    )
 
 
 def test_no_set_that_is_held_out_is_ever_trained_on() -> None:
