@@ -235,8 +235,8 @@ class TrainConfig(Checked):
         if self.column_separation and self.window <= self.importance_steps + 1:
             needed = (self.importance_steps + 1) * self.recalibrations + 1
             raise UsageError(
-                f"Of {count(self.steps, 'step')}, a window (of recalibrations: {self.recalibrations}) has "
-                f"{self.window}, but it needs more than {self.importance_steps + 1} (importance-steps + 1): "
+                f"{count(self.steps, 'step')} in {count(self.recalibrations, 'window')}: a window has "
+                f"{self.window}, but needs more than {self.importance_steps + 1} (importance-steps + 1): "
                 "the columns would be chosen and never trained.",
                 Remedy("Use more steps, or fewer recalibrations", settings={"steps": needed}),
             )
