@@ -279,8 +279,8 @@ def _as_sentence(words: Words, prompt: str) -> str:
         prompt = re.sub(
             rf"^{_ARTICLE}?{subject}(?=['\u2019]s\b|-\w)", "{subject}", prompt, flags=re.IGNORECASE
         )
-        start = rf"^(?:{_SUBJECT.pattern}|{_ARTICLE}?{subject})(?!['\u2019-])\s*"
-        scene = re.sub(start, "", prompt, flags=re.IGNORECASE)
+        opening = rf"^(?:{_SUBJECT.pattern}|{_ARTICLE}?{subject})(?!['\u2019-])\s*"
+        scene = re.sub(opening, "", prompt, flags=re.IGNORECASE)
         if scene != prompt or "{subject}" not in prompt:
             start = "{subject}" if "{style}" in scene else "{subject} {style}"
             return f"{start}{'' if scene.startswith((',', '.', ';')) else ' '}{scene}".strip()

@@ -59,9 +59,19 @@ def reader() -> Path:
     return mini() / "reader"
 
 
+def has_reader() -> bool:
+    """Whether that network is installed."""
+    return (reader() / "reader.json").is_file()
+
+
 def destyler() -> Path:
     """The folder of the network that redraws an image as a photo for the built-in base."""
     return mini() / "destyler"
+
+
+def has_destyler() -> bool:
+    """Whether that network is installed."""
+    return (destyler() / "destyler.json").is_file()
 
 
 MINI_DESCRIPTION = (

@@ -81,6 +81,8 @@ def test_a_marking_differs_from_the_body(destyler, body, marking, given, expecte
         destyler.guess.bias.copy_(torch.tensor([*body, *marking], dtype=torch.float32))
     chosen = destyler.choose(torch.zeros(1, 16, 2, 2), torch.tensor([given]))
     assert chosen.tolist() == [expected]
+    unknown = torch.full((1, 2), destyler.unknown)
+    assert destyler.choose(torch.zeros(1, 16, 2, 2)).equal(destyler.choose(torch.zeros(1, 16, 2, 2), unknown))
 
 
 def test_shipped_destyler_keeps_the_individual_of_a_sample_and_takes_hidden_colours_from_words():

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from unziplora_cli import resources
 from unziplora_cli.accel.device import empty_cache
 from unziplora_cli.errors import ModelError, Remedy, UsageError, first_line
 from unziplora_cli.hub import DESCRIBER, check_transformers
@@ -143,11 +142,6 @@ def find_describer(spec: str) -> Path:
     except ModelError as error:
         raise ModelError(error.message, _pull(spec)) from error
     return folder
-
-
-def has_reader() -> bool:
-    """Whether the built-in base's reader is installed."""
-    return (resources.reader() / "reader.json").is_file()
 
 
 def _pull(spec: str) -> Remedy:

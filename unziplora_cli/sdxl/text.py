@@ -74,7 +74,7 @@ def encode_unconditional(encoders: TextEncoders) -> TextEmbeddings | None:
 
 
 def truncation_note(encoders: TextEncoders, text: str) -> str:
-    """One sentence that quotes the end of ``text`` that the encoders ignore; empty if it fits."""
+    """One sentence that quotes where the encoders begin to ignore ``text``; empty if it fits."""
     tokenizer = encoders.tokenizers[0]
     limit = tokenizer.model_max_length
     spans = tokenizer(text, truncation=False, verbose=False, return_offsets_mapping=True).offset_mapping

@@ -66,16 +66,16 @@ class MiniDestyler(nn.Module):
         network decide.
         """
         maps = self.encode(images)
-        if colors is None:
-            colors = torch.full((len(images), 2), self.unknown, device=images.device)
         return self.decode(maps, self.choose(maps[-1], colors)).clamp(-1.0, 1.0)
 
-    def choose(self, coarsest: Tensor, colors: Tensor) -> Tensor:
-        """``colors`` [n, 2] with the likeliest ones in place of the unknown.
+    def choose(self, coarsest: Tensor, colors: Tensor | None = None) -> Tensor:
+        """``colors`` [n, 2] with the likeliest ones in place of the unknown; None: all are.
 
         Whether the body has one of the colours, and whether there is a marking, is decided first: a marking
         of doubtful colour is still one. Both colours are then the likeliest two that differ visibly.
         """
+        if colors is None:
+            colors = torch.full((len(coarsest), 2), self.unknown, device=coarsest.device)
         body, marking = (logits.log_softmax(1) for logits in self.guess_colors(coarsest))
         colored = (body[:, -1].exp() < 0.5) | (colors[:, 0] < self.unknown)
         marked = (marking[:, -1].exp() < 0.5) | (colors[:, 1] < self.unknown)

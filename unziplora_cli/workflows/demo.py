@@ -66,7 +66,6 @@ def demo(
         raise UsageError(f"{out} is not an image file.", remedy)
     check_writable(out.parent)
     refuse_existing([out], force=force)
-    from unziplora_cli.evaluation.describe import has_reader  # imports torch: after all cheap checks
     from unziplora_cli.images import save_image
     from unziplora_cli.sdxl.base import resolve_base
 
@@ -75,7 +74,7 @@ def demo(
     parts = [Part(*ends) for ends in pairwise(accumulate(SHARES, initial=0.0))]
     images = [resources.samples()[sample].image for sample in SAMPLES]
     features: list[tuple[str, ...]] = [()] * len(images)
-    if has_reader():
+    if resources.has_reader():
         features = [one.features for one in (yield from describe(images, builtin=True))]
     for sample, listed in zip(SAMPLES, features, strict=True):
         trained = yield from _in_parts(train(_request(sample, base, device, listed), store), parts)

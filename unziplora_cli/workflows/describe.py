@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from unziplora_cli.evaluation.describe import Describer
     from unziplora_cli.sdxl.base import BaseRef
+    from unziplora_cli.training.destyler import MiniDestyler
 
 PULL = Remedy("Or let a model name it: first download it", "models pull", ("describer",))
 
@@ -43,20 +44,24 @@ def describe(
     UsageError for an image that cannot be read, and OutOfMemory.
     """
     from unziplora_cli.accel.device import memory_guard
-    from unziplora_cli.evaluation.describe import MiniDescriber, has_reader
+    from unziplora_cli.evaluation.describe import MiniDescriber
     from unziplora_cli.images import load_image
+    from unziplora_cli.training.destyler import MiniDestyler
 
     descriptions = []
     with memory_guard("Use a smaller describer, or name subject and style yourself."):
-        yield Phase("load describer", describer or ("of mini" if builtin and has_reader() else DESCRIBER))
+        default = "of mini" if builtin and resources.has_reader() else DESCRIBER
+        yield Phase("load describer", describer or default)
         model = _load(builtin, describer, device)
+        checks_features = isinstance(model, MiniDescriber) and resources.has_destyler()
+        destyler = MiniDestyler.load(resources.destyler()) if checks_features else None
         yield Phase("describe", f"{len(images)} image{'s' if len(images) > 1 else ''}")
         try:
             for number, path in enumerate(images):
                 yield Progress("describe", number, len(images))
                 image = load_image(path).image
                 description = model.describe(image)
-                if isinstance(model, MiniDescriber) and not _has_basic_colors(image):
+                if destyler is not None and not _has_basic_colors(destyler, image):
                     description = replace(description, features=())
                 descriptions.append(description)
         finally:
@@ -64,25 +69,21 @@ def describe(
     return descriptions
 
 
-def _has_basic_colors(image: Image.Image) -> bool:
+def _has_basic_colors(destyler: MiniDestyler, image: Image.Image) -> bool:
     """Whether the destyler sees colours that it has words for; where not, mini's reader makes features up."""
     from unziplora_cli.sdxl.latents import crop_image
-    from unziplora_cli.training.destyler import MiniDestyler
 
-    if not (folder := resources.destyler()).is_dir():
-        return True
-    model = MiniDestyler.load(folder)
-    body, _ = model.guess_colors(model.encode(crop_image(image, model.size, 1))[-1])
-    return int(body.argmax()) < model.unknown
+    coarsest = destyler.encode(crop_image(image, destyler.size, 1))[-1]
+    return int(destyler.choose(coarsest)[0, 0]) != destyler.none
 
 
 def can_describe(*, builtin: bool, describer: str | None = None) -> bool:
     """Whether :func:`describe` would find its model on this disk; raises ModelError for a named one."""
-    from unziplora_cli.evaluation.describe import find_describer, has_reader
+    from unziplora_cli.evaluation.describe import find_describer
 
     if describer is not None:
         return find_describer(describer).is_dir()
-    if builtin and has_reader():
+    if builtin and resources.has_reader():
         return True
     try:
         return find_describer(DESCRIBER).is_dir()
@@ -92,11 +93,10 @@ def can_describe(*, builtin: bool, describer: str | None = None) -> bool:
 
 def outside(images: Sequence[Path], base: BaseRef, words: Words) -> Notice | None:
     """What of a training the built-in base does not know: the word, or an image that it takes for another."""
-    from unziplora_cli.evaluation.describe import has_reader
     from unziplora_cli.evaluation.reader import other_subject_in, read_image
     from unziplora_cli.images import load_image
 
-    if base.kind != "builtin" or not has_reader():
+    if base.kind != "builtin" or not resources.has_reader():
         return None
     vocabulary_of_mini = vocabulary.mini()
     subject = vocabulary_of_mini.subject(words.subject)
@@ -173,9 +173,9 @@ def settle_words(
 
 def _load(builtin: bool, describer: str | None, device: str) -> Describer:
     from unziplora_cli.accel.device import pick_device, pick_dtype
-    from unziplora_cli.evaluation.describe import MiniDescriber, VisionLanguageDescriber, has_reader
+    from unziplora_cli.evaluation.describe import MiniDescriber, VisionLanguageDescriber
 
-    if describer is None and builtin and has_reader():
+    if describer is None and builtin and resources.has_reader():
         return MiniDescriber()
     chosen = pick_device(device)
     return VisionLanguageDescriber.load(

@@ -32,11 +32,6 @@ KEPT = 4
 """Of so many edited images, one is kept: the best."""
 
 
-def has_destyler() -> bool:
-    """Whether the built-in base's destyler is installed."""
-    return (resources.destyler() / "destyler.json").is_file()
-
-
 def choose_way(config: TrainConfig, base: BaseRef, style: str = "") -> tuple[TrainConfig, tuple[Path, ...]]:
     """The settings with the way to destyle decided, and the files of a folder that the user named.
 
@@ -49,11 +44,12 @@ def choose_way(config: TrainConfig, base: BaseRef, style: str = "") -> tuple[Tra
     if not config.destyle_images:
         return replace(config, destyle=None if way is None else "none"), ()
     if way is None:
-        redraw = base.kind == "builtin" and has_destyler() and style != PHOTO
+        redraw = base.kind == "builtin" and resources.has_destyler() and style != PHOTO
         way = "model" if redraw else "inversion"
     elif way == "model":
-        if base.kind != "builtin" or not has_destyler():
-            what = "only redraws images for the built-in base" if has_destyler() else "is not installed"
+        if base.kind != "builtin" or not resources.has_destyler():
+            is_here = resources.has_destyler()
+            what = "only redraws images for the built-in base" if is_here else "is not installed"
             raise UsageError(
                 f"The small destyler {what}.",
                 Remedy("Destyle by the base", settings={"destyle": "inversion"}),
@@ -145,16 +141,16 @@ def _of_subject(
 ) -> Generator[Event, None, list[Image.Image]]:
     """The images that show the subject of the training; says what the others show.
 
-    Where the reader is not sure of the training image, it cannot tell what a photo of that shows: all.
+    All of them, where the reader is not sure of the training image: it cannot tell what its photo shows.
     """
     from unziplora_cli.evaluation.reader import is_sure
     from unziplora_cli.images import load_image
     from unziplora_cli.training.destyle import omission
 
-    check, subject = request.other_subject, vocabulary.mini().subject(request.job.words.subject)
-    if check is None or not all(is_sure(load_image(path).image, subject or "") for path in request.images):
+    seen = [request.other_subject(image) if request.other_subject else "" for image in images]
+    subject = vocabulary.mini().subject(request.job.words.subject) or ""
+    if not any(seen) or not all(is_sure(load_image(path).image, subject) for path in request.images):
         return images
-    seen = [check(image) for image in images]
     kept = [image for image, other in zip(images, seen, strict=True) if not other]
     if kept and len(kept) < len(images):
         yield omission(request.job, list(filter(None, seen)), left=True)
@@ -169,7 +165,7 @@ def _of_subject(
 def subject_check(base: BaseRef, words: Words, images: Sequence[Path]) -> Callable[[Image.Image], str] | None:
     """Names what a destyled image of ``images`` shows instead of the subject; None where nothing can tell."""
     subject = vocabulary.mini().subject(words.subject) if base.kind == "builtin" else None
-    if subject is None or not (resources.reader() / "reader.json").is_file():
+    if subject is None or not resources.has_reader():
         return None
 
     def check(image: Image.Image) -> str:
