@@ -42,6 +42,8 @@ PRECISION = 0.85
 SURE_OF_STYLE = 0.8
 """Least probability of a style: a wrong name for it is worse than none."""
 CANDIDATES = 6
+FEW_PARTS = 0.08
+"""Pixels on borders of parts for every pixel of a subject, below which outlines leave it recognizable."""
 
 
 class DevicePairs:
@@ -127,6 +129,7 @@ def train(
 
     def step() -> None:
         planes, labels = pairs.draw(batch)
+        vary_looks(planes[:painted], labels[:painted])
         images = paint(planes, painted)
         labels[painted:, style].fill_(NAMES["style"].index(UNKNOWN))
         photos = planes[:, PLANES["photo"]] * 2 - 1
@@ -207,6 +210,28 @@ def reading_loss(reader: Classifier, images: Tensor, photos: Tensor, labels: Ten
     similarity = identity[:twins].float() @ identity[batch:].float().T / 0.1
     same = torch.arange(twins, device=device)
     return read + 0.25 * (F.cross_entropy(similarity, same) + F.cross_entropy(similarity.T, same))
+
+
+@torch.no_grad()
+def vary_looks(planes: Tensor, labels: Tensor) -> None:
+    """Change, in place, some pictures that nothing paints: photos, and artists' own looks.
+
+    Half of the subjects in their artist's colours become darker, paler or tinted, their photos as well, so
+    that the network keeps the tones of photographs, which no set has. Half of all with few parts get dark
+    outlines, which their photos do not have.
+    """
+    style, color = (labels[:, list(NAMES).index(name)] for name in ("style", "color"))
+    plain = (style == 0) | (style == NAMES["style"].index(UNKNOWN))
+    parts = split(planes)
+    toned = (plain & (color == NOTHING))[:, None, None, None] * parts.chance(0.5) * parts.alpha
+    gamma, tint = parts.uniform(-0.5, 1.1).exp(), parts.uniform(-0.25, 0.25, 3).exp()
+    for name in ("styled", "photo"):
+        channels = planes[:, PLANES[name]]
+        channels.lerp_((channels**gamma * tint).clamp(max=1.0), toned)
+    styled = planes[:, PLANES["styled"]]
+    inked = parts.inked(styled, parts.color(0, 0.25), 1.0, 2.6)
+    few = parts.outline.mean((2, 3)) < FEW_PARTS * parts.alpha.mean((2, 3))
+    styled.lerp_(inked, (plain[:, None] & few)[..., None, None] * parts.chance(0.5))
 
 
 @torch.no_grad()
