@@ -1,5 +1,7 @@
 """Checkpoints that are damaged or do not match, and what resuming restores."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from safetensors.torch import save_file
 from tests.training.conftest import Parts
 from unziplora_cli.config import SCHEDULERS, TrainConfig
 from unziplora_cli.errors import ProjectError
-from unziplora_cli.training.checkpoint import TrainingState
+from unziplora_cli.training.checkpoint import FORMAT, TrainingState
 from unziplora_cli.training.optimizer import build_lr_scheduler
 
 
@@ -27,6 +29,19 @@ def test_other_files_are_refused_as_checkpoint(state: TrainingState, tmp_path: P
     for path in (damaged, other, tmp_path / "missing.safetensors"):
         with pytest.raises(ProjectError, match=path.name):
             state.load(path, {})
+
+
+def test_a_checkpoint_that_is_shortened_while_it_is_loaded_costs_nothing(tmp_path: Path) -> None:
+    """Of a mapped file, the process would be killed by SIGBUS."""
+    path = tmp_path / "step-000001.safetensors"
+    save_file({"x": torch.ones(1 << 18)}, path, {"format": FORMAT, "state": "{}"})
+    program = (
+        "import os, sys; from pathlib import Path; from unziplora_cli.training import checkpoint\n"
+        "read, _ = checkpoint._read(Path(sys.argv[1])); os.truncate(sys.argv[1], 0); print(read['x'].sum())"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (completed.returncode, completed.stdout) == (0, f"tensor({1 << 18}.)\n"), completed.stderr
 
 
 def test_checkpoint_of_another_network_is_refused(state: TrainingState, tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from unziplora_cli import files
 from unziplora_cli.adapters.lora_file import write_lora
 from unziplora_cli.adapters.merge_weights import write_merge
-from unziplora_cli.errors import ProjectError, Remedy, system_errno
+from unziplora_cli.adapters.tensors import read_tensors
+from unziplora_cli.errors import AdapterError, ProjectError, Remedy, system_errno
 from unziplora_cli.files import atomic_write
 from unziplora_cli.job import Scalar, differences, identity_of_schema_1
 from unziplora_cli.method.layer import BRANCHES
@@ -162,14 +163,12 @@ def _optimizer_state(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[i
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        with files.open_safetensors(path) as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ProjectError(f"{path} is not a checkpoint that this version can read.")
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, json.loads(metadata["state"])
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:  # torch raises RuntimeError
-        raise ProjectError(f"The checkpoint {path} cannot be read: {error}.") from error
+        tensors, metadata = read_tensors(path)
+        if metadata.get("format") != FORMAT:
+            raise ProjectError(f"{path} is not a checkpoint that this version can read.")
+        return tensors, json.loads(metadata["state"])
+    except (AdapterError, ValueError) as error:
+        raise ProjectError(f"The checkpoint {path} cannot be read: {error}") from error
 
 
 KEPT = 2
