@@ -167,6 +167,30 @@ def test_a_missing_image_is_refused(unziplora, settings, tmp_path):
     assert unziplora("train", tmp_path / "none.png", *settings, "--plan").code == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--subject={fox}",), "The subject '{fox}' contains '{'"),
+        (("--style=style",), "The style is empty"),
+        (("--subject=fox", "--trigger=fox"), "The trigger 'fox' is a word of the subject"),
+        (("--subject=fox", "--subject=cat"), "subject is given 2 times for 1 image"),
+        (("--features=a\x1bb",), "The features contains the control character"),
+        (("--full-prompt= ",), "The prompt is empty"),
+        (("--validation-prompt={x}",), "The prompt '{x}' contains '{x}'"),
+    ],
+)
+def test_words_and_prompts_that_a_training_refuses_are_refused(unziplora, photos, options, says):
+    completed = unziplora("train", photos / "fox.png", *options, "--base=mini", "--plan")
+    assert (completed.code, completed.out) == (2, "")
+    assert says in completed.message
+
+
+def test_options_for_a_single_image_are_refused_for_several(unziplora, photos):
+    completed = unziplora("train", photos, "--name=fox", "--base=mini", "--plan")
+    assert completed.code == 2
+    assert "--name names one project" in completed.message
+
+
 def test_mini_says_before_training_how_long_it_takes_here(unziplora, photos, monkeypatch):
     from unziplora_cli.cli import train
 

@@ -54,25 +54,15 @@ def describe(
 
     model = find_base(session, base)
     descriptions = _run(session, workflow.describe, images, model, describer, device)
+    described = tuple(zip(images, descriptions, strict=True))
     rows = [
-        [
-            path.name,
-            description.subject,
-            description.style,
-            ", ".join(description.features),
-            description.surroundings,
-        ]
-        for path, description in zip(images, descriptions, strict=True)
+        [path.name, one.subject, one.style, ", ".join(one.features), one.surroundings]
+        for path, one in described
     ]
     fields = ("by", "subject", "style", "features", "surroundings")
     session.output.result(
-        {
-            "images": [
-                {"image": path, **{name: asdict(description)[name] for name in fields}}
-                for path, description in zip(images, descriptions, strict=True)
-            ]
-        },
-        table=Table(("image", "subject", "style", "features", "surroundings"), rows),
+        {"images": [{"image": path, **{key: asdict(one)[key] for key in fields}} for path, one in described]},
+        table=Table(("image", *fields[1:]), rows),
         text=f"Described by {descriptions[0].by}.",
     )
 
@@ -252,6 +242,20 @@ EXAMPLES = {
     ),
 }
 """An example of each word, and what it is for."""
+
+
+def check_words(
+    number: int, given: Mapping[str, Sequence[str] | None], trigger: str | None, **prompts: str | None
+) -> None:
+    """Raise UsageError if a training of this number of images would refuse its words or prompts."""
+    from unziplora_cli.prompts import TRIGGER, given_prompts, make_prompts, make_words, split_features
+
+    for index in range(number):
+        texts = {name: _one_of(values, index, number, name) or "" for name, values in given.items()}
+        words = make_words(texts["subject"] or "0", texts["style"] or "0", trigger or TRIGGER)
+        split_features(texts["features"])
+        make_prompts(words, prompts["validation_prompt"])
+    given_prompts(prompts)
 
 
 def _one_of(given: Sequence[str] | None, index: int, count: int, name: str) -> str | None:

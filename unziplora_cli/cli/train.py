@@ -22,7 +22,7 @@ from unziplora_cli.cli._options import (
     unfinished_names,
 )
 from unziplora_cli.cli._output import ProgressDisplay, Session, format_duration, format_size
-from unziplora_cli.cli.describe import DESCRIBE, DESCRIBER, FEATURES, STYLES, SUBJECTS, ask_words
+from unziplora_cli.cli.describe import DESCRIBE, DESCRIBER, FEATURES, STYLES, SUBJECTS, ask_words, check_words
 from unziplora_cli.cli.estimate import make_estimate, show_estimate
 from unziplora_cli.cli.train_many import (
     AT_ONCE,
@@ -151,12 +151,13 @@ def train(
     several = {"ray": ray, "at_once": at_once > 1}
     rows = read_rows(images or [], list_file, shard, together=together, **several)
     if rows is not None:
+        refuse_per_image(name, **words)
         if plan:
+            check_words(1, words, trigger, **texts)
             show_estimate(session, len(rows), (base, vae, prediction), preset, device, settings)
             return
         from unziplora_cli.workflows.train_many import Options
 
-        refuse_per_image(name, **words)
         check_settings(TrainConfig, settings)
         options = Options(
             base=find_base(session, base, vae, prediction),
@@ -185,13 +186,12 @@ def train(
             Remedy("Or resume a training", "train", settings={"resume": "PROJECT"}),
         )
     groups: list[tuple[Path, ...]] = [tuple(images)] if together else [(image,) for image in images]
-    if name is not None and len(groups) > 1:
-        raise UsageError(
-            "--name names one project, but there are several images.", Remedy("Run it without --name.")
-        )
+    if len(groups) > 1:
+        refuse_per_image(name)
     sources = [read_sources(group) for group in groups]
     names = _names(groups, name)
     if plan:
+        check_words(len(groups), words, trigger, **texts)
         show_estimate(session, len(groups), (base, vae, prediction), preset, device, settings)
         return
     done = set() if force else _done(store, names, sources)
@@ -247,9 +247,8 @@ def train(
         )
         for i, group in enumerate(groups)
     ]
-    unused = [
-        without_effect(request.config, settings) for request in requests
-    ]  # the way depends on the style
+    # The way depends on the style.
+    unused = [without_effect(request.config, settings) for request in requests]
     for note in unused[0]:
         if all(note in notes for notes in unused):
             session.output.warning(note)
