@@ -467,8 +467,9 @@ INVALID = [
     *(with_sibling(size=value) for value in ("5", None, [], -1, 1.5, 10**30)),
     *(
         with_sibling(rfilename=value)
-        for value in ("../config.json", "/config.json", "a\0/config.json", 5, [])
+        for value in ("../config.json", "/config.json", "a\0/config.json", 5, [], "\ud800/config.json")
     ),
+    with_sibling(rfilename="tokenizer/" + 60 * "\U0001f98a" + ".json"),  # 245 bytes: too long with an ending
     *(lambda answer, value=value: {**answer, "siblings": value} for value in ("x", 5, None, [5], [None])),
     *(lambda answer, value=value: value for value in (None, [], 5, "x")),
 ]

@@ -167,7 +167,7 @@ def check_transformers(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     try:
         names = set(json.loads(read_text(index))["weight_map"].values()) if index.is_file() else set()
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ModelError(f"{index} is damaged.") from error
     for name in ("config.json", *sorted(names or {"model.safetensors"})):
         if not (folder / str(name)).is_file():
@@ -415,7 +415,7 @@ def _remote_file(id: str, sibling: dict[str, Any]) -> RemoteFile:
     try:
         name, size, lfs = sibling["rfilename"], sibling["size"], sibling.get("lfs")
         parts = name.split("/")
-        if any(part in ("", ".", "..") or len(part) > 200 for part in parts) or re.search(
+        if any(part in ("", ".", "..") or len(part.encode()) > 200 for part in parts) or re.search(
             r"[\\:\x00-\x1f]", name
         ):
             raise ValueError(f"{name[:200]!r} is no name of a file")

@@ -119,6 +119,12 @@ def test_an_incomplete_model_says_which_file_is_missing(folder: Path, tmp_path: 
         describe.find_describer(str(tmp_path))
 
 
+def test_a_nested_list_of_weights_is_damaged_and_no_bug(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(100_000 * "[")
+    with pytest.raises(ModelError, match=r"index\.json is damaged"):
+        describe.find_describer(str(tmp_path))
+
+
 @pytest.mark.parametrize("spec", ["*/*", "../../etc", "nobody/nothing", ""])
 def test_a_model_that_is_not_here_is_an_error(spec: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
