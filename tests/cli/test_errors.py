@@ -60,6 +60,7 @@ def test_every_exception_has_a_message_a_hint_and_a_code(error, message, hint, c
             Remedy(command="train", arguments=("fox.png",), settings={"preset": "fast"}),
             "unziplora train fox.png --preset fast",
         ),
+        (Remedy(command="train", arguments=(Path("./--help.jpg"),)), "unziplora train ./--help.jpg"),
         (Remedy("Sign in", program="hf", command="auth login"), "Sign in: hf auth login"),
         (Remedy("Install it", extra="bnb"), f"Install it: {shlex.join(install_command('bnb'))}"),
     ],

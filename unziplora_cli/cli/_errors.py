@@ -57,7 +57,7 @@ def remedy_text(remedy: Remedy) -> str:
         words = install_command(remedy.extra)
     else:
         words = [remedy.program, *remedy.command.split()] if remedy.command else []
-        words += [str(argument) for argument in remedy.arguments]
+        words += [re.sub("^-", "./-", str(argument)) for argument in remedy.arguments]  # a file
         for name, value in remedy.settings.items():
             words += _option(name.replace("_", "-"), value)
     if not words:
