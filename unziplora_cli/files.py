@@ -315,7 +315,8 @@ def new_folder(folder: Path) -> Iterator[None]:
     """Create a folder with its parents, where missing; what was created is removed if the block raises."""
     folder = folder.absolute()
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
@@ -362,12 +363,13 @@ def disk_error(error: OSError, folder: Path, outcome: str = "", *remedies: Remed
     if error.errno in _OF_WRITING:  # of a copy, the target
         name, verb = error.filename2 or name, "write"
     given = Path(folder if name is None else os.fsdecode(name))
-    parts = (part for part in given.parts if not _TEMPORARY.fullmatch(part))
-    path = Path(*(_NEW_FOLDER.sub(r"\1", part) for part in parts))
+    path = Path(*(_NEW_FOLDER.sub(r"\1", part) for part in given.parts if not _TEMPORARY.fullmatch(part)))
     is_written = isinstance(error, NotFlushed) and path == given
     what = f"{path} is written, but may be lost in a power failure" if is_written else f"Cannot {verb} {path}"
+    is_gone = isinstance(error, FileNotFoundError) and not path.parent.is_dir()
+    reason = "its disk was disconnected, or its folder was deleted" if is_gone else error.strerror or error
     return ProjectError(
-        f"{what}: {error.strerror or error}. {outcome}".strip(),
+        f"{what}: {reason}. {outcome}".strip(),
         *filter(None, [disk_advice(error)]),
         *remedies,
     )
@@ -472,13 +474,8 @@ def sha256(path: Path, limit: int = 2**63) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def folder_size(folder: Path) -> int:
-    """Bytes of all regular files below a folder; links are not followed."""
-    return measure(folder)[0]
-
-
 def measure(folder: Path) -> tuple[int, bool]:
-    """Bytes of all regular files below a folder, and whether there is a link among them."""
+    """Bytes of all regular files below a folder, and whether there is a link, which is not followed."""
     size, links = 0, False
     for entry in walk(folder):
         with suppress(OSError):  # deleted just now

@@ -4,6 +4,7 @@ import csv
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from unziplora_cli.training.callbacks import (
     HISTORY_COLUMNS,
     DivergenceMonitor,
     HistoryRow,
+    Validation,
     append_history,
     merge_weight_curves,
     read_history,
@@ -113,3 +115,10 @@ def test_merge_weight_curves_are_mean_and_minimum_of_each_block(make_parts: Call
     assert curves["merge/style/mid_block.attentions.0/mean"] == pytest.approx(1 - 0.75 / columns)
     assert curves["merge/content/mid_block.attentions.0/min"] == 1.0
     assert len(curves) == 2 * 2 * 11  # statistics, branches, attention groups of SDXL's U-Net
+
+
+def test_validation_images_make_no_folder_of_a_training_that_is_gone(tmp_path: Path) -> None:
+    validation = Validation(SimpleNamespace(folder=tmp_path / "home/fox"), None, None, None)
+    with pytest.raises(FileNotFoundError):
+        validation.generate(3)
+    assert list(tmp_path.iterdir()) == []

@@ -137,6 +137,42 @@ def test_concurrent_runs_never_share_a_name(instant, tmp_path):
     assert [colour(path) for path in paths] == [*range(5)] * 8
 
 
+@pytest.mark.parametrize("sheet", [False, True])
+def test_a_disk_that_vanishes_meanwhile_is_named_and_nothing_made_in_its_place(
+    fox, rose, monkeypatch, tmp_path, sheet
+):
+    home = fox.folder.parent.parent
+
+    def vanishing(requests, base, compute):
+        home.rename(tmp_path / "unplugged")
+        home.mkdir()  # the mount point
+        yield GeneratedImage(Image.new("RGB", (8, 8)), requests[0], 0, {})
+
+    monkeypatch.setattr(generate, "generate_requests", vanishing)
+    monkeypatch.setattr(generate.AdapterCache, "request", lambda *_: None)
+    monkeypatch.setattr(generate, "source_image", lambda _: None)
+    base, config = base_only(0).base, GenerateConfig()
+    make = generate.generate_cross if sheet else generate.generate_images
+    made = CrossSpec(base, config, (fox,), (rose,)) if sheet else GenerateSpec(base, config, fox)
+    with pytest.raises(ProjectError, match="its disk was disconnected, or its folder was deleted"):
+        run(make(made, None, ComputeConfig()))
+    assert list(home.iterdir()) == []
+
+
+def test_a_folder_is_made_before_generating_and_removed_if_it_stays_empty(monkeypatch, tmp_path):
+    out = tmp_path / "a/b"
+
+    def failing(requests, base, compute):
+        assert out.is_dir()
+        yield from ()
+        raise RuntimeError
+
+    monkeypatch.setattr(generate, "generate_requests", failing)
+    with pytest.raises(RuntimeError):
+        run(generate.generate_images(base_only(7), out, ComputeConfig()))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_image_keeps_another_name_if_its_own_was_taken_meanwhile(instant, tmp_path, monkeypatch):
     original = generate.generate_requests
 

@@ -68,7 +68,7 @@ class Project:
 
     def size(self) -> int:
         """Bytes of everything in the folder."""
-        return files.folder_size(self.folder) if self.bytes is None else self.bytes
+        return files.measure(self.folder)[0] if self.bytes is None else self.bytes
 
 
 @dataclass(frozen=True)

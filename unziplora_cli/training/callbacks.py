@@ -249,7 +249,8 @@ class Validation:
     def generate(self, step: int) -> tuple[Path, ...]:
         """Write the images of the full, content and style prompts, and a sheet of all; returns the paths."""
         folder = self.request.folder / "validation" / f"step-{step:06d}"
-        folder.mkdir(parents=True, exist_ok=True)
+        for path in (folder.parent, folder):  # not the folder of the training, which may be gone
+            path.mkdir(exist_ok=True)
         images = self._decode({name: self._latents(name) for name in VALIDATION_MODES})
         paths = []
         for name, row in images.items():

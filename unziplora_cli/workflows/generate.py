@@ -187,18 +187,16 @@ def generate_images(
 
     yield from map(Notice, spec.notes)
     images = []
-    for event in generate_requests([AdapterCache().request(spec)], spec.base, compute):
-        if isinstance(event, GeneratedImage):
-            named = out if is_file else folder / f"{_stem(spec)}-seed{event.seed}.png"
-            names = (
-                files.numbered(folder, out.stem, ".png")
-                if is_file and not replace_file
-                else files.alternatives(named)
-            )
-            images.append(_save(event, names, force=replace_file and force))
-            yield ImageSaved(images[-1])
-        else:
-            yield event
+    with files.new_folder(folder):
+        for event in generate_requests([AdapterCache().request(spec)], spec.base, compute):
+            if isinstance(event, GeneratedImage):
+                names = files.alternatives(out if is_file else folder / f"{_stem(spec)}-seed{event.seed}.png")
+                if is_file and not replace_file:
+                    names = files.numbered(folder, out.stem, ".png")
+                images.append(_save(event, names, force=replace_file and force))
+                yield ImageSaved(images[-1])
+            else:
+                yield event
     return GenerateResult(tuple(images), spec.prompts)
 
 
@@ -459,13 +457,14 @@ def _sheet_place(
 ) -> Iterator[tuple[Path, Path]]:
     """As :func:`check_sheet`; the default is a new numbered folder, removed if it stays empty."""
     if out is not None:
-        yield check_sheet(out, force=force)
+        folder, file = check_sheet(out, force=force)
+        with files.new_folder(folder):
+            yield folder, file
         return
     files.check_writable(images := images_folder(project))
-    with files.write_errors(images):
-        images.mkdir(parents=True, exist_ok=True)
-        with files.claimed_folder(files.numbered(images, name)) as folder:
-            yield folder, folder / SHEET
+    unused = files.claimed_folder(files.numbered(images, name))
+    with files.write_errors(images), files.new_folder(images), unused as folder:
+        yield folder, folder / SHEET
 
 
 def _save(image: GeneratedImage, names: Iterator[Path], *, force: bool) -> Path:
@@ -474,5 +473,5 @@ def _save(image: GeneratedImage, names: Iterator[Path], *, force: bool) -> Path:
 
     path = next(names)
     with files.write_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)  # not its parents: they are gone with their disk
         return save_png(image.image, chain([path], names), image.parameters, force=force)

@@ -82,7 +82,7 @@ def push(request: PushRequest, store: ProjectStore) -> PushResult:
                     Remedy("Publish it publicly, choose another name, or make it private on its page first."),
                 )
             upload = partial(api.upload_folder, repo_id=request.repository, folder_path=scratch)
-            allowed = WINDOW * 10 + files.folder_size(Path(scratch)) / SLOWEST_UPLOAD
+            allowed = WINDOW * 10 + files.measure(Path(scratch))[0] / SLOWEST_UPLOAD
             within(allowed, lambda: upload(commit_message=f"Upload {request.project.name}"))
     return PushResult(f"{endpoint()}/{request.repository}", None, names)
 
