@@ -10,10 +10,13 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from unziplora_cli.cli._output import Session
+from unziplora_cli.cli.estimate import _fitting_command
 from unziplora_cli.config import resolve
 from unziplora_cli.resources import samples
 from unziplora_cli.sdxl import load
@@ -165,6 +168,12 @@ def test_a_resumed_training_has_no_estimate(unziplora):
 
 def test_a_missing_image_is_refused(unziplora, settings, tmp_path):
     assert unziplora("train", tmp_path / "none.png", *settings, "--plan").code == 2
+
+
+def test_suggested_options_stand_before_file_names_that_look_like_options():
+    session = Session(command_line=("train", "--plan", "--", "--help.jpg"))
+    fitting = SimpleNamespace(fitting_settings={"rank": 4}, too_slow=False)
+    assert _fitting_command(session, fitting) == "unziplora train --rank 4 -- --help.jpg"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unziplora_cli.errors import Interrupted, OutOfMemory, Remedy, UnziploraError, UsageError
+from unziplora_cli.errors import Interrupted, OutOfMemory, Remedy, UnziploraError, UsageError, disk_advice
 from unziplora_cli.packages import installer
 
 BUG = Remedy("This is a bug in unziplora or in a library. Show the traceback", settings={"verbose": True})
@@ -42,7 +42,7 @@ def describe(error: BaseException) -> tuple[str, str, int]:
         return f"{error.strerror}: {shown}.", remedy_text(CHECK_PATH), UsageError.exit_code
     if isinstance(error, OSError):
         file = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror or error}{file}.", remedy_text(TRACEBACK), 1
+        return f"{error.strerror or error}{file}.", remedy_text(disk_advice(error) or TRACEBACK), 1
     return f"{type(error).__name__}: {error}".strip(": "), remedy_text(BUG), 1
 
 

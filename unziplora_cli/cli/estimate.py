@@ -73,7 +73,8 @@ def _fitting_command(session: Session, estimate: "TrainingEstimate") -> str | No
         return None
     words = [word for word in session.command_line if word not in NOT_REPEATED]
     options = remedy_text(Remedy(settings=estimate.fitting_settings))
-    return f"unziplora {shlex.join(words)} {options}"
+    end = words.index("--") if "--" in words else len(words)  # what follows it is no option
+    return f"unziplora {shlex.join(words[:end])} {options} {shlex.join(words[end:])}".rstrip()
 
 
 def _rows(estimate: "TrainingEstimate", projects: int) -> list[list[str]]:
