@@ -95,3 +95,15 @@ def test_ctrl_c_in_the_second_training_keeps_the_first(
     assert "Traceback" not in completed.err
     assert ProjectStore(isolated_home).names() == ["demo-fox"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_next_command_runs_the_module_if_that_was_run(unziplora, tmp_path, monkeypatch):
+    def nothing_new(*_: object, **__: object):
+        yield from ()
+        return demo.DemoResult(tmp_path / "sheet.png", ("demo-fox", "demo-octopus"), 18, 1.0)
+
+    monkeypatch.setattr(demo, "demo", nothing_new)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["/a b/unziplora_cli/__main__.py", "demo"])
+    monkeypatch.setattr(sys, "executable", "/c d/python")
+    assert "Next: '/c d/python' -m unziplora_cli combine demo-fox" in unziplora("demo").out

@@ -85,7 +85,8 @@ def demo(
     result = session.run("demo", demo(session.store(), out, device=device, force=force))
     first, second = result.projects
     # `make demo` runs the program of a virtual environment that is not active.
-    program = "unziplora" if shutil.which("unziplora") else shlex.quote(sys.argv[0])
+    started = [sys.executable, "-m", "unziplora_cli"] if sys.argv[0].endswith("__main__.py") else sys.argv[:1]
+    program = "unziplora" if shutil.which("unziplora") else shlex.join(started)
     session.output.result(
         {
             "sheet": result.sheet,
