@@ -122,9 +122,13 @@ def test_very_wide_image_is_read(tmp_path: Path) -> None:
     assert load_image(path).image.size == (20_000, 100)
 
 
-def test_large_jpeg_is_decoded_at_reduced_size(tmp_path: Path) -> None:
-    path = saved(Image.new("L", (8200, 8200), 7), tmp_path / "large.jpg")
-    assert load_image(path).image.size == (4100, 4100)
+@pytest.mark.parametrize(("ending", "sizes"), [("jpg", (2050, 4100, 8200)), ("png", (2050, 2734, 8200))])
+def test_large_image_is_read_at_reduced_size(ending: str, sizes: tuple[int, ...], tmp_path: Path) -> None:
+    path = saved(Image.new("L", (8200, 8200), 7), tmp_path / f"large.{ending}")
+    read = [load_image(path, **side) for side in ({}, {"side": 2500}, {"side": 4101})]
+    assert [(loaded.image.size, loaded.file_size) for loaded in read] == [
+        ((side, side), (8200, 8200)) for side in sizes
+    ]
 
 
 def png_of_size(path: Path, width: int, height: int) -> Path:

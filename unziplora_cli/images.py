@@ -26,8 +26,8 @@ from unziplora_cli.image_repair import PNG_SIGNATURE, clean_png, tiff_pixels
 MIN_SIDE = 64
 """Smallest accepted shorter side in pixels."""
 
-MAX_SIDE = 4096
-"""Longest shorter side that training uses, in pixels; larger JPEG files are decoded at a reduced size."""
+ENOUGH = 2048
+"""Shorter side in pixels that suffices except for training at a higher resolution; see :func:`load_image`."""
 
 MAX_BYTES = 2**30
 """Largest image file that is read."""
@@ -47,11 +47,12 @@ class LoadedImage:
     file_size: tuple[int, int] = (0, 0)
 
 
-def load_image(path: Path) -> LoadedImage:
+def load_image(path: Path, side: int = ENOUGH) -> LoadedImage:
     """Read an image file as 8-bit sRGB.
 
     Converts embedded color profiles, applies the EXIF orientation, puts transparent images on white and takes
-    the first frame of animations. Damaged metadata is ignored.
+    the first frame of animations. Damaged metadata is ignored. To save memory, large images are read at a
+    half, a third and so on of their size, as long as the shorter side keeps ``side`` pixels.
 
     Raises:
         UsageError: The file is missing, not an image, damaged, too small, or too large to decode.
@@ -60,7 +61,7 @@ def load_image(path: Path) -> LoadedImage:
     if image_formats.is_raw(path):
         raise image_formats.unreadable(path, b"")
     try:
-        return _decode(path, data)
+        return _decode(path, data, side)
     except UsageError:
         raise
     except Image.DecompressionBombError as error:
@@ -111,7 +112,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
             yield file
 
 
-def _decode(path: Path, data: bytes) -> LoadedImage:
+def _decode(path: Path, data: bytes, side: int) -> LoadedImage:
     notes = []
     with _opened(data) as file:
         width, height = size = file.size
@@ -122,8 +123,8 @@ def _decode(path: Path, data: bytes) -> LoadedImage:
             )
         if (frames := _frames(file, data)) > 1:
             notes.append(f"{path.name} has {frames} frames; the first one is used.")
-        scale = min(1.0, MAX_SIDE / min(size))
-        file.draft(None, (int(width * scale), int(height * scale)))
+        scale = min(1.0, side / min(size))
+        file.draft(None, (int(width * scale), int(height * scale)))  # JPEG is decoded at this size
         profile = declared_profile(file)
         if is_hdr(file):
             notes.append(f"{path.name} has a high dynamic range; its colors are approximate.")
@@ -132,6 +133,9 @@ def _decode(path: Path, data: bytes) -> LoadedImage:
         pixels = tiff_pixels(file, data) or file
         pixels.load()
         orientation = _orientation(file)  # Pillow turns a TIFF file when it loads the pixels
+        factor = min(pixels.size) // side
+        if factor > 1 and pixels.mode in ("RGB", "L") and not pixels.has_transparency_data:
+            pixels = pixels.reduce(factor)
         image, profile_used = _to_rgb(pixels, profile)
         if not profile_used:
             notes.append(f"The color profile of {path.name} is broken or of another kind; it is ignored.")

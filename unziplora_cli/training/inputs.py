@@ -16,7 +16,7 @@ from unziplora_cli.config import GenerateConfig, Prompts, TrainConfig
 from unziplora_cli.errors import Interrupted, Remedy, UnziploraError, UsageError
 from unziplora_cli.files import write_errors
 from unziplora_cli.image_formats import image_files
-from unziplora_cli.images import load_image, save_image
+from unziplora_cli.images import ENOUGH, LoadedImage, load_image, save_image
 from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.paths import expand_user
 from unziplora_cli.sdxl.base import predicts_velocity
@@ -105,7 +105,7 @@ def prepare_inputs(
         latents = tuple(encode_latents(vae, image) for image in crops)
         class_pixels = {
             branch: [
-                crop_image(load_image(path).image, request.config.resolution, 1)
+                crop_image(_load(path, request.config).image, request.config.resolution, 1)
                 for path in class_image_files(request.config, branch)
             ]
             for branch in class_prompts(request.config)
@@ -133,12 +133,17 @@ def _read_images(paths: Sequence[Path], config: TrainConfig) -> Generator[Event,
     crops = config.crops if config.crop == "random" else 1
     pixels = []
     for path in paths:
-        loaded = load_image(path)
+        loaded = _load(path, config)
         yield from map(Notice, loaded.notes)
-        if note := crop_note(loaded.image.size, config.resolution, crops):
+        if note := crop_note(loaded.file_size, config.resolution, crops):
             yield Notice(f"{path.name}: {note}")
         pixels.append(crop_image(loaded.image, config.resolution, crops))
+        del loaded  # before the next one is read
     return pixels
+
+
+def _load(path: Path, config: TrainConfig) -> LoadedImage:
+    return load_image(path, max(ENOUGH, config.resolution))
 
 
 def _encode_texts(
