@@ -10,6 +10,8 @@ def test_the_option_precedes_the_variable_and_the_variable_the_default(monkeypat
     monkeypatch.setenv("UNZIPLORA_HOME", str(tmp_path / "variable"))
     assert paths.home(tmp_path / "option") == tmp_path / "option"
     assert paths.home() == tmp_path / "variable"
+    monkeypatch.setenv("UNZIPLORA_HOME", " ")
+    assert paths.home().name == "unziplora"
     monkeypatch.delenv("UNZIPLORA_HOME")
     assert paths.home().name == "unziplora"
 

@@ -21,8 +21,8 @@ def home(override: Path | None = None) -> Path:
 
     Raises UsageError if it cannot be determined.
     """
-    variable = os.environ.get(HOME_VARIABLE)
-    if override is None and not variable:
+    variable = os.environ.get(HOME_VARIABLE, "")
+    if override is None and not variable.strip():
         return _user_folder("user_data_path", "XDG_DATA_HOME")
     given = str(override or variable)
     folder = expand_user(given)

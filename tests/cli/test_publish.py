@@ -122,7 +122,7 @@ def test_parameters_of_the_wrong_type_fall_back_to_the_projects_prompt(
 
 
 def test_only_images_of_this_project_alone_are_published(unziplora, drawn, make_project, tmp_path):
-    """Not a sheet, not what another project or a former version of this one took part in."""
+    """Not a sheet, a damaged file, nor what another project or a former version of this one took part in."""
     from unziplora_cli.images import save_png
 
     fox, rose = manifest.read(drawn), make_project("rose").manifest
@@ -142,6 +142,9 @@ def test_only_images_of_this_project_alone_are_published(unziplora, drawn, make_
         save_png(Image.new("RGB", (64, 64), "blue"), drawn / f"images/other-{number}.png", parameters)
     both = {"command": "combine", "prompts": {"full": "both"}, "adapters": hashes}
     save_png(Image.new("RGB", (64, 64), "lime"), drawn / "images/both.png", both)
+    save_png(Image.effect_noise((64, 64), 90).convert("RGB"), drawn / "images/half.png", both)
+    half = (drawn / "images/half.png").read_bytes()
+    (drawn / "images/half.png").write_bytes(half[: len(half) - 2000])
     assert unziplora("push", "fox", "me/fox", "--plan", "--out", tmp_path / "out").code == 0
     widget = front((tmp_path / "out/README.md").read_text())["widget"]
     assert sorted(image["text"] for image in widget) == ["a fox on a beach", "both"]

@@ -179,15 +179,15 @@ def _card(
 
 
 def _is_own(project: Project, path: Path) -> bool:
-    """Whether the present LoRAs of this project alone generated an image."""
-    from unziplora_cli.images import read_parameters
+    """Whether the present LoRAs of this project alone generated an image, which is whole."""
+    from unziplora_cli.images import load_image, read_parameters
 
+    hashes: dict[str, str] = {artifact.role: artifact.sha256 for artifact in project.manifest.artifacts}
     try:
         used = read_parameters(path).get("adapters", {})
+        return bool(used) and used.items() <= hashes.items() and load_image(path).image is not None
     except UsageError:
         return False
-    hashes: dict[str, str] = {artifact.role: artifact.sha256 for artifact in project.manifest.artifacts}
-    return bool(used) and used.items() <= hashes.items()
 
 
 def _copy_without_thumbnail(source: Path, target: Path) -> None:
