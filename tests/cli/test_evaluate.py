@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import stat
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -100,8 +101,13 @@ def test_advice_has_a_command_that_changes_only_what_it_names(unziplora, two_pro
     first = unziplora("train", photos / "fox.png", "--name=a-fox", *settings, *words, *others)
     assert first.code == 0, first.err
     advised = unziplora("eval", "a-fox", *QUICK).out
-    (command,) = re.findall("^  Train again: (.*)$", advised, re.MULTILINE)
-    assert "train again with steps 50 " in advised
+    command, *others = re.findall("^  (?:Train again|Or): (unziplora train .*)$", advised, re.MULTILINE)
+    (sentence,) = re.findall("train again with steps 50 or .*", advised)
+    assert len(others) == sentence.count(" or "), "each of the advised settings has a command"
+    unziplora("report", "a-fox")
+    page = unescape((two_projects / "projects/a-fox/report.html").read_text(encoding="utf-8"))
+    shown = unziplora("show", "a-fox").out
+    assert [line for line in (command, *others) if line not in page or line not in shown] == []
     again = unziplora(*shlex.split(command)[1:], "--no-sheet", "--device=cpu")
     assert again.code == 0, again.err
     new, old = (manifest.read(two_projects / f"projects/a-fox{number}").job for number in ("-2", ""))

@@ -30,6 +30,7 @@ from unziplora_cli.workflows.evaluate import (
     EvaluationRequest,
     EvaluationResult,
     evaluate,
+    recorded_advice,
 )
 
 MINI = resolve_base("mini", offline=True)[0]
@@ -107,9 +108,9 @@ def test_destructive_loras_are_diagnosed_and_progress_is_reported(fox, store):
     assert scores[names.MERGE_OVERLAP].value == pytest.approx(1.0)
     assert result.evaluation.diagnosis.startswith("Content and style were not separated")
     assert manifest.read(project.folder).evaluation == result.evaluation
-    for advice, remedies in zip(result.evaluation.advice, result.remedies, strict=True):
-        assert [r.command for r in remedies if r.command != "train"] == re.findall(
-            "or generate with (content|style)-strength", advice
+    for advice in recorded_advice(result.project):
+        assert [remedy.command for remedy in advice.remedies if remedy.command != "train"] == re.findall(
+            "or generate with (content|style)-strength", advice.text
         )
     assert replace(manifest.read(project.folder), evaluation=None) == project.manifest
     with Image.open(project.folder / SHEET) as sheet:

@@ -9,12 +9,13 @@ from unziplora_cli import resources
 from unziplora_cli.cli._errors import remedy_text
 from unziplora_cli.cli._opening import openable
 from unziplora_cli.cli._options import DEVICE, PROJECT, config_options, project_base
-from unziplora_cli.cli._output import ProgressDisplay, Session, Table, format_duration
+from unziplora_cli.cli._output import Session, Table, format_duration
 from unziplora_cli.config import ComputeConfig, resolve_generate
 from unziplora_cli.evaluation.prompts import EvaluationConfig
 
 if TYPE_CHECKING:
     from unziplora_cli.projects.manifest import Evaluation, ScoreRecord
+    from unziplora_cli.projects.store import Project
     from unziplora_cli.workflows.replay import FileDistance, ReplayResult
 
 
@@ -49,9 +50,7 @@ def evaluate(
     generation = resolve_generate(resources.default_preset(base.kind), {})
     request = evaluate.EvaluationRequest(project, base, config, generation, compute_config)
     result = session.run("eval", evaluate.evaluate(request, session.store()))
-    evaluation, lead = result.evaluation, [result.evaluation.diagnosis]
-    for advice, remedies in zip(evaluation.advice, result.remedies, strict=True):
-        lead += [f"- {advice}", *(f"  {remedy_text(remedy)}" for remedy in remedies)]
+    evaluation, lead = result.evaluation, [result.evaluation.diagnosis, *advice_lines(result.project)]
     session.output.result(
         {"name": project, "evaluation": asdict(evaluation), "sheet": result.sheet},
         lead="\n".join([*lead, ""]),
@@ -95,15 +94,23 @@ def columns_table(evaluation: "Evaluation") -> Table:
     return Table(("columns of", "content", "style", "shared", "total"), rows)
 
 
-def evaluation_rows(evaluation: "Evaluation | None") -> list[list[str]]:
-    """Diagnosis, advice and scores as lines of two cells; none without an evaluation."""
-    if evaluation is None:
-        return []
-    rows = [["diagnosis", evaluation.diagnosis], *(["advice", advice] for advice in evaluation.advice)]
+def evaluation_rows(evaluation: "Evaluation") -> list[list[str]]:
+    """Diagnosis and scores as lines of two cells."""
+    rows = [["diagnosis", evaluation.diagnosis]]
     for score in evaluation.scores:
         base = f" (base alone {_number(score, score.base)})" if score.base is not None else ""
         rows.append([score.name, _number(score, score.value) + base])
     return rows
+
+
+def advice_lines(project: "Project") -> list[str]:
+    """The advice of the last evaluation, with the commands that follow it."""
+    from unziplora_cli.workflows.evaluate import recorded_advice
+
+    lines = []
+    for notice in recorded_advice(project):
+        lines += [f"- {notice.text}", *(f"  {remedy_text(remedy)}" for remedy in notice.remedies)]
+    return lines
 
 
 def _number(score: "ScoreRecord", value: float | None) -> str:
@@ -124,18 +131,11 @@ def replay(
 ) -> None:
     """Train a project again from its manifest, and compare the results."""
     from unziplora_cli.projects.names import check_name
-    from unziplora_cli.workflows.replay import ReplayResult
-    from unziplora_cli.workflows.replay import replay as run
+    from unziplora_cli.workflows.replay import replay
 
     session: Session = ctx.obj
     keep = None if name is None else check_name(name)
-    result: ReplayResult | None = None
-    with ProgressDisplay(session.output, project) as display:
-        for event in run(session.store(), project, keep=keep, device=device):
-            if isinstance(event, ReplayResult):
-                result = event
-            else:
-                display.event(event)
+    result = session.run(project, replay(session.store(), project, keep=keep, device=device))
     if result is None:
         raise typer.Exit  # another process of this training compares
     rows = [[file.role, _distance(file)] for file in result.files]

@@ -8,7 +8,7 @@ import typer
 from unziplora_cli.cli._opening import open_path
 from unziplora_cli.cli._options import PROJECT, project_names
 from unziplora_cli.cli._output import Session, Table, format_duration, format_size
-from unziplora_cli.cli.evaluate import evaluation_rows
+from unziplora_cli.cli.evaluate import advice_lines, evaluation_rows
 from unziplora_cli.errors import ProjectError, Remedy, UsageError, count
 
 if TYPE_CHECKING:
@@ -91,11 +91,12 @@ def show(ctx: typer.Context, project: Annotated[str, PROJECT]) -> None:
             for artifact in manifest.artifacts
         ),
         *([name.replace("_", " "), f"{value:.4g}"] for name, value in manifest.metrics.items()),
-        *evaluation_rows(manifest.evaluation),
+        *(evaluation_rows(manifest.evaluation) if manifest.evaluation else []),
         *_image_rows(opened, images),
     ]
     data = {"folder": opened.folder, "bytes": opened.size(), "images": images, "manifest": asdict(manifest)}
-    session.output.result(data, table=Table((opened.name, ""), rows))
+    advice = "\n".join(["", *advice_lines(opened)]) if manifest.evaluation else ""
+    session.output.result(data, table=Table((opened.name, ""), rows), text=advice)
 
 
 def _image_rows(project: "Project", images: "list[Path]") -> list[list[str]]:

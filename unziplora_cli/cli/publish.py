@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from unziplora_cli.cli._errors import remedy_text
 from unziplora_cli.cli._opening import openable
 from unziplora_cli.cli._options import PROJECT
 from unziplora_cli.cli._output import Session, format_size
@@ -28,7 +29,7 @@ def report(
     from unziplora_cli.workflows.report import report as run
 
     session: Session = ctx.obj
-    result = run(session.store().open(project), out, force=force)
+    result = run(session.store().open(project), out, force=force, word=remedy_text)
     for note in result.notes:
         session.output.warning(note)
     opened = session.output.opener is not None and session.output.opener(result.file)

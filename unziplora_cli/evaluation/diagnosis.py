@@ -72,9 +72,7 @@ def diagnose(scores: Sequence[ScoreRecord], training: Settings, words: Words) ->
     problems = tuple(_problems(evidence))
     listed = "; ".join(problem.text for problem in problems)
     if metrics.CONTENT_KEPT not in evidence.scores:  # no images were scored
-        loss = evidence.scores[metrics.LOSS["full"]]
-        gain = 1.0 - loss.value / loss.base if loss.base else 0.0
-        summary = listed or f"the image was learned (loss {gain:.0%} below the base's)"
+        summary = listed or f"the image was learned (loss {evidence.gain:.0%} below the base's)"
         return Diagnosis(f"{summary[0].upper()}{summary[1:]}. No images were scored.", problems)
     if not problems:
         return Diagnosis("Content and style were separated.", ())
@@ -103,8 +101,7 @@ def _problems(evidence: _Evidence) -> Iterator[Problem]:
         or any(map(worse, (metrics.CONTENT_AS_PHOTO, metrics.CONTENT_KEPT)))
         or any(map(worse, (metrics.CONTEXT_FOLLOWED, metrics.OTHER_SUBJECTS)))
     )
-    loss, identity = evidence.scores[metrics.LOSS["full"]], evidence.scores.get(metrics.IDENTITY)
-    hardly_learned = bool(loss.base) and loss.value >= (loss.base or 0.0) * (1.0 - MIN_LEARNED)
+    hardly_learned, identity = evidence.gain <= MIN_LEARNED, evidence.scores.get(metrics.IDENTITY)
     recognized = 1.0  # how far the similarity to the individual comes from the base's towards 1
     if identity is not None and identity.base is not None:
         recognized = (identity.value - identity.base) / max(1.0 - identity.base, 1e-6)
@@ -170,6 +167,12 @@ class _Evidence:
     scores: Mapping[str, ScoreRecord]
     training: Mapping[str, Scalar]
     words: Words
+
+    @property
+    def gain(self) -> float:
+        """Share by which the denoising loss with the full prompt is below the base's; 1 if not measured."""
+        loss = self.scores.get(metrics.LOSS["full"])
+        return 1.0 - loss.value / loss.base if loss and loss.base else 1.0
 
     def change(self, name: str) -> float:
         """A score minus the base's; 0 if it was not measured."""

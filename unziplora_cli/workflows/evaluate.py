@@ -14,7 +14,7 @@ from unziplora_cli.config import ComputeConfig, GenerateConfig, Prompts, Words, 
 from unziplora_cli.errors import AdapterError, ProjectError, Remedy
 from unziplora_cli.evaluation.prompts import EvaluationConfig
 from unziplora_cli.events import Event, Notice, Phase
-from unziplora_cli.job import now
+from unziplora_cli.job import Scalar, now
 from unziplora_cli.projects import manifest
 from unziplora_cli.projects.manifest import BlockColumns, Evaluation, Manifest, ScoreRecord
 from unziplora_cli.projects.store import Project, ProjectStore
@@ -52,13 +52,12 @@ class EvaluationRequest:
 class EvaluationResult:
     """The project with its evaluation, and the contact sheet of the generated images, if there are any.
 
-    ``remedies`` follow each advice. Without the ``missing_scorers`` no images were generated.
+    Without the ``missing_scorers`` no images were generated.
     """
 
     project: Project
     evaluation: Evaluation
     sheet: Path | None
-    remedies: tuple[tuple[Remedy, ...], ...]
     missing_scorers: tuple[str, ...] = ()
 
 
@@ -118,14 +117,13 @@ def evaluate(request: EvaluationRequest, store: ProjectStore) -> Generator[Event
                 request, project, loras, training, scorer, prompts
             )
         layers = read_columns(loras)
-        scores = (*of_images, *measured, *weight_scores(layers))
-        settings = asdict(record.job.settings) if record.job.settings else {}
-        diagnosis = diagnose(scores, settings, record.job.words)
+        scores = tuple(map(_rounded, (*of_images, *measured, *weight_scores(layers))))
+        diagnosis = diagnose(scores, _settings(project), record.job.words)
         evaluation = Evaluation(
             created=now(),
             diagnosis=f"{misread} {diagnosis.summary}".strip(),
             advice=tuple(problem.advice for problem in diagnosis.problems),
-            scores=tuple(map(_rounded, scores)),
+            scores=scores,
             columns=tuple(
                 BlockColumns(block, **asdict(count_columns(part)))
                 for block, part in group_by_block(layers).items()
@@ -141,19 +139,35 @@ def evaluate(request: EvaluationRequest, store: ProjectStore) -> Generator[Event
             sheet.unlink(missing_ok=True)
         evaluated = replace(project, manifest=replace(record, evaluation=evaluation))
         manifest.write(project.folder, evaluated.manifest)
-        remedies = tuple(tuple(_remedies(problem, project, store)) for problem in diagnosis.problems)
-        return EvaluationResult(evaluated, evaluation, sheet if sheet_image else None, remedies, missing)
+        return EvaluationResult(evaluated, evaluation, sheet if sheet_image else None, missing)
 
 
-def _remedies(problem: Problem, project: Project, store: ProjectStore) -> Iterator[Remedy]:
-    """How to follow the advice: a training with the first settings that it names, or images without one."""
-    if project.job.settings and (settings := next(filter(None, problem.trainings), None)):
+def recorded_advice(project: Project) -> list[Notice]:
+    """The advice of a project's evaluation, each with the commands that follow it."""
+    from unziplora_cli.evaluation.diagnosis import diagnose
+
+    if (evaluation := project.manifest.evaluation) is None:
+        return []
+    problems = diagnose(evaluation.scores, _settings(project), project.job.words).problems
+    remedies = {problem.advice: tuple(_remedies(problem, project)) for problem in problems}
+    return [Notice(text, remedies.get(text, ())) for text in evaluation.advice]
+
+
+def _settings(project: Project) -> dict[str, Scalar]:
+    return asdict(project.job.settings) if project.job.settings else {}
+
+
+def _remedies(problem: Problem, project: Project) -> Iterator[Remedy]:
+    """One command for each of the settings that the advice names."""
+    again = [changes for changes in problem.trainings if changes] if project.job.settings else []
+    for number, changes in enumerate(again):
         images = tuple(project.folder / image.file for image in project.job.images)
-        options = {"name": store.free_name(project.name), **_settings_to_train(project), **settings}
-        yield Remedy("Train again", "train", images, options)
+        name = ProjectStore(project.folder.parent.parent).free_name(project.name)
+        options = {"name": name, **_settings_to_train(project), **changes}
+        yield Remedy("Or" if number else "Train again", "train", images, options)
     for name in problem.generation:
         command = name.removesuffix("_strength") if "strength" in name else "combine"
-        yield Remedy("Or generate", command, (project.name,), problem.generation)
+        yield Remedy("Or generate" if again else "Generate", command, (project.name,), problem.generation)
 
 
 def _settings_to_train(project: Project) -> dict[str, object]:

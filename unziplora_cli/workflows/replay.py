@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,8 +65,8 @@ class ReplayResult:
 
 def replay(
     store: ProjectStore, name: str, *, keep: str | None = None, device: str | None = None
-) -> Iterator[Event | ReplayResult]:
-    """Train the project ``name`` again, telling events and at last ReplayResult.
+) -> Generator[Event, None, ReplayResult | None]:
+    """Train the project ``name`` again; None in other processes of the training than the one that compares.
 
     ``keep`` is the name of the new project; without it the new files are deleted after the comparison.
     ``device`` is the recorded one unless given. The project is locked meanwhile. Raises ProjectError when its
@@ -96,9 +96,9 @@ def replay(
                 Remedy("A replay that keeps its result can be resumed", settings={"name": "NEW"}),
             ) from error
         if trained is None:
-            return  # another process of this training compares
+            return None
         new = trained.project
-        yield ReplayResult(
+        return ReplayResult(
             project=name,
             files=tuple(compare(project, new)),
             losses={

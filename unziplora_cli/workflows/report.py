@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from unziplora_cli.projects.folders import SHEET as TRAINING_SHEET
 from unziplora_cli.projects.store import Project
 from unziplora_cli.projects.verify import inside
 from unziplora_cli.workflows.evaluate import SHEET as EVALUATION_SHEET
+from unziplora_cli.workflows.evaluate import recorded_advice
 from unziplora_cli.workflows.generate import SHEET
 
 if TYPE_CHECKING:
@@ -63,11 +65,18 @@ class ReportImage:
     caption: str = ""
 
 
-def report(project: Project, out: Path | None = None, *, force: bool = False) -> ReportResult:
+def report(
+    project: Project,
+    out: Path | None = None,
+    *,
+    force: bool = False,
+    word: Callable[[Remedy], str] = attrgetter("advice"),
+) -> ReportResult:
     """Write the page of ``project`` to ``out``, an HTML file or a folder (default: into the project).
 
-    What cannot be read is omitted and noted. Raises UsageError for another kind of file, and ProjectError
-    when the page cannot be written or ``out`` exists and ``force`` is not given.
+    ``word`` writes the command of a remedy. What cannot be read is omitted and noted. Raises UsageError for
+    another kind of file, and ProjectError when the page cannot be written or ``out`` exists and ``force`` is
+    not given.
     """
     from unziplora_cli.adapters.columns import count_columns
     from unziplora_cli.report.html import render_page
@@ -89,6 +98,7 @@ def report(project: Project, out: Path | None = None, *, force: bool = False) ->
             "job": job,
             "words": job.words,
             "evaluation": record.evaluation,
+            "advice": [(item.text, map(word, item.remedies)) for item in recorded_advice(project)],
             "first_sheets": _first_sheets(project, notes),
             "images": images,
             "charts": _charts(project, notes),
@@ -264,13 +274,12 @@ def _charts(project: Project, notes: list[str]) -> Mapping[str, LineChart | None
     from unziplora_cli.report.charts import line_chart
     from unziplora_cli.training import callbacks
 
-    if project.manifest.artifact("history") is None:
-        return {"loss": None, "merge": None, "overlap": None}
-    try:
-        rows = callbacks.read_history(project.path("history"))
-    except ProjectError as error:
-        notes.append(f"There are no curves. {error.message}")
-        rows = ()
+    rows: Sequence[callbacks.HistoryRow] = ()
+    if project.manifest.artifact("history") is not None:
+        try:
+            rows = callbacks.read_history(project.path("history"))
+        except ProjectError as error:
+            notes.append(f"There are no curves. {error.message}")
     merge = {
         "content": [(row.step, row.merge_content) for row in rows],
         "style": [(row.step, row.merge_style) for row in rows],
@@ -337,24 +346,20 @@ def _merge_statistics(layers: Mapping[str, LayerColumns]) -> dict[str, object]:
     def weights(branch: str, *, shared: bool) -> list[float]:
         parts = []
         for layer in layers.values():
-            both = layer.content & layer.style
-            mask = getattr(layer, branch) & (both if shared else ~both)
+            mask = getattr(layer, branch) & ((layer.content & layer.style) == shared)
             parts.append(getattr(layer, f"{branch}_merge")[mask])
         values: list[float] = torch.cat(parts).tolist()
         return values
 
-    def mean(values: Sequence[float]) -> float | None:
-        return sum(values) / len(values) if values else None
-
-    shared = {branch: weights(branch, shared=True) for branch in ("content", "style")}
-    single = {branch: weights(branch, shared=False) for branch in ("content", "style")}
-    return {
-        "shared": histogram(shared),
-        "means": (
-            ("used by both", mean(shared["content"]), mean(shared["style"])),
-            ("used by one", mean(single["content"]), mean(single["style"])),
-        ),
-    }
+    both, one = (
+        {branch: weights(branch, shared=shared) for branch in ("content", "style")}
+        for shared in (True, False)
+    )
+    means = (
+        (label, *(sum(values) / len(values) if values else None for values in branches.values()))
+        for label, branches in (("used by both", both), ("used by one", one))
+    )
+    return {"shared": histogram(both), "means": tuple(means)}
 
 
 def _settings(config: TrainConfig | None) -> dict[str, list[tuple[str, str, bool]]]:
