@@ -7,20 +7,15 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from unziplora_cli import resources
 
-PAGE, STYLE = "report.html", "report/style.css"
 
-
-def render_page(values: Mapping[str, object]) -> str:
-    """Fill ``templates/report.html``; every value is escaped.
-
-    The page's content security policy allows data URIs and, by its hash, this one style sheet, and nothing
-    else: markup that a value might smuggle in can neither run nor fetch anything.
-    """
+@cache
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(resources.templates_dir()),
         autoescape=True,
@@ -29,9 +24,23 @@ def render_page(values: Mapping[str, object]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["python"] = repr
-    style = environment.get_template(STYLE).render()
+    return environment
+
+
+def render(template: str, values: Mapping[str, object]) -> str:
+    """Fill an HTML template; every value is escaped."""
+    return _environment().get_template(template).render(values)
+
+
+def render_page(values: Mapping[str, object]) -> str:
+    """Fill ``templates/report.html``.
+
+    The page's content security policy allows data URIs and, by its hash, this one style sheet, and nothing
+    else: markup that a value might smuggle in can neither run nor fetch anything.
+    """
+    style = render("report/style.css", {})
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
-    return environment.get_template(PAGE).render(values, style_hash=digest)
+    return render("report.html", {**values, "style_hash": digest})
 
 
 def render_card(card: Mapping[str, object]) -> str:

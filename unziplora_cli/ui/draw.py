@@ -51,10 +51,10 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
             subject = gr.Textbox(label="Another subject in this style", placeholder="house", visible=False)
             prompts = gr.Textbox(label="The prompts", lines=3, interactive=False)
             with gr.Row():
-                content_strength = gr.Slider(
-                    0, 2, value=1, step=0.05, label="Content strength", min_width=140
+                content_strength, style_strength = (
+                    gr.Slider(0, 2, value=1, step=0.05, label=f"{name} strength", min_width=160)
+                    for name in ("Content", "Style")
                 )
-                style_strength = gr.Slider(0, 2, value=1, step=0.05, label="Style strength", min_width=140)
             with gr.Row():
                 count = gr.Slider(1, 16, value=2, step=1, label="Images", min_width=140)
                 seed = number_field("Seed", "a new one")
@@ -62,7 +62,9 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
                 guidance, steps = number_field("Guidance"), number_field("Steps of the sampler")
             start = gr.Button("Generate", variant="primary")
         with gr.Column(scale=2, min_width=300):
-            results = gr.Gallery([], label="Images", columns=3, height=560, visible=False, **IMAGES)
+            results = gr.Gallery(
+                [], label="Images", columns=3, height=560, visible=False, elem_id="results", **IMAGES
+            )
             hint = gr.Markdown("Images that you generate appear here; choose one to see its parameters.")
             with gr.Column(visible=False) as beside:
                 parameters = gr.Textbox(label="Parameters of the chosen image", lines=3, interactive=False)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from unziplora_cli.errors import UsageError
 from unziplora_cli.report import charts
+from unziplora_cli.report.html import render
 from unziplora_cli.ui import components, cross, draw, projects, train
 from unziplora_cli.ui.components import HIDDEN, IMAGES, PRIVATE, as_text, project_names, refreshed
 from unziplora_cli.ui.server import is_within
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from unziplora_cli.ui.jobs import Job, JobQueue
     from unziplora_cli.ui.server import Context
 
-NOTHING = "<section class='job' aria-live='polite'><p>No job is running.</p></section>"
 NO_PROJECT = "There is no project yet. Train one, or import LoRAs on the tab Projects."
 SECONDS = 1.0
 """Between two looks at the jobs."""
@@ -79,7 +78,7 @@ def build(context: Context) -> gr.Blocks:
         gr.Markdown("# unziplora")
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
-                status = gr.HTML(NOTHING, elem_id="jobs", padding=False)
+                status = gr.HTML(job_html(None), elem_id="jobs", padding=False)
                 with gr.Row(elem_id="queue"):
                     stop = gr.Button("Stop the running job", size="sm", scale=0, min_width=200, visible=False)
                     waiting = gr.Dropdown([], label="Waiting jobs", scale=2, visible=False, min_width=200)
@@ -107,26 +106,23 @@ def build(context: Context) -> gr.Blocks:
             running = job is not None and job.state == "running"
             states = [(job.number, job.state, len(job.images)) for job in queue.jobs()]
             now = (
-                NOTHING if job is None else job_html(job),
+                job_html(job),
                 running,
                 tuple(names),
                 tuple(images),
                 (states, context.store.names()),
             )
-            if now == before:
-                return [gr.skip()] * 8
+            updates = (
+                (0, now[0]),
+                (1, gr.update(visible=running)),
+                (2, gr.update(choices=names, value=next(iter(names), None), visible=bool(names))),
+                (2, gr.update(visible=bool(names))),
+                (3, images),
+                (3, gr.update(visible=bool(images))),
+                (4, now[4]),
+            )
             old = before or (None,) * len(now)
-            skip = [gr.skip() if one == other else None for one, other in zip(now, old, strict=True)]
-            return [
-                skip[0] or now[0],
-                skip[1] or gr.update(visible=running),
-                skip[2] or gr.update(choices=names, value=next(iter(names), None), visible=bool(names)),
-                skip[2] or gr.update(visible=bool(names)),
-                skip[3] or images,
-                skip[3] or gr.update(visible=bool(images)),
-                skip[4] or now[4],
-                now,
-            ]
+            return [*(gr.skip() if now[i] == old[i] else update for i, update in updates), now]
 
         def list_projects(before: list[str], *chosen: Any) -> list[Any]:
             names = project_names(context)
@@ -145,36 +141,10 @@ def build(context: Context) -> gr.Blocks:
     return page
 
 
-def job_html(job: Job) -> str:
+def job_html(job: Job | None) -> str:
     """What a job does and says; every text is escaped."""
-    lines = [f"<h2>{escape(job.title)}: {job.state}</h2>"]
-    if job.state in ("running", "stopping"):
-        value = "" if job.fraction is None else f" value='{job.fraction:.3f}'"
-        lines.append(f"<progress max='1'{value} aria-label='Progress of {escape(job.title)}'></progress>")
-        lines.append(f"<p>{escape(', '.join(filter(None, (job.phase or 'starting', job.left))))}</p>")
-    if job.error:
-        role = "alert" if job.state == "failed" else "status"
-        lines.append(f"<p role='{role}'><strong>{escape(job.error)}</strong></p>")
-        lines += [f"<p>{escape(line)}</p>" for line in job.remedy.splitlines()]
-    lines += [f"<p>{escape(notice)}</p>" for notice in job.notices[-3:]]
-    if len(job.losses) > 1:
-        lines.append(_loss_chart(job))
-    return f"<section class='job' aria-live='polite'>{''.join(lines)}</section>"
-
-
-def _loss_chart(job: Job) -> str:
-    chart = charts.line_chart({"loss": job.losses}, smooth=True)
-    if chart is None:
-        return ""
-    line = chart.lines[0]
-    width, height = charts.RIGHT - charts.LEFT, charts.BOTTOM - charts.TOP
-    style = "fill='none' stroke='currentColor' vector-effect='non-scaling-stroke'"
-    return (
-        f"<svg viewBox='{charts.LEFT} {charts.TOP} {width} {height}' "
-        f"role='img' preserveAspectRatio='none' "
-        f"aria-label='Loss, from {line.first:.3f} to {line.last:.3f}'>"
-        f"<path d='{line.raw}' {style} opacity='0.25'/><path d='{line.path}' {style} stroke-width='2'/></svg>"
-    )
+    chart = charts.line_chart({"loss": job.losses}, smooth=True) if job and len(job.losses) > 1 else None
+    return render("ui/job.html", {"job": job, "chart": chart and chart.lines[0]})
 
 
 def _stop(queue: JobQueue) -> None:

@@ -94,7 +94,8 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
 
         project = opened(name)
         folder = Path(tempfile.mkdtemp(dir=context.uploads))
-        return gr.update(value=str(report(project, folder / f"{project.name}.html").file), visible=True)
+        page = report(project, folder / f"{project.name}.html", word=context.remedy)
+        return gr.update(value=str(page.file), visible=True)
 
     def chosen(name: str) -> Any:
         """The picker with a project that is new in it; Gradio refuses values that are no choice."""
@@ -180,5 +181,6 @@ def _facts(context: Context, name: str | None) -> str:
         *(f"{metric.replace('_', ' ')}: {value:.4g}" for metric, value in record.metrics.items()),
     ]
     if record.evaluation is not None:
+        lines += [record.evaluation.diagnosis, *record.evaluation.advice]
         lines += [f"{score.name}: {score.value:.3f}" for score in record.evaluation.scores]
     return "\n".join(lines)

@@ -73,6 +73,10 @@ class Context:
     uploads: Path
     offline: bool = True
 
+    def remedy(self, remedy: Remedy) -> str:
+        """What to do, worded as in the terminal."""
+        return self.explain(UsageError("", remedy))[1]
+
 
 class OwnPageOnly:
     """ASGI middleware that refuses requests made for another host or by another site's page.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Set
 from itertools import zip_longest
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -118,6 +117,10 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
 
     def train(files: Any, subject: str, style: str, features: str, name: str, *values: Any) -> list[Any]:
         """Queue a training of each image, and empty the fields for the next ones."""
+        from unziplora_cli.projects.names import check_name, slugify
+        from unziplora_cli.workflows.describe import settle_words
+        from unziplora_cli.workflows.train import make_request
+
         paths = uploaded(files)
         if not paths:
             raise UsageError("Drop an image first.")
@@ -129,9 +132,16 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         if len(paths) > 1 and not (subject and style):
             described = describe_images(paths, builtin=model.kind == "builtin")
         requests: list[TrainRequest] = []
+
+        def ask(word: str) -> Remedy:
+            return Remedy(f"Name its {word} in one or two words.")
+
         for path, description in zip_longest(paths, described):
-            taken = {request.job.name for request in requests}
-            requests.append(_request(context, path, texts, description, name, taken, model, config))
+            chosen = check_name(name) if name else slugify(path.stem)
+            _check_unused(context, chosen, context.queue.projects() | {one.job.name for one in requests})
+            settled = settle_words(path, texts, description, ask, may_pull=model.kind != "builtin")
+            notes: dict[str, Any] = {"features": settled.features, "description": settled.description}
+            requests.append(make_request(chosen, [path], settled.words, model, config, **notes))
         for request in requests:
             _submit(context, request)
         return [None, *[""] * 4]
@@ -184,43 +194,12 @@ def _unfinished(context: Context) -> list[str]:
     return sorted({*cut_off, *stopped} - context.queue.projects())
 
 
-def _request(
-    context: Context,
-    path: Path,
-    texts: Mapping[str, str | None],
-    description: Description | None,
-    name: str,
-    taken: set[str],
-    model: BaseRef,
-    config: TrainConfig,
-) -> TrainRequest:
-    from unziplora_cli.projects.names import check_name, slugify
-    from unziplora_cli.workflows.describe import settle_words
-    from unziplora_cli.workflows.train import make_request
-
-    chosen = check_name(name) if name else slugify(path.stem)
-    taken = taken | context.queue.projects()
-    if chosen in taken or context.store.exists(chosen) or context.store.unfinished(chosen) is not None:
-        free = context.store.free_name(chosen)
+def _check_unused(context: Context, name: str, taken: Set[str]) -> None:
+    if name in taken or context.store.exists(name) or context.store.unfinished(name) is not None:
+        free = context.store.free_name(name)
         raise UsageError(
-            f"There is a project {chosen!r} already.", Remedy(f"Choose another name, such as {free}.")
+            f"There is a project {name!r} already.", Remedy(f"Choose another name, such as {free}.")
         )
-    settled = settle_words(
-        path,
-        texts,
-        description,
-        lambda word: Remedy(f"Name its {word} in one or two words."),
-        may_pull=model.kind != "builtin",
-    )
-    return make_request(
-        chosen,
-        [path],
-        settled.words,
-        model,
-        config,
-        features=settled.features,
-        description=settled.description,
-    )
 
 
 def _submit(context: Context, request: TrainRequest) -> None:
