@@ -57,7 +57,8 @@ def remedy_text(remedy: Remedy) -> str:
         words = install_command(remedy.extra)
     else:
         words = [remedy.program, *remedy.command.split()] if remedy.command else []
-        words += [re.sub("^-", "./-", str(argument)) for argument in remedy.arguments]  # a file
+        hyphen = "./-" if remedy.program == Remedy.program else "-"  # a file, or an option of another program
+        words += [re.sub("^-", hyphen, str(argument)) for argument in remedy.arguments]
         for name, value in remedy.settings.items():
             words += _option(name.replace("_", "-"), value)
     if not words:
