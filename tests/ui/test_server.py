@@ -180,6 +180,11 @@ def test_a_port_that_is_taken_is_named() -> None:
             server._listen("127.0.0.1", port)
 
 
+def test_a_browser_may_connect_before_the_page_is_made() -> None:
+    with server._listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname(), 5):
+        pass
+
+
 def test_a_missing_extra_is_named_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="not installed") as caught:

@@ -281,6 +281,7 @@ def _listen(host: str, port: int) -> socket.socket:
         if os.name == "posix":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen()  # a browser that opens the address at once waits for the page
     except (OSError, OverflowError, UnicodeError) as error:
         if listener is not None:
             listener.close()
