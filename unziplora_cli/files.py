@@ -474,7 +474,7 @@ def sha256(path: Path, limit: int = 2**63) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def measure(folder: Path) -> tuple[int, bool]:
+def size_and_links(folder: Path) -> tuple[int, bool]:
     """Bytes of all regular files below a folder, and whether there is a link, which is not followed."""
     size, links = 0, False
     for entry in walk(folder):

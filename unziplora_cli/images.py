@@ -26,8 +26,8 @@ from unziplora_cli.image_repair import PNG_SIGNATURE, clean_png, tiff_pixels
 MIN_SIDE = 64
 """Smallest accepted shorter side in pixels."""
 
-ENOUGH = 2048
-"""Shorter side in pixels that suffices except for training at a higher resolution; see :func:`load_image`."""
+REDUCED_SIDE = 2048
+"""Shorter side in pixels that large images keep when they are read; a higher resolution asks for more."""
 
 MAX_BYTES = 2**30
 """Largest image file that is read."""
@@ -47,7 +47,7 @@ class LoadedImage:
     file_size: tuple[int, int] = (0, 0)
 
 
-def load_image(path: Path, side: int = ENOUGH) -> LoadedImage:
+def load_image(path: Path, side: int = REDUCED_SIDE) -> LoadedImage:
     """Read an image file as 8-bit sRGB.
 
     Converts embedded color profiles, applies the EXIF orientation, puts transparent images on white and takes

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unziplora_cli import resources
 from unziplora_cli.errors import ModelError, Remedy
-from unziplora_cli.files import Problem, delete, measure
+from unziplora_cli.files import Problem, delete, size_and_links
 from unziplora_cli.hub import DESCRIBER, Snapshot, blob_path, check_transformers, hub_hash, list_snapshots
 from unziplora_cli.paths import expand_user
 from unziplora_cli.sdxl.base import HUB_ID, SDXL_ID, SDXL_REVISION, check_file, find_vae
@@ -186,7 +186,7 @@ def _is_path(spec: str) -> bool:
 
 
 def _own_model(spec: str, path: Path) -> Model:
-    size = path.stat().st_size if path.is_file() else measure(path)[0]
+    size = path.stat().st_size if path.is_file() else size_and_links(path)[0]
     return Model(spec, spec, None, path, size, None, _problem(path))
 
 

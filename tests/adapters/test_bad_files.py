@@ -152,17 +152,21 @@ def test_a_file_that_opens_the_next_time_is_read(
             open_safetensors(path)
 
 
-def test_a_file_that_is_shortened_while_its_tensors_are_used_costs_nothing(tmp_path: Path) -> None:
-    """Of a mapped file, the process would be killed by SIGBUS."""
-    path = tmp_path / "a.safetensors"
-    save_file({"x": torch.ones(1 << 18)}, path)
+def assert_usable_once_shortened(module: str, read: str, path: Path, metadata: dict[str, str]) -> None:
+    """A function reads a file, shortened before a tensor is used: a mapped one ends the process by SIGBUS."""
+    save_file({"x": torch.ones(1 << 18)}, path, metadata)
     program = (
-        "import os, sys; from pathlib import Path; from unziplora_cli.adapters.tensors import read_tensors\n"
-        "read, _ = read_tensors(Path(sys.argv[1])); os.truncate(sys.argv[1], 0); print(read['x'].sum())"
+        f"import os, sys; from pathlib import Path; from {module} import {read}\n"
+        f"read, _ = {read}(Path(sys.argv[1])); os.truncate(sys.argv[1], 0); print(read['x'].sum())"
     )
     command = [sys.executable, "-c", program, str(path)]
     completed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (completed.returncode, completed.stdout) == (0, f"tensor({1 << 18}.)\n"), completed.stderr
+
+
+def test_a_file_that_is_shortened_while_its_tensors_are_used_costs_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    assert_usable_once_shortened("unziplora_cli.adapters.tensors", "read_tensors", path, {})
 
 
 UNSUPPORTED = {

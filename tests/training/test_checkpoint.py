@@ -1,7 +1,5 @@
 """Checkpoints that are damaged or do not match, and what resuming restores."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.adapters.test_bad_files import assert_usable_once_shortened
 from tests.training.conftest import Parts
 from unziplora_cli.config import SCHEDULERS, TrainConfig
 from unziplora_cli.errors import ProjectError
@@ -32,16 +31,8 @@ def test_other_files_are_refused_as_checkpoint(state: TrainingState, tmp_path: P
 
 
 def test_a_checkpoint_that_is_shortened_while_it_is_loaded_costs_nothing(tmp_path: Path) -> None:
-    """Of a mapped file, the process would be killed by SIGBUS."""
-    path = tmp_path / "step-000001.safetensors"
-    save_file({"x": torch.ones(1 << 18)}, path, {"format": FORMAT, "state": "{}"})
-    program = (
-        "import os, sys; from pathlib import Path; from unziplora_cli.training import checkpoint\n"
-        "read, _ = checkpoint._read(Path(sys.argv[1])); os.truncate(sys.argv[1], 0); print(read['x'].sum())"
-    )
-    command = [sys.executable, "-c", program, str(path)]
-    completed = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (completed.returncode, completed.stdout) == (0, f"tensor({1 << 18}.)\n"), completed.stderr
+    path, metadata = tmp_path / "step-000001.safetensors", {"format": FORMAT, "state": "{}"}
+    assert_usable_once_shortened("unziplora_cli.training.checkpoint", "_read", path, metadata)
 
 
 def test_checkpoint_of_another_network_is_refused(state: TrainingState, tmp_path: Path) -> None:

@@ -57,8 +57,8 @@ def remedy_text(remedy: Remedy) -> str:
         words = install_command(remedy.extra)
     else:
         words = [remedy.program, *remedy.command.split()] if remedy.command else []
-        hyphen = "./-" if remedy.program == Remedy.program else "-"  # a file, or an option of another program
-        words += [re.sub("^-", hyphen, str(argument)) for argument in remedy.arguments]
+        given = map(str, remedy.arguments)  # of this program files and names, and no options
+        words += given if remedy.program != "unziplora" else (re.sub("^-", "./-", word) for word in given)
         for name, value in remedy.settings.items():
             words += _option(name.replace("_", "-"), value)
     if not words:

@@ -60,12 +60,12 @@ def list_models(ctx: typer.Context) -> None:
 def show(ctx: typer.Context, model: Annotated[str, ANY_MODEL]) -> None:
     """Show what a base model is, and for mini what it knows, from which pictures, and what it is not for."""
     from unziplora_cli import resources, vocabulary
-    from unziplora_cli.files import measure
+    from unziplora_cli.files import size_and_links
     from unziplora_cli.sdxl.base import native_resolution, resolve_base
 
     session: Session = ctx.obj
     base, _ = resolve_base(model, offline=True)
-    size = measure(base.path)[0] if base.path.is_dir() else base.path.stat().st_size
+    size = size_and_links(base.path)[0] if base.path.is_dir() else base.path.stat().st_size
     sources: list[dict[str, str]] = []
     facts: dict[str, Any] = {
         "resolution": f"{native_resolution(base)} px",

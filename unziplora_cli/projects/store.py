@@ -68,7 +68,7 @@ class Project:
 
     def size(self) -> int:
         """Bytes of everything in the folder."""
-        return files.measure(self.folder)[0] if self.bytes is None else self.bytes
+        return files.size_and_links(self.folder)[0] if self.bytes is None else self.bytes
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class ProjectStore(ProjectLayout):
         for name in self.names():
             folder = self.folder / name
             try:
-                size, links = files.measure(folder)
+                size, links = files.size_and_links(folder)
                 if links:
                     refuse_links(folder)
                 projects.append(Project(folder, _named(manifest.read(folder), name), size))

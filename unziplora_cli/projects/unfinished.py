@@ -58,7 +58,7 @@ class Unfinished:
 
     def size(self) -> int:
         """Bytes of everything in the folder."""
-        return files.measure(self.folder)[0]
+        return files.size_and_links(self.folder)[0]
 
 
 def checkpoint_steps(folder: Path) -> Iterator[int]:

@@ -16,7 +16,7 @@ from unziplora_cli.config import GenerateConfig, Prompts, TrainConfig
 from unziplora_cli.errors import Interrupted, Remedy, UnziploraError, UsageError
 from unziplora_cli.files import write_errors
 from unziplora_cli.image_formats import image_files
-from unziplora_cli.images import ENOUGH, LoadedImage, load_image, save_image
+from unziplora_cli.images import REDUCED_SIDE, LoadedImage, load_image, save_image
 from unziplora_cli.method.layer import BRANCHES
 from unziplora_cli.paths import expand_user
 from unziplora_cli.sdxl.base import predicts_velocity
@@ -143,7 +143,7 @@ def _read_images(paths: Sequence[Path], config: TrainConfig) -> Generator[Event,
 
 
 def _load(path: Path, config: TrainConfig) -> LoadedImage:
-    return load_image(path, max(ENOUGH, config.resolution))
+    return load_image(path, max(REDUCED_SIDE, config.resolution))
 
 
 def _encode_texts(

@@ -144,7 +144,7 @@ def build(context: Context) -> gr.Blocks:
 def job_html(job: Job | None) -> str:
     """What a job does and says; every text is escaped."""
     chart = charts.line_chart({"loss": job.losses}, smooth=True) if job and len(job.losses) > 1 else None
-    return render("ui/job.html", {"job": job, "chart": chart and chart.lines[0]})
+    return render("ui/job.html", {"job": job, "chart": chart and chart.lines[0], "charts": charts})
 
 
 def _stop(queue: JobQueue) -> None:

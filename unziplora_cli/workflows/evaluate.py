@@ -160,9 +160,9 @@ def _settings(project: Project) -> dict[str, Scalar]:
 def _remedies(problem: Problem, project: Project) -> Iterator[Remedy]:
     """One command for each of the settings that the advice names."""
     again = [changes for changes in problem.trainings if changes] if project.job.settings else []
+    images = tuple(project.folder / image.file for image in project.job.images)
+    name = ProjectStore(project.folder.parent.parent).free_name(project.name)
     for number, changes in enumerate(again):
-        images = tuple(project.folder / image.file for image in project.job.images)
-        name = ProjectStore(project.folder.parent.parent).free_name(project.name)
         options = {"name": name, **_settings_to_train(project), **changes}
         yield Remedy("Or" if number else "Train again", "train", images, options)
     for name in problem.generation:

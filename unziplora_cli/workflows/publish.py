@@ -82,7 +82,7 @@ def push(request: PushRequest, store: ProjectStore) -> PushResult:
                     Remedy("Publish it publicly, choose another name, or make it private on its page first."),
                 )
             upload = partial(api.upload_folder, repo_id=request.repository, folder_path=scratch)
-            allowed = WINDOW * 10 + files.measure(Path(scratch))[0] / SLOWEST_UPLOAD
+            allowed = WINDOW * 10 + files.size_and_links(Path(scratch))[0] / SLOWEST_UPLOAD
             within(allowed, lambda: upload(commit_message=f"Upload {request.project.name}"))
     return PushResult(f"{endpoint()}/{request.repository}", None, names)
 
@@ -185,7 +185,7 @@ def _is_own(project: Project, path: Path) -> bool:
     hashes: dict[str, str] = {artifact.role: artifact.sha256 for artifact in project.manifest.artifacts}
     try:
         used = read_parameters(path).get("adapters", {})
-        return bool(used) and used.items() <= hashes.items() and load_image(path).image is not None
+        return bool(used) and used.items() <= hashes.items() and bool(load_image(path))  # raises if damaged
     except UsageError:
         return False
 
