@@ -29,6 +29,7 @@ from recipes.mini.scene import (
     MARKINGS,
     STYLES,
     VOCABULARY,
+    Individual,
     Scene,
     caption,
     random_individual,
@@ -55,6 +56,9 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 """What each label column counts (-1: a picture says nothing of it); a sixth column numbers the individual."""
 
+TRAINED_MARKINGS = (*2 * ("plain", "striped", "patched"), *3 * ("dotted",), *4 * ("checkered", "starred"))
+"""The markings that the U-Net learns, those oftener that it finds harder to draw."""
+
 _DISTRACTORS = tuple(
     word for word in VOCABULARY if word not in {w for names in NAMES.values() for w in names}
 )
@@ -64,11 +68,11 @@ _DISTRACTORS = tuple(
 class Plan:
     """How many pictures of each kind to draw."""
 
-    base: int = 90_000
+    base: int = 130_000
     held_out: int = 6_000
     groups: int = 4_000
     test: int = 2_400
-    artworks: int = 150_000
+    artworks: int = 120_000
     artworks_test: int = 2_400
     seed: int = 1
 
@@ -101,7 +105,8 @@ class Plan:
     def artwork(self, index: int, kind: int, sheets: Path) -> Artwork:
         """The artwork of picture `index`."""
         rng = np.random.default_rng([self.seed, 0, index])
-        return random_artwork(rng, sheets, purpose=TRAIN if kind == ARTWORK else FOR_TESTS)
+        art = random_artwork(rng, sheets, purpose=TRAIN if kind == ARTWORK else FOR_TESTS)
+        return replace(art, individual=self._marked(art.individual, index)) if kind == ARTWORK else art
 
     def scene(self, index: int, kind: int, group: int) -> Scene:
         """The scene of picture `index`."""
@@ -109,9 +114,15 @@ class Plan:
         every = (*STYLES, GENERIC, *HELD_OUT_STYLES)
         styles = {BASE: (*STYLES, GENERIC), HELD_OUT: HELD_OUT_STYLES}.get(kind, every)
         scene = random_scene(rng, styles=styles)
+        if kind == BASE:
+            return replace(scene, individual=self._marked(scene.individual, index))
         if group < 0:
             return scene
         return replace(scene, individual=random_individual(np.random.default_rng([self.seed, 1, group])))
+
+    def _marked(self, individual: Individual, index: int) -> Individual:
+        rng = np.random.default_rng([self.seed, 3, index])
+        return replace(individual, marking=TRAINED_MARKINGS[int(rng.integers(len(TRAINED_MARKINGS)))])
 
 
 class Store:
