@@ -139,8 +139,8 @@ def test_a_job_shows_what_its_events_say() -> None:
     job.watch(STEP_3)
     assert (job.fraction, job.losses) == (0.75, [(3, 0.25)])
     job.watch(events.ImageSaved(Path("a.png")))
-    job.watch(events.Notice("Slow."))
-    assert (job.images, job.notices) == ([Path("a.png")], ["Slow."])
+    job.watch(slow := events.Notice("Slow."))
+    assert (job.images, job.notices) == ([Path("a.png")], [slow])
 
 
 def test_a_job_shows_how_much_time_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from tests.full_project import HOSTILE
 from unziplora_cli.cli._errors import describe
 from unziplora_cli.errors import Remedy, UsageError
+from unziplora_cli.events import Notice
 from unziplora_cli.projects.store import ProjectStore
 from unziplora_cli.ui import server
 from unziplora_cli.ui.jobs import Job, JobQueue
@@ -382,8 +383,9 @@ def test_texts_of_jobs_are_escaped() -> None:
 
     job = Job(1, f"train {HOSTILE.subject}", "train", lambda: iter(()))  # type: ignore[arg-type, return-value]
     job.state, job.phase, job.error = "running", HOSTILE.style, "<b>bad</b>"
-    job.remedy, job.notices = "<i>do</i>", ["<u>slow</u>"]
-    html = job_html(job)
-    for text in (HOSTILE.subject, HOSTILE.style, "<b>bad</b>", "<i>do</i>", "<u>slow</u>"):
+    slow = Notice("<u>slow</u>", (Remedy("<s>wait</s>", "show", (HOSTILE.subject,)),))
+    job.remedy, job.notices = "<i>do</i>", [slow]
+    html = job_html(job, lambda remedy: remedy.advice)
+    for text in (HOSTILE.subject, HOSTILE.style, "<b>bad</b>", "<i>do</i>", "<u>slow</u>", "<s>wait</s>"):
         assert text not in html
         assert text in unescape(html)

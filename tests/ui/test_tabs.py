@@ -154,7 +154,8 @@ def test_the_estimate_counts_all_images_in_the_units_of_the_command(
         for name in "ab"
     ]
     assert call("show_estimate", images, "mini", "automatic", *[""] * 5) == [
-        "About 3.0 min for 2 images of 500 steps, 586.7 MB of memory (23.2 GB are free)."
+        "About 3.0 min for 2 images of 500 steps, 586.7 MB of memory (23.2 GB are free).\n"
+        + resources.MINI_DESCRIPTION
     ]
     assert call("show_estimate", images[:1], "mini", "automatic", *[""] * 5)[0].startswith(
         "About 1.5 min for 500 steps, "

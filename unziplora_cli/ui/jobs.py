@@ -39,7 +39,7 @@ class Job:
     fraction: float | None = None
     left: str = ""
     remaining: events.RemainingTime = field(default_factory=events.RemainingTime)
-    notices: list[str] = field(default_factory=list)
+    notices: list[events.Notice] = field(default_factory=list)
     losses: list[tuple[int, float]] = field(default_factory=list)
     images: list[Path] = field(default_factory=list)
     """Images as they are made; those of a training that has ended may have moved into its project."""
@@ -60,8 +60,8 @@ class Job:
         match event:
             case events.Phase(name, detail):
                 self.phase, self.fraction = f"{name} {detail}".strip(), None
-            case events.Notice(text):
-                self.notices.append(text)
+            case events.Notice():
+                self.notices.append(event)
             case events.Progress(name, done, total, step, steps):
                 self.phase = name if total == 1 else f"{name}: {min(done + 1, total)} of {total}"
                 self.fraction = (done + (step / steps if steps else 0)) / max(total, 1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from unziplora_cli.errors import UsageError
+from unziplora_cli.errors import Remedy, UsageError
 from unziplora_cli.report import charts
 from unziplora_cli.report.html import render
 from unziplora_cli.ui import components, cross, draw, projects, train
@@ -78,7 +79,7 @@ def build(context: Context) -> gr.Blocks:
         gr.Markdown("# unziplora")
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
-                status = gr.HTML(job_html(None), elem_id="jobs", padding=False)
+                status = gr.HTML(job_html(None, context.remedy), elem_id="jobs", padding=False)
                 with gr.Row(elem_id="queue"):
                     stop = gr.Button("Stop the running job", size="sm", scale=0, min_width=200, visible=False)
                     waiting = gr.Dropdown([], label="Waiting jobs", scale=2, visible=False, min_width=200)
@@ -106,7 +107,7 @@ def build(context: Context) -> gr.Blocks:
             running = job is not None and job.state == "running"
             states = [(job.number, job.state, len(job.images)) for job in queue.jobs()]
             now = (
-                job_html(job),
+                job_html(job, context.remedy),
                 running,
                 tuple(names),
                 tuple(images),
@@ -141,15 +142,14 @@ def build(context: Context) -> gr.Blocks:
     return page
 
 
-def job_html(job: Job | None) -> str:
-    """What a job does and says; every text is escaped."""
+def job_html(job: Job | None, word: Callable[[Remedy], str]) -> str:
+    """What a job does and says, and what to do by ``word``; every text is escaped."""
     chart = charts.line_chart({"loss": job.losses}, smooth=True) if job and len(job.losses) > 1 else None
-    return render("ui/job.html", {"job": job, "chart": chart and chart.lines[0], "charts": charts})
+    return render("ui/job.html", {"job": job, "chart": chart, "charts": charts, "word": word})
 
 
 def _stop(queue: JobQueue) -> None:
-    job = queue.current()
-    if job is not None:
+    if (job := queue.current()) is not None:
         queue.cancel(job.number)
 
 

@@ -75,8 +75,8 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
 
         model = _base(context, base)
         names = ("steps", "rank", "seed", "validate_every", "destyle_images")
-        labels = [field.label for field in chosen[2:]]
-        given = {name: whole(text, label) for name, label, text in zip(names, labels, texts, strict=True)}
+        boxes = zip(names, chosen[2:], texts, strict=True)
+        given = {name: whole(text, box.label) for name, box, text in boxes}
         return model, training_config(model, None if preset == AUTOMATIC else preset, given)[1]
 
     def show_estimate(files: Any, *values: Any) -> str:
@@ -94,10 +94,11 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
             return f"{needed.base} needs a GPU; this machine has none. The base mini trains here in minutes."
         images = max(len(uploaded(files)), 1)
         several = f"{images} images of " if images > 1 else ""
-        advice = "" if needed.fits else " It does not fit: lower the rank, or close other programs."
+        notes = "" if needed.fits else " It does not fit: lower the rank, or close other programs."
+        notes += f"\n{resources.MINI_DESCRIPTION}" if model.kind == "builtin" else ""
         return (
             f"About {max(needed.time.total * images / 60, 0.1):.1f} min for {several}{config.steps} steps, "
-            f"{decimal(needed.required_bytes)} of memory ({decimal(needed.free_bytes)} are free).{advice}"
+            f"{decimal(needed.required_bytes)} of memory ({decimal(needed.free_bytes)} are free).{notes}"
         )
 
     def receive(files: Any, base: str, before: tuple[str, ...], *words: str) -> tuple[Any, ...]:
@@ -108,8 +109,8 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         loaded = [(load_image(path).image, path.name) for path in paths]
         model = _base(context, base)
         shown = gr.update(value=loaded, visible=bool(loaded))
-        proposed = describe_images(paths, builtin=model.kind == "builtin") if len(paths) == 1 else []
-        now = next(((one.subject, one.style, ", ".join(one.features)) for one in proposed), ("",) * 3)
+        seen = describe_images(paths, builtin=model.kind == "builtin") if len(paths) == 1 else []
+        now = next(((one.subject, one.style, ", ".join(one.features)) for one in seen), ("",) * 3)
         fields = [
             new if word in ("", old) else word for new, old, word in zip(now, before, words, strict=True)
         ]
@@ -157,8 +158,7 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         names = _unfinished(context)
         if names == before:
             return gr.skip(), gr.skip(), gr.skip()
-        picker = gr.update(choices=names, value=next(iter(names), None))
-        return gr.update(visible=bool(names)), picker, names
+        return gr.update(visible=bool(names)), gr.update(choices=names, value=next(iter(names), None)), names
 
     proposals, words = gr.State(("",) * 3), [subject, style, features]
     files.change(receive, [files, base, proposals, *words], [images, proposals, *words], **PRIVATE).success(
