@@ -17,20 +17,22 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line of this process; no way to end it shows a traceback."""
+    ending: list[int] = []
     try:
+        import atexit
         import gc
 
         # torch and diffusers create a million objects that live as long as the process: collecting garbage
-        # among them costs a second while they are imported, and two at the end.
+        # among them costs a second while they are imported, and freeing them two at the end.
         gc.set_threshold(100_000, 20, 100)
+        atexit.register(lambda: os._exit(*ending) if ending else None)  # the first one registered runs last
         code = _main(sys.argv[1:])
+        ending.append(code)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except ImportError as error:  # of what every command needs
         sys.stderr.write(f"Error: A library cannot be imported: {error}.\n  -> Install unziplora again.\n")
         code = 1
-    else:
-        gc.freeze()
     sys.exit(code)
 
 

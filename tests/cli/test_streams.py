@@ -135,6 +135,25 @@ def test_ctrl_c_at_the_first_import_of_main():
     assert (completed.returncode, completed.stdout, completed.stderr) == (130, "", "")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the C library is found otherwise")
+def test_the_end_runs_what_libraries_registered_and_frees_nothing():
+    """The interpreter would need seconds to free all objects, and some libraries then print that they leak."""
+    program = (
+        "import atexit, ctypes, sys\n"
+        "from unziplora_cli.__main__ import main\n"
+        "from unziplora_cli.cli import projects\n"
+        "def store(session):\n"
+        "    atexit.register(lambda: print('registered', flush=True))\n"
+        "    ctypes.pythonapi.Py_AtExit(ctypes.CDLL(None).abort)  # called once all objects are freed\n"
+        "    raise SystemExit(7)\n"
+        "projects.Session.store = store\n"
+        "sys.argv[1:] = ['list']\n"
+        "main()"
+    )
+    completed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (completed.returncode, completed.stdout) == (7, "registered\n")
+
+
 def test_an_interrupt_that_python_would_drop_arrives():
     program = (
         "import signal, sys\n"

@@ -138,7 +138,7 @@ def build(context: Context) -> gr.Blocks:
         timer = gr.Timer(SECONDS)
         gr.on([page.load, timer.tick], look, shown, outputs, **HIDDEN)
         stop.click(lambda: _stop(queue), **PRIVATE)
-        cancel.click(lambda name: _cancel(queue, name), waiting, **PRIVATE)
+        cancel.click(lambda name: queue.cancel(int((name or "0").partition(":")[0])), waiting, **PRIVATE)
     return page
 
 
@@ -151,8 +151,3 @@ def job_html(job: Job | None, word: Callable[[Remedy], str]) -> str:
 def _stop(queue: JobQueue) -> None:
     if (job := queue.current()) is not None:
         queue.cancel(job.number)
-
-
-def _cancel(queue: JobQueue, name: str | None) -> None:
-    if name:
-        queue.cancel(int(name.partition(":")[0]))
