@@ -137,7 +137,7 @@ def test_ctrl_c_at_the_first_import_of_main():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the C library is found otherwise")
 def test_the_end_runs_what_libraries_registered_and_frees_nothing():
-    """The interpreter would need seconds to free all objects, and some libraries then print that they leak."""
+    """The interpreter would need seconds to free all objects; some libraries then print that they leak."""
     program = (
         "import atexit, ctypes, sys\n"
         "from unziplora_cli.__main__ import main\n"
