@@ -40,7 +40,7 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             files = gr.File(file_count="multiple", label="Images, one project each", height=150)
-            images = gr.Gallery([], label="Training images", columns=4, height=190, visible=False, **IMAGES)
+            images = gr.Gallery([], label="Training images", columns=4, height=220, visible=False, **IMAGES)
             with gr.Row(visible=False, elem_id="unfinished") as unfinished_row:
                 unfinished = gr.Dropdown([], label="Unfinished trainings", scale=2)
                 resume = gr.Button("Resume", size="sm")
