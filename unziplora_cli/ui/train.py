@@ -109,8 +109,8 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
         loaded = [(load_image(path).image, path.name) for path in paths]
         model = _base(context, base)
         shown = gr.update(value=loaded, visible=bool(loaded))
-        seen = describe_images(paths, builtin=model.kind == "builtin") if len(paths) == 1 else []
-        now = next(((one.subject, one.style, ", ".join(one.features)) for one in seen), ("",) * 3)
+        proposed = describe_images(paths, builtin=model.kind == "builtin") if len(paths) == 1 else []
+        now = next(((one.subject, one.style, ", ".join(one.features)) for one in proposed), ("",) * 3)
         fields = [
             new if word in ("", old) else word for new, old, word in zip(now, before, words, strict=True)
         ]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PRESET = "mini"
 SETTINGS = {"steps": 300, "content_lr": 1.5e-3, "style_lr": 8e-4}
-"""Three fifths of the preset's time, and as good but for markings (benchmarks/README.md)."""
+"""Three fifths of the preset's time; on tuning images as good but for markings (benchmarks/README.md)."""
 SHEET = "unziplora-demo.png"
 SAMPLES = ("fox", "octopus")
 SCENES = ("on a beach", "in the snow", "in space")
