@@ -68,11 +68,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--test", type=int, default=Plan.test, help="pictures never trained on")
     made.add_argument("--artworks", type=int, default=Plan.artworks, help="pictures made of cut-outs")
     made.add_argument("--artworks-test", type=int, default=Plan.artworks_test)
+    made.add_argument("--seed", type=int, default=Plan.seed, help="of the pictures that are drawn")
     made.add_argument("--widen", type=Path, help="older base whose weights to begin with")
     made.add_argument("--compile-vae", action=argparse.BooleanOptionalAction, default=True)
-    made.add_argument("--compile-unet", action=argparse.BooleanOptionalAction, default=False)
+    made.add_argument("--compile-unet", action=argparse.BooleanOptionalAction, default=True)
     made.add_argument(
-        "--channels-last", action=argparse.BooleanOptionalAction, default=False, help="of the U-Net"
+        "--channels-last", action=argparse.BooleanOptionalAction, default=True, help="of the U-Net"
     )
     made.add_argument(
         "--graphs", action=argparse.BooleanOptionalAction, default=True, help="capture whole steps"
@@ -132,7 +133,7 @@ def run(args: argparse.Namespace, stages: list[str]) -> None:
         parts = new_components(work / "tokenizer")
     if "draw" in stages:
         counts = (args.base, args.held_out, args.groups, args.test, args.artworks, args.artworks_test)
-        plan = Plan(*counts)
+        plan = Plan(*counts, args.seed)
         Store.create(work, plan)
         start_drawing(work, args.workers, args.begun + 60 * args.minutes_draw)
         say(f"drawing {plan.total} pictures in {args.workers} processes")
