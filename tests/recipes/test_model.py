@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ from recipes.mini.model import (
     write_tokenizer,
 )
 from recipes.mini.optimize import FlatAdam
-from recipes.mini.pictures import BASE, GROUPED, HELD_OUT, NAMES, Plan
-from recipes.mini.scene import HELD_OUT_STYLES, VOCABULARY
+from recipes.mini.pictures import BASE, GROUPED, HELD_OUT, NAMES, TEST, Plan
+from recipes.mini.scene import HELD_OUT_STYLES, MARKINGS, VOCABULARY
 from unziplora_cli import resources
 from unziplora_cli.evaluation.scorers import Classifier
 
@@ -163,3 +164,17 @@ def test_plan_keeps_held_out_styles_from_the_base() -> None:
         assert len(members) == 4
         assert len(set(members)) == 1
     assert (kinds == GROUPED).sum() == 16
+
+
+def test_what_the_base_learns_shows_the_harder_markings_oftener() -> None:
+    plan = Plan(base=800, held_out=0, groups=0, test=0, artworks=0, artworks_test=0)
+    learned, tested = (
+        Counter(plan.scene(n, kind, -1).individual.marking for n in range(plan.base)) for kind in (BASE, TEST)
+    )
+    assert set(learned) == set(MARKINGS)
+    assert all(
+        learned[hard] > 1.3 * learned[easy]
+        for hard in ("checkered", "starred")
+        for easy in ("plain", "striped")
+    )
+    assert max(tested.values()) < 1.3 * min(tested.values())

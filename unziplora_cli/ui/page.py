@@ -102,7 +102,8 @@ def build(context: Context) -> gr.Blocks:
             """The state of the jobs; components that did not change are left alone."""
             ended = [job for job in queue.jobs() if job.ended]
             job = queue.current() or (ended[-1] if ended else None)
-            names = [f"{job.number}: {job.title}" for job in queue.jobs() if job.state == "waiting"]
+            jobs = [job for job in queue.jobs() if job.state == "waiting"]
+            names = [(f"{job.number}: {job.title}", job.number) for job in jobs]
             images = [str(path) for path in job.images if path.exists()] if job else []
             running = job is not None and job.state == "running"
             states = [(job.number, job.state, len(job.images)) for job in queue.jobs()]
@@ -116,7 +117,7 @@ def build(context: Context) -> gr.Blocks:
             updates = (
                 (0, now[0]),
                 (1, gr.update(visible=running)),
-                (2, gr.update(choices=names, value=next(iter(names), None), visible=bool(names))),
+                (2, gr.update(choices=names, value=names[0][1] if names else None, visible=bool(names))),
                 (2, gr.update(visible=bool(names))),
                 (3, images),
                 (3, gr.update(visible=bool(images))),
@@ -138,7 +139,7 @@ def build(context: Context) -> gr.Blocks:
         timer = gr.Timer(SECONDS)
         gr.on([page.load, timer.tick], look, shown, outputs, **HIDDEN)
         stop.click(lambda: _stop(queue), **PRIVATE)
-        cancel.click(lambda name: queue.cancel(int((name or "0").partition(":")[0])), waiting, **PRIVATE)
+        cancel.click(lambda number: queue.cancel(number or 0), waiting, **PRIVATE)
     return page
 
 
