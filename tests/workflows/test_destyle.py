@@ -179,10 +179,13 @@ def other(tiny_base: Path) -> BaseRef:
 
 @pytest.fixture
 def destyler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A random destyler in the place of mini's own."""
+    """A random destyler in the place of mini's own, sure that every body is red."""
     folder = tmp_path / "destyler"
     colors = {"red": (220, 40, 40), "orange": (250, 130, 30), "white": (250, 250, 250)}
-    MiniDestyler(colors, widths=(8, 8), size=128).save(folder)
+    model = MiniDestyler(colors, widths=(8, 8), size=128)
+    torch.nn.init.zeros_(model.guess.weight)
+    model.guess.bias.data = torch.tensor([5.0, *[0.0] * 7])
+    model.save(folder)
     monkeypatch.setattr(resources, "destyler", lambda: folder)
     return folder
 
@@ -256,6 +259,31 @@ def events_of(operation) -> tuple[object, list[str]]:
     events: list[object] = []
     result = run_events(operation, events.append)
     return result, [event.text for event in events if isinstance(event, Notice)]
+
+
+def test_a_color_that_the_image_hides_is_called_a_guess(mini: BaseRef, tmp_path: Path) -> None:
+    """Nobody sees in a blueprint that the balloon is orange; the fox in stained glass shows its colors."""
+    from recipes.mini.draw import draw
+    from recipes.mini.scene import Individual, Scene
+
+    blueprint = tmp_path / "balloon.png"
+    balloon = Individual("balloon", "orange", "brown", "patched", 1)
+    Image.fromarray(draw(Scene(balloon, "blueprint", "", 1), 128)).save(blueprint)
+
+    def notices(image: Path, words: Words, *features: str) -> list[Notice]:
+        events: list[object] = []
+        request = make_request("it", (image,), words, mini, resolve("mini", {}), features=features)
+        run_events(destyle.destyle_requests([request], tmp_path / f"scratch{len(features)}"), events.append)
+        return [event for event in events if isinstance(event, Notice)]
+
+    (notice,) = notices(blueprint, Words("balloon", "blueprint"))
+    assert notice.text.startswith("it: the image hardly shows which color the balloon has; ")
+    assert notice.remedies[0].settings == {"features": "orange, white dots"}
+    assert notices(blueprint, Words("balloon", "blueprint"), "orange", "brown patches") == []
+    assert (
+        notices(resources.samples()["fox"].image, Words("fox", "stained glass"), "dotted", "small", "old")
+        == []
+    )
 
 
 def test_a_photo_of_another_subject_is_left_to_the_base(

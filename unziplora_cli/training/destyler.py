@@ -92,6 +92,14 @@ class MiniDestyler(nn.Module):
         chosen = likeliest.where(marked[:, None], plain).where(colored[:, None], self.none)
         return chosen.where(colors == self.unknown, colors)
 
+    @torch.inference_mode()
+    def body_color(self, image: Tensor) -> tuple[str, float]:
+        """The body's colour in the photo of ``image`` [1, 3, size, size], or "", and how likely it is."""
+        coarsest = self.encode(image)[-1]
+        chosen = min(int(self.choose(coarsest)[0, 0]), len(self.colors))
+        likely = self.guess_colors(coarsest)[0].softmax(1)[0]
+        return (*self.colors, "")[chosen], float(likely[chosen])
+
     def encode(self, images: Tensor) -> list[Tensor]:
         """Feature maps of ``images``, from the finest to the coarsest."""
         maps = [self.stem(images)]

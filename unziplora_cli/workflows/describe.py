@@ -16,11 +16,8 @@ from unziplora_cli.job import Description
 from unziplora_cli.prompts import TRIGGER, UNNAMED_STYLE, make_words, split_features, with_article
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from unziplora_cli.evaluation.describe import Describer
     from unziplora_cli.sdxl.base import BaseRef
-    from unziplora_cli.training.destyler import MiniDestyler
 
 PULL = Remedy("Or let a model name it: first download it", "models pull", ("describer",))
 
@@ -46,6 +43,7 @@ def describe(
     from unziplora_cli.accel.device import memory_guard
     from unziplora_cli.evaluation.describe import MiniDescriber
     from unziplora_cli.images import load_image
+    from unziplora_cli.sdxl.latents import crop_image
     from unziplora_cli.training.destyler import MiniDestyler
 
     descriptions = []
@@ -61,20 +59,13 @@ def describe(
                 yield Progress("describe", number, len(images))
                 image = load_image(path).image
                 description = model.describe(image)
-                if destyler is not None and not _has_basic_colors(destyler, image):
+                # Of a subject that has none of the destyler's colours, mini's reader makes features up.
+                if destyler is not None and not destyler.body_color(crop_image(image, destyler.size, 1))[0]:
                     description = replace(description, features=())
                 descriptions.append(description)
         finally:
             model.close()
     return descriptions
-
-
-def _has_basic_colors(destyler: MiniDestyler, image: Image.Image) -> bool:
-    """Whether the destyler sees colours that it has words for; where not, mini's reader makes features up."""
-    from unziplora_cli.sdxl.latents import crop_image
-
-    coarsest = destyler.encode(crop_image(image, destyler.size, 1))[-1]
-    return int(destyler.choose(coarsest)[0, 0]) != destyler.none
 
 
 def can_describe(*, builtin: bool, describer: str | None = None) -> bool:

@@ -417,10 +417,7 @@ def project_base(
         prediction = compute.prediction or job.base.prediction
         compute = replace(compute, vae=compute.vae or job.vae, prediction=prediction)
     base, notice = resolve_base(
-        compute.base or shared_base(projects),
-        offline=offline,
-        vae=compute.vae,
-        prediction=compute.prediction,
+        compute.base or shared_base(projects), offline=offline, vae=compute.vae, prediction=compute.prediction
     )
     return compute, base, notice
 

@@ -286,9 +286,7 @@ def train(
 
 
 def _train(
-    request: TrainRequest,
-    store: ProjectStore,
-    run: Run,
+    request: TrainRequest, store: ProjectStore, run: Run
 ) -> Generator[Event, None, TrainedProject | None]:
     from unziplora_cli.training.trainer import stop_signals
 
