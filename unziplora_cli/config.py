@@ -24,14 +24,7 @@ from unziplora_cli.errors import Remedy, UsageError, count
 
 
 SEED_MAX = 2**63 - 1
-SCHEDULERS = (
-    "constant",
-    "constant_with_warmup",
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-)
+SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 
 training = partial(option, group="Training")
 optimization = partial(option, group="Optimizer")
@@ -125,8 +118,7 @@ class TrainConfig(Checked):
     block_separation: bool = separation(True, "Reserve some U-Net blocks for one branch.")
     avoid_overlap: bool = separation(True, "Style chooses only among columns that content has not chosen.")
     finetune_mask: bool = separation(
-        False,
-        "Train merge weights on all columns of their branch; off: only on columns of both branches.",
+        False, "Train merge weights on all columns of their branch; off: only on columns of both branches."
     )
 
     importance_score: str = importance(
@@ -182,10 +174,7 @@ class TrainConfig(Checked):
         max=1000,
     )
     destyle_strength: float = destyling(
-        0.65,
-        "How far a destyled image may differ from the training image, from 0 to 1.",
-        above=0.0,
-        max=1.0,
+        0.65, "How far a destyled image may differ from the training image, from 0 to 1.", above=0.0, max=1.0
     )
     destyle_fresh_noise: float = destyling(
         0.15, "Share of new noise in a destyled image; 0 = only the noise of the inversion.", min=0.0, max=1.0

@@ -369,9 +369,7 @@ def disk_error(error: OSError, folder: Path, outcome: str = "", *remedies: Remed
     is_gone = isinstance(error, FileNotFoundError) and not path.parent.is_dir()
     reason = "its disk was disconnected, or its folder was deleted" if is_gone else error.strerror or error
     return ProjectError(
-        f"{what}: {reason}. {outcome}".strip(),
-        *filter(None, [disk_advice(error)]),
-        *remedies,
+        f"{what}: {reason}. {outcome}".strip(), *filter(None, [disk_advice(error)]), *remedies
     )
 
 

@@ -76,8 +76,7 @@ def load_image(path: Path, side: int = REDUCED_SIDE) -> LoadedImage:
         ) from error
     except Exception as error:  # Pillow raises nearly anything for damaged files
         raise UsageError(
-            f"{path} is damaged or truncated: {first_line(error)}.",
-            Remedy("Copy or export the image again."),
+            f"{path} is damaged or truncated: {first_line(error)}.", Remedy("Copy or export the image again.")
         ) from error
 
 

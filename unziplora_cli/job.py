@@ -194,11 +194,7 @@ class Job:
             for job in (recorded, self)
         )
         validation = () if self.validation == recorded.validation else ("the validation prompt differs",)
-        return (
-            *differences(self.identity(), recorded.identity()),
-            *differences(new, old),
-            *validation,
-        )
+        return (*differences(self.identity(), recorded.identity()), *differences(new, old), *validation)
 
 
 def now() -> str:

@@ -1,14 +1,17 @@
 """The demonstration, with its trainings and drawings cut short."""
 
+import multiprocessing
 import shutil
 import sys
 from dataclasses import replace
 
 import pytest
+import torch
 from PIL import Image
 
 from unziplora_cli.config import TrainConfig
 from unziplora_cli.projects.store import ProjectStore
+from unziplora_cli.training.request import TrainRequest
 from unziplora_cli.workflows import demo
 
 PIXELS = 64
@@ -16,7 +19,8 @@ PIXELS = 64
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few steps at few pixels."""
+    """Few steps at few pixels, without a second process."""
+    monkeypatch.setattr(demo, "SECOND_PROCESS", 2**60)
     train, draw = demo.resolve, demo.resolve_generate
 
     def few_steps(preset: str, overrides: dict[str, object]) -> TrainConfig:
@@ -79,12 +83,58 @@ def test_a_sheet_that_cannot_be_written_is_refused_before_the_training(
     }
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_second_core_trains_the_second_image(
+    unziplora, short, isolated_home, tmp_path, monkeypatch, fails
+) -> None:
+    """As the first core would; a process that cannot is no loss."""
+    trained = []
+
+    def train(request: TrainRequest, store: ProjectStore) -> object:
+        trained.append(request.job.name)
+        return (yield from real(request, store))
+
+    real = demo.train
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(demo, "SECOND_PROCESS", 0)
+    if fails:
+        monkeypatch.setattr(demo, "_train_silently", cannot_start)
+    monkeypatch.setattr(demo, "train", train)
+    completed = unziplora("demo", "--out", tmp_path, "--device=cpu")
+    assert completed.code == 0
+    assert trained == ["demo-fox", *["demo-octopus"] * fails]
+    store = ProjectStore(isolated_home)
+    assert [store.verify(name).problems for name in store.names()] == [(), ()]
+    fox, octopus = (store.open(name).job for name in store.names())
+    assert octopus.config == fox.config
+    assert multiprocessing.active_children() == []
+
+
+def cannot_start(*_: object) -> None:
+    raise SystemExit(1)
+
+
+def test_ctrl_c_while_both_train_ends_the_second_process(
+    unziplora, short, isolated_home, monkeypatch, tmp_path
+) -> None:
+    def stop(request: TrainRequest, store: ProjectStore) -> object:
+        assert len(multiprocessing.active_children()) == 1
+        yield from ()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(demo, "SECOND_PROCESS", 0)
+    monkeypatch.setattr(demo, "train", stop)
+    assert unziplora("demo", "--out", tmp_path / "sheet.png", "--device=cpu").code == 130
+    assert multiprocessing.active_children() == []
+
+
 def test_ctrl_c_in_the_second_training_keeps_the_first(
     unziplora, short, isolated_home, monkeypatch, tmp_path
 ):
     train = demo.train
 
-    def stop(order: demo.TrainRequest, store: ProjectStore) -> object:
+    def stop(order: TrainRequest, store: ProjectStore) -> object:
         if order.job.name == "demo-octopus":
             raise KeyboardInterrupt
         yield from train(order, store)

@@ -39,11 +39,8 @@ def pick_device(name: str = "auto") -> torch.device:
         raise UsageError(
             f"There is no device {name!r}.", Remedy("Use auto, cpu, cuda, cuda:N or mps.")
         ) from error
-    count = {
-        "cpu": 1,
-        "cuda": torch.cuda.device_count(),
-        "mps": int(torch.backends.mps.is_available()),
-    }.get(device.type, 0)
+    mps = int(torch.backends.mps.is_available())
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": mps}.get(device.type, 0)
     if (device.index or 0) >= count:
         raise UsageError(
             f"This machine has no device {name!r} that torch {torch.__version__} can use.",

@@ -103,11 +103,7 @@ class DualLoRALinear(nn.Module):
     """
 
     def __init__(
-        self,
-        base: nn.Linear,
-        rank: int,
-        generator: torch.Generator | None = None,
-        start: LoRAStart = "noise",
+        self, base: nn.Linear, rank: int, generator: torch.Generator | None = None, start: LoRAStart = "noise"
     ):
         super().__init__()
         self.base = base.requires_grad_(False)

@@ -161,8 +161,7 @@ def check_trainable(base: BaseRef) -> None:
             f"The base {base.spec} cannot be trained: {reason}, and training would undo its distillation.",
             Remedy("Train on the model that it was distilled from, such as SDXL", settings={"base": "sdxl"}),
             Remedy(
-                "Then generate with the distilled model",
-                settings={"base": base.spec, **_FEW_STEP_SETTINGS},
+                "Then generate with the distilled model", settings={"base": base.spec, **_FEW_STEP_SETTINGS}
             ),
         )
 

@@ -201,12 +201,7 @@ def encode_prompts(
 
 
 def make_conditioning(
-    base: BaseRef,
-    request: ImageRequest,
-    texts: PromptEmbeddings,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
+    base: BaseRef, request: ImageRequest, texts: PromptEmbeddings, *, device: torch.device, dtype: torch.dtype
 ) -> tuple[Conditioning, Conditioning]:
     """The conditional and the unconditional conditioning of an image."""
     full, content, style = (texts[text] for text in request.texts)

@@ -48,13 +48,7 @@ from unziplora_cli.training.inputs import InputCache, Prior, TrainingInputs
 from unziplora_cli.training.memory import free_memory
 from unziplora_cli.training.optimizer import build_lr_scheduler, build_optimizer
 from unziplora_cli.training.request import TrainRequest
-from unziplora_cli.training.step import (
-    CapturedStep,
-    Step,
-    TrainingStep,
-    capturable,
-    parameter_groups,
-)
+from unziplora_cli.training.step import CapturedStep, Step, TrainingStep, capturable, parameter_groups
 from unziplora_cli.training.trainer import Trainer
 
 

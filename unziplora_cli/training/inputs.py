@@ -197,11 +197,7 @@ def _assemble(
     destyle = None
     if plain := _destyle_prompt(request):
         destyle = DestyleConditioning.from_prompts(
-            one(plain),
-            one(prompts.full),
-            one(prompts.content),
-            config,
-            empty,
+            one(plain), one(prompts.full), one(prompts.content), config, empty
         )
     return TrainingInputs(
         conditioning=three(prompts),

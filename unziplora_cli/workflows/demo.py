@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unziplora_cli import resources
-from unziplora_cli.config import ComputeConfig, Words, resolve, resolve_generate
+from unziplora_cli.config import ComputeConfig, TrainConfig, Words, resolve, resolve_generate
 from unziplora_cli.errors import Remedy, UsageError
-from unziplora_cli.events import Notice, Part, Phase, translate
+from unziplora_cli.events import Notice, Part, Phase, run, translate
 from unziplora_cli.files import alternatives, check_writable, refuse_existing, write_errors
 from unziplora_cli.projects.store import Project, ProjectStore
 from unziplora_cli.training.request import TrainRequest
@@ -21,6 +25,8 @@ from unziplora_cli.workflows.generate import AdapterCache, GenerateSpec, collect
 from unziplora_cli.workflows.train import TrainedProject, make_request, train
 
 if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
     from PIL import Image
 
     from unziplora_cli.sdxl.base import BaseRef
@@ -36,9 +42,12 @@ OTHER_SUBJECTS = ("house", "rocket", "teapot", "mushroom")
 SCENE_STYLE_STRENGTH = 0.6
 """At full strength, the style LoRA paints the background of the training image over the scene."""
 
-SHARES = (0.01, 0.42, 0.01, 0.42, 0.14)
-"""Shares of the time that destyling and training of both samples, and generating, take on a CPU."""
+SHARES = {False: (0.01, 0.42, 0.01, 0.42, 0.14), True: (0.03, 0.73, 0.24)}
+"""Shares of the time of destyling, training, and so on, and generating; True: with a second process."""
+SECOND_PROCESS = 2**30
+"""Bytes of free memory from which on a second process trains as well."""
 
+Order = Callable[[], TrainRequest]
 Row = tuple[str, str, list[tuple[str, GenerateSpec]]]
 """Title and note of a row, and a caption with what to generate for each cell."""
 
@@ -64,8 +73,9 @@ def demo(
     started = time.monotonic()
     out = out / SHEET if out.is_dir() else out
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        remedy = Remedy("Write the sheet to", settings={"out": SHEET})
-        raise UsageError(f"{out} is not an image file.", remedy)
+        raise UsageError(
+            f"{out} is not an image file.", Remedy("Write the sheet to", settings={"out": SHEET})
+        )
     check_writable(out.parent)
     refuse_existing([out], force=force)
     from unziplora_cli.images import save_image
@@ -73,16 +83,28 @@ def demo(
 
     base, _ = resolve_base("mini", offline=True)
     projects: list[Project] = []
-    parts = [Part(*ends) for ends in pairwise(accumulate(SHARES, initial=0.0))]
     images = [resources.samples()[sample].image for sample in SAMPLES]
     features: list[tuple[str, ...]] = [()] * len(images)
     if resources.has_reader():
         features = [one.features for one in (yield from describe(images, builtin=True))]
-    for sample, listed in zip(SAMPLES, features, strict=True):
-        trained = yield from _in_parts(train(_request(sample, base, device, listed), store), parts)
-        if trained is not None:
-            projects.append(trained.project)
-            yield Notice(f"{trained.project.name}: trained in {trained.seconds:.0f} s")
+    config = resolve(PRESET, SETTINGS)
+    orders = [partial(_request, *one, base, config, device) for one in zip(SAMPLES, features, strict=True)]
+    with second_process(store, device, orders[1]) as process:
+        parts = [Part(*ends) for ends in pairwise(accumulate(SHARES[process is not None], initial=0.0))]
+        for order in orders:
+            request = order()
+            learned = train(request, store)
+            if process is None or not projects:
+                learned = _in_parts(learned, parts)
+            else:
+                yield Phase("train", f"{request.job.name}, in a second process")
+                process.join()
+                if process.exitcode == 0:
+                    projects.append(store.open(request.job.name))
+                    break
+            if (trained := (yield from learned)) is not None:
+                projects.append(trained.project)
+                yield Notice(f"{trained.project.name}: trained in {trained.seconds:.0f} s")
     first, second = projects
     yield parts.pop(0)
     sheet, count = yield from _generate_sheet(first, second, base, device)
@@ -91,6 +113,37 @@ def demo(
         format = out.suffix[1:].lower().replace("jpg", "jpeg")
         out = save_image(sheet, alternatives(out), force=force, format=format)
     return DemoResult(out, (first.name, second.name), count, time.monotonic() - started)
+
+
+@contextmanager
+def second_process(store: ProjectStore, device: str, order: Order) -> Iterator[BaseProcess | None]:
+    """A process that trains as well, as a training uses one core; None on a GPU, or without room for it."""
+    import torch
+
+    from unziplora_cli.accel.device import pick_device
+    from unziplora_cli.training.memory import free_memory
+
+    cpu = pick_device(device)
+    if cpu.type != "cpu" or torch.get_num_threads() < 2 or free_memory(cpu) < SECOND_PROCESS:
+        yield None
+        return
+    spawn = multiprocessing.get_context("spawn")
+    process = spawn.Process(target=_train_silently, args=(store, order), daemon=True)
+    process.start()
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _train_silently(store: ProjectStore, order: Order) -> None:
+    """Train; exit code 1 if that fails, since the first process then does it and says why."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        try:
+            run(train(order(), store))
+        except BaseException as error:
+            raise SystemExit(1) from error
 
 
 def _in_parts(
@@ -111,14 +164,16 @@ def _in_parts(
     return translate(training, with_part)
 
 
-def _request(name: str, base: BaseRef, device: str, features: tuple[str, ...]) -> TrainRequest:
+def _request(
+    name: str, features: tuple[str, ...], base: BaseRef, config: TrainConfig, device: str
+) -> TrainRequest:
     sample = resources.samples()[name]
     return make_request(
         f"demo-{name}",
         (sample.image,),
         Words(sample.subject, sample.style),
         base,
-        resolve(PRESET, SETTINGS),
+        config,
         features=features,
         device=device,
         replaces=True,

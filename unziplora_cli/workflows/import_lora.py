@@ -197,12 +197,7 @@ def import_pair(
         sources = read_sources(images)
         copy_images(images, sources, folder)
         job = Job(
-            name=name,
-            created=now(),
-            base=base,
-            images=sources,
-            words=words,
-            prompts=_prompts(pair, words),
+            name=name, created=now(), base=base, images=sources, words=words, prompts=_prompts(pair, words)
         )
         metadata = project_metadata(job, image)
         for branch, loaded in (("content", pair.content), ("style", pair.style)):

@@ -256,10 +256,7 @@ def join(request: TrainRequest) -> Generator[Any, None, TrainResult]:
 
 
 def train(
-    request: TrainRequest,
-    store: ProjectStore,
-    input_cache: InputCache | None = None,
-    run: Run | None = None,
+    request: TrainRequest, store: ProjectStore, input_cache: InputCache | None = None, run: Run | None = None
 ) -> Generator[Event, None, TrainedProject | None]:
     """Run ``request``, make it a project of ``store`` and return it.
 
@@ -306,10 +303,7 @@ def _train(
     ):
         record = read_record(folder)
         job = replace(
-            request.job,
-            created=record.job.created,
-            images=record.job.images,
-            destyled=record.job.destyled,
+            request.job, created=record.job.created, images=record.job.images, destyled=record.job.destyled
         )
         request = replace(request, job=job)
         if request.resume:
@@ -365,11 +359,7 @@ def _stopped(job: Job, store: ProjectStore) -> Interrupted:
 
 
 def _learn(
-    request: TrainRequest,
-    folder: Path,
-    training: Path | None,
-    step_times: list[float],
-    run: Run,
+    request: TrainRequest, folder: Path, training: Path | None, step_times: list[float], run: Run
 ) -> Generator[Event, None, TrainResult]:
     """Run ``request`` in ``folder``; ``training`` is the folder of the training that it resumes.
 
