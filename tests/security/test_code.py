@@ -24,6 +24,8 @@ FORBIDDEN_IMPORTS = {
 }
 PROCESSES = {"cli/_opening.py", "doctor/environment.py"}
 """The only modules that start other programs: nvidia-smi and the like, and what opens a file."""
+OWN_PROCESSES = {"workflows/demo.py"}
+"""The only modules that start this program a second time, for a function of their own."""
 DYNAMIC_IMPORTS = {"doctor/environment.py"}
 NETWORK = {"hub.py", "network.py", "doctor/environment.py", "ui/server.py"}
 """The only modules that import an HTTP library or sockets; the page's server only listens."""
@@ -76,14 +78,21 @@ def test_torch_load_is_called_once_with_weights_only():
     assert loads[0][1]["weights_only"] == "True"
 
 
-def test_other_programs_are_started_in_three_modules_and_never_by_a_shell():
+def test_processes_are_started_in_few_modules_and_never_by_a_shell():
     assert {file for file in FILES if "subprocess" in imported(file)} == PROCESSES
     for file in PROCESSES:
         for name, call in calls(file):
             if name.startswith("subprocess."):
                 keywords = {keyword.arg for keyword in call.keywords}  # None: of a dict, which may hold any
                 assert keywords.isdisjoint({None, "shell", "executable"}), f"{file}:{call.lineno}"
-    assert not [file for file in FILES if {"pty", "multiprocessing", "os.system"} & imported(file)]
+    assert not [file for file in FILES if {"pty", "os.system"} & imported(file)]
+    assert {file for file in FILES if "multiprocessing" in imported(file)} == OWN_PROCESSES
+    for file in OWN_PROCESSES:
+        started = [call for name, call in calls(file) if name.split(".")[-1] == "Process"]
+        targets = [ast.unparse(k.value) for call in started for k in call.keywords if k.arg == "target"]
+        functions = {node.name for node in nodes(file) if isinstance(node, ast.FunctionDef)}
+        assert len(targets) == len(started) == 1
+        assert set(targets) <= functions
 
 
 def test_modules_are_imported_by_name_in_one_module():
