@@ -100,7 +100,7 @@ def build(context: Context) -> gr.Blocks:
 
         def look(before: tuple[Any, ...]) -> list[Any]:
             """The state of the jobs; components that did not change are left alone."""
-            ended = [job for job in queue.jobs() if job.ended]
+            ended = [job for job in queue.jobs() if job.ended and (job.phase or job.state != "stopped")]
             job = queue.current() or (ended[-1] if ended else None)
             jobs = [job for job in queue.jobs() if job.state == "waiting"]
             names = [(f"{job.number}: {job.title}", job.number) for job in jobs]
