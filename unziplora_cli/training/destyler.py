@@ -96,7 +96,7 @@ class MiniDestyler(nn.Module):
     def body_color(self, image: Tensor) -> tuple[str, float]:
         """The body's colour in the photo of ``image`` [1, 3, size, size], or "", and how likely it is."""
         coarsest = self.encode(image)[-1]
-        chosen = min(int(self.choose(coarsest)[0, 0]), len(self.colors))
+        chosen = min(int(self.choose(coarsest)[0, 0]), len(self.colors))  # the last logit is none of them
         likely = self.guess_colors(coarsest)[0].softmax(1)[0]
         return (*self.colors, "")[chosen], float(likely[chosen])
 

@@ -47,7 +47,8 @@ SHARES = {False: (0.01, 0.42, 0.01, 0.42, 0.14), True: (0.03, 0.73, 0.24)}
 SECOND_PROCESS = 2**30
 """Bytes of free memory from which on a second process trains as well."""
 
-Order = Callable[[], TrainRequest]
+RequestFactory = Callable[[], TrainRequest]
+"""Makes a request in the process that trains it: a request holds functions, which cannot be sent."""
 Row = tuple[str, str, list[tuple[str, GenerateSpec]]]
 """Title and note of a row, and a caption with what to generate for each cell."""
 
@@ -88,11 +89,11 @@ def demo(
     if resources.has_reader():
         features = [one.features for one in (yield from describe(images, builtin=True))]
     config = resolve(PRESET, SETTINGS)
-    orders = [partial(_request, *one, base, config, device) for one in zip(SAMPLES, features, strict=True)]
-    with second_process(store, device, orders[1]) as process:
+    factories = [partial(_request, *one, base, config, device) for one in zip(SAMPLES, features, strict=True)]
+    with second_process(store, device, factories[1]) as process:
         parts = [Part(*ends) for ends in pairwise(accumulate(SHARES[process is not None], initial=0.0))]
-        for order in orders:
-            request = order()
+        for factory in factories:
+            request = factory()
             learned = train(request, store)
             if process is None or not projects:
                 learned = _in_parts(learned, parts)
@@ -116,7 +117,7 @@ def demo(
 
 
 @contextmanager
-def second_process(store: ProjectStore, device: str, order: Order) -> Iterator[BaseProcess | None]:
+def second_process(store: ProjectStore, device: str, factory: RequestFactory) -> Iterator[BaseProcess | None]:
     """A process that trains as well, as a training uses one core; None on a GPU, or without room for it."""
     import torch
 
@@ -128,7 +129,7 @@ def second_process(store: ProjectStore, device: str, order: Order) -> Iterator[B
         yield None
         return
     spawn = multiprocessing.get_context("spawn")
-    process = spawn.Process(target=_train_silently, args=(store, order), daemon=True)
+    process = spawn.Process(target=_train_silently, args=(store, factory), daemon=True)
     process.start()
     try:
         yield process
@@ -137,11 +138,11 @@ def second_process(store: ProjectStore, device: str, order: Order) -> Iterator[B
         process.join()
 
 
-def _train_silently(store: ProjectStore, order: Order) -> None:
+def _train_silently(store: ProjectStore, factory: RequestFactory) -> None:
     """Train; exit code 1 if that fails, since the first process then does it and says why."""
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         try:
-            run(train(order(), store))
+            run(train(factory(), store))
         except BaseException as error:
             raise SystemExit(1) from error
 

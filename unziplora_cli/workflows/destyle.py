@@ -133,8 +133,8 @@ def _redraw(requests: Sequence[TrainRequest]) -> Generator[Event, None, list[lis
         pixels = pixels[: request.config.destyle_images]
         colors = _colors(request.job.features, model.colors).expand(len(pixels), -1)
         results.append(to_images(model(pixels, colors)))
-        color, likely = model.body_color(pixels[:1])
-        if color and likely < 0.5 and int(colors[0, 0]) == model.unknown:
+        color, likely = model.body_color(pixels[:1]) if int(colors[0, 0]) == model.unknown else ("", 1.0)
+        if color and likely < 0.5:
             what = f"which color the {request.job.words.subject} has; {color} is a guess."
             remedy = Remedy("Name its colors", settings={"features": "orange, white dots"})
             yield Notice(f"{request.job.name}: the image hardly shows {what}", (remedy,))
