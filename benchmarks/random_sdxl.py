@@ -8,9 +8,9 @@ generates noise; its sizes, speed and memory are those of SDXL. The tokenizers a
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import torch
@@ -101,6 +101,8 @@ def write(folder: Path, device: str = "cuda" if torch.cuda.is_available() else "
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        raise SystemExit("usage: python benchmarks/random_sdxl.py DIR")
-    write(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("dir", type=Path)
+    write(parser.parse_args().dir)

@@ -91,6 +91,12 @@ class FlatAdam:
             "adam": self.adam.state_dict()["state"],
         }
 
+    def take_from_first(self) -> None:
+        """Make this process's weights, average and moments those of the first process."""
+        moments = [value for value in self.adam.state[self.master].values() if value.dim()]
+        for tensor in (self.master.detach(), self.average, self.values, *moments):
+            torch.distributed.broadcast(tensor, 0)
+
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Go on from `state_dict()`; to be called before the step is captured."""
         with torch.no_grad():
@@ -131,7 +137,7 @@ def capture(step: Callable[[], None], uncompile: Callable[[], bool], *, graph: b
     torch.cuda.synchronize()
     recorded = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(recorded, stream=stream):
+        with torch.cuda.graph(recorded, stream=stream, capture_error_mode="thread_local"):
             step()
     except Exception as error:
         raise CaptureError(f"the step cannot be captured: {error}") from error

@@ -3,7 +3,8 @@
 Stages are run in the order given: `draw`, `vae`, `classifier`, `speed`, `unet`, `evaluate`. Drawing goes on
 beside the stages after it; it needs the cut-outs that `fetch` wrote in WORK/cutouts. The work folder keeps
 everything needed to go on in a later call; the out folder receives what is worth keeping, in files of at most
-15 MiB. `--widen FOLDER` begins with the weights of an older base.
+15 MiB. `--widen FOLDER` begins with the weights of an older base. Started by `torchrun --nproc-per-node N -m
+recipes.mini.run draw,unet ...`, the U-Net trains on N GPUs, each with a batch of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from recipes.mini.classifier import train_both
 from recipes.mini.model import load_components, new_components, save_components, widen
 from recipes.mini.optimize import CaptureError
 from recipes.mini.pictures import Plan, Store, start_drawing
-from recipes.mini.train_unet import PEAK, measure, train_unet
+from recipes.mini.train_unet import PEAK, measure, processes, rank, train_unet
 from recipes.mini.train_vae import reconstruct, train_vae
 from unziplora_cli.evaluation.scorers import Classifier
 
@@ -90,6 +91,10 @@ def main() -> None:
     args = parser().parse_args()
     args.begun = args.begun or time.time()
     stages = args.stages.split(",")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group()
     try:
         run(args, stages)
     except CaptureError as error:
@@ -124,6 +129,9 @@ def run(args: argparse.Namespace, stages: list[str]) -> None:
     def say(text: str) -> None:
         print(f"[{time.time() - args.begun:5.0f}s] {text}", flush=True)
 
+    if rank() > 0:
+        torch.distributed.barrier()  # until the first process has laid out the files
+        stages[:] = [stage for stage in stages if stage == "unet"]
     report = _Report(work / "report.json")
     if (base / "model_index.json").exists():
         parts = load_components(base)
@@ -138,6 +146,8 @@ def run(args: argparse.Namespace, stages: list[str]) -> None:
         start_drawing(work, args.workers, args.begun + 60 * args.minutes_draw)
         say(f"drawing {plan.total} pictures in {args.workers} processes")
         stages.remove("draw")
+    if processes() > 1 and rank() == 0:
+        torch.distributed.barrier()
     if "vae" in stages:
         later = args.minutes_classifier if "classifier" in stages else 0.0
         results = train_vae(
@@ -177,7 +187,7 @@ def run(args: argparse.Namespace, stages: list[str]) -> None:
         )
         stages.remove("speed")
     if "unet" in stages:
-        report["unet"] = train_unet(
+        results = train_unet(
             parts,
             work,
             device,
@@ -191,7 +201,10 @@ def run(args: argparse.Namespace, stages: list[str]) -> None:
             max_steps=max_steps,
             seen=lambda: save_components(parts, base),
         )
-        say(f"unet: {json.dumps(report['unet'])}")
+        if rank() > 0:
+            return
+        report["unet"] = results
+        say(f"unet: {json.dumps(results)}")
         save_components(parts, base)
         keep(base, args.out)
         report_card.generated_sheet(base, device, args.out / "generated.png", steps=sampling)

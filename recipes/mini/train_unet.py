@@ -1,10 +1,14 @@
-"""Train the U-Net and both text encoders on the frozen autoencoder's latents, in resumable pieces."""
+"""Train the U-Net and both text encoders on the frozen autoencoder's latents, in resumable pieces.
+
+Under `torchrun` every process trains on a GPU of its own with other noise, and their gradients are averaged.
+"""
 
 from __future__ import annotations
 
 import copy
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +31,7 @@ class Data:
     """Latents float16 [n, 2, 12, 16, 16] (scaled mean, deviation), tokens int16 [n, 4, TOKENS], on a device.
 
     Both grow while pictures are drawn: `update` encodes what is new, and `count` says how many there are.
+    It may run in a thread beside the training, which only reads rows below `count`.
     """
 
     def __init__(self, store: Store, parts: Components, device: torch.device) -> None:
@@ -55,6 +60,8 @@ class Data:
             )
             self.filled += len(index)
         self.encoded[fresh] = True
+        if self.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
         self.count.fill_(self.filled)
         return self.filled
 
@@ -82,6 +89,11 @@ class Step:
 
     def __call__(self) -> None:
         """Draw a batch, predict its noise, update."""
+        self.backward()
+        self.optimizer.step()
+
+    def backward(self) -> None:
+        """Draw a batch, predict its noise, add to the gradients."""
         b, device = self.batch, self.device
         row = (torch.rand(b, device=device) * self.data.count).long()
         mean, spread = self.data.latents[row].float().unbind(1)
@@ -104,7 +116,6 @@ class Step:
         predicted = self.run(noisy, timestep, text, added_cond_kwargs=added, return_dict=False)[0]
         loss = (weight * (predicted.float() - noise).square().mean(dim=(1, 2, 3))).mean()
         loss.backward()
-        self.optimizer.step()
         self.loss.add_(loss.detach())
 
     def encode(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,8 +140,49 @@ def prepare(step: Step, *, graph: bool) -> Callable[[], None]:
         step.optimizer.gradients.zero_()
         return was_compiled
 
-    step.optimizer.set(0.0, 0)
-    return capture(step, uncompile, graph=graph)
+    optimizer = step.optimizer
+    optimizer.set(0.0, 0)
+    if processes() == 1:
+        return capture(step, uncompile, graph=graph)
+    backward = capture(step.backward, uncompile, graph=graph)
+    update = capture(optimizer.step, lambda: False, graph=graph)
+    optimizer.take_from_first()
+
+    def replay() -> None:
+        backward()
+        torch.distributed.all_reduce(optimizer.gradients)
+        optimizer.gradients.div_(processes())
+        update()
+
+    return replay
+
+
+def rank() -> int:
+    """The number of this process among those that train together."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def processes() -> int:
+    """How many processes train together."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def _update(data: Data) -> None:
+    """Take in some of the pictures drawn since, from another thread: on a stream of its own."""
+    if data.device.type != "cuda":
+        data.update(8192)
+        return
+    device = data.count.device
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+        data.update(8192)
+
+
+def _of_first(value: float, device: torch.device) -> float:
+    """A number of the first process, by which all decide alike."""
+    shared = torch.tensor(value, dtype=torch.float64, device=device)
+    if processes() > 1:
+        torch.distributed.broadcast(shared, 0)
+    return float(shared)
 
 
 def train_unet(
@@ -154,7 +206,7 @@ def train_unet(
     two minutes, once the weights of that time are in `parts`, `seen` is called.
     """
     entered = time.monotonic()
-    torch.manual_seed(5 + int(entered) % 1000)
+    torch.manual_seed(5 + int(entered) % 1000 + 1000 * rank())
     data = Data(Store(work), parts, device)
     while data.update() < min(8192, len(data.latents) // 2):
         time.sleep(1)
@@ -172,35 +224,45 @@ def train_unet(
         f"unet: {data.filled} pictures, ready after {begun - entered:.0f} s, from step {steps}",
         flush=True,
     )
-    left = min(total_seconds - seconds, piece_seconds - (begun - entered))
+    left = _of_first(min(total_seconds - seconds, piece_seconds - (begun - entered)), device)
     logged_steps, stop, shown = steps, steps + max_steps, begun
-    while (now := time.monotonic()) - begun < left and steps < stop:
-        step.optimizer.set(
-            learning_rate(peak, steps, (seconds + now - begun) / total_seconds, warm_up=400), steps
-        )
-        replay()
-        steps += 1
-        if steps % 10 == 0 and device.type == "cuda":
-            torch.cuda.synchronize()
-        if now - last_log > 15:
-            loss, rate = float(step.loss) / (steps - logged_steps), (steps - logged_steps) / (now - last_log)
-            line = f"step {steps} loss {loss:.4f} norm {float(step.optimizer.norm):.2f} {rate:.1f}/s"
-            line += f" {data.update()} pictures"
-            print(f"unet {seconds + now - begun:4.0f}s {line}", flush=True)
-            step.loss.zero_()
-            last_log, logged_steps = now, steps
-        if now - shown > 120:
-            step.optimizer.write_average(parts.denoiser)
-            seen()
-            shown = now
+    start, interval = steps, 10 if device.type == "cuda" else 1
+    with ThreadPoolExecutor(1) as beside:
+        updating = beside.submit(_update, data)
+        while steps < stop:
+            now = time.monotonic()
+            if (steps - start) % interval == 0:
+                trained = _of_first(now - begun, device)  # waits for the device
+                if trained >= left:
+                    break
+                if updating.done():
+                    updating.result()
+                    updating = beside.submit(_update, data)
+            share = (seconds + trained) / total_seconds
+            step.optimizer.set(learning_rate(peak, steps, share, warm_up=400), steps)
+            replay()
+            steps += 1
+            if now - last_log > 15:
+                done = steps - logged_steps
+                line = f"step {steps} loss {float(step.loss) / done:.4f}"
+                line += f" norm {float(step.optimizer.norm):.2f} {done / (now - last_log):.1f}/s"
+                line += f" {data.filled} pictures"
+                print(f"unet {seconds + now - begun:4.0f}s {line}", flush=True)
+                step.loss.zero_()
+                last_log, logged_steps = now, steps
+            if now - shown > 120 and rank() == 0:
+                step.optimizer.write_average(parts.denoiser)
+                seen()
+                shown = now
     seconds += time.monotonic() - begun
     step.optimizer.write_average(parts.denoiser)
     state = {"optimizer": step.optimizer.state_dict(), "steps": steps, "seconds": seconds}
-    torch.save(state, state_file)
+    if rank() == 0:
+        torch.save(state, state_file)
     return {
         "steps": steps,
         "seconds": round(seconds, 1),
-        "batch": batch,
+        "batch": batch * processes(),
         "share": round(seconds / total_seconds, 3),
     }
 
