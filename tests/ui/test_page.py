@@ -86,14 +86,16 @@ class Visitor:
         self.page.locator("#jobs h2", has_text=re.compile(rf"{title}: {state}")).wait_for()
 
     def train(self, image: Path, name: str, steps: int, interval: int) -> None:
-        """Drop an image, wait for the words and the estimate, and start."""
+        """Drop an image, type words while it is being described, wait for the estimate, and start."""
         panel = self.tab("Train")
+        words = {"Subject, one or two words": "fox", "Style, one or two words": "stained glass"}
         panel.locator("input[type=file]").set_input_files(image)
+        for label, text in words.items():
+            panel.get_by_label(label).fill(text)
         self.page.wait_for_function(
             "[...document.querySelectorAll('textarea')].some(box => box.value.startsWith('About '))"
         )
-        panel.get_by_label("Subject, one or two words").fill("fox")
-        panel.get_by_label("Style, one or two words").fill("stained glass")
+        assert {label: panel.get_by_label(label).input_value() for label in words} == words
         panel.get_by_label("Name of the project").fill(name)
         if not panel.get_by_label("Steps", exact=True).is_visible():
             panel.get_by_text("More settings").click()

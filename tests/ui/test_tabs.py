@@ -41,17 +41,18 @@ def context(isolated_home: Path, tmp_path: Path) -> Iterator[Context]:
 
 @pytest.fixture
 def call(context: Context) -> Call:
-    """Calls a function of the page by its name with the inputs of a request; returns its outputs."""
+    """Calls a function of the page by its name, all in one session; returns its outputs."""
     from unziplora_cli.ui.page import build
 
     async def make() -> Any:
         return build(context)  # outside of an event loop, Gradio leaves one open
 
     page = asyncio.run(make())
+    session = gr.blocks.SessionState(page)
 
     def call(name: str, *inputs: Any) -> list[Any]:
         function = next(function for function in page.fns.values() if function.name == name)
-        request = page.process_api(function, list(inputs), gr.blocks.SessionState(page))
+        request = page.process_api(function, list(inputs), session)
         outputs: list[Any] = asyncio.run(request)["data"]
         return outputs
 
@@ -119,7 +120,7 @@ def test_the_page_takes_the_preferred_base_and_describer(
     image = Path(shutil.copy(resources.samples()["fox"].image, context.uploads / "image.png"))
     monkeypatch.setenv("UNZIPLORA_DESCRIBER", str(tmp_path / "missing"))
     with pytest.raises(gr.Error, match="missing"):
-        call("receive", [sent(image)], "mini", None, *[""] * 3)
+        call("receive", [sent(image)], "mini")
 
 
 def test_proposed_words_go_with_their_image_and_typed_ones_stay(
@@ -128,9 +129,11 @@ def test_proposed_words_go_with_their_image_and_typed_ones_stay(
     described = [Description("mini's reader", "fox", "ink", ("orange",), "")]
     monkeypatch.setattr("unziplora_cli.ui.train.describe_images", lambda *_, **__: described)
     image = sent(Path(shutil.copy(resources.samples()["fox"].image, context.uploads / "a.png")))
-    none = ["", "", ""]
-    assert call("receive", [image], "mini", None, "", "oil paint", "")[2:] == ["fox", "oil paint", "orange"]
-    assert call("receive", [image, image], "mini", None, *none)[2:] == none
+    call("receive", [image], "mini")
+    typed_meanwhile = call("fill", None, None, "", "oil paint", "")[1:]
+    assert typed_meanwhile == ["fox", "oil paint", "orange"]
+    call("receive", [image, image], "mini")
+    assert call("fill", None, None, *typed_meanwhile)[1:] == ["", "oil paint", ""]
 
 
 def test_a_number_that_is_none_is_said_in_place_of_the_estimate(call: Call) -> None:

@@ -101,20 +101,21 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
             f"{decimal(needed.required_bytes)} of memory ({decimal(needed.free_bytes)} are free).{notes}"
         )
 
-    def receive(files: Any, base: str, before: tuple[str, ...], *words: str) -> tuple[Any, ...]:
-        """Read the images as the commands do, and propose the words of a single one; typed words stay."""
+    def receive(files: Any, base: str) -> tuple[Any, tuple[str, ...]]:
+        """Read the images as the commands do, and propose the words of a single one."""
         from unziplora_cli.images import load_image
 
         paths = uploaded(files)
         loaded = [(load_image(path).image, path.name) for path in paths]
         model = _base(context, base)
-        shown = gr.update(value=loaded, visible=bool(loaded))
         proposed = describe_images(paths, builtin=model.kind == "builtin") if len(paths) == 1 else []
         now = next(((one.subject, one.style, ", ".join(one.features)) for one in proposed), ("",) * 3)
-        fields = [
-            new if word in ("", old) else word for new, old, word in zip(now, before, words, strict=True)
-        ]
-        return shown, now, *fields
+        return gr.update(value=loaded, visible=bool(loaded)), now
+
+    def fill(proposed: tuple[str, ...], before: tuple[str, ...], *words: str) -> tuple[Any, ...]:
+        """Put the proposal into the fields; what was typed stays, also during the description."""
+        fields = zip(proposed, before, words, strict=True)
+        return proposed, *(new if word in ("", old) else word for new, old, word in fields)
 
     def train(files: Any, subject: str, style: str, features: str, name: str, *values: Any) -> list[Any]:
         """Queue a training of each image, and empty the fields for the next ones."""
@@ -160,10 +161,10 @@ def build(context: Context, changes: gr.State) -> list[gr.Dropdown]:
             return gr.skip(), gr.skip(), gr.skip()
         return gr.update(visible=bool(names)), gr.update(choices=names, value=next(iter(names), None)), names
 
-    proposals, words = gr.State(("",) * 3), [subject, style, features]
-    files.change(receive, [files, base, proposals, *words], [images, proposals, *words], **PRIVATE).success(
-        show_estimate, [files, *chosen], estimate, **HIDDEN
-    )
+    proposed, filled, words = gr.State(("",) * 3), gr.State(("",) * 3), [subject, style, features]
+    files.change(receive, [files, base], [images, proposed], **PRIVATE).success(
+        fill, [proposed, filled, *words], [filled, *words], **HIDDEN
+    ).success(show_estimate, [files, *chosen], estimate, **HIDDEN)
     gr.on(
         [component.change for component in chosen],
         show_estimate,
